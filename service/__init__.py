@@ -1,0 +1,1 @@
+"""The TailGuard service: loads a bundle and answers POST /classify. Never imports torch or training."""

@@ -1,0 +1,1 @@
+"""The offline side of TailGuard: images to a bundle. Start reading at trainer.py."""
