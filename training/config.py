@@ -1,0 +1,58 @@
+"""Everything a run depends on, in one frozen model. An unknown key is an error; units are in the names."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """The settings of `python -m training train`; the defaults are PASCL's on CIFAR-LT (REFERENCE A4-A6)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
+    """Where the images come from: CIFAR pickles, DIR/train/<class>/* and DIR/test/<class>/*, or scikit-learn's digits."""
+    data: Path | None = None
+    """Folder of the data set (digits needs none)."""
+    imbalance: float | None = Field(default=None, ge=1)
+    """Cut the training set to this ratio of the largest class to the smallest; 1 = balanced; not given: as it is."""
+    outliers: Path | None = None
+    """Training outliers: a .npy or .npz array uint8 [N, H, W, 3], or a folder of images."""
+    image_size_px: int | None = Field(default=None, ge=8)
+    """Side of the square the network sees (folder data only; default 32)."""
+    calibration_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
+
+    method: str = "pascl-abf"
+    """A row of METHODS; see `python -m training methods`."""
+    width: int = Field(default=64, ge=1)
+    """Channels of the first stage; 64 is ResNet-18."""
+    outlier_weight: float | None = Field(default=None, ge=0)
+    """λ1; not given: the method's."""
+    contrast_weight: float | None = Field(default=None, ge=0)
+    """λ2; not given: the method's (.1 below 50 classes, .02 from there on)."""
+    contrast_temperature: float | None = Field(default=None, gt=0)
+    """T of the contrastive term; not given: .07 below 50 classes, .2 from there on."""
+    tail_fraction: float = Field(default=0.4, gt=0, le=1)
+    """k: the share of classes, the rarest, that the contrastive term treats as tail."""
+
+    epochs: int = Field(default=200, ge=1)
+    """Epochs of stage 1."""
+    batch_images: int = Field(default=256, ge=2)
+    """In-distribution images per step, each in two views, and as many outliers; over all processes."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    stage2_epochs: int = Field(default=10, ge=1)
+    stage2_batch_images: int = Field(default=128, ge=2)
+    stage2_learning_rate: float = Field(default=5e-4, gt=0)
+
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast on a GPU and on a CPU with bf16 instructions, else fp32."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads per process on a CPU; not given: PyTorch's choice."""
+    checkpoint_epochs: int = Field(default=1, ge=1)
+    """A checkpoint every so many epochs (and always at the end and on Ctrl-C)."""
