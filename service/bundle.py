@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 FORMAT = 1
 GRAPH_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
-GROUPS = ("many", "medium", "few")
 
 Group = Literal["many", "medium", "few"]
+GROUPS: tuple[Group, ...] = ("many", "medium", "few")
 ByGroup = dict[Group, float | None]  # None: no image of that group was measured
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,27 @@ def trained(folder: Path) -> Run:
     )  # fmt: skip
 
 
+STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
+MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
+
+
+def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """What a new run takes over from the finished stage 1 of `folder`; ValueError when settings or data differ."""
+    old = load(folder)
+    if old["stage"] == "stage1":
+        raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
+    free = STAGE2_KEYS | MACHINE_KEYS
+    differ = [k for k in new["config"] if k not in free and new["config"][k] != old["config"].get(k)]
+    differ += [k for k in ("classes", "train_counts") if new[k] != old[k]]
+    one, two = find(new["config"]["method"]), find(old["config"]["method"])
+    if replace(one, stage2=None, paper="") != replace(two, stage2=None, paper=""):
+        differ.append("method")
+    if differ:
+        raise ValueError(f"stage 1 of {folder} was trained with another {', '.join(differ)}: give the same")
+    kept = [h for h in old["history"] if h["stage"] == "stage1"]
+    return {"stage": "stage2", "epoch": 0, "step": 0, "network": old["network"], "branch": None, "history": kept}
+
+
 def provenance() -> dict[str, Any]:
     """The command, the commit and the versions that make a result."""
     here = Path(__file__).resolve().parent
@@ -86,5 +107,5 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join(["python -m training", *sys.argv[1:]]),
         "commit": git.stdout.strip() or "unknown",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__},
     }

@@ -43,6 +43,8 @@ class Config(BaseModel):
     """In-distribution images per step, each in two views, and as many outliers; over all processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    stage1_from: Path | None = None
+    """Folder of another run whose finished stage 1 to take, so that only the second stage is trained."""
     stage2_epochs: int = Field(default=10, ge=1)
     stage2_batch_images: int = Field(default=128, ge=2)
     stage2_learning_rate: float = Field(default=5e-4, gt=0)

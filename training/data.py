@@ -132,7 +132,8 @@ class Batches:
     """Batches of one stage, drawn on the device, where all images lie as uint8.
 
     What a step draws depends on (seed, stage, epoch, step) alone, so a run resumes anywhere, exactly. An incomplete
-    last batch is dropped; outliers are reshuffled when all were seen.
+    last batch of in-distribution images is dropped. Outliers come as many to a step, reshuffled each epoch; where they
+    are fewer than an epoch needs they come round again in another order (the paper's 30,000 never do).
     """
 
     def __init__(
@@ -146,10 +147,7 @@ class Batches:
         self.outliers = None if outliers is None else torch.from_numpy(outliers).to(device)
         self.batch_images, self.seed, self.stage, self.device = batch_images, seed, stage, device
         self.steps = len(images.labels) // batch_images
-        if self.outliers is not None:  # zip of both loaders (A4): the shorter one ends the epoch
-            if len(self.outliers) < batch_images:
-                raise DataError(f"{len(self.outliers)} outliers do not fill a batch of {batch_images}: add some")
-            self.steps = min(self.steps, len(self.outliers) // batch_images)
+        self.outliers_per_step = 0 if self.outliers is None else min(batch_images, len(self.outliers))
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         key = np.random.SeedSequence([self.seed, self.stage, epoch, step]).generate_state(1, np.uint64)[0]
@@ -159,14 +157,14 @@ class Batches:
         """The global batches of one epoch from `first_step` on."""
         draw = self._generator(epoch, 2**32 - 1)
         order = torch.randperm(len(self.labels), generator=draw, device=self.device)
-        outlier_order = None
-        if self.outliers is not None:
-            outlier_order = torch.randperm(len(self.outliers), generator=draw, device=self.device)
+        pool = self.images[:0] if self.outliers is None else self.outliers
+        rounds = -(-self.steps * self.outliers_per_step // max(len(pool), 1))
+        deck = [torch.randperm(len(pool), generator=draw, device=self.device) for _ in range(rounds)]
+        outlier_order = torch.cat(deck) if deck else order[:0]
         for step in range(first_step, self.steps):
-            part = slice(step * self.batch_images, (step + 1) * self.batch_images)
-            index = order[part]
-            outliers = self.images[:0] if outlier_order is None else self.outliers[outlier_order[part]]  # type: ignore[index]
-            yield Batch(self.images[index], self.labels[index], outliers, self._generator(epoch, step))
+            index = order[step * self.batch_images : (step + 1) * self.batch_images]
+            others = outlier_order[step * self.outliers_per_step : (step + 1) * self.outliers_per_step]
+            yield Batch(self.images[index], self.labels[index], pool[others], self._generator(epoch, step))
 
 
 def tail_classes(counts: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:

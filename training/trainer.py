@@ -210,6 +210,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
             "classes": list(data.train.classes), "train_counts": data.train.counts.tolist(),
             "provenance": checkpoint.provenance(),
         }  # fmt: skip
+        if config.stage1_from:
+            state.update(checkpoint.stage1(config.stage1_from, state))
     torch.manual_seed(config.seed)
     network = Network(len(data.train.classes), config.width).to(device, memory_format=torch.channels_last)
     distributed.synchronise_norms(network)
@@ -229,7 +231,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
             )  # fmt: skip
         if method.stage2 and state["stage"] != "done":
             branch = copy.deepcopy(network)
-            if state["stage"] == "stage2":
+            if state["stage"] == "stage2" and state["branch"]:
                 branch.load_state_dict(state["branch"])
             parameters = stage2.prepare(branch, method.stage2)
             loop = loops(Loop(config, out, "stage2", state))

@@ -1,0 +1,132 @@
+"""One tree of errors, one table of their HTTP statuses, one shape for the answer: RFC 9457 problem details.
+
+No HTTP framework in here: `images` and `engine` raise these too, and training uses `images`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class TailGuardError(Exception):
+    """What the service refuses or fails at. The message says what is wrong, with the value, and what to do."""
+
+
+class MalformedRequest(TailGuardError):
+    """The body is not the form it claims to be."""
+
+
+class Unauthorized(TailGuardError):
+    """The API key is missing or not the right one."""
+
+
+class NotFound(TailGuardError):
+    """The bundle holds no such thing."""
+
+
+class SlowRequest(TailGuardError):
+    """The body did not arrive within the request timeout."""
+
+
+class BodyTooLarge(TailGuardError):
+    """More bytes than the limit were announced or received."""
+
+
+class UnsupportedMedia(TailGuardError):
+    """The content type, or the format of the image, is none that the service reads."""
+
+
+class InvalidImage(TailGuardError):
+    """The bytes claim a known format and are empty, damaged, cut short or over the pixel limit."""
+
+
+class InvalidParameter(TailGuardError):
+    """A query parameter or a field name is none of the valid ones."""
+
+
+class Overloaded(TailGuardError):
+    """The queue is full. `retry_after_s`: seconds until it will have emptied at the measured rate."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(TailGuardError):
+    """The service is starting or draining."""
+
+    retry_after_s = 1.0
+
+
+class DeadlineExceeded(TailGuardError):
+    """No answer within the request timeout; the work was dropped."""
+
+
+class ClientGone(TailGuardError):
+    """The client closed the connection; its work was dropped and nobody reads the answer."""
+
+
+class EngineError(TailGuardError):
+    """The graph cannot be loaded or run, or does not do what its manifest says."""
+
+
+class SettingsError(TailGuardError):
+    """An environment variable is unknown or has no valid value. Only at start."""
+
+
+class Kind(NamedTuple):
+    status: int
+    slug: str
+    title: str
+
+
+STATUS: dict[type[TailGuardError], Kind] = {
+    MalformedRequest: Kind(400, "malformed-request", "The request body is malformed"),
+    Unauthorized: Kind(401, "unauthorized", "An API key is required"),
+    NotFound: Kind(404, "not-found", "Not found"),
+    SlowRequest: Kind(408, "slow-request", "The body arrived too slowly"),
+    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    UnsupportedMedia: Kind(415, "unsupported-media", "The content is not of a supported type"),
+    InvalidImage: Kind(422, "invalid-image", "The image cannot be read"),
+    InvalidParameter: Kind(422, "invalid-parameter", "A parameter is not valid"),
+    Overloaded: Kind(429, "overloaded", "The queue is full"),
+    ClientGone: Kind(499, "client-gone", "The client left"),
+    EngineError: Kind(500, "engine-error", "The model failed"),
+    SettingsError: Kind(500, "settings-error", "A setting is not valid"),
+    NotReady: Kind(503, "not-ready", "The service is not ready"),
+    DeadlineExceeded: Kind(504, "deadline-exceeded", "The answer took too long"),
+}
+HTTP_KINDS = {  # what the framework itself refuses
+    404: Kind(404, "not-found", "Not found"),
+    405: Kind(405, "method-not-allowed", "The method is not allowed"),
+}
+INTERNAL = Kind(500, "internal-error", "Internal error")
+
+
+def kind_of(error: TailGuardError) -> Kind:
+    """Status, slug and title of an error: those of its class, or of the nearest parent that has them."""
+    return next((STATUS[c] for c in type(error).__mro__ if c in STATUS), INTERNAL)
+
+
+def problem(kind: Kind, detail: str, *, instance: str, request_id: str) -> dict[str, Any]:
+    """The body of an RFC 9457 answer. `instance` is the path of the request."""
+    return {
+        "type": f"urn:tailguard:problem:{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": instance,
+        "request_id": request_id,
+    }
+
+
+def headers_of(error: TailGuardError) -> dict[str, str]:
+    """Headers that go with an error: when to come back, how to authenticate, whether the connection ends."""
+    if isinstance(error, Overloaded | NotReady):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, BodyTooLarge | SlowRequest):
+        return {"connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
+    return {}

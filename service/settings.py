@@ -1,0 +1,119 @@
+"""Settings from the environment: TAILGUARD_<NAME>, one frozen model, printed once at start without secrets."""
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
+
+PREFIX = "TAILGUARD_"
+ROOT = Path(__file__).resolve().parent.parent
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus(cgroup: Path = CGROUP) -> int:
+    """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup 2
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup 1
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return max(1, int(cpus))
+    if quota not in ("max", "-1"):
+        cpus = min(cpus, int(quota) / int(period))
+    return max(1, int(cpus))
+
+
+class Settings(BaseSettings):
+    """Every dial of the service. Units are in the names; `queue_images` counts images admitted and not yet answered."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    bundle: Path = Path("models/cifar10-lt/1")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    operating_point: str | None = None  # None: the manifest's default
+    threshold_scope: Literal["group", "global"] | None = None  # None: the manifest's
+    max_body_bytes: int = Field(default=10 * 2**20, gt=0)
+    max_pixels: int = Field(default=50_000_000, gt=0)
+    queue_images: int = Field(default=256, gt=0)
+    max_batch_images: int = Field(default=16, gt=0)
+    request_timeout_s: float = Field(default=10.0, gt=0)
+    decode_threads: int = Field(default_factory=available_cpus, gt=0)
+    inference_threads: int = Field(default_factory=available_cpus, gt=0)
+    provider: Literal["cpu", "cuda"] = "cpu"
+    api_key: SecretStr | None = None
+    allow_anonymous: bool = False
+    drain_s: float = Field(default=20.0, ge=0)
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("bundle")
+    @classmethod
+    def _from_the_root(cls, value: Path) -> Path:
+        if value.is_absolute() or value.exists() or not (ROOT / value).exists():
+            return value
+        return ROOT / value
+
+    @field_validator("api_key")
+    @classmethod
+    def _usable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value is not None else ""
+        if not text.isascii() or text != text.strip():
+            raise ValueError("must be ASCII without blanks around it, or no client can send it in a header")
+        return value
+
+    @model_validator(mode="after")
+    def _public_needs_a_key(self) -> "Settings":
+        if not _is_loopback(self.host) and self.api_key is None and not self.allow_anonymous:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: set {PREFIX}API_KEY, "
+                f"or {PREFIX}ALLOW_ANONYMOUS=true to serve everybody"
+            )
+        return self
+
+    def printable(self) -> dict[str, Any]:
+        """The settings for the log at start: a secret is only said to be set or not."""
+        shown = self.model_dump(mode="json")
+        shown["api_key"] = "not set" if self.api_key is None else "set"
+        return shown
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment.
+
+    Raises SettingsError, one sentence, for an unknown TAILGUARD_ variable (naming the nearest known) or a bad value.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in os.environ if environ is None else environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+            raise SettingsError(f"{name} is not a setting: did you mean {near[0]}?")
+    try:
+        if environ is None:
+            return Settings()
+        given = {k.upper().removeprefix(PREFIX).lower(): v for k, v in environ.items() if k.upper().startswith(PREFIX)}
+        return Settings.model_validate({k: v for k, v in given.items() if v != ""})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsError(message) from error
+        name = PREFIX + str(first["loc"][0]).upper()
+        shown = "" if name == PREFIX + "API_KEY" else f"={first['input']}"
+        raise SettingsError(f"{name}{shown} is not valid: {message}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,69 @@
+"""Drives the application as a server does, message by message, for what an HTTP client cannot do."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+from service.app import Service, create_app
+from service.engine import Outputs
+from service.settings import Settings
+
+WAIT_S = 10
+
+
+class Gate:
+    """Stands before the engine of a running application and holds every batch until it is opened."""
+
+    def __init__(self, service: Service) -> None:
+        assert service.model is not None
+        self.opened, self.entered = threading.Event(), threading.Semaphore(0)
+        self.images = 0
+        self._run = service.model.engine.run
+        service.model.batcher._run = self._held
+
+    def _held(self, batch: NDArray[np.uint8]) -> Outputs:
+        self.images += len(batch)
+        self.entered.release()
+        assert self.opened.wait(WAIT_S)
+        return self._run(batch)
+
+    async def busy(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=WAIT_S)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """The started application and a client of it."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tailguard") as client:
+            yield app, client
+
+
+async def post(
+    app: FastAPI, path: str, headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON of a POST whose body comes from `receive`."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "server": ("tailguard", 80),
+        "client": ("127.0.0.1", 1), "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+    }  # fmt: skip
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    body = b"".join(m.get("body", b"") for m in sent[1:])
+    shown = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], shown, json.loads(body) if body else None

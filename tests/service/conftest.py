@@ -1,0 +1,29 @@
+"""Fixtures of the service's tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+import service.app
+from service.settings import Settings
+from tests.service import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid bundle; not to be changed, tests that damage one write their own."""
+    return tiny.write(tmp_path_factory.mktemp("models") / "tiny" / "1")
+
+
+@pytest.fixture
+def settings(tiny_bundle: Path) -> Settings:
+    return Settings(bundle=tiny_bundle, decode_threads=1, inference_threads=1, max_body_bytes=100_000)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """The whole application on the tiny bundle, started and stopped."""
+    with TestClient(service.app.create_app(settings)) as started:
+        yield started

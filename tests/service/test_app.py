@@ -1,0 +1,378 @@
+"""service/app.py through HTTP: right answers, every bad input with its problem document, and a service that goes on."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import service.app
+from service import bundle
+from service.engine import Engine
+from service.errors import EngineError, SettingsError
+from service.schemas import Answer, Problem
+from service.settings import Settings
+from tests.service import asgi, tiny
+from tests.service.test_images import encode, png
+
+PNG = {"content-type": "image/png"}
+RED, GREY = tiny.photo((220, 30, 30)), tiny.photo((10, 10, 10))
+
+
+def form(data: bytes, field: str = "file", name: str = "a.png") -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [(field, (name, data, "image/png"))]
+
+
+def assert_problem(response: Any, status: int, words: str, document: dict[str, Any]) -> None:
+    """A problem document of that status which says `words`, and which OpenAPI announces for that route."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = Problem.model_validate(response.json(), extra="forbid")
+    assert body.status == status
+    assert words in body.detail
+    assert body.instance == response.url.path
+    assert body.request_id == response.headers["x-request-id"]
+    route = document["paths"].get(response.url.path, {}).get(response.request.method.lower())
+    if route is not None:
+        assert str(status) in route["responses"]
+        assert list(route["responses"][str(status)]["content"]) == ["application/problem+json"]
+
+
+@pytest.fixture
+def document(client: TestClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+def test_answer_in_full(client: TestClient, tiny_bundle: Path) -> None:
+    response = client.post("/classify", files=form(tiny.photo((220, 30, 30), (20, 10))))
+    answer = Answer.model_validate(response.json(), extra="forbid")
+    golden = tiny.golden("", (220, 30, 30))
+    assert (answer.label, answer.class_index, answer.group, answer.decision) == ("red", 0, "many", "accept")
+    assert answer.probability == pytest.approx(golden["probabilities"][0], abs=1e-5)
+    assert answer.scores == pytest.approx(golden["scores"], abs=1e-5)
+    assert [(t.label, t.class_index) for t in answer.top_k] == [("red", 0), ("green", 1), ("blue", 2)]
+    assert answer.deciding_score.value == answer.scores["energy"]
+    assert answer.deciding_score.model_dump(exclude={"value"}) == {
+        "name": "energy", "threshold": -5.5, "scope": "group", "operating_point": "id95",
+    }  # fmt: skip
+    assert answer.p_value == pytest.approx((1 + sum(s >= golden["scores"]["energy"] for s in tiny.ID_SCORES)) / 100)
+    assert (answer.image.width_px, answer.image.height_px) == (20, 10)
+    assert (answer.model.name, answer.model.version) == ("tiny", "1")
+    assert answer.request_id == response.headers["x-request-id"]
+    times = answer.stage_times
+    assert times.total_ms >= times.decode_ms + times.inference_ms > 0
+
+
+def test_raw_body_and_form_agree(client: TestClient) -> None:
+    raw = client.post("/classify", content=RED, headers=PNG).json()
+    multipart = client.post("/classify", files=form(RED)).json()
+    for answer in (raw, multipart):
+        del answer["request_id"], answer["stage_times"]
+    assert raw == multipart
+
+
+def test_outlier_is_rejected(client: TestClient) -> None:
+    answer = client.post("/classify", content=GREY, headers=PNG).json()
+    assert (answer["decision"], answer["p_value"]) == ("reject", 0.01)
+    assert answer["deciding_score"]["value"] > answer["deciding_score"]["threshold"]
+
+
+def test_query_chooses(client: TestClient) -> None:
+    blue = tiny.photo((10, 20, 140))  # energy about -5.5: above -8, and class blue is of the few group
+    query = {"top_k": "1", "operating_point": "ood95", "thresholds": "global"}
+    answer = client.post("/classify", params=query, content=blue, headers=PNG).json()
+    assert [t["label"] for t in answer["top_k"]] == ["blue"]
+    assert answer["decision"] == "reject"
+    deciding = answer["deciding_score"]
+    assert (deciding["threshold"], deciding["scope"], deciding["operating_point"]) == (-8.0, "global", "ood95")
+    by_group = client.post("/classify", content=blue, headers=PNG).json()
+    assert (by_group["decision"], by_group["deciding_score"]["threshold"]) == ("accept", -5.0)
+
+
+def test_settings_choose(settings: Settings) -> None:
+    changed = settings.model_copy(update={"operating_point": "ood95", "threshold_scope": "global"})
+    with TestClient(service.app.create_app(changed)) as client:
+        deciding = client.post("/classify", content=RED, headers=PNG).json()["deciding_score"]
+        assert (deciding["threshold"], deciding["operating_point"]) == (-8.0, "ood95")
+        assert client.get("/model").json()["operating_point"] == "ood95"
+
+
+def test_batch_answers_each_in_order(client: TestClient) -> None:
+    blue = tiny.photo((10, 20, 200))
+    files = form(RED, "files", "r.png") + form(b"text", "files", "t.txt") + form(blue, "file", "b.png") + form(b"")
+    response = client.post("/classify/batch", files=files)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [r["file"] for r in results] == ["r.png", "t.txt", "b.png", "a.png"]
+    assert [r["answer"] and r["answer"]["label"] for r in results] == ["red", None, "blue", None]
+    assert [r["problem"] and r["problem"]["status"] for r in results] == [None, 415, None, 422]
+
+
+def test_score_that_is_not_a_number_is_rejected(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Engine.run
+
+    def broken(self: Engine, batch: Any) -> Any:
+        outputs = original(self, batch)
+        outputs.scores["energy"][:] = float("nan")
+        return outputs
+
+    current = client.app.state.service.model  # type: ignore[attr-defined]
+    current.batcher._run = lambda batch: broken(current.engine, batch)
+    answer = client.post("/classify", content=RED, headers=PNG).json()
+    assert (answer["decision"], answer["scores"]["energy"]) == ("reject", None)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+JPEG = encode(Image.effect_noise((64, 64), 80), "JPEG")
+BAD: list[tuple[str, dict[str, Any], int, str]] = [
+    ("empty body", {"content": b"", "headers": PNG}, 422, "0 bytes"),
+    ("empty file", {"files": form(b"")}, 422, "0 bytes"),
+    ("text as image", {"content": b"hello", "headers": PNG}, 415, "JPEG, PNG"),
+    ("text in form", {"files": form(b"hello")}, 415, "JPEG, PNG"),
+    ("text", {"content": b"hello", "headers": {"content-type": "text/plain"}}, 415, "content type text/plain"),
+    ("no content type", {"content": RED}, 415, "content type none"),
+    ("curl's default", {"data": {"a": "b"}}, 415, "application/x-www-form-urlencoded"),
+    ("truncated", {"content": JPEG[:-300], "headers": {"content-type": "image/jpeg"}}, 422, "damaged or cut short"),
+    ("0 pixels", {"content": png(0, 0, 8, 2), "headers": PNG}, 422, "no pixels"),
+    ("200 megapixels", {"content": png(20_000, 10_000, 8, 2), "headers": PNG}, 422, "200000000 pixels"),
+    ("field name", {"files": form(RED, "image")}, 422, "the form has no field 'file': found 'image'"),
+    ("two files", {"files": form(RED) + form(RED)}, 422, "2 files"),
+    ("no boundary", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+    ("no form", {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, "malformed"),
+    ("20 MB", {"content": bytes(20_000_000), "headers": PNG}, 413, "the body has 20000000 bytes"),
+    ("20 MB form", {"files": form(bytes(20_000_000))}, 413, "the limit is 100000"),
+    ("point", {"content": RED, "headers": PNG, "params": {"operating_point": "id99"}}, 422, "id95, ood95"),
+    ("top_k 0", {"content": RED, "headers": PNG, "params": {"top_k": "0"}}, 422, "top_k=0"),
+    ("top_k 4", {"content": RED, "headers": PNG, "params": {"top_k": "4"}}, 422, "so 1 to 3"),
+    ("top_k x", {"content": RED, "headers": PNG, "params": {"top_k": "x"}}, 422, "top_k=x"),
+    ("scope", {"content": RED, "headers": PNG, "params": {"thresholds": "class"}}, 422, "'group' or 'global'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "status", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input(client: TestClient, document: dict[str, Any], sent: dict[str, Any], status: int, words: str) -> None:
+    assert_problem(client.post("/classify", **sent), status, words, document)
+    assert client.post("/classify", content=RED, headers=PNG).status_code == 200
+    assert client.app.state.service.model.batcher.held == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"content": RED, "headers": PNG}, 415, "fields 'files'"),
+        ({"files": form(RED, "image")}, 422, "no field 'files' or 'file'"),
+        ({"files": form(bytes(20_000_000), "files")}, 413, "limit"),
+        ({"files": form(RED, "files") * 9}, 422, "at most 8"),
+    ],
+)
+def test_bad_batch(settings: Settings, sent: dict[str, Any], status: int, words: str) -> None:
+    with TestClient(service.app.create_app(settings.model_copy(update={"queue_images": 8}))) as client:
+        assert_problem(client.post("/classify/batch", **sent), status, words, client.get("/openapi.json").json())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nope", 404), ("GET", "/classify", 405), ("DELETE", "/model", 405), ("GET", "/model/examples/no", 404)],
+)
+def test_framework_refusals_are_problems_too(
+    client: TestClient, document: dict[str, Any], method: str, path: str, status: int
+) -> None:
+    assert_problem(client.request(method, path), status, "", {"paths": {}})
+
+
+@pytest.mark.parametrize("name", ["..%2fmodel.onnx", "..%2f..%2fmanifest.json", "model.onnx"])
+def test_examples_give_nothing_but_examples(client: TestClient, name: str) -> None:
+    assert client.get(f"/model/examples/{name}").status_code == 404
+
+
+def test_unexpected_error_is_a_problem(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    app = service.app.create_app(settings)
+    with TestClient(app) as client:
+        app.state.service.model.batcher._run = lambda batch: 1 / 0
+        response = client.post("/classify", content=RED, headers=PNG)
+        assert_problem(response, 500, response.headers["x-request-id"], client.get("/openapi.json").json())
+        assert "ZeroDivisionError" not in response.text
+        app.state.service.model.batcher._run = app.state.service.model.engine.run
+        assert client.post("/classify", content=RED, headers=PNG).status_code == 200
+
+
+# Load ----------------------------------------------------------------------------------------------------------------
+
+
+def test_overload_is_429_with_retry_after_and_harms_nobody(settings: Settings) -> None:
+    async def body() -> None:
+        async with asgi.running(settings.model_copy(update={"queue_images": 2})) as (app, client):
+            document = (await client.get("/openapi.json")).json()
+            gate = asgi.Gate(app.state.service)
+            tasks = [asyncio.create_task(client.post("/classify", content=RED, headers=PNG))]
+            await gate.busy()
+            two = await client.post("/classify/batch", files=form(RED, "files") * 2)
+            assert_problem(two, 429, "1 images are queued and 2 more", document)
+            assert int(two.headers["retry-after"]) >= 1
+            assert (await client.get("/health/live")).json() == {"status": "live"}
+            gate.opened.set()
+            assert (await tasks[0]).status_code == 200
+            again = await client.post("/classify/batch", files=form(RED, "files") * 2)
+            assert again.status_code == 200
+
+    asyncio.run(body())
+
+
+def test_deadline_is_504(settings: Settings) -> None:
+    async def body() -> None:
+        async with asgi.running(settings.model_copy(update={"request_timeout_s": 0.1})) as (app, client):
+            document = (await client.get("/openapi.json")).json()
+            gate = asgi.Gate(app.state.service)
+            response = await client.post("/classify", content=RED, headers=PNG)
+            gate.opened.set()
+            assert_problem(response, 504, "deadline", document)
+            assert app.state.service.model.batcher.held == 0
+
+    asyncio.run(body())
+
+
+# Health, ids, keys ---------------------------------------------------------------------------------------------------
+
+
+def test_health_while_starting_serving_and_draining(settings: Settings) -> None:
+    async def body() -> None:
+        app = service.app.create_app(settings)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+            document = (await client.get("/openapi.json")).json()
+            assert_problem(await client.get("/health/ready"), 503, "starting", document)
+            assert_problem(await client.post("/classify", content=RED, headers=PNG), 503, "starting", document)
+            assert (await client.get("/health/live")).status_code == 200
+            async with app.router.lifespan_context(app):
+                assert (await client.get("/health/ready")).json() == {"status": "ready"}
+                app.state.service.draining = True
+                refused = await client.get("/health/ready")
+                assert_problem(refused, 503, "draining", document)
+                assert refused.headers["retry-after"] == "1"
+                assert (await client.post("/classify", content=RED, headers=PNG)).status_code == 200
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("given", ["abc-1.2_3:4", "x" * 128])
+def test_request_id_is_passed_on(client: TestClient, given: str) -> None:
+    response = client.post("/classify", content=RED, headers=PNG | {"x-request-id": given})
+    assert response.headers["x-request-id"] == response.json()["request_id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "two words", "a;b", '"', "<script>"])
+def test_unusable_request_id_is_replaced(client: TestClient, given: str) -> None:
+    made = client.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"]
+    assert made != given
+    assert len(made) == 32
+
+
+def test_api_key(settings: Settings) -> None:
+    keyed = Settings(**settings.model_dump(exclude={"api_key"}), api_key="s3cret")  # type: ignore[arg-type]
+    with TestClient(service.app.create_app(keyed)) as client:
+        document = client.get("/openapi.json").json()
+        for headers in (
+            {},
+            {"x-api-key": "wrong"},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "Basic s3cret"},
+        ):
+            refused = client.post("/classify", content=RED, headers=PNG | headers)
+            assert_problem(refused, 401, "X-API-Key", document)
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert client.get("/metrics", headers=headers).status_code == 401
+        for headers in ({"x-api-key": "s3cret"}, {"authorization": "Bearer s3cret"}):
+            assert client.post("/classify", content=RED, headers=PNG | headers).status_code == 200
+        for path in ("/", "/openapi.json", "/health/live", "/health/ready"):
+            assert client.get(path).status_code == 200
+
+
+# What the service says of itself -------------------------------------------------------------------------------------
+
+
+def test_model_summary(client: TestClient, tiny_bundle: Path) -> None:
+    summary = client.get("/model").json()
+    manifest = bundle.read(tiny_bundle)
+    assert (summary["sha256"], summary["classes"]) == (manifest.sha256, list(tiny.CLASSES))
+    assert summary["operating_points"]["id95"]["group_thresholds"] == {"many": -5.5, "medium": -5.25, "few": -5.0}
+    assert summary["operating_points"]["id95"]["group_cost"]["calibration"]["id_rejected"] == 0.05
+    assert (summary["operating_point"], summary["threshold_scope"]) == ("id95", "group")
+    assert summary["examples"] == ["blue.png", "red.png"]
+    assert client.get("/model/examples/red.png").content == (tiny_bundle / "examples/red.png").read_bytes()
+
+
+def test_model_classes(client: TestClient) -> None:
+    answer = client.get("/model/classes").json()
+    assert [(c["name"], c["group"], c["train_count"]) for c in answer["classes"]] == [
+        ("red", "many", 1000), ("green", "medium", 100), ("blue", "few", 10),
+    ]  # fmt: skip
+    few = answer["groups"]["few"]
+    assert (few["classes"], few["accuracy"], few["calibration_id_rejected"]) == (1, pytest.approx(0.7), 0.06)
+    assert few["calibration_outliers_caught"] is None
+
+
+def test_page_is_self_contained(client: TestClient) -> None:
+    response = client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "http://" not in response.text
+    assert "https://" not in response.text
+    assert '<html lang="en">' in response.text
+
+
+def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) -> None:
+    content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert "image/jpeg" in content
+    assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
+        "top_k", "operating_point", "thresholds",
+    }  # fmt: skip
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert "500" in operation["responses"], (path, method)
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    example = response["content"]["application/problem+json"]["example"]
+                    assert Problem.model_validate(example, extra="forbid").status == int(status)
+    Answer.model_validate(document["components"]["schemas"]["Answer"]["examples"][0], extra="forbid")
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_several_applications_in_one_process(settings: Settings) -> None:
+    with TestClient(service.app.create_app(settings)) as one, TestClient(service.app.create_app(settings)) as two:
+        one.post("/classify", content=RED, headers=PNG)
+        line = 'tailguard_decisions_total{class="red",decision="accept",group="many"}'
+        assert f"{line} 1.0" in one.get("/metrics").text
+        assert f"{line} 0.0" in two.get("/metrics").text
+
+
+# A start that fails --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"bundle": Path("/nowhere")}, bundle.BundleError, "/nowhere is not a bundle"),
+        ({"operating_point": "id99"}, SettingsError, "TAILGUARD_OPERATING_POINT=id99 is none of"),
+        pytest.param(
+            {"provider": "cuda"},
+            EngineError,
+            "cuda was asked for",
+            marks=pytest.mark.skipif(tiny.HAS_CUDA, reason="this onnxruntime has CUDA"),
+        ),
+    ],
+)
+def test_start_fails(settings: Settings, change: dict[str, Any], error: type[Exception], words: str) -> None:
+    app = service.app.create_app(settings.model_copy(update=change))
+    with pytest.raises(error, match=words), TestClient(app):
+        raise AssertionError("it started")
+    assert words in str(app.state.service.failure)

@@ -1,0 +1,112 @@
+"""service/settings.py: the environment, its mistakes, and what may be printed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service import settings
+from service.errors import SettingsError
+from service.settings import Settings, available_cpus
+
+
+def test_defaults_are_local_and_without_a_key() -> None:
+    loaded = settings.load({})
+    assert (loaded.host, loaded.port, loaded.provider, loaded.max_body_bytes) == ("127.0.0.1", 8000, "cpu", 10_485_760)
+    assert loaded.max_pixels < 200_000_000
+    assert loaded.decode_threads == loaded.inference_threads == available_cpus()
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILGUARD_PORT", "1234")
+    monkeypatch.setenv("TAILGUARD_OPERATING_POINT", "")  # as compose writes what was not given
+    monkeypatch.setenv("OTHER", "x")
+    loaded = settings.load()
+    assert (loaded.port, loaded.operating_point) == (1234, None)
+
+
+def test_process_environment_and_mapping_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"TAILGUARD_HOST": "localhost", "TAILGUARD_QUEUE_IMAGES": "7", "TAILGUARD_THRESHOLD_SCOPE": "global"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert settings.load() == settings.load(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("TAILGUARD_BUNDEL", "TAILGUARD_BUNDLE"),
+        ("TAILGUARD_MAX_BODY", "TAILGUARD_MAX_BODY_BYTES"),
+        ("TAILGUARD_PORTS", "TAILGUARD_PORT"),
+        ("TAILGUARD_API_KEYS", "TAILGUARD_API_KEY"),
+    ],
+)
+def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} is not a setting: did you mean {nearest}\?"):
+        settings.load({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "99999"), ("PORT", "http"), ("PROVIDER", "tpu"), ("QUEUE_IMAGES", "0"), ("THRESHOLD_SCOPE", "class")],
+)
+def test_bad_value_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"TAILGUARD_{name}={value} is not valid"):
+        settings.load({f"TAILGUARD_{name}": value})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_public_address_needs_a_key_or_the_word(host: str) -> None:
+    with pytest.raises(SettingsError, match="set TAILGUARD_API_KEY, or TAILGUARD_ALLOW_ANONYMOUS=true"):
+        settings.load({"TAILGUARD_HOST": host})
+    assert settings.load({"TAILGUARD_HOST": host, "TAILGUARD_API_KEY": "k"}).host == host
+    assert settings.load({"TAILGUARD_HOST": host, "TAILGUARD_ALLOW_ANONYMOUS": "true"}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_none(host: str) -> None:
+    assert settings.load({"TAILGUARD_HOST": host}).api_key is None
+
+
+def test_secret_is_never_shown() -> None:
+    loaded = settings.load({"TAILGUARD_API_KEY": "hunter2"})
+    assert "hunter2" not in json.dumps(loaded.printable()) + repr(loaded) + str(loaded)
+    assert loaded.printable()["api_key"] == "set"
+    with pytest.raises(SettingsError) as refused:
+        settings.load({"TAILGUARD_API_KEY": "hunter2 "})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        settings.load({}).port = 1  # type: ignore[misc]
+
+
+def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "root" / "models" / "m").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(settings, "ROOT", tmp_path / "root")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Settings(bundle=Path("models/m")).bundle == tmp_path / "root" / "models" / "m"
+    assert Settings(bundle=Path("models/none")).bundle == Path("models/none")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_cpus_follow_quota_and_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: int | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert available_cpus(tmp_path) == (quota or 4)

@@ -1,0 +1,160 @@
+"""A small real bundle for the tests: uint8 images → mean per channel → logits → probabilities, energy and MSP.
+
+A red image is class `red`, and so on; a grey one has equal logits, so the largest MSP. No torch.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from service import bundle
+
+SIDE = 8
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
+CLASSES = ("red", "green", "blue")
+GROUPS = ("many", "medium", "few")
+GAIN = 10.0  # logits = GAIN * mean / 255
+ID_SCORES = tuple(-10.0 + 0.05 * i for i in range(99))  # energies, ascending, -10 to -5.1
+THRESHOLD = {"id95": -5.5, "ood95": -8.0}
+
+
+def reference(images: NDArray[np.uint8]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """What the graph computes, in numpy: probabilities [N, 3] and scores [N]."""
+    logits = images.mean(axis=(1, 2), dtype=np.float64) * (GAIN / 255)
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = exp / exp.sum(1, keepdims=True)
+    energy = -(np.log(exp.sum(1)) + logits.max(1))
+    return probabilities, {"energy": energy, "msp": 1 - probabilities.max(1)}
+
+
+def graph(side: int = SIDE, outputs: tuple[str, ...] = ("probabilities", "energy", "msp")) -> bytes:
+    """The serialised ONNX graph."""
+    constants = {"gain": np.float32(GAIN / 255), "one": np.float32(1), "axis": np.array([1]), "plane": np.array([1, 2])}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "plane"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "gain"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ReduceLogSumExp", ["logits", "axis"], ["lse"], keepdims=0),
+        helper.make_node("Neg", ["lse"], ["energy"]),
+        helper.make_node("ReduceMax", ["probabilities", "axis"], ["largest"], keepdims=0),
+        helper.make_node("Sub", ["one", "largest"], ["msp"]),
+    ]
+    shapes: dict[str, list[Any]] = {"probabilities": ["N", 3], "energy": ["N"], "msp": ["N"]}
+    made = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", side, side, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def photo(colour: tuple[int, ...] = (220, 30, 30), size: tuple[int, int] = (SIDE, SIDE), form: str = "PNG") -> bytes:
+    """The bytes of an image file of one colour; `size` is (width, height)."""
+    buffer = BytesIO()
+    Image.new("RGB", size, colour).save(buffer, form)
+    return buffer.getvalue()
+
+
+def cost() -> dict[str, Any]:
+    shares = {"many": 0.04, "medium": 0.05, "few": 0.06}
+    return {
+        "in_distribution_images": 99,
+        "outlier_images": 50,
+        "id_rejected": 0.05,
+        "id_rejected_by_group": shares,
+        "id_rejected_by_predicted_group": shares,
+        "outliers_caught": 0.7,
+        "outliers_caught_by_predicted_group": {"many": 0.6, "medium": 0.7, "few": None},
+    }
+
+
+def point(threshold: float) -> dict[str, Any]:
+    measured = {"calibration": cost(), "test": None}
+    return {
+        "description": f"reject above {threshold}",
+        "threshold": threshold,
+        "group_thresholds": {"many": threshold, "medium": threshold + 0.25, "few": threshold + 0.5},
+        "global_cost": measured,
+        "group_cost": measured,
+    }
+
+
+def golden(file: str, colour: tuple[int, int, int]) -> dict[str, Any]:
+    probabilities, scores = reference(np.full((1, SIDE, SIDE, 3), colour, np.uint8))
+    return {
+        "file": file,
+        "label": CLASSES[int(probabilities[0].argmax())],
+        "probabilities": probabilities[0].tolist(),
+        "scores": {name: float(values[0]) for name, values in scores.items()},
+    }
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    """The fields that service.bundle.write takes, with `changes` at the top level."""
+    levels = (0.0, 0.5, 1.0)
+    quantiles = {
+        "energy": {"all": (-10.0, -7.5, -5.1), "outliers": (-7.0, -4.0, -1.5)},
+        "msp": {"all": (0.0, 0.1, 0.5), "outliers": (0.2, 0.5, 0.67)},
+    }
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "version": "1",
+        "created": "2026-01-02T03:04:05Z",
+        "precision": "fp32",
+        "passes": 1,
+        "input": {"height_px": SIDE, "width_px": SIDE, "fit": "stretch", "resampling": "bilinear"},
+        "classes": [
+            {"name": name, "train_count": 10 ** (3 - i), "group": GROUPS[i], "accuracy": 0.9 - i / 10, "rejected": 0.05}
+            for i, name in enumerate(CLASSES)
+        ],
+        "scores": {
+            "energy": {"formula": "-logsumexp(z)", "temperature": 1},
+            "msp": {"formula": "1-max(p)", "temperature": 1},
+        },
+        "deciding_score": "energy",
+        "operating_points": {name: point(value) for name, value in THRESHOLD.items()},
+        "default_operating_point": "id95",
+        "threshold_scope": "group",
+        "calibration": {
+            "temperature": 1.0,
+            "in_distribution_images": 99,
+            "outlier_images": 50,
+            "images_by_group": {"many": 60, "medium": 30, "few": 9},
+            "id_scores": ID_SCORES,
+            "quantile_levels": levels,
+            "quantiles": quantiles,
+        },
+        "evaluation": {"convention": "OOD is positive", "accuracy": 0.8},
+        "provenance": {
+            "method": "means", "dataset": "colours", "seed": 0, "command": "none", "commit": "none", "versions": {},
+        },
+        "golden": [golden("examples/red.png", (220, 30, 30)), golden("examples/blue.png", (10, 20, 200))],
+    }  # fmt: skip
+    return fields | changes
+
+
+def files() -> dict[str, bytes]:
+    return {
+        "model.onnx": graph(),
+        "examples/red.png": photo((220, 30, 30)),
+        "examples/blue.png": photo((10, 20, 200)),
+    }
+
+
+def write(path: Path, **changes: Any) -> Path:
+    """Write the bundle to `path`; `files=` replaces the files, every other keyword a field of the manifest."""
+    content = changes.pop("files", None)
+    bundle.write(path, manifest(**changes), files() if content is None else content)
+    return path

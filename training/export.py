@@ -1,0 +1,234 @@
+"""Networks → one ONNX graph → a bundle, its thresholds calibrated on that very graph."""
+
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from onnxruntime import quantization
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from service import bundle
+from service.bundle import Input
+from service.images import load as load_image
+from training import calibrate, card, examples
+from training.checkpoint import Run
+from training.data import Data
+from training.evaluate import Json
+from training.measure import measure
+from training.metrics import class_groups
+from training.network import Block, Trunk
+from training.predict import Deployed, Outputs, Predict, deployed, in_batches, torch_predict
+from training.readers import MAX_PIXELS, Pixels
+from training.scores import FORMULAS, SCORES
+
+PARITY_IMAGES = 2000
+PARITY_SHARE = 0.001
+QUANTIZATION_IMAGES = 512
+
+
+class ExportError(ValueError):
+    """The graph does not decide as the network does; nothing was written."""
+
+
+# ------------------------------------------------------------------------------------------------------- the graph
+
+
+def fold_norms(trunk: Trunk) -> None:
+    """Fold each BatchNorm into the convolution before it (eval mode): the same function, fewer operations."""
+    identity = torch.nn.Identity()
+    trunk.conv, trunk.bn = fuse_conv_bn_eval(trunk.conv, trunk.bn), identity  # type: ignore[assignment]
+    for block in trunk.stages:
+        assert isinstance(block, Block)
+        block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), identity  # type: ignore[assignment]
+        block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), identity  # type: ignore[assignment]
+        if len(block.shortcut):
+            fused = fuse_conv_bn_eval(block.shortcut[0], block.shortcut[1])  # type: ignore[type-var]
+            block.shortcut = torch.nn.Sequential(fused)
+
+
+def to_onnx(module: Deployed, size_px: int) -> bytes:
+    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores. Folds norms in place."""
+    for trunk in (module.scoring.trunk, module.trunk):
+        if trunk is not None:
+            fold_norms(trunk)
+    sample = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            module, (sample,), path, dynamo=True, external_data=False, input_names=["images"],
+            output_names=["probabilities", *SCORES], dynamic_shapes={"images": {0: torch.export.Dim("N")}}, verbose=False,
+        )  # fmt: skip
+        return path.read_bytes()
+
+
+class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+    def __init__(self, images: Pixels) -> None:
+        self.batches: Iterator[dict[str, Any]] = iter([{"images": images[i : i + 64]} for i in range(0, len(images), 64)])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.batches, None)
+
+
+def quantize(graph: bytes, images: Pixels) -> bytes:
+    """Static int8 in QDQ form: uint8 activations, int8 weights per channel; heads, softmax and scores stay fp32."""
+    logging.getLogger().setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared, target = (str(Path(folder) / f"{n}.onnx") for n in ("source", "prepared", "target"))
+        Path(source).write_bytes(graph)
+        quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared, target, _Reader(images), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Add"], calibrate_method=quantization.CalibrationMethod.MinMax,
+        )  # fmt: skip
+        return Path(target).read_bytes()
+
+
+def onnx_predict(graph: bytes, threads: int = 1) -> Predict:
+    """Predict with onnxruntime on the CPU."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = ["probabilities", *SCORES]
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        return [np.asarray(output) for output in session.run(names, {"images": images})]
+
+    return in_batches(run)
+
+
+# ------------------------------------------------------------------------------------------------------ the checks
+
+
+def decisions(outputs: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> NDArray[np.int64]:
+    """[N, 1 + points]: the class, then accept or reject at each operating point with the thresholds by group."""
+    columns = [outputs.predictions]
+    for point in points.values():
+        columns.append(calibrate.rejected(outputs.scores[score], groups[outputs.predictions], point, "group").astype(np.int64))
+    return np.stack(columns, axis=1)
+
+
+def changed(one: Outputs, two: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> float:
+    """Share of images whose class or any accept/reject differs."""
+    both = (decisions(o, points, score, groups) for o in (one, two))
+    return float((next(both) != next(both)).any(axis=1).mean())
+
+
+def real_images(data: Data, most: int) -> Pixels:
+    """Up to `most` images that are neither test nor OOD test: half from outliers where there are any."""
+    inside = np.concatenate([data.calibration.images, data.train.images])
+    outside = np.concatenate([data.calibration_outliers, data.outliers])
+    n = min(len(outside), most // 2)
+    return np.concatenate([inside[: most - n], outside[:n]])
+
+
+# ------------------------------------------------------------------------------------------------------ the bundle
+
+
+def build(run: Run, data: Data, temperature: float, precision: str, points: Json, score: str) -> tuple[bytes, Json]:
+    """(graph, parity record). Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%."""
+    images = real_images(data, PARITY_IMAGES)
+    groups = np.array(class_groups(run.train_counts))
+    expected = torch_predict(deployed(run, temperature), torch.device("cpu"))(images)
+    graph = to_onnx(deployed(run, temperature), data.size_px)
+    onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
+    full = onnx_predict(graph)(images)
+    share = changed(expected, full, points, score, groups)
+    if share > PARITY_SHARE:
+        raise ExportError(
+            f"torch and ONNX decide differently on {share:.2%} of {len(images)} images (at most {PARITY_SHARE:.1%} is "
+            "allowed): nothing was written"
+        )
+    record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
+    if precision == "int8":
+        graph = quantize(graph, data.train.images[:: max(1, len(data.train.images) // QUANTIZATION_IMAGES)])
+        record["int8_against_onnx_decisions_changed"] = changed(full, onnx_predict(graph)(images), points, score, groups)
+    return graph, record
+
+
+def golden_examples(graph: bytes, shape: Input, classes: tuple[str, ...]) -> tuple[dict[str, bytes], list[Json]]:
+    """(files, golden records) of the drawn example images, through the very functions of the service."""
+    files, golden = {}, []
+    predict = onnx_predict(graph)
+    for name, content in examples.draw().items():
+        pixels = load_image(content, shape, max_pixels=MAX_PIXELS)[0]
+        out = predict(pixels[None])
+        files[f"examples/{name}"] = content
+        golden.append(
+            {
+                "file": f"examples/{name}",
+                "label": classes[int(out.predictions[0])],
+                "probabilities": [float(p) for p in out.probabilities[0]],
+                "scores": {key: float(value[0]) for key, value in out.scores.items()},
+            }
+        )
+    return files, golden
+
+
+def export(
+    run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
+    candidates: list[Json] | None = None,
+) -> bundle.Manifest:  # fmt: skip
+    """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing."""
+    if out.exists():
+        raise ExportError(f"{out} exists already: choose another version, or remove it first")
+    score, temperature = calibration["score"], calibration["temperature"]
+    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score)
+    measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
+    evaluation = measured["evaluation"] | {"parity": parity, "recipe": run.config.model_dump(mode="json")}
+    if precision == "int8":
+        evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
+    if candidates:
+        evaluation["candidates"] = candidates
+    shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
+    files, golden = golden_examples(graph, shape, run.classes)
+    files[bundle.GRAPH_FILE] = graph
+    fields = measured | {
+        "name": out.parent.name,
+        "version": out.name,
+        "created": datetime.now(UTC).replace(microsecond=0),
+        "precision": precision,
+        "passes": run.passes,
+        "input": shape,
+        "scores": {name: {"formula": FORMULAS[name], "temperature": 1.0} for name in SCORES},
+        "deciding_score": score,
+        "default_operating_point": "id95",
+        "threshold_scope": "group",
+        "evaluation": evaluation,
+        "provenance": {
+            "method": run.config.method,
+            "dataset": f"{run.config.dataset}, imbalance {run.config.imbalance or 'as it is'}",
+            "seed": run.config.seed,
+            "command": run.provenance["command"],
+            "commit": run.provenance["commit"],
+            "versions": run.provenance["versions"] | {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
+        },
+        "golden": golden,
+    }
+    draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": dict.fromkeys(files, "0" * 64)})
+    files |= {f"plots/{name}": content for name, content in card.plots(draft).items()}
+    files["CARD.md"] = card.render(draft).encode()
+    return bundle.write(out, fields, files)
+
+
+def compare(full: Json, int8: Json, parity: Json) -> Json:
+    """int8 minus fp32: accuracy, and AUROC and FPR95 as means over the OOD sets; decisions changed."""
+    out: Json = {"accuracy": int8["accuracy"] - full["accuracy"]}
+    if "mean" in full and "mean" in int8:
+        out |= {key: int8["mean"][key] - full["mean"][key] for key in ("auroc", "fpr95")}
+    return out | {"decisions_changed": parity["int8_against_onnx_decisions_changed"]}
+
+
