@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, PydanticBaseSettingsSource, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    PydanticBaseSettingsSource,
+    SettingsError,
+)
 
 from service.bundle import BundleError
 from training.config import Config
@@ -34,7 +41,9 @@ class Train(Config):
             here = {k: getattr(given, k) for k in self.model_fields_set & checkpoint.MACHINE_KEYS}
             for key in self.model_fields_set - checkpoint.MACHINE_KEYS - {"out", "resume"}:
                 if getattr(given, key) != getattr(kept, key):
-                    raise ValueError(f"--resume keeps the run's {key} {getattr(kept, key)!r}; {getattr(given, key)!r} was given")
+                    raise ValueError(
+                        f"--resume keeps the run's {key} {getattr(kept, key)!r}; {getattr(given, key)!r} was given"
+                    )
             given = kept.model_copy(update=here)
         try:
             trainer.train(given, out, resume=self.resume)
@@ -86,7 +95,9 @@ class Evaluate(OnRun):
         results = evaluate.evaluate(predictor, data.test, ood, run.train_counts, score)[0]
         made_by = checkpoint.provenance() | {"training": run.provenance}
         identity = {"method": run.config.method, "seed": run.config.seed, "config": run.config.model_dump(mode="json")}
-        evaluate.write_json(self.run / RESULTS_FILE, identity | results | {"ood_paths": self._paths, "provenance": made_by})
+        evaluate.write_json(
+            self.run / RESULTS_FILE, identity | results | {"ood_paths": self._paths, "provenance": made_by}
+        )
         print(summary(results))
 
 
@@ -190,7 +201,9 @@ def summary(results: dict[str, Any]) -> str:
     lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
     rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
     width = max(map(len, rows), default=0)
-    lines += [f"{n:{width}}  AUROC {r['auroc']:.2%}  AUPR {r['aupr']:.2%}  FPR95 {r['fpr95']:.2%}" for n, r in rows.items()]
+    lines += [
+        f"{n:{width}}  AUROC {r['auroc']:.2%}  AUPR {r['aupr']:.2%}  FPR95 {r['fpr95']:.2%}" for n, r in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -216,9 +229,14 @@ class Command(BaseSettings, cli_prog_name="python -m training", cli_kebab_case=T
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (sources["init_settings"],)  # the command line alone, no environment
+        return (init_settings,)  # the command line alone, no environment
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)
@@ -228,7 +246,9 @@ def main() -> None:
     try:
         CliApp.run(Command)
     except ValidationError as error:
-        sys.exit("\n".join(f"--{'.'.join(map(str, e['loc'][1:])).replace('_', '-')}: {e['msg']}" for e in error.errors()))
+        sys.exit(
+            "\n".join(f"--{'.'.join(map(str, e['loc'][1:])).replace('_', '-')}: {e['msg']}" for e in error.errors())
+        )
     except (SettingsError, BundleError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -77,12 +77,12 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 def view(images: Tensor, generator: torch.Generator, *, padding_px: int = 4, flip: bool = True) -> Tensor:
     """One random view of each image: uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [0, 1], channels last in memory."""
     cropped = crop_and_flip(images, generator, padding_px=padding_px, flip=flip)
-    out = torch.empty(
-        (len(images), 3, *images.shape[1:3]), device=images.device, memory_format=torch.channels_last
-    )
+    out = torch.empty((len(images), 3, *images.shape[1:3]), device=images.device, memory_format=torch.channels_last)
     # On a GPU a batch goes in four chunks, so that the order of the jitters still varies inside it at few launches.
     size = CHUNK if images.device.type == "cpu" else max(CHUNK, -(-len(images) // 4))
     for start in range(0, len(images), size):
-        part = cropped[start : start + size].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        part = (
+            cropped[start : start + size].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        )
         out[start : start + size] = jitter(part.div_(255), generator)
     return out

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from training.config import Config
 from training.data import Batches, Data
 from training.evaluate import Json
-from training.network import Network
+from training.network import Network, place
 from training.readers import ImageSet
 from training.trainer import autocast, find_device, stage1_losses
 
@@ -36,7 +36,7 @@ def bench(config: Config, *, steps: int, rounds: int) -> Json:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     data = synthetic(config.batch_images * steps)
-    network = Network(10, config.width).to(device, memory_format=torch.channels_last).train()
+    network = place(Network(10, config.width), device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5, weight_decay=config.weight_decay, fused=True)
     precision = autocast(config, device)
     images_per_step = 3 * config.batch_images

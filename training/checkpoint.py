@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from training.config import Config
 from training.methods import Method, find
@@ -48,8 +47,8 @@ class Run:
     method: Method
     classes: tuple[str, ...]
     train_counts: list[int]
-    scoring: nn.Module
-    classifying: nn.Module
+    scoring: Network
+    classifying: Network
     provenance: dict[str, Any]
     history: list[dict[str, float]]
 

@@ -12,7 +12,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
-    """Where the images come from: CIFAR pickles, DIR/train/<class>/* and DIR/test/<class>/*, or scikit-learn's digits."""
+    """CIFAR pickles, a folder with train/<class>/* and test/<class>/*, or scikit-learn's digits."""
     data: Path | None = None
     """Folder of the data set (digits needs none)."""
     imbalance: float | None = Field(default=None, ge=1)

@@ -54,13 +54,14 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return share(gradient) * world()
 
 
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of the whole batch; differentiable."""
-    return rows if world() == 1 else _Gather.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
+    gathered: Tensor = rows if world() == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class _Sum(torch.autograd.Function):
@@ -71,7 +72,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total
@@ -89,14 +90,17 @@ class SyncBatchNorm(nn.BatchNorm2d):
         variance = square - mean.square()
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world()
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        return (y * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        out: Tensor = (y * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return out
 
 
 def synchronise_norms(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint (or an exported graph) on the test images and OOD sets → one dictionary of results, provenance inside."""
+"""A checkpoint, or an exported graph, on the test images and OOD sets → one dictionary of results."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from training.readers import ImageSet, Pixels
 
 CONVENTIONS = (
     "OOD is the positive class and scores are larger = more outlying (PASCL, EAT, ImOOD). fpr95: share of "
-    "in-distribution images flagged when 95% of the OOD set is caught; fpr95_id_positive: share of OOD accepted when 95% "
-    "of in-distribution images are kept (ODIN, COCL). aupr is average precision with OOD positive and moves with the "
-    "sizes of the sets. Means over OOD sets are unweighted."
+    "in-distribution images flagged when 95% of the OOD set is caught; fpr95_id_positive: share of OOD accepted when "
+    "95% of in-distribution images are kept (ODIN, COCL). aupr is average precision with OOD positive and moves with "
+    "the sizes of the sets. Means over OOD sets are unweighted."
 )
 RELIABILITY_BINS = 15
 Json = dict[str, Any]

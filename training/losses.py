@@ -1,6 +1,5 @@
 """Classification losses: (logits [N, C], labels int [N], counts [C]) → scalar, the mean over images."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +10,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 
 
 def logit_adjustment(logits: Tensor, labels: Tensor, counts: Tensor, *, tau: float = 1.0) -> Tensor:
-    """Cross entropy of z + τ·log π, π the class prior (Menon et al. 2021; τ = 1 is balanced softmax, Ren et al. 2020)."""
+    """Cross entropy of z + τ·log π, π the prior (Menon et al. 2021; τ = 1 is balanced softmax, Ren et al. 2020)."""
     prior = counts.to(logits.dtype) / counts.sum()
     return F.cross_entropy(logits + tau * prior.log(), labels)

@@ -1,4 +1,4 @@
-"""Everything a manifest says about how a model decides, measured on the exact model given: torch module or ONNX graph."""
+"""Everything a manifest says about how a model decides, measured on that very model: torch module or ONNX graph."""
 
 from collections.abc import Mapping
 

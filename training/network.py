@@ -1,5 +1,7 @@
 """Trunk, head and projection: ResNet in the CIFAR form (He et al. 2016, with the 3×3 stem and no max-pool)."""
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ResNet-18: stages of [2, 2, 2, 2] blocks, width × 1, 2, 4, 8. Images in [0, 1] [N, 3, H, W] → features [N, 8·width]."""
+    """ResNet-18: stages of [2, 2, 2, 2] blocks, width × 1, 2, 4, 8. Images in [0, 1] [N, 3, H, W] → [N, 8·width]."""
 
     def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)) -> None:
         super().__init__()
@@ -42,7 +44,8 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn(self.conv(images)))
-        return self.stages(x).mean(dim=(2, 3))  # global average: 4×4 for 32 px images
+        maps: Tensor = self.stages(x)  # (N, F, H/8, W/8)
+        return maps.mean(dim=(2, 3))
 
 
 class Network(nn.Module):
@@ -67,5 +70,13 @@ class Network(nn.Module):
 
 
 def to_input(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [0, 1], channels last in memory. No mean or std is subtracted (A2)."""
+    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [0, 1], channels last in memory. No mean is subtracted (A2)."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def place(module: Module, device: torch.device) -> Module:
+    """`module` on `device`, its weights channels last in memory: a third faster on CPUs, and what GPUs prefer."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

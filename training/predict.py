@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.checkpoint import Run
-from training.network import Network, to_input
+from training.network import Network, place, to_input
 from training.readers import Pixels
 from training.scores import SCORES
 
@@ -27,7 +27,7 @@ class Outputs:
 
     @property
     def predictions(self) -> NDArray[np.int64]:
-        return self.probabilities.argmax(axis=1)
+        return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
 
 Predict = Callable[[Pixels], Outputs]  # uint8 [N, H, W, 3] → Outputs
@@ -57,13 +57,12 @@ class Deployed(nn.Module):
 
 def deployed(run: Run, temperature: float = 1.0) -> Deployed:
     """The module of a finished run, in eval mode."""
-    assert isinstance(run.scoring, Network) and isinstance(run.classifying, Network)
     classifying = run.classifying if run.method.stage2 else run.scoring
     return Deployed(run.scoring, classifying, passes=run.passes, temperature=temperature).eval()
 
 
 def torch_predict(module: Deployed, device: torch.device) -> Predict:
-    module = module.to(device, memory_format=torch.channels_last)
+    module = place(module, device)
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         with torch.inference_mode():

@@ -40,8 +40,8 @@ class ImageSet:
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
             raise DataError(
-                f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.classes)} classes "
-                f"(0 to {len(self.classes) - 1})"
+                f"labels run from {self.labels.min()} to {self.labels.max()}, but of {len(self.classes)} classes "
+                f"they can be 0 to {len(self.classes) - 1}"
             )
 
     def take(self, index: NDArray[np.int64]) -> "ImageSet":
@@ -111,7 +111,7 @@ def read_files(paths: list[Path], size_px: int) -> Pixels:
     out = np.empty((len(paths), size_px, size_px, 3), np.uint8)
     for i, path in enumerate(paths):
         try:
-            out[i] = service_images.load(path.read_bytes(), shape, max_pixels=MAX_PIXELS)[0]
+            out[i] = service_images.load(path.read_bytes(), shape, max_pixels=MAX_PIXELS).pixels
         except Exception as error:
             raise DataError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
     return out
@@ -139,7 +139,7 @@ def class_folders(folder: Path, size_px: int) -> tuple[ImageSet, ImageSet]:
 
 
 def array_or_folder(path: Path, size_px: int) -> Pixels:
-    """Unlabelled images: a .npy or .npz uint8 [N, H, W, 3], or a folder; brought to size_px with the service's resize."""
+    """Unlabelled images: a .npy or .npz uint8 [N, H, W, 3], or a folder; resized to size_px as the service does."""
     if path.is_dir():
         files = image_files(path)
         if not files:

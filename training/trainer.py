@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,7 @@ from training import augment, checkpoint, distributed, stage2
 from training.config import Config
 from training.data import Batch, Batches, Data, load, tail_classes
 from training.methods import contrast_defaults, find
-from training.network import Network
+from training.network import Network, place
 
 Losses = dict[str, Tensor]  # "loss" is what is minimised; the others are its parts
 
@@ -68,11 +69,11 @@ def stage1_losses(config: Config, data: Data, network: Network, device: torch.de
     contrast_weight = default_weight if config.contrast_weight is None else config.contrast_weight
     temperature = config.contrast_temperature or default_temperature
     precision = autocast(config, device)
+    draw = partial(augment.view, padding_px=data.padding_px, flip=data.flip)
 
     def losses(batch: Batch) -> Losses:
-        draw = {"padding_px": data.padding_px, "flip": data.flip}
         groups = [batch.images, batch.images] + ([batch.outliers] if len(batch.outliers) else [])
-        views = [distributed.share(augment.view(group, batch.generator, **draw)) for group in groups]
+        views = [distributed.share(draw(group, batch.generator)) for group in groups]
         labels = distributed.share(batch.labels)
         n = len(labels)
         with precision:
@@ -162,8 +163,8 @@ class Loop:
                     seen += 2 * len(batch.images) + len(batch.outliers) if self.stage == "stage1" else len(batch.images)
                     bar.update()
                     if step % 10 == 9 or step + 1 == batches.steps:
-                        shown = {name: f"{value.item() / (step + 1):.3f}" for name, value in sums.items()}
-                        bar.set_postfix(images_s=round(seen / (time.perf_counter() - started)), **shown)
+                        shown: dict[str, object] = {k: f"{v.item() / (step + 1):.3f}" for k, v in sums.items()}
+                        bar.set_postfix(shown | {"images_s": round(seen / (time.perf_counter() - started))})
                     if stopping:
                         save(epoch, step + 1)
                         raise Interrupted
@@ -187,7 +188,9 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     method = find(config.method)
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(
-            f"{out} holds no checkpoint to resume" if resume else f"{out} holds a run: --resume it, or choose another --out"
+            f"{out} holds no checkpoint to resume"
+            if resume
+            else f"{out} holds a run: --resume it, or choose another --out"
         )
     device = find_device(config.device)
     distributed.start(device)
@@ -213,7 +216,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         if config.stage1_from:
             state.update(checkpoint.stage1(config.stage1_from, state))
     torch.manual_seed(config.seed)
-    network = Network(len(data.train.classes), config.width).to(device, memory_format=torch.channels_last)
+    network = place(Network(len(data.train.classes), config.width), device)
     distributed.synchronise_norms(network)
     if "network" in state:
         network.load_state_dict(state["network"])
@@ -222,9 +225,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         if state["stage"] == "stage1":
             loop = loops(Loop(config, out, "stage1", state))
             outliers = data.outliers if method.needs_outliers else None
-            batches = Batches(
-                data.train, outliers, config.batch_images, seed=config.seed, stage=1, device=device
-            )
+            batches = Batches(data.train, outliers, config.batch_images, seed=config.seed, stage=1, device=device)
             loop.run(
                 network.train(), list(network.parameters()), batches, stage1_losses(config, data, network, device),
                 epochs=config.epochs, learning_rate=config.learning_rate, key="network",
@@ -235,9 +236,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
                 branch.load_state_dict(state["branch"])
             parameters = stage2.prepare(branch, method.stage2)
             loop = loops(Loop(config, out, "stage2", state))
-            batches = Batches(
-                data.train, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device
-            )
+            batches = Batches(data.train, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device)
             loop.run(
                 branch, parameters, batches, stage2_losses(config, data, branch, device),
                 epochs=config.stage2_epochs, learning_rate=config.stage2_learning_rate, key="branch",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.app import Service, create_app
 from service.engine import Outputs
+from service.schemas import Problem
 from service.settings import Settings
 
 WAIT_S = 10
@@ -67,3 +68,22 @@ async def post(
     body = b"".join(m.get("body", b"") for m in sent[1:])
     shown = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
     return sent[0]["status"], shown, json.loads(body) if body else None
+
+
+def assert_problem(response: Any, status: int, words: str, document: dict[str, Any]) -> None:
+    """A problem document of that status which says `words`, and which OpenAPI announces for that route."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = Problem.model_validate(response.json(), extra="forbid")
+    assert body.status == status
+    assert words in body.detail
+    assert body.instance == response.url.path
+    assert body.request_id == response.headers["x-request-id"]
+    route = document["paths"].get(response.url.path, {}).get(response.request.method.lower())
+    if route is not None:
+        assert str(status) in route["responses"]
+        assert list(route["responses"][str(status)]["content"]) == ["application/problem+json"]
+
+
+def form(data: bytes, field: str = "file", name: str = "a.png") -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [(field, (name, data, "image/png"))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -27,3 +28,9 @@ def client(settings: Settings) -> Iterator[TestClient]:
     """The whole application on the tiny bundle, started and stopped."""
     with TestClient(service.app.create_app(settings)) as started:
         yield started
+
+
+@pytest.fixture
+def document(client: TestClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found

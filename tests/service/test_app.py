@@ -1,4 +1,4 @@
-"""service/app.py through HTTP: right answers, every bad input with its problem document, and a service that goes on."""
+"""service/app.py through HTTP: answers, load, health, keys, and starts that fail."""
 
 import asyncio
 from pathlib import Path
@@ -7,44 +7,18 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
 
 import service.app
 from service import bundle
 from service.engine import Engine
 from service.errors import EngineError, SettingsError
-from service.schemas import Answer, Problem
+from service.schemas import Answer
 from service.settings import Settings
 from tests.service import asgi, tiny
-from tests.service.test_images import encode, png
+from tests.service.asgi import assert_problem, form
 
 PNG = {"content-type": "image/png"}
 RED, GREY = tiny.photo((220, 30, 30)), tiny.photo((10, 10, 10))
-
-
-def form(data: bytes, field: str = "file", name: str = "a.png") -> list[tuple[str, tuple[str, bytes, str]]]:
-    return [(field, (name, data, "image/png"))]
-
-
-def assert_problem(response: Any, status: int, words: str, document: dict[str, Any]) -> None:
-    """A problem document of that status which says `words`, and which OpenAPI announces for that route."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = Problem.model_validate(response.json(), extra="forbid")
-    assert body.status == status
-    assert words in body.detail
-    assert body.instance == response.url.path
-    assert body.request_id == response.headers["x-request-id"]
-    route = document["paths"].get(response.url.path, {}).get(response.request.method.lower())
-    if route is not None:
-        assert str(status) in route["responses"]
-        assert list(route["responses"][str(status)]["content"]) == ["application/problem+json"]
-
-
-@pytest.fixture
-def document(client: TestClient) -> dict[str, Any]:
-    found: dict[str, Any] = client.get("/openapi.json").json()
-    return found
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -127,81 +101,6 @@ def test_score_that_is_not_a_number_is_rejected(client: TestClient, monkeypatch:
     current.batcher._run = lambda batch: broken(current.engine, batch)
     answer = client.post("/classify", content=RED, headers=PNG).json()
     assert (answer["decision"], answer["scores"]["energy"]) == ("reject", None)
-
-
-# Bad input -----------------------------------------------------------------------------------------------------------
-
-JPEG = encode(Image.effect_noise((64, 64), 80), "JPEG")
-BAD: list[tuple[str, dict[str, Any], int, str]] = [
-    ("empty body", {"content": b"", "headers": PNG}, 422, "0 bytes"),
-    ("empty file", {"files": form(b"")}, 422, "0 bytes"),
-    ("text as image", {"content": b"hello", "headers": PNG}, 415, "JPEG, PNG"),
-    ("text in form", {"files": form(b"hello")}, 415, "JPEG, PNG"),
-    ("text", {"content": b"hello", "headers": {"content-type": "text/plain"}}, 415, "content type text/plain"),
-    ("no content type", {"content": RED}, 415, "content type none"),
-    ("curl's default", {"data": {"a": "b"}}, 415, "application/x-www-form-urlencoded"),
-    ("truncated", {"content": JPEG[:-300], "headers": {"content-type": "image/jpeg"}}, 422, "damaged or cut short"),
-    ("0 pixels", {"content": png(0, 0, 8, 2), "headers": PNG}, 422, "no pixels"),
-    ("200 megapixels", {"content": png(20_000, 10_000, 8, 2), "headers": PNG}, 422, "200000000 pixels"),
-    ("field name", {"files": form(RED, "image")}, 422, "the form has no field 'file': found 'image'"),
-    ("two files", {"files": form(RED) + form(RED)}, 422, "2 files"),
-    ("no boundary", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-    ("no form", {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, "malformed"),
-    ("20 MB", {"content": bytes(20_000_000), "headers": PNG}, 413, "the body has 20000000 bytes"),
-    ("20 MB form", {"files": form(bytes(20_000_000))}, 413, "the limit is 100000"),
-    ("point", {"content": RED, "headers": PNG, "params": {"operating_point": "id99"}}, 422, "id95, ood95"),
-    ("top_k 0", {"content": RED, "headers": PNG, "params": {"top_k": "0"}}, 422, "top_k=0"),
-    ("top_k 4", {"content": RED, "headers": PNG, "params": {"top_k": "4"}}, 422, "so 1 to 3"),
-    ("top_k x", {"content": RED, "headers": PNG, "params": {"top_k": "x"}}, 422, "top_k=x"),
-    ("scope", {"content": RED, "headers": PNG, "params": {"thresholds": "class"}}, 422, "'group' or 'global'"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("sent", "status", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_bad_input(client: TestClient, document: dict[str, Any], sent: dict[str, Any], status: int, words: str) -> None:
-    assert_problem(client.post("/classify", **sent), status, words, document)
-    assert client.post("/classify", content=RED, headers=PNG).status_code == 200
-    assert client.app.state.service.model.batcher.held == 0  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("sent", "status", "words"),
-    [
-        ({"content": RED, "headers": PNG}, 415, "fields 'files'"),
-        ({"files": form(RED, "image")}, 422, "no field 'files' or 'file'"),
-        ({"files": form(bytes(20_000_000), "files")}, 413, "limit"),
-        ({"files": form(RED, "files") * 9}, 422, "at most 8"),
-    ],
-)
-def test_bad_batch(settings: Settings, sent: dict[str, Any], status: int, words: str) -> None:
-    with TestClient(service.app.create_app(settings.model_copy(update={"queue_images": 8}))) as client:
-        assert_problem(client.post("/classify/batch", **sent), status, words, client.get("/openapi.json").json())
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/nope", 404), ("GET", "/classify", 405), ("DELETE", "/model", 405), ("GET", "/model/examples/no", 404)],
-)
-def test_framework_refusals_are_problems_too(
-    client: TestClient, document: dict[str, Any], method: str, path: str, status: int
-) -> None:
-    assert_problem(client.request(method, path), status, "", {"paths": {}})
-
-
-@pytest.mark.parametrize("name", ["..%2fmodel.onnx", "..%2f..%2fmanifest.json", "model.onnx"])
-def test_examples_give_nothing_but_examples(client: TestClient, name: str) -> None:
-    assert client.get(f"/model/examples/{name}").status_code == 404
-
-
-def test_unexpected_error_is_a_problem(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    app = service.app.create_app(settings)
-    with TestClient(app) as client:
-        app.state.service.model.batcher._run = lambda batch: 1 / 0
-        response = client.post("/classify", content=RED, headers=PNG)
-        assert_problem(response, 500, response.headers["x-request-id"], client.get("/openapi.json").json())
-        assert "ZeroDivisionError" not in response.text
-        app.state.service.model.batcher._run = app.state.service.model.engine.run
-        assert client.post("/classify", content=RED, headers=PNG).status_code == 200
 
 
 # Load ----------------------------------------------------------------------------------------------------------------
@@ -293,66 +192,6 @@ def test_api_key(settings: Settings) -> None:
             assert client.post("/classify", content=RED, headers=PNG | headers).status_code == 200
         for path in ("/", "/openapi.json", "/health/live", "/health/ready"):
             assert client.get(path).status_code == 200
-
-
-# What the service says of itself -------------------------------------------------------------------------------------
-
-
-def test_model_summary(client: TestClient, tiny_bundle: Path) -> None:
-    summary = client.get("/model").json()
-    manifest = bundle.read(tiny_bundle)
-    assert (summary["sha256"], summary["classes"]) == (manifest.sha256, list(tiny.CLASSES))
-    assert summary["operating_points"]["id95"]["group_thresholds"] == {"many": -5.5, "medium": -5.25, "few": -5.0}
-    assert summary["operating_points"]["id95"]["group_cost"]["calibration"]["id_rejected"] == 0.05
-    assert (summary["operating_point"], summary["threshold_scope"]) == ("id95", "group")
-    assert summary["examples"] == ["blue.png", "red.png"]
-    assert client.get("/model/examples/red.png").content == (tiny_bundle / "examples/red.png").read_bytes()
-
-
-def test_model_classes(client: TestClient) -> None:
-    answer = client.get("/model/classes").json()
-    assert [(c["name"], c["group"], c["train_count"]) for c in answer["classes"]] == [
-        ("red", "many", 1000), ("green", "medium", 100), ("blue", "few", 10),
-    ]  # fmt: skip
-    few = answer["groups"]["few"]
-    assert (few["classes"], few["accuracy"], few["calibration_id_rejected"]) == (1, pytest.approx(0.7), 0.06)
-    assert few["calibration_outliers_caught"] is None
-
-
-def test_page_is_self_contained(client: TestClient) -> None:
-    response = client.get("/")
-    assert response.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in response.headers["content-security-policy"]
-    assert "http://" not in response.text
-    assert "https://" not in response.text
-    assert '<html lang="en">' in response.text
-
-
-def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) -> None:
-    content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
-    assert content["multipart/form-data"]["schema"]["required"] == ["file"]
-    assert "image/jpeg" in content
-    assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
-        "top_k", "operating_point", "thresholds",
-    }  # fmt: skip
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            assert "500" in operation["responses"], (path, method)
-            for status, response in operation["responses"].items():
-                if int(status) >= 400:
-                    example = response["content"]["application/problem+json"]["example"]
-                    assert Problem.model_validate(example, extra="forbid").status == int(status)
-    Answer.model_validate(document["components"]["schemas"]["Answer"]["examples"][0], extra="forbid")
-    assert "HTTPValidationError" not in document["components"]["schemas"]
-    assert "Problem" in document["components"]["schemas"]
-
-
-def test_several_applications_in_one_process(settings: Settings) -> None:
-    with TestClient(service.app.create_app(settings)) as one, TestClient(service.app.create_app(settings)) as two:
-        one.post("/classify", content=RED, headers=PNG)
-        line = 'tailguard_decisions_total{class="red",decision="accept",group="many"}'
-        assert f"{line} 1.0" in one.get("/metrics").text
-        assert f"{line} 0.0" in two.get("/metrics").text
 
 
 # A start that fails --------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+# make serve: the service on the embedded bundle. make test: everything CI tests. Both start from Python 3.11 alone.
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUN := runs/digits
+BUNDLES ?= runs/models
+
+.PHONY: serve test lint train-digits clean
+
+serve: .venv/.serve
+	$(BIN)/python -m service serve
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy service training
+
+# The whole way on scikit-learn's digits: train, evaluate, calibrate, export, serve, decide.
+train-digits: .venv/.dev
+	rm -rf $(RUN) $(BUNDLES)/digits
+	$(BIN)/python -m training train --dataset digits --imbalance 10 --width 16 --batch-images 32 \
+		--stage2-batch-images 32 --epochs 30 --stage2-epochs 5 --calibration-fraction 0.2 --out $(RUN)
+	$(BIN)/python -m training evaluate $(RUN)
+	$(BIN)/python -m training calibrate $(RUN)
+	$(BIN)/python -m training export $(RUN) --out $(BUNDLES)
+	$(BIN)/python -m service inspect $(BUNDLES)/digits/1
+	$(BIN)/python tests/serve_once.py $(BUNDLES)/digits/1
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch's default wheel for Linux brings gigabytes of CUDA; where there is a CPU wheel, it is found by its version.
+.venv/.serve: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu]'
+	touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,train,dev]'
+	touch $@ .venv/.serve
