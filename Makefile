@@ -26,7 +26,7 @@ train-digits: .venv/.dev
 	$(BIN)/python -m training calibrate $(RUN)
 	$(BIN)/python -m training export $(RUN) --out $(BUNDLES)
 	$(BIN)/python -m service inspect $(BUNDLES)/digits/1
-	$(BIN)/python tests/serve_once.py $(BUNDLES)/digits/1
+	$(BIN)/python -m tests.live $(BUNDLES)/digits/1
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

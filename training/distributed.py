@@ -3,7 +3,7 @@
 Shared, and why:
 - BatchNorm statistics: in-distribution images and outliers are normalised jointly (REFERENCE A4), over the whole batch.
 - Projected features: the contrastive term compares every tail image with every outlier of the whole batch.
-- Gradients: averaged, in one flat buffer.
+- Gradients and losses: averaged, in one flat buffer; each process's loss is the mean over its own share.
 Every process draws the whole batch from the same generator and keeps its own share.
 """
 
@@ -87,7 +87,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         y = x.float()
         moments = torch.stack([y.mean(dim=(0, 2, 3)), y.square().mean(dim=(0, 2, 3))])
         mean, square = _Sum.apply(moments / world())  # type: ignore[no-untyped-call]
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp(min=0)  # rounding can fall below 0
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world()
             assert self.running_mean is not None
@@ -111,19 +111,20 @@ def synchronise_norms(network: nn.Module) -> None:
                 module.__class__ = SyncBatchNorm
 
 
-def average_gradients(parameters: list[nn.Parameter], flag: bool) -> bool:
-    """Average the gradients over processes; returns whether `flag` was set on any of them."""
+def average(parameters: list[nn.Parameter], losses: dict[str, Tensor], flag: bool) -> tuple[dict[str, Tensor], bool]:
+    """Average the gradients over processes, in place; returns the average losses and whether any process set `flag`."""
+    losses = {name: value.detach() for name, value in losses.items()}
     if world() == 1:
-        return flag
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients] + [gradients[0].new_full((1,), float(flag))])
+        return losses, flag
+    shared = [p.grad for p in parameters if p.grad is not None] + [torch.stack([*losses.values()])]
+    flat = torch.cat([t.reshape(-1) for t in shared] + [shared[0].new_full((1,), float(flag))])
     dist.all_reduce(flat)
     flat /= world()
     start_at = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start_at : start_at + gradient.numel()].view_as(gradient))
-        start_at += gradient.numel()
-    return bool(flat[-1] > 0)
+    for tensor in shared:
+        tensor.copy_(flat[start_at : start_at + tensor.numel()].view_as(tensor))
+        start_at += tensor.numel()
+    return dict(zip(losses, shared[-1].unbind(), strict=True)), bool(flat[-1] > 0)
 
 
 def launched() -> bool:

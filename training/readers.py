@@ -4,6 +4,8 @@ Every reader checks what it read: a DataError names the file, what is wrong with
 """
 
 import pickle
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,10 @@ def cifar(folder: Path, *, hundred: bool) -> tuple[ImageSet, ImageSet]:
         raise DataError(f"{folder} is not a folder: --data must name CIFAR's python files")
     meta_file, names_key = ("meta", "fine_label_names") if hundred else ("batches.meta", "label_names")
     names = _unpickle(folder / meta_file).get(names_key)
-    if not isinstance(names, list) or len(set(names)) != len(names) or not names:
+    strings = isinstance(names, list) and all(isinstance(n, str) for n in names)
+    if not strings or not names or len(set(names)) < len(names):
         raise DataError(f"{folder / meta_file}: {names_key} must be a list of different names, not {names!r:.80}")
-    classes = tuple(map(str, names))
+    classes = tuple(names)
     key = "fine_labels" if hundred else "labels"
     parts = ["train"] if hundred else [f"data_batch_{i}" for i in range(1, 6)]
     train = [_cifar_part(folder / part, key, classes) for part in parts]
@@ -148,13 +151,16 @@ def array_or_folder(path: Path, size_px: int) -> Pixels:
     if not path.is_file():
         raise DataError(f"{path} is missing: name a .npy or .npz array, or a folder of images")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            if len(loaded.files) != 1 and "images" not in loaded.files:
-                raise DataError(f"{path} holds {loaded.files}: name the array of images 'images'")
-            loaded = loaded["images" if "images" in loaded.files else loaded.files[0]]
-    except (OSError, ValueError, EOFError) as error:
-        raise error if isinstance(error, DataError) else DataError(f"{path} is no numpy array ({error})") from error
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                if len(loaded.files) != 1 and "images" not in loaded.files:
+                    raise DataError(f"{path} holds {loaded.files}: name the array of images 'images'")
+                loaded = loaded["images" if "images" in loaded.files else loaded.files[0]]
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is no numpy array ({error})") from error
     if loaded.dtype != np.uint8 or loaded.ndim != 4 or loaded.shape[3] != 3 or len(loaded) == 0:
         raise DataError(f"{path} must be uint8 [N, H, W, 3] with N > 0, not {loaded.dtype} {list(loaded.shape)}")
     if loaded.shape[1:3] == (size_px, size_px):

@@ -155,11 +155,10 @@ class Loop:
                 for step, batch in enumerate(batches.epoch(epoch, first_step), start=first_step):
                     parts = losses(batch)
                     parts["loss"].backward()  # type: ignore[no-untyped-call]
-                    stopping = distributed.average_gradients(parameters, self.stopping)
+                    parts, stopping = distributed.average(parameters, parts, self.stopping)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                    with torch.no_grad():
-                        sums = {name: sums.get(name, 0) + part.detach() for name, part in parts.items()}
+                    sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
                     seen += 2 * len(batch.images) + len(batch.outliers) if self.stage == "stage1" else len(batch.images)
                     bar.update()
                     if step % 10 == 9 or step + 1 == batches.steps:
@@ -257,6 +256,7 @@ class _interruptible:
         return self._watch
 
     def _watch(self, loop: Loop) -> Loop:
+        loop.stopping = self.loop is not None and self.loop.stopping  # asked for while the last loop was ending
         self.loop = loop
         return loop
 

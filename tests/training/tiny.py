@@ -1,0 +1,70 @@
+"""Data and settings small enough that a run takes a second: what several test files train on."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training import checkpoint
+from training.config import Config
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+GOLDEN = SHARED / "golden" / "pascl.json"
+NAMES_10 = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def config(**changes: Any) -> Config:
+    """Digits at imbalance 10 (344 training images, 10 steps of 32), width 2, one thread."""
+    settings: dict[str, Any] = {
+        "dataset": "digits", "imbalance": 10, "width": 2, "epochs": 2, "batch_images": 32, "stage2_epochs": 1,
+        "stage2_batch_images": 64, "device": "cpu", "precision": "fp32", "threads": 1, "method": "pascl-abf",
+    }  # fmt: skip
+    return Config(**settings | changes)
+
+
+def options(settings: Config) -> list[str]:
+    """The same settings on the command line."""
+    given = settings.model_dump(mode="json", exclude_unset=True)
+    return [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """History and every weight of two finished runs are bit-identical."""
+    a, b = checkpoint.load(one), checkpoint.load(two)
+    assert a["stage"] == b["stage"] == "done"
+    assert a["history"] == b["history"]
+    for key in ("network", "branch"):
+        assert (a.get(key) is None) == (b.get(key) is None)
+        if a.get(key) is not None:
+            assert_same_weights(a[key], b[key])
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    differ = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not differ
+
+
+def cifar_rows(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, 32, 32, 3] → CIFAR's [N, 3072]: all red, then all green, then all blue."""
+    return np.concatenate([images[..., channel].reshape(len(images), -1) for channel in range(3)], axis=1)
+
+
+def dump(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def write_cifar10(folder: Path, *, per_batch: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10's seven files with random pixels; labels run 0, 1, … 9, 0, … Returns (images, labels) of train + test."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (6 * per_batch, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(6 * per_batch) % 10
+    files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for i, name in enumerate(files):
+        part = slice(i * per_batch, (i + 1) * per_batch)
+        dump(folder / name, {"data": cifar_rows(images[part]), "labels": labels[part].tolist(), "batch_label": name})
+    dump(folder / "batches.meta", {"label_names": NAMES_10})
+    return images, labels
