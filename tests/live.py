@@ -1,7 +1,7 @@
 """A real service process and a real client: does a served bundle decide as its manifest claims?
 
-    python -m tests.live BUNDLE                                  # a digits bundle: test digits and the unseen nines
-    python -m tests.live BUNDLE --cifar DIR --ood DIR_OF_ARRAYS  # every CIFAR-10 test image and OOD set over HTTP
+python -m tests.live BUNDLE                                  # a digits bundle: test digits and the unseen nines
+python -m tests.live BUNDLE --cifar DIR --ood DIR_OF_ARRAYS  # every CIFAR-10 test image and OOD set over HTTP
 """
 
 import argparse

@@ -26,7 +26,8 @@ class Config(BaseModel):
 
     method: str = "pascl-abf"
     """A row of METHODS; see `python -m training methods`."""
-    width: int = Field(default=64, ge=1)
+    # below 8, oneDNN on a CPU with AVX2 writes past a buffer in backward: github.com/uxlfoundation/oneDNN/issues/6035
+    width: int = Field(default=64, ge=8)
     """Channels of the first stage; 64 is ResNet-18."""
     outlier_weight: float | None = Field(default=None, ge=0)
     """λ1; not given: the method's."""

@@ -1,5 +1,6 @@
 """Networks → one ONNX graph → a bundle, its thresholds calibrated on that very graph."""
 
+import copy
 import io
 import logging
 import tempfile
@@ -57,7 +58,8 @@ def fold_norms(trunk: Trunk) -> None:
 
 
 def to_onnx(module: Deployed, size_px: int) -> bytes:
-    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores. Folds norms in place."""
+    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores."""
+    module = copy.deepcopy(module)
     for trunk in (module.scoring.trunk, module.trunk):
         if trunk is not None:
             fold_norms(trunk)

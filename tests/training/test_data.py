@@ -124,7 +124,13 @@ def test_load_digits():
     assert len(found.calibration_outliers) == 17
     assert list(found.ood) == ["nine"]
     assert not found.flip  # a mirrored digit is another one
-    parts = (found.train.images, found.calibration.images, found.test.images, found.outliers, found.calibration_outliers)
+    parts = (
+        found.train.images,
+        found.calibration.images,
+        found.test.images,
+        found.outliers,
+        found.calibration_outliers,
+    )
     seen = [{i.tobytes() for i in part} for part in parts]
     assert len(set().union(*seen)) == sum(map(len, seen))
 

@@ -1,0 +1,127 @@
+"""The generated parts of README.md: `python -m tests.readme` writes them, tests/test_readme.py checks them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.bundle import Manifest, read
+from tests import live
+
+README = live.ROOT / "README.md"
+BUNDLE = live.ROOT / "models" / "cifar10-lt" / "1"
+EXAMPLE = "models/cifar10-lt/1/examples/ship.png"
+VOLATILE = ("request_id", "stage_times")
+
+
+def answer(url: str) -> dict[str, Any]:
+    """The real answer to the request that the README shows."""
+    with (live.ROOT / EXAMPLE).open("rb") as file:
+        body: dict[str, Any] = httpx.post(f"{url}/classify?top_k=2", files={"file": file}, timeout=60).json()
+    return body
+
+
+def answer_block(url: str) -> str:
+    shown = json.dumps(answer(url), indent=2)
+    return f"```console\ncurl -F file=@{EXAMPLE} '127.0.0.1:8000/classify?top_k=2'\n```\n\n```json\n{shown}\n```"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def results_block(manifest: Manifest) -> str:
+    e, point = manifest.evaluation, manifest.operating_points["id95"]
+    grouped, single = point.group_cost.test, point.global_cost.test
+    assert grouped is not None
+    assert single is not None
+    lines = [
+        f"| CIFAR-10 test ({e['images']:,} images), `id95` | all | many | medium | few |",
+        "|---|---|---|---|---|",
+        f"| accuracy | {percent(e['accuracy'])} | "
+        + " | ".join(percent(e["group_accuracy"][g]) for g in ("many", "medium", "few"))
+        + " |",
+    ]
+    for name, cost in (("by group (default)", grouped), ("one global", single)):
+        by = " | ".join(percent(cost.id_rejected_by_group[g]) for g in ("many", "medium", "few"))
+        lines.append(f"| rejected, thresholds {name} | {percent(cost.id_rejected)} | {by} |")
+    lines += [
+        "",
+        "| OOD set | images | rejected at `id95` | AUROC | AUPR | FPR95 | FPR95 (ID) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in e["ood"].items():
+        cells = [percent(r["rejected"]["id95"])] + [
+            percent(r[k]) for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")
+        ]
+        lines.append(f"| {name} | {r['images']:,} | " + " | ".join(cells) + " |")
+    mean = [percent(e["mean"][k]) for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
+    lines.append(
+        f"| mean, unweighted | {e['mean']['images']:,} | {percent(grouped.outliers_caught)} | "
+        + " | ".join(mean)
+        + " |"
+    )
+    return "\n".join(lines)
+
+
+def candidates_block(manifest: Manifest) -> str:
+    rows = manifest.evaluation["candidates"]
+    names = {
+        "name": "run", "width": "width", "passes": "passes", "int8_bytes": "int8 KB", "ms_per_image": "ms/image",
+        "accuracy": "ACC", "mean_class_accuracy": "class mean ACC", "auroc": "AUROC", "fpr95": "FPR95",
+    }  # fmt: skip
+
+    def cell(key: str, value: Any) -> str:
+        if key == "int8_bytes":
+            return f"{value / 1000:.0f}"
+        return percent(value) if key in ("accuracy", "mean_class_accuracy", "auroc", "fpr95") else str(value)
+
+    lines = ["| " + " | ".join(names.values()) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cell(k, r[k]) for k in names) + " |" for r in rows]
+    return "\n".join(lines)
+
+
+def tree_block() -> str:
+    """One line per file: the first line of its docstring."""
+    lines = ["```text"]
+    for folder in ("service", "training"):
+        lines.append(f"{folder}/")
+        for path in sorted((live.ROOT / folder).glob("*.py")):
+            doc = re.match(r'"""(.+)', path.read_text(encoding="utf-8"))
+            said = doc[1].removesuffix('"""').split(". ")[0].rstrip(".") if doc else ""
+            lines.append(f"  {path.name:18} {said}")
+    lines += ["models/              bundles: <name>/<version>/{model.onnx, manifest.json, CARD.md, examples/}"]
+    lines += ["tests/               mirrors the modules; test_end_to_end.py goes the whole way", "```"]
+    return "\n".join(lines)
+
+
+def blocks(url: str) -> dict[str, str]:
+    manifest = read(BUNDLE)
+    return {
+        "answer": answer_block(url), "results": results_block(manifest),
+        "candidates": candidates_block(manifest), "tree": tree_block(),
+    }  # fmt: skip
+
+
+def parts(text: str) -> dict[str, str]:
+    """The generated parts as they stand in the README."""
+    found = re.findall(r"<!-- generated: (\w+) -->\n(.*?)\n?<!-- /generated -->", text, re.DOTALL)
+    return dict(found)
+
+
+def fill(text: str, content: dict[str, str]) -> str:
+    for name, block in content.items():
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)", re.DOTALL)
+        text = pattern.sub(lambda m, b=block: m[1] + b + "\n" + m[2], text)  # type: ignore[misc]
+    return text
+
+
+def main() -> None:
+    with live.serving(BUNDLE) as url:
+        README.write_text(fill(Path(README).read_text(encoding="utf-8"), blocks(url)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
