@@ -56,7 +56,7 @@ class OnRun(BaseModel):
     run: CliPositionalArg[Path]
     """Folder of a finished run."""
     ood: list[Path] = []
-    """OOD test sets: arrays, folders of images, or a folder of arrays; not given: those of the last `evaluate`."""
+    """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
     score: str | None = None
     """Which score decides; not given: the method's."""
 
@@ -131,17 +131,22 @@ class Export(OnRun):
     """Name of the bundle; not given: the data set's."""
     version: str = "1"
     precision: Literal["fp32", "int8"] = "int8"
+    examples: Path | None = None
+    """Folder of image files that travel in the bundle and are checked at load; not given: drawn ones."""
     candidates: Path | None = None
     """JSON written by `pareto`, to be shown in the card."""
 
     def cli_cmd(self) -> None:
-        from training import export
+        from training import export, readers
 
         run, data, ood, _ = self.prepare()
         calibration = calibrated(self.run)
         target = self.out / (self.name or run.config.dataset) / self.version
         rows = json.loads(self.candidates.read_text()) if self.candidates else None
-        manifest = export.export(run, data, ood, calibration, target, precision=self.precision, candidates=rows)
+        images = {p.name: p.read_bytes() for p in readers.image_files(self.examples)} if self.examples else None
+        manifest = export.export(
+            run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images
+        )
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
 

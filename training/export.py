@@ -23,6 +23,7 @@ from service.bundle import Input
 from service.images import load as load_image
 from training import calibrate, card, examples
 from training.checkpoint import Run
+from training.config import Config
 from training.data import Data
 from training.evaluate import Json
 from training.measure import measure
@@ -177,11 +178,13 @@ def build(run: Run, data: Data, temperature: float, precision: str, points: Json
     return graph, record
 
 
-def golden_examples(graph: bytes, shape: Input, classes: tuple[str, ...]) -> tuple[dict[str, bytes], list[Json]]:
-    """(files, golden records) of the drawn example images, through the very functions of the service."""
+def golden_examples(
+    graph: bytes, shape: Input, classes: tuple[str, ...], images: dict[str, bytes]
+) -> tuple[dict[str, bytes], list[Json]]:
+    """(files, golden records) of example images by name, through the very functions of the service."""
     files, golden = {}, []
     predict = onnx_predict(graph)
-    for name, content in examples.draw().items():
+    for name, content in images.items():
         pixels = load_image(content, shape, max_pixels=MAX_PIXELS).pixels
         out = predict(pixels[None])
         files[f"examples/{name}"] = content
@@ -198,21 +201,25 @@ def golden_examples(graph: bytes, shape: Input, classes: tuple[str, ...]) -> tup
 
 def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
-    candidates: list[Json] | None = None,
+    candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None,
 ) -> bundle.Manifest:  # fmt: skip
-    """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing."""
+    """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
+
+    `example_images` (name → content of an image file) become the golden examples; not given: the drawn ones.
+    Raises ExportError when `out` exists or torch and ONNX decide differently.
+    """
     if out.exists():
         raise ExportError(f"{out} exists already: choose another version, or remove it first")
     score, temperature = calibration["score"], calibration["temperature"]
     graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score)
     measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
-    evaluation = measured["evaluation"] | {"parity": parity, "recipe": run.config.model_dump(mode="json")}
+    evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
     if precision == "int8":
         evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
     if candidates:
         evaluation["candidates"] = candidates
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
-    files, golden = golden_examples(graph, shape, run.classes)
+    files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw())
     files[bundle.GRAPH_FILE] = graph
     fields = measured | {
         "name": out.parent.name,
@@ -240,6 +247,12 @@ def export(
     files |= card.plots(draft)
     files["CARD.md"] = card.render(draft).encode()
     return bundle.write(out, fields, files)
+
+
+def recipe(config: Config) -> Json:
+    """The settings that made the model; of paths only the name, of the machine nothing."""
+    kept = config.model_dump(mode="json", exclude={"data", "device", "threads", "checkpoint_epochs", "stage1_from"})
+    return kept | {"outliers": config.outliers.name if config.outliers else None}
 
 
 def compare(full: Json, int8: Json, parity: Json) -> Json:

@@ -14,7 +14,7 @@ from training.config import Config
 
 
 def norm_step(batch: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Forward, backward and running statistics of a BatchNorm over this process's share of `batch` (all of it alone)."""
+    """Forward, backward and running statistics of a BatchNorm over this process's share of `batch`."""
     network = nn.Sequential(nn.BatchNorm2d(batch.shape[1]))
     with torch.no_grad():
         network[0].weight.copy_(torch.linspace(0.5, 1.5, batch.shape[1]))

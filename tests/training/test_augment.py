@@ -18,7 +18,7 @@ def pixels(n, size=6, seed=0):
 
 
 def window_of(image, view, padding):
-    """(row, column, mirrored) of the one window of the padded image that is `view`; None when there is not exactly one."""
+    """(row, column, mirrored) of the one window of the padded image that is `view`; or None."""
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     height, width, _ = image.shape
     found = []
@@ -97,7 +97,7 @@ def test_hue_against_colorsys():
 
 
 def jitter_of_image(image, draws, order):
-    """torchvision's ColorJitter(.4, .4, .4, .1) with p = .8, then RandomGrayscale(.2): [3, H, W] in float64, per pixel."""
+    """torchvision's ColorJitter(.4, .4, .4, .1) with p = .8, then RandomGrayscale(.2): [3, H, W] in float64."""
     luma = np.array([0.299, 0.587, 0.114])
     applied, brightness, contrast, saturation, hue, turned_grey = draws
     factors = [0.6 + 0.8 * u for u in (brightness, contrast, saturation)]

@@ -16,10 +16,11 @@ NAMES_10 = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship
 
 
 def config(**changes: Any) -> Config:
-    """Digits at imbalance 10, half of them for calibration: 191 training images, 5 steps of 32; the least width there is."""
+    """Digits at imbalance 10, half of them for calibration: 191 training images, 5 steps of 32; the least width."""
     settings: dict[str, Any] = {
         "dataset": "digits", "imbalance": 10, "width": 8, "epochs": 2, "batch_images": 32, "stage2_epochs": 1,
-        "stage2_batch_images": 64, "device": "cpu", "precision": "fp32", "threads": 1, "method": "pascl-abf", "calibration_fraction": 0.5,
+        "stage2_batch_images": 64, "device": "cpu", "precision": "fp32", "threads": 1, "method": "pascl-abf",
+        "calibration_fraction": 0.5,
     }  # fmt: skip
     return Config(**settings | changes)
 
@@ -58,7 +59,7 @@ def dump(path: Path, content: object) -> None:
 
 
 def write_cifar10(folder: Path, *, per_batch: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10's seven files with random pixels; labels run 0, 1, … 9, 0, … Returns (images, labels) of train + test."""
+    """CIFAR-10's files with random pixels; labels run 0, 1, … 9, 0, … Returns (images, labels) of train + test."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (6 * per_batch, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(6 * per_batch) % 10

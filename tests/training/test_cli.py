@@ -1,0 +1,207 @@
+"""The commands: what they refuse and what they say to do instead."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from training import __main__ as commands
+from training import checkpoint
+from training.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Give the commands these arguments; (exit status, everything printed)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["python -m training", *map(str, arguments)])
+        status, message = 0, ""
+        try:
+            commands.main()
+        except SystemExit as stop:
+            status, message = (stop.code, "") if isinstance(stop.code, int | None) else (1, str(stop.code))
+        printed = capfd.readouterr()
+        return status or 0, "\n".join((message, printed.out, printed.err))
+
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished run of one's own."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# ---- Options ----
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "calibrate", "export", "bench"])
+def test_unknown_option_is_named(run, command, tmp_path):
+    positional = [] if command in ("train", "bench") else [tmp_path]
+    status, printed = run(command, *positional, "--widht", "8")
+    assert status != 0
+    assert "--widht" in printed
+
+
+def test_unknown_option_of_the_real_command():
+    command = [sys.executable, "-m", "training", "train", "--lerning-rate", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "--lerning-rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--width", "4"], "width"), (["--imbalance", "0.5"], "imbalance"), (["--dataset", "mnist"], "dataset"),
+        (["--calibration-fraction", "1"], "calibration-fraction"), (["--epochs", "many"], "epochs"),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_named(run, given, named, tmp_path):
+    status, printed = run("train", *given, "--out", tmp_path / "run")
+    assert status != 0
+    assert named in printed.replace("_", "-")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_command(run):
+    status, printed = run("trian")
+    assert status != 0
+    assert "trian" in printed
+
+
+def test_unknown_method(run, tmp_path):
+    status, printed = run("train", "--dataset", "digits", "--method", "pscl", "--out", tmp_path / "run")
+    assert status == 1
+    assert "error: there is no method 'pscl'; the methods are msp, oe, pascl" in printed
+
+
+def test_missing_data(run, tmp_path):
+    status, printed = run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert status == 1
+    assert "nowhere is not a folder: --data must name CIFAR's python files" in printed
+    assert "Traceback" not in printed
+
+
+def test_methods_lists_every_row(run):
+    status, printed = run("methods")
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
+    assert status == 0
+    assert list(lines) == list(METHODS)
+    for name, method in METHODS.items():
+        assert method.paper in lines[name]
+        assert ("no outliers" in lines[name]) == (not method.needs_outliers)
+        assert ("2 passes" in lines[name]) == (method.stage2 is not None and method.stage2.passes == 2)
+
+
+# ---- Training and resuming ----
+
+
+def test_train_writes_the_settings_given(run, finished, tmp_path):
+    status, printed = run("train", *tiny.options(tiny.config()), "--out", tmp_path / "run")
+    assert status == 0, printed
+    assert f"trained: {tmp_path / 'run'}" in printed
+    tiny.assert_same_run(finished, tmp_path / "run")
+    made_by = checkpoint.load(tmp_path / "run")["provenance"]
+    assert made_by["command"].startswith("python -m training train --dataset digits --imbalance 10")
+
+
+def test_existing_run_is_refused(run, copied):
+    status, printed = run("train", *tiny.options(tiny.config()), "--out", copied)
+    assert status == 1
+    assert f"{copied} holds a run: --resume it, or choose another --out" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [(["--seed", "3"], "seed 0; 3"), (["--learning-rate", "0.5"], "learning_rate 0.001; 0.5"),
+                         (["--method", "oe"], "method 'pascl-abf'; 'oe'")]
+)  # fmt: skip
+def test_resuming_with_another_setting_is_refused(run, copied, given, named):
+    before = (copied / checkpoint.CHECKPOINT_FILE).read_bytes()
+    status, printed = run("train", "--out", copied, "--resume", *given)
+    assert status == 1
+    assert f"--resume keeps the run's {named} was given" in printed
+    assert (copied / checkpoint.CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_resuming_takes_the_settings_of_the_run(run, finished, copied):
+    # the same again, and how the machine is used, may be given
+    status, printed = run("train", "--out", copied, "--resume", "--seed", "0", "--device", "cpu", "--threads", "1")
+    assert status == 0, printed
+    tiny.assert_same_run(finished, copied)
+
+
+def test_nothing_to_resume(run, tmp_path):
+    status, printed = run("train", "--out", tmp_path, "--resume")
+    assert status == 1
+    assert "checkpoint.pt does not exist" in printed
+
+
+# ---- Commands out of order ----
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "export"])
+def test_no_run(run, command, tmp_path):
+    status, printed = run(command, tmp_path / "nowhere")
+    assert status == 1
+    assert "nowhere/checkpoint.pt does not exist: name the folder of a run (train --out)" in printed
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "export"])
+def test_run_has_not_finished(run, copied, command):
+    checkpoint.save(copied, checkpoint.load(copied) | {"stage": "stage2", "epoch": 0})
+    status, printed = run(command, copied)
+    assert status == 1
+    assert f"{copied} has not finished (stage stage2, epoch 0)" in printed
+    assert f"python -m training train --out {copied} --resume" in printed
+
+
+def test_export_before_calibrate(run, copied, tmp_path):
+    status, printed = run("export", copied, "--out", tmp_path / "models")
+    assert status == 1
+    assert f"calibration.json does not exist: python -m training calibrate {copied}" in printed
+    assert not (tmp_path / "models").exists()
+
+
+def test_unknown_score(run, copied):
+    status, printed = run("evaluate", copied, "--score", "mahalanobis")
+    assert status == 1
+    assert "--score 'mahalanobis' is none of energy, msp" in printed
+
+
+def test_calibrate_without_calibration_images(run, tmp_path):
+    settings = tiny.config(calibration_fraction=0, epochs=1, method="msp", batch_images=128)
+    assert run("train", *tiny.options(settings), "--out", tmp_path / "run")[0] == 0
+    status, printed = run("calibrate", tmp_path / "run")
+    assert status == 1
+    assert "no calibration images: train with --calibration-fraction above 0" in printed
+
+
+# ---- In order ----
+
+
+def test_evaluate_and_calibrate(run, copied):
+    status, printed = run("evaluate", copied)
+    assert status == 0, printed
+    results = json.loads((copied / commands.RESULTS_FILE).read_text())
+    assert f"accuracy {results['accuracy']:.2%}" in printed
+    assert f"AUROC {results['ood']['nine']['auroc']:.2%}" in printed
+    assert (results["method"], results["seed"]) == ("pascl-abf", 0)
+    assert results["provenance"]["training"]["commit"]
+    assert results["images"] == 478
+    status, printed = run("calibrate", copied)
+    assert status == 0, printed
+    record = json.loads((copied / commands.CALIBRATION_FILE).read_text())
+    assert f"temperature {record['temperature']:.3f}, deciding score msp" in printed
+    assert list(record["operating_points"]) == ["id95", "ood95"]
+    # probabilities differ by the temperature alone, scores not at all
+    assert record["evaluation"]["accuracy"] == results["accuracy"]
+    assert record["evaluation"]["ood"]["nine"]["auroc"] == results["ood"]["nine"]["auroc"]
