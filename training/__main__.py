@@ -67,6 +67,7 @@ class OnRun(BaseModel):
 
         run = checkpoint.trained(self.run)
         loaded = data.load(run.config)
+        checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
         paths = self.ood
         if not paths and (self.run / RESULTS_FILE).is_file():
             paths = [Path(p) for p in json.loads((self.run / RESULTS_FILE).read_text())["ood_paths"]]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from training.config import Config
+from training.data import Data
 from training.methods import Method, find
 from training.network import Network
 
@@ -21,8 +22,11 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     """Write the checkpoint to a temporary name and rename it, so that a kill at any moment leaves a whole one."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CHECKPOINT_FILE}.{os.getpid()}"
-    torch.save(state, temporary)
-    os.replace(temporary, folder / CHECKPOINT_FILE)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, folder / CHECKPOINT_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -76,6 +80,21 @@ def trained(folder: Path) -> Run:
         folder, config, method, tuple(state["classes"]), state["train_counts"], networks[0], networks[1],
         state["provenance"], state["history"],
     )  # fmt: skip
+
+
+def require_same_data(where: Path, classes: list[str], train_counts: list[int], data: Data) -> None:
+    """ValueError when the classes, their order or their counts are not those that a run was trained on."""
+    now = list(data.train.classes)
+    if classes != now:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(classes, now, strict=False)) if a != b), min(len(classes), len(now))
+        )
+        raise ValueError(
+            f"{where} was trained on other classes, or on the same in another order: class {at} was "
+            f"{classes[at : at + 1]}, the data say {now[at : at + 1]}; restore the data it was trained on"
+        )
+    if train_counts != data.train.counts.tolist():
+        raise ValueError(f"{where} was trained on other images: the counts of its classes differ from the data's")
 
 
 STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}

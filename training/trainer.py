@@ -204,8 +204,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         raise ValueError(f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp")
     if resume:
         state = checkpoint.load(out)
-        if state["classes"] != list(data.train.classes) or state["train_counts"] != data.train.counts.tolist():
-            raise ValueError(f"the data are not those {out} was trained on: classes or counts differ")
+        checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
     else:
         state = {
             "config": config.model_dump(mode="json"), "stage": "stage1", "epoch": 0, "step": 0, "history": [],

@@ -205,3 +205,13 @@ def test_evaluate_and_calibrate(run, copied):
     # probabilities differ by the temperature alone, scores not at all
     assert record["evaluation"]["accuracy"] == results["accuracy"]
     assert record["evaluation"]["ood"]["nine"]["auroc"] == results["ood"]["nine"]["auroc"]
+
+
+def test_class_names_in_another_order_are_refused(run, copied):
+    state = checkpoint.load(copied)
+    state["classes"][0], state["classes"][1] = state["classes"][1], state["classes"][0]
+    checkpoint.save(copied, state)
+    status, printed = run("evaluate", copied)
+    assert status != 0
+    assert "in another order: class 0 was ['1'], the data say ['0']" in printed
+    assert not (copied / commands.RESULTS_FILE).exists()

@@ -218,7 +218,7 @@ def test_nothing_to_resume(tmp_path):
 
 def test_resuming_with_other_data(finished, tmp_path):
     checkpoint.save(tmp_path, checkpoint.load(finished))
-    with pytest.raises(ValueError, match=r"the data are not those .* was trained on"):
+    with pytest.raises(ValueError, match="was trained on other images"):
         trainer.train(tiny.config(imbalance=5), tmp_path, resume=True)
 
 
