@@ -1,6 +1,6 @@
 """One of the processes that test_distributed starts: SyncBatchNorm on its half of a batch, then a whole run.
 
-    torchrun --nproc-per-node 2 distributed_worker.py OUT SETTINGS.json
+torchrun --nproc-per-node 2 distributed_worker.py OUT SETTINGS.json
 """
 
 import sys
