@@ -179,7 +179,8 @@ class Bench(BaseModel):
     """The trainer's images/s against a bare loop's, measured in one run."""
 
     width: int = 64
-    batch_images: int = 256
+    batch_images: int = 64
+    """In-distribution images per step, as in `train`: a step is three times as many."""
     device: str = "auto"
     threads: int | None = None
     steps: Annotated[int, Field(ge=1)] = 2

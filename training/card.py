@@ -11,6 +11,7 @@ from typing import Any
 
 from service.bundle import Cost, Manifest
 from training.card_plots import GROUPS, RELIABILITY_PLOT, SCORES_PLOT, plots
+from training.config import Config
 
 __all__ = ["plots", "render"]
 
@@ -66,6 +67,7 @@ def _ingredients(m: Manifest) -> Iterable[str]:
     trained = sum(c.train_count for c in m.classes)
     yield _pairs({"dataset": m.provenance.dataset, "training images of all classes": trained, **given})
     yield "## Recipe"
+    yield _against_the_paper(recipe)
     yield _pairs({"method": m.provenance.method, **{k: _cell(k, v) for k, v in recipe.items()}})
 
 
@@ -184,6 +186,17 @@ def _provenance(m: Manifest) -> Iterable[str]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _against_the_paper(recipe: Mapping[str, Any]) -> str:
+    """Where a run stayed below the recipe of PASCL, the defaults of Config."""
+    paper = Config().model_dump()
+    keys = ("width", "epochs", "batch_images", "stage2_epochs")
+    differ = [k for k in keys if recipe.get(k) not in (None, paper[k])]
+    other = [f"{k.replace('_', ' ')} {recipe[k]} instead of {paper[k]}" for k in differ]
+    if not other:
+        return "PASCL's own sizes and lengths (Wang et al. 2022)."
+    return f"Not PASCL's own sizes and lengths (Wang et al. 2022), but what the machine afforded: {', '.join(other)}."
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
