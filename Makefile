@@ -18,14 +18,13 @@ lint: .venv/.dev
 	$(BIN)/mypy service training
 
 # The whole way on scikit-learn's digits: train, evaluate, calibrate, export, serve, decide.
-train-digits: .venv/.dev
+train-digits: .venv/.train
 	rm -rf $(RUN) $(BUNDLES)/digits
 	$(BIN)/python -m training train --dataset digits --imbalance 10 --width 16 --batch-images 32 \
-		--stage2-batch-images 32 --epochs 30 --stage2-epochs 5 --calibration-fraction 0.2 --out $(RUN)
+		--stage2-batch-images 32 --epochs 20 --stage2-epochs 5 --calibration-fraction 0.2 --out $(RUN)
 	$(BIN)/python -m training evaluate $(RUN)
 	$(BIN)/python -m training calibrate $(RUN)
 	$(BIN)/python -m training export $(RUN) --out $(BUNDLES)
-	$(BIN)/python -m service inspect $(BUNDLES)/digits/1
 	$(BIN)/python -m tests.live $(BUNDLES)/digits/1
 
 clean:
@@ -39,6 +38,10 @@ clean:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu]'
 	touch $@
 
+.venv/.train: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,train]' httpx
+	touch $@
+
 .venv/.dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,train,dev]'
-	touch $@ .venv/.serve
+	touch $@ .venv/.serve .venv/.train
