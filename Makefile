@@ -39,7 +39,7 @@ clean:
 	touch $@
 
 .venv/.train: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cpu,train]' httpx
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e '.[cpu,train]' httpx
 	touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python
