@@ -197,6 +197,11 @@ def read(path: str | Path) -> Manifest:
     return manifest
 
 
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The sha256 in hex of each file's content, by its path inside the bundle."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+
+
 def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Manifest:
     """Write a bundle to the new folder `path` and return its manifest; all of it appears, or nothing.
 
@@ -206,9 +211,8 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     folder = Path(path)
     if folder.exists():
         raise BundleError(f"{folder} exists already: choose another version, or remove it first")
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     try:
-        checked = Manifest.model_validate({**manifest, "format": FORMAT, "files": digests})
+        checked = Manifest.model_validate({**manifest, "format": FORMAT, "files": digests(files)})
     except ValidationError as error:
         raise BundleError(f"the manifest for {folder} is not valid: {error}") from error
     for name in files:

@@ -243,7 +243,7 @@ def export(
         },
         "golden": golden,
     }
-    draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": dict.fromkeys(files, "0" * 64)})
+    draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
     files |= card.plots(draft)
     files["CARD.md"] = card.render(draft).encode()
     return bundle.write(out, fields, files)

@@ -44,6 +44,7 @@ def shipped(prepared: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_graph_keeps_the_contract(shipped: Path) -> None:
     model = onnx.load(io.BytesIO((shipped / "model.onnx").read_bytes()))
+    assert bundle.read(shipped).sha256 in (shipped / "CARD.md").read_text()
     (images,) = model.graph.input
     assert images.name == "images"
     assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
