@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from training.config import Config
 from training.data import Batches, Data
 from training.evaluate import Json
-from training.network import Network, place
+from training.network import place
 from training.readers import ImageSet
-from training.trainer import autocast, find_device, stage1_losses
+from training.methods import build_network, resolve
+from training.objective import autocast, stage1_losses
+from training.trainer import find_device
 
 
 def synthetic(images: int, num_classes: int = 10) -> Data:
@@ -36,12 +38,12 @@ def bench(config: Config, *, steps: int, rounds: int) -> Json:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     data = synthetic(config.batch_images * steps)
-    network = place(Network(10, config.width), device).train()
+    network = place(build_network(resolve(config), 10, config.width), device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5, weight_decay=config.weight_decay, fused=True)
     precision = autocast(config, device)
     images_per_step = 3 * config.batch_images
     batches = Batches(data.train, data.outliers, config.batch_images, seed=0, stage=1, device=device)
-    losses = stage1_losses(config, data, network, device)
+    losses = stage1_losses(config, resolve(config), data, network, device)
     fixed = torch.rand(images_per_step, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (images_per_step,), device=device)
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 
 from training.config import Config
 from training.data import Data
-from training.methods import Method, find
+from training.methods import NONE, OVERRIDES, Method, build_network, resolve
 from training.network import Network
+from training.stage2 import STAGES, branch
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -56,10 +57,6 @@ class Run:
     provenance: dict[str, Any]
     history: list[dict[str, float]]
 
-    @property
-    def passes(self) -> int:
-        return self.method.stage2.passes if self.method.stage2 else 1
-
 
 def trained(folder: Path) -> Run:
     """The finished run in `folder`, in eval mode on the CPU. ValueError when it has not finished."""
@@ -70,14 +67,15 @@ def trained(folder: Path) -> Run:
             f"python -m training train --out {folder} --resume"
         )
     config = Config.model_validate(state["config"])
-    method = find(config.method)
-    networks = []
-    for name in ("network", "branch" if method.stage2 else "network"):
-        network = Network(len(state["classes"]), config.width)
-        network.load_state_dict(state[name])
-        networks.append(network.eval())
+    method = resolve(config)
+    scoring = build_network(method, len(state["classes"]), config.width)
+    scoring.load_state_dict(state["network"])
+    classifying = scoring
+    if method.stage2 != NONE:
+        classifying = branch(scoring, STAGES[method.stage2])
+        classifying.load_state_dict(state["branch"])
     return Run(
-        folder, config, method, tuple(state["classes"]), state["train_counts"], networks[0], networks[1],
+        folder, config, method, tuple(state["classes"]), state["train_counts"], scoring.eval(), classifying.eval(),
         state["provenance"], state["history"],
     )  # fmt: skip
 
@@ -97,7 +95,7 @@ def require_same_data(where: Path, classes: list[str], train_counts: list[int], 
         raise ValueError(f"{where} was trained on other images: the counts of its classes differ from the data's")
 
 
-STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
+STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}
 MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
 
 
@@ -107,10 +105,11 @@ def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     if old["stage"] == "stage1":
         raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
     free = STAGE2_KEYS | MACHINE_KEYS
-    differ = [k for k in new["config"] if k not in free and new["config"][k] != old["config"].get(k)]
+    before = Config.model_validate(old["config"])
+    then = before.model_dump(mode="json")
+    differ = [k for k in new["config"] if k not in free and new["config"][k] != then[k]]
     differ += [k for k in ("classes", "train_counts") if new[k] != old[k]]
-    one, two = find(new["config"]["method"]), find(old["config"]["method"])
-    if replace(one, stage2=None, paper="") != replace(two, stage2=None, paper=""):
+    if resolve(Config.model_validate(new["config"])).stage1() != resolve(before).stage1():
         differ.append("method")
     if differ:
         raise ValueError(f"stage 1 of {folder} was trained with another {', '.join(differ)}: give the same")

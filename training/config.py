@@ -26,6 +26,22 @@ class Config(BaseModel):
 
     method: str = "pascl-abf"
     """A row of METHODS; see `python -m training methods`."""
+    loss: str | None = None
+    """Replaces the method's loss (losses.LOSSES), as the next ones do with its other parts."""
+    sampler: str | None = None
+    """samplers.SAMPLERS."""
+    outlier_term: str | None = None
+    """outliers.OUTLIER_TERMS, or none."""
+    contrast: str | None = None
+    """contrast.CONTRASTS, or none."""
+    stage2: str | None = None
+    """stage2.STAGES, or none."""
+    partial: bool | None = None
+    """PASCL's partiality: only tail classes take part in the contrast."""
+    asymmetric: bool | None = None
+    """PASCL's asymmetry: outliers are negatives only."""
+    views: int | None = Field(default=None, ge=1, le=2)
+    """Of each in-distribution image in a step."""
     # below 8, oneDNN on a CPU with AVX2 writes past a buffer in backward: github.com/uxlfoundation/oneDNN/issues/6035
     width: int = Field(default=64, ge=8)
     """Channels of the first stage; 64 is ResNet-18."""
@@ -48,7 +64,8 @@ class Config(BaseModel):
     """Folder of another run whose finished stage 1 to take, so that only the second stage is trained."""
     stage2_epochs: int = Field(default=10, ge=1)
     stage2_batch_images: int = Field(default=128, ge=2)
-    stage2_learning_rate: float = Field(default=5e-4, gt=0)
+    stage2_learning_rate: float | None = Field(default=None, gt=0)
+    """Not given: the second stage's (5e-4 for ABF)."""
 
     seed: int = Field(default=0, ge=0)
     device: str = "auto"

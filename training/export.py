@@ -5,7 +5,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from training.metrics import class_groups
 from training.network import Block, Trunk
 from training.predict import Deployed, Outputs, Predict, deployed, in_batches, torch_predict
 from training.readers import MAX_PIXELS, Pixels
-from training.scores import FORMULAS, SCORES
+from training.scores import SCORES
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
@@ -71,7 +71,7 @@ def to_onnx(module: Deployed, size_px: int) -> bytes:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             module, (sample,), path, dynamo=True, external_data=False, input_names=["images"],
-            output_names=["probabilities", *SCORES], verbose=False,
+            output_names=["probabilities", *module.score_names], verbose=False,
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
         )  # fmt: skip
         return path.read_bytes()
@@ -98,10 +98,14 @@ def quantize(graph: bytes, images: Pixels) -> bytes:
         source, prepared, target = (str(Path(folder) / f"{n}.onnx") for n in ("source", "prepared", "target"))
         Path(source).write_bytes(graph)
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        shapes = {v.name: v.type.tensor_type.shape.dim for v in onnx.load(prepared).graph.value_info}
+        outside = [
+            n.name for n in onnx.load(prepared).graph.node if n.op_type == "Add" and len(shapes.get(n.output[0], ())) != 4
+        ]  # the sums of logits and scores
         quantization.quantize_static(
             prepared, target, _Reader(images), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Add"], calibrate_method=quantization.CalibrationMethod.MinMax,
+            op_types_to_quantize=["Conv", "Add"], nodes_to_exclude=outside, calibrate_method=quantization.CalibrationMethod.MinMax,
         )  # fmt: skip
         return Path(target).read_bytes()
 
@@ -112,12 +116,12 @@ def onnx_predict(graph: bytes, threads: int = 1) -> Predict:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = ["probabilities", *SCORES]
+    names = [output.name for output in session.get_outputs()]
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         return [np.asarray(output) for output in session.run(names, {"images": images})]
 
-    return in_batches(run)
+    return in_batches(run, names[1:])
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
@@ -155,12 +159,18 @@ def real_images(data: Data, count: int) -> Pixels:
 # ------------------------------------------------------------------------------------------------------ the bundle
 
 
-def build(run: Run, data: Data, temperature: float, precision: str, points: Json, score: str) -> tuple[bytes, Json]:
-    """(graph, parity record). Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%."""
+def build(
+    run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = ()
+) -> tuple[bytes, Json]:
+    """(graph with `score` and the `extra` ones, parity record).
+
+    Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
+    """
     images = real_images(data, PARITY_IMAGES)
     groups = np.array(class_groups(run.train_counts))
-    expected = torch_predict(deployed(run, temperature), torch.device("cpu"))(images)
-    graph = to_onnx(deployed(run, temperature), data.size_px)
+    module = deployed(run, temperature, scores=[score, *extra], train=data.train)
+    expected = torch_predict(module, torch.device("cpu"))(images)
+    graph = to_onnx(module, data.size_px)
     onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
     full = onnx_predict(graph)(images)
     share = changed(expected, full, points, score, groups)
@@ -201,17 +211,17 @@ def golden_examples(
 
 def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
-    candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None,
+    candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
-    `example_images` (name → content of an image file) become the golden examples; not given: the drawn ones.
+    `scores` are exported beside the deciding one, energy and MSP. `example_images` (name → content of an image file) become the golden examples; not given: the drawn ones.
     Raises ExportError when `out` exists or torch and ONNX decide differently.
     """
     if out.exists():
         raise ExportError(f"{out} exists already: choose another version, or remove it first")
     score, temperature = calibration["score"], calibration["temperature"]
-    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score)
+    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores)
     measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
     evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
     if precision == "int8":
@@ -226,9 +236,9 @@ def export(
         "version": out.name,
         "created": datetime.now(UTC).replace(microsecond=0),
         "precision": precision,
-        "passes": run.passes,
+        "passes": run.method.passes,
         "input": shape,
-        "scores": {name: {"formula": FORMULAS[name], "temperature": 1.0} for name in SCORES},
+        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in measured["calibration"]["quantiles"]},
         "deciding_score": score,
         "default_operating_point": "id95",
         "threshold_scope": "group",

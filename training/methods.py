@@ -1,43 +1,122 @@
-"""METHODS: one frozen row per method; the literature on one screen."""
+"""METHODS: one frozen row per method; the literature on one screen.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A row names its parts, each of which stands under that name in its own module: a loss (losses.py), a sampler
+(samplers.py), an outlier term (outliers.py), a contrast term (contrast.py), a second stage (stage2.py), a score
+(scores.py). Settings of a run can replace any part: `python -m training train --method oe --loss focal`.
+"""
 
-from torch import Tensor
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from training import losses
-from training.contrast import pascl
-from training.outliers import outlier_exposure
-from training.stage2 import ABF, ABF_HEAD, Stage2
+from training.contrast import CONTRASTS
+from training.losses import LOSSES
+from training.network import Network
+from training.outliers import OUTLIER_TERMS
+from training.samplers import SAMPLERS
+from training.stage2 import STAGES
+
+if TYPE_CHECKING:
+    from training.config import Config
+
+NONE = "none"
+COSINE = {"ldam", "ldam-class-balanced"}  # losses whose margins are those of a cosine head
 
 
 @dataclass(frozen=True)
 class Method:
-    """What stage 1 minimises, what follows it, and which score decides."""
+    """What stage 1 minimises on what, what follows it, and which score decides. Parts by name; "none" = without."""
 
     paper: str
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor] = losses.cross_entropy
-    outlier_term: Callable[[Tensor], Tensor] | None = None
-    outlier_weight: float = 0.0  # λ1
-    contrast: Callable[..., Tensor] | None = None
-    stage2: Stage2 | None = None
+    family: str
+    loss: str = "cross-entropy"
+    late_loss: str = NONE  # takes the place of `loss` from `late_from` of the epochs on
+    late_from: float = 0.8
+    sampler: str = "natural"
+    views: int = 2  # of each in-distribution image; outliers have one
+    outlier_term: str = NONE
+    outlier_weight: float | None = None  # λ1; None: the term's own
+    outlier_from: float = 0.0  # share of the epochs before the term begins
+    outliers_per_image: int = 1
+    mining: float | None = None  # NTOM's q: take the outliers from this share of the pool's easiness on
+    contrast: str = NONE
+    contrast_weight: float | None = None  # λ2; None: the term's own
+    partial: bool = True
+    asymmetric: bool = True
+    stage2: str = NONE
     score: str = "msp"
+    score_tau: float = 0.0  # scores see z − τ·log π
 
     @property
     def needs_outliers(self) -> bool:
-        return self.outlier_term is not None
+        return self.outlier_term != NONE
+
+    @property
+    def passes(self) -> int:
+        """Through the trunk, per image at inference."""
+        return STAGES[self.stage2].passes if self.stage2 != NONE else 1
+
+    def stage1(self) -> "Method":
+        """The row with everything put back that training stage 1 does not see."""
+        return replace(self, paper="", family="", stage2=NONE, score="msp", score_tau=0.0)
 
 
-_OE = {"outlier_term": outlier_exposure, "outlier_weight": 0.5}
-_PASCL = {**_OE, "contrast": pascl, "paper": "Wang et al. 2022"}
+_ABLATION = {"outlier_term": "oe", "contrast": "pascl", "paper": "Wang et al. 2022", "family": "contrast"}
+_LONG_TAIL, _DECOUPLED, _OUTLIERS = "long tail", "decoupled", "outliers"
 
 METHODS: dict[str, Method] = {
-    "msp": Method(paper="Hendrycks & Gimpel 2017"),
-    "oe": Method(paper="Hendrycks et al. 2019", **_OE),  # type: ignore[arg-type]
-    "pascl": Method(**_PASCL),  # type: ignore[arg-type]
-    "pascl-abf": Method(**_PASCL, stage2=ABF),  # type: ignore[arg-type]
-    "pascl-abf-head": Method(**_PASCL, stage2=ABF_HEAD),  # type: ignore[arg-type]
-}
+    "msp": Method("Hendrycks & Gimpel 2017", "baseline"),
+    # Sampling
+    "under-sampling": Method("Japkowicz & Stephen 2002", _LONG_TAIL, sampler="under"),
+    "over-sampling": Method("Japkowicz & Stephen 2002", _LONG_TAIL, sampler="over"),
+    "balanced-sampling": Method("Kang et al. 2020", _LONG_TAIL, sampler="balanced"),
+    "square-root-sampling": Method("Kang et al. 2020", _LONG_TAIL, sampler="square-root"),
+    "progressive-sampling": Method("Kang et al. 2020", _LONG_TAIL, sampler="progressive"),
+    # Losses
+    "weighted-softmax": Method("Huang et al. 2016", _LONG_TAIL, loss="weighted-softmax"),
+    "class-balanced": Method("Cui et al. 2019", _LONG_TAIL, loss="class-balanced"),
+    "focal": Method("Lin et al. 2017", _LONG_TAIL, loss="focal"),
+    "ldam": Method("Cao et al. 2019", _LONG_TAIL, loss="ldam"),
+    "ldam-drw": Method("Cao et al. 2019", _LONG_TAIL, loss="ldam", late_loss="ldam-class-balanced"),
+    "balanced-softmax": Method("Ren et al. 2020", _LONG_TAIL, loss="balanced-softmax"),
+    "logit-adjustment": Method("Menon et al. 2021", _LONG_TAIL, loss="logit-adjustment"),
+    # Decoupled: stage 1 of msp, then another classifier
+    "la-posthoc": Method("Menon et al. 2021", _DECOUPLED, stage2="la-posthoc"),
+    "crt": Method("Kang et al. 2020", _DECOUPLED, stage2="crt"),
+    "crt-smote": Method("Chawla et al. 2002", _DECOUPLED, stage2="crt-smote"),
+    "lws": Method("Kang et al. 2020", _DECOUPLED, stage2="lws"),
+    "tau-norm": Method("Kang et al. 2020", _DECOUPLED, stage2="tau-norm"),
+    "abf": Method("Wang et al. 2022", _DECOUPLED, stage2="abf"),
+    "abf-head": Method("Wang et al. 2022", _DECOUPLED, stage2="abf-head"),
+    # Out of distribution, with outliers in training
+    "oe": Method("Hendrycks et al. 2019", _OUTLIERS, outlier_term="oe"),
+    "oe-abf": Method("Wang et al. 2022", _OUTLIERS, outlier_term="oe", stage2="abf"),
+    "energy-oe": Method("Liu et al. 2020", _OUTLIERS, outlier_term="energy-margins", score="energy"),
+    "oecc": Method("Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5),
+    "sofl": Method("Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass"),
+    "ntom": Method("Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", mining=0.125, score="reject-mass"),
+    # PASCL and the corners of its ablation
+    "supcon": Method(**_ABLATION, partial=False, asymmetric=False),  # type: ignore[arg-type]
+    "pascl-partial": Method(**_ABLATION, asymmetric=False),  # type: ignore[arg-type]
+    "pascl-asymmetric": Method(**_ABLATION, partial=False),  # type: ignore[arg-type]
+    "pascl": Method(**_ABLATION),  # type: ignore[arg-type]
+    "pascl-abf": Method(**_ABLATION, stage2="abf"),  # type: ignore[arg-type]
+    "pascl-abf-head": Method(**_ABLATION, stage2="abf-head"),  # type: ignore[arg-type]
+    # Beyond
+    "imood": Method(
+        "Liu et al. 2024", "beyond", loss="logit-adjustment", outlier_term="imood", contrast="pascl",
+        contrast_weight=0.05, score="in-or-out",
+    ),
+    "cocl": Method(
+        "Miao et al. 2024", "beyond", views=1, outlier_term="outlier-class", outlier_weight=0.05, outliers_per_image=2,
+        contrast="cocl", stage2="la-posthoc", score="reject-mass", score_tau=1.0,
+    ),
+    "tailguard": Method(
+        "this project", "beyond", outlier_term="outlier-class", outlier_weight=0.5, contrast="pascl",
+        stage2="la-posthoc", score="reject-mass",
+    ),
+    "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
+}  # fmt: skip
 
 
 def find(name: str) -> Method:
@@ -46,6 +125,60 @@ def find(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise ValueError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}") from None
+
+
+PARTS = {
+    "loss": LOSSES, "sampler": SAMPLERS, "outlier_term": OUTLIER_TERMS, "contrast": CONTRASTS, "stage2": STAGES,
+}  # fmt: skip
+OPTIONAL = ("outlier_term", "contrast", "stage2")  # "none" is a choice
+OVERRIDES = ("loss", "sampler", "outlier_term", "contrast", "stage2", "views", "partial", "asymmetric")
+
+
+def resolve(config: "Config") -> Method:
+    """The row of `config.method` with the parts that `config` replaces. ValueError where they make no sense."""
+    method = find(config.method)
+    given = {key: value for key in OVERRIDES if (value := getattr(config, key)) is not None}
+    for part in given.keys() & PARTS.keys():
+        known = [*PARTS[part], *([NONE] if part in OPTIONAL else [])]
+        if given[part] not in known:
+            raise ValueError(f"--{part.replace('_', '-')} {given[part]!r} is none of {', '.join(known)}")
+    if given.get("loss", method.loss) != method.loss:
+        given["late_loss"] = NONE
+    if (term := given.get("outlier_term", method.outlier_term)) != method.outlier_term:
+        fresh = {"outlier_weight": None, "outlier_from": 0.0, "outliers_per_image": 1, "mining": None, "score_tau": 0.0}
+        given |= fresh | {"score": OUTLIER_TERMS[term].score if term != NONE else "msp"}
+    if given.get("contrast", method.contrast) != method.contrast:
+        given["contrast_weight"] = None
+    method = replace(method, **given)
+    for problem in _problems(method, set(given)):
+        raise ValueError(f"--method {config.method}: {problem}")
+    return method
+
+
+def _problems(method: Method, given: set[str]) -> Iterator[str]:
+    """Why a combination makes no sense."""
+    if method.stage2 == "crt-smote" and method.contrast != NONE:
+        yield (
+            "SMOTE draws new features on the straight lines between old ones, and a contrastive stage places classes "
+            "by angle, where such lines leave the class: use --stage2 crt, or --contrast none"
+        )
+    if method.contrast != NONE and not method.needs_outliers:
+        yield f"contrast {method.contrast} pushes outliers away: give an --outlier-term (its weight may be 0)"
+    if method.contrast != NONE and method.views < CONTRASTS[method.contrast].views:
+        yield f"contrast {method.contrast} compares two views of an image: use --views 2"
+    if given & {"partial", "asymmetric"} and method.contrast != "pascl":
+        yield "--partial and --asymmetric are switches of --contrast pascl"
+
+
+def build_network(method: Method, num_classes: int, width: int) -> Network:
+    """The untrained network of a method."""
+    terms = {"outlier": OUTLIER_TERMS.get(method.outlier_term), "contrast": CONTRASTS.get(method.contrast)}
+    return Network(
+        num_classes, width,
+        reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.needs_outliers else 0,
+        cosine=method.loss in COSINE,
+        learned={name: term.learned for name, term in terms.items() if term and term.learned},
+    )  # fmt: skip
 
 
 def contrast_defaults(num_classes: int) -> tuple[float, float]:

@@ -1,5 +1,6 @@
-"""Trunk, head and projection: ResNet in the CIFAR form (He et al. 2016, with the 3×3 stem and no max-pool)."""
+"""Trunk, heads and projection: ResNet in the CIFAR form (He et al. 2016, with the 3×3 stem and no max-pool)."""
 
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -26,9 +27,12 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ResNet-18: stages of [2, 2, 2, 2] blocks, width × 1, 2, 4, 8. Images in [0, 1] [N, 3, H, W] → [N, 8·width]."""
+    """ResNet-18: stages of [2, 2, 2, 2] blocks, width × 1, 2, 4, 8. Images in [0, 1] [N, 3, H, W] → [N, 8·width].
 
-    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)) -> None:
+    `unit_norm`: features of length 1, for a cosine head.
+    """
+
+    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2), *, unit_norm: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
@@ -41,32 +45,64 @@ class Trunk(nn.Module):
                 channels = outputs
         self.stages = nn.Sequential(*stages)
         self.features = channels
+        self.unit_norm = unit_norm
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn(self.conv(images)))
         maps: Tensor = self.stages(x)  # (N, F, H/8, W/8)
-        return maps.mean(dim=(2, 3))
+        features = maps.mean(dim=(2, 3))
+        return F.normalize(features.float(), dim=1) if self.unit_norm else features
+
+
+class CosineHead(nn.Linear):
+    """Logits scale · cos(f, w_c) of unit-norm features [N, F] (LDAM's head, Cao et al. 2019: scale 30, no bias)."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 30.0) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = scale
+        nn.init.zeros_(self.bias)
+        self.bias.requires_grad_(False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(features, F.normalize(self.weight, dim=1))
 
 
 class Network(nn.Module):
-    """Trunk, linear head, and the projection head that only training uses.
+    """Trunk, head, reject logits where a method has them, and what only training uses.
 
-    `forward` gives (logits [N, C], features [N, F]); `project` maps features to unit-norm [N, 128].
+    `forward` gives (logits [N, C], features [N, F]); `rejects` the reject logits [N, R]; `project` maps features to
+    unit-norm [N, 128]. `learned` builds what a method's terms learn beside the network, from (F, C).
     """
 
-    def __init__(self, num_classes: int, width: int = 64) -> None:
+    def __init__(
+        self, num_classes: int, width: int = 64, *, reject: int = 0, cosine: bool = False,
+        learned: Mapping[str, Callable[[int, int], nn.Module]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.trunk = Trunk(width)
+        self.trunk = Trunk(width, unit_norm=cosine)
         size = self.trunk.features
-        self.head = nn.Linear(size, num_classes)
+        self.head: nn.Module = (CosineHead if cosine else nn.Linear)(size, num_classes)
         self.projection = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 128))
+        self.reject = nn.Linear(size, reject) if reject else None
+        self.learned = nn.ModuleDict({name: build(size, num_classes) for name, build in (learned or {}).items()})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(images)
         return self.head(features), features
 
+    def rejects(self, features: Tensor) -> Tensor:
+        out: Tensor = features.new_zeros(len(features), 0) if self.reject is None else self.reject(features)
+        return out
+
     def project(self, features: Tensor) -> Tensor:
         return F.normalize(self.projection(features).float(), dim=1)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """(weight [C, F], bias [C]) of the head as a linear map of the features."""
+        assert isinstance(self.head, nn.Linear)
+        if isinstance(self.head, CosineHead):
+            return self.head.scale * F.normalize(self.head.weight, dim=1), self.head.bias
+        return self.head.weight, self.head.bias
 
 
 def to_input(images: Tensor) -> Tensor:

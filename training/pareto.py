@@ -30,7 +30,7 @@ def candidate(folder: Path, calibration: Json) -> Json:
     return {
         "name": folder.name,
         "width": run.config.width,
-        "passes": run.passes,
+        "passes": run.method.passes,
         "int8_bytes": len(graph),
         "ms_per_image": round(float(np.median(seconds)) * 1e3, 3),
         **split_results(predict(data.calibration.images), held, data, score),

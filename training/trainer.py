@@ -3,16 +3,14 @@
     python -m training train --dataset cifar10 --data DIR --imbalance 100 --outliers FILE --method pascl-abf --out RUN
 
 One step of stage 1 is one forward pass over two views of each in-distribution image and one view of as many outliers
-(joint BatchNorm statistics), and loss + λ1·outlier term + λ2·contrast. Stage 2 trains part of a copy.
+(joint BatchNorm statistics), and loss + λ1·outlier term + λ2·contrast. Stage 2 trains part of a copy, or solves for it.
 """
 
-import copy
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import augment, checkpoint, distributed, stage2
+from training import checkpoint, distributed
 from training.config import Config
-from training.data import Batch, Batches, Data, load, tail_classes
-from training.methods import contrast_defaults, find
-from training.network import Network, place
-
-Losses = dict[str, Tensor]  # "loss" is what is minimised; the others are its parts
+from training.data import Batch, Batches, Data, Easiness, Features, load
+from training.methods import NONE, Method, build_network, resolve
+from training.network import Network, place, to_input
+from training.objective import Losses, easiness, stage1_losses, stage2_losses
+from training.readers import ImageSet
+from training.smote import smote
+from training.stage2 import STAGES, Solving, branch, prepare
 
 
 class Interrupted(Exception):
@@ -47,83 +47,19 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """bf16 where it helps: GPUs, and CPUs with bf16 instructions (without them it is ten times slower than fp32)."""
-    capable = device.type == "cuda" or any(
-        torch.cpu.get_capabilities().get(key) for key in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
-    )
-    on = config.precision == "bf16" or (config.precision == "auto" and capable)
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
-
-
-# --------------------------------------------------------------------------------------------------- one step's loss
-
-
-def stage1_losses(config: Config, data: Data, network: Network, device: torch.device) -> Callable[[Batch], Losses]:
-    """loss + λ1·outlier term + λ2·contrast of a batch, for the method's parts whose weight is not zero."""
-    method = find(config.method)
-    counts = torch.from_numpy(data.train.counts).to(device)
-    tail = torch.from_numpy(tail_classes(data.train.counts, config.tail_fraction)).to(device)
-    default_weight, default_temperature = contrast_defaults(len(data.train.classes))
-    outlier_weight = method.outlier_weight if config.outlier_weight is None else config.outlier_weight
-    contrast_weight = default_weight if config.contrast_weight is None else config.contrast_weight
-    temperature = config.contrast_temperature or default_temperature
-    precision = autocast(config, device)
-    draw = partial(augment.view, padding_px=data.padding_px, flip=data.flip)
-
-    def losses(batch: Batch) -> Losses:
-        groups = [batch.images, batch.images] + ([batch.outliers] if len(batch.outliers) else [])
-        views = [distributed.share(draw(group, batch.generator)) for group in groups]
-        labels = distributed.share(batch.labels)
-        n = len(labels)
-        with precision:
-            logits, features = network(torch.cat(views))  # (3n, C), (3n, F)
-        logits = logits.float()
-        parts = {"class": method.loss(logits[: 2 * n], torch.cat([labels, labels]), counts)}
-        loss = parts["class"]
-        if method.outlier_term and outlier_weight:
-            parts["outlier"] = method.outlier_term(logits[2 * n :])
-            loss = loss + outlier_weight * parts["outlier"]
-        if method.contrast and contrast_weight:
-            with precision:
-                projected = network.project(features)
-            one, two, out = (distributed.gather(p) for p in (projected[:n], projected[n : 2 * n], projected[2 * n :]))
-            parts["contrast"] = method.contrast(one, two, out, batch.labels, tail, temperature=temperature)
-            loss = loss + contrast_weight * parts["contrast"]
-        return {"loss": loss, **parts}
-
-    return losses
-
-
-def stage2_losses(config: Config, data: Data, network: Network, device: torch.device) -> Callable[[Batch], Losses]:
-    """The second stage's loss on one view of in-distribution images."""
-    stage = find(config.method).stage2
-    assert stage is not None
-    counts = torch.from_numpy(data.train.counts).to(device)
-    precision = autocast(config, device)
-
-    def losses(batch: Batch) -> Losses:
-        images = augment.view(batch.images, batch.generator, padding_px=data.padding_px, flip=data.flip)
-        with precision:
-            logits, _ = network(distributed.share(images))
-        return {"loss": stage.loss(logits.float(), distributed.share(batch.labels), counts)}
-
-    return losses
-
-
 # ------------------------------------------------------------------------------------------------------- one stage
 
 
 class Loop:
     """Epochs of one stage: cosine learning rate, progress, checkpoints, interruption."""
 
-    def __init__(self, config: Config, out: Path, stage: str, state: dict[str, Any]) -> None:
-        self.config, self.out, self.stage, self.state = config, out, stage, state
+    def __init__(self, config: Config, out: Path, stage: str, state: dict[str, Any], *, views: int = 1) -> None:
+        self.config, self.out, self.stage, self.state, self.views = config, out, stage, state, views
         self.stopping = False
 
     def run(
         self, network: Network, parameters: list[nn.Parameter], batches: Batches, losses: Callable[[Batch], Losses],
-        *, epochs: int, learning_rate: float, key: str,
+        *, epochs: int, learning_rate: float, key: str, easiness: Easiness | None = None,
     ) -> None:  # fmt: skip
         """Train `parameters` for `epochs`; the network is kept in the state under `key`."""
         device = next(network.parameters()).device
@@ -136,9 +72,13 @@ class Loop:
             optimizer.load_state_dict(state["optimizer"])
             first_epoch, first_step = state["epoch"], state["step"]
             sums = {name: value.to(device) for name, value in state["sums"].items()}
+            batches.mined = state["mined"] if state.get("mined") is None else state["mined"].to(device)
 
         def save(epoch: int, step: int) -> None:
-            state.update(stage=self.stage, epoch=epoch, step=step, sums=sums, optimizer=optimizer.state_dict())
+            state.update(
+                stage=self.stage, epoch=epoch, step=step, sums=sums, optimizer=optimizer.state_dict(),
+                mined=batches.mined,
+            )  # fmt: skip
             state[key] = network.state_dict()
             if distributed.rank() == 0:
                 checkpoint.save(self.out, state)
@@ -152,14 +92,15 @@ class Loop:
                 for group in optimizer.param_groups:  # cosine to 0, stepped per epoch
                     group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
                 started, seen = time.perf_counter(), 0
-                for step, batch in enumerate(batches.epoch(epoch, first_step), start=first_step):
+                drawn = batches.epoch(epoch, first_step, progress=epoch / epochs, easiness=easiness)
+                for step, batch in enumerate(drawn, start=first_step):
                     parts = losses(batch)
                     parts["loss"].backward()  # type: ignore[no-untyped-call]
                     parts, stopping = distributed.average(parameters, parts, self.stopping)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
-                    seen += 2 * len(batch.images) + len(batch.outliers) if self.stage == "stage1" else len(batch.images)
+                    seen += self.views * len(batch.images) + len(batch.outliers)
                     bar.update()
                     if step % 10 == 9 or step + 1 == batches.steps:
                         shown: dict[str, object] = {k: f"{v.item() / (step + 1):.3f}" for k, v in sums.items()}
@@ -184,7 +125,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
 
     Raises Interrupted (a checkpoint was written) on Ctrl-C or TERM, ValueError when settings or data do not fit.
     """
-    method = find(config.method)
+    method = resolve(config)
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(
             f"{out} holds no checkpoint to resume"
@@ -202,48 +143,87 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     data = load(config)
     if method.needs_outliers and len(data.outliers) == 0:
         raise ValueError(f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp")
-    if resume:
-        state = checkpoint.load(out)
-        checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
-    else:
-        state = {
-            "config": config.model_dump(mode="json"), "stage": "stage1", "epoch": 0, "step": 0, "history": [],
-            "classes": list(data.train.classes), "train_counts": data.train.counts.tolist(),
-            "provenance": checkpoint.provenance(),
-        }  # fmt: skip
-        if config.stage1_from:
-            state.update(checkpoint.stage1(config.stage1_from, state))
+    state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
-    network = place(Network(len(data.train.classes), config.width), device)
+    network = place(build_network(method, len(data.train.classes), config.width), device)
     distributed.synchronise_norms(network)
     if "network" in state:
         network.load_state_dict(state["network"])
 
     with _interruptible() as loops:
         if state["stage"] == "stage1":
-            loop = loops(Loop(config, out, "stage1", state))
-            outliers = data.outliers if method.needs_outliers else None
-            batches = Batches(data.train, outliers, config.batch_images, seed=config.seed, stage=1, device=device)
+            loop = loops(Loop(config, out, "stage1", state, views=method.views))
+            batches = Batches(
+                data.train, data.outliers if method.needs_outliers else None, config.batch_images, seed=config.seed,
+                stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
+                mining=method.mining,
+            )  # fmt: skip
             loop.run(
-                network.train(), list(network.parameters()), batches, stage1_losses(config, data, network, device),
+                network.train(), list(network.parameters()), batches,
+                stage1_losses(config, method, data, network, device),
                 epochs=config.epochs, learning_rate=config.learning_rate, key="network",
+                easiness=easiness(config, network, device),
             )  # fmt: skip
-        if method.stage2 and state["stage"] != "done":
-            branch = copy.deepcopy(network)
-            if state["stage"] == "stage2" and state["branch"]:
-                branch.load_state_dict(state["branch"])
-            parameters = stage2.prepare(branch, method.stage2)
+        if method.stage2 != NONE and state["stage"] != "done":
             loop = loops(Loop(config, out, "stage2", state))
-            batches = Batches(data.train, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device)
-            loop.run(
-                branch, parameters, batches, stage2_losses(config, data, branch, device),
-                epochs=config.stage2_epochs, learning_rate=config.stage2_learning_rate, key="branch",
-            )  # fmt: skip
-    state.update(stage="done", optimizer=None, sums={})
+            second_stage(config, method, data, network, loop)
+    state.update(stage="done", optimizer=None, sums={}, mined=None)
     if distributed.rank() == 0:
         checkpoint.save(out, state)
     distributed.stop()
     return out
+
+
+def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
+    """The state of a new run, or of the one to resume; ValueError when the data are not those it was trained on."""
+    if resume:
+        state = checkpoint.load(out)
+        checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
+        return state
+    state = {
+        "config": config.model_dump(mode="json"), "stage": "stage1", "epoch": 0, "step": 0, "history": [],
+        "classes": list(data.train.classes), "train_counts": data.train.counts.tolist(),
+        "provenance": checkpoint.provenance(),
+    }  # fmt: skip
+    if config.stage1_from:
+        state.update(checkpoint.stage1(config.stage1_from, state))
+    return state
+
+
+def second_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:
+    """A copy of the stage-1 network whose part learns again or is solved for, into the state under "branch"."""
+    stage, state, device = STAGES[method.stage2], loop.state, next(network.parameters()).device
+    copied = branch(network, stage)
+    if stage.solve:
+        weight, bias = (t.detach() for t in network.linear())
+        counts = torch.from_numpy(data.train.counts).to(device)
+        features, labels = embed(network, data.calibration, device)
+        head = stage.solve(Solving(weight, bias, counts, features, labels))
+        copied.head.load_state_dict(dict(zip(("weight", "bias"), head, strict=True)))
+        state["branch"] = copied.state_dict()
+        return
+    if state["stage"] == "stage2" and state["branch"]:
+        copied.load_state_dict(state["branch"])
+    images: ImageSet | Features = data.train
+    if stage.on_features:
+        features, labels = embed(network, data.train, device)
+        images = Features(*smote(features, labels, seed=config.seed), data.train.classes)
+    batches = Batches(
+        images, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device, sampler=stage.sampler
+    )
+    loop.run(
+        copied, prepare(copied, stage), batches, stage2_losses(config, stage, data, copied, device),
+        epochs=config.stage2_epochs, learning_rate=config.stage2_learning_rate or stage.learning_rate, key="branch",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def embed(network: Network, images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(features [N, F], labels [N]) of images as they are, in eval mode and full precision."""
+    network.eval()
+    parts = [network.trunk(to_input(part.to(device))) for part in torch.from_numpy(images.images).split(512)]
+    features = torch.cat(parts) if parts else torch.empty(0, network.trunk.features, device=device)
+    return features, torch.from_numpy(images.labels).to(device)
 
 
 class _interruptible:

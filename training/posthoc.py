@@ -1,0 +1,216 @@
+"""Post-hoc outlier scores that are fitted once on training images: what each is, and its constants.
+
+A score `name(seen, **constants)` gives [N], larger = more outlying; `fit_name(reference)` gives its constants. Scores
+are plain arithmetic with fixed shapes but for N, so they stand in the exported graph; fits run in float64.
+"""
+
+from bisect import bisect_right
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+REACT_PERCENTILE = 90
+NCI_NORM_WEIGHT = 0.001  # within the 1e-4 … 0.1 that the paper sweeps; fixed, for choosing it would take outliers
+VIM_MAX_DIMENSIONS = 1000
+RIDGE = 1e-3  # × the mean variance: no direction counts as narrower than 1/30 of the typical one
+KNN_BANK_IMAGES = 4096
+KNN_SHARE = 0.001  # the paper's K at each of its bank sizes: 50 of 50,000, 10 of 12,800, 1,000 of 1.28 million
+TINY = 1e-12
+
+
+class Seen(NamedTuple):
+    """What a score sees of N images."""
+
+    features: Tensor  # [N, F] penultimate
+    logits: Tensor  # [N, C] of the classes
+    reject: Tensor  # [N, R] reject logits; R = 0 where the network has none
+
+
+class Reference(NamedTuple):
+    """What a score is fitted on: training images, and the linear head."""
+
+    features: Tensor  # [N, F]
+    logits: Tensor  # [N, C]
+    labels: Tensor  # [N] int
+    weight: Tensor  # [C, F]
+    bias: Tensor  # [C]
+
+
+Constants = dict[str, Tensor]
+Given = TypeVar("Given", Seen, Reference)
+
+
+def _unit(given: Given) -> Given:
+    """With features of length 1; a feature vector of zeros stays zero."""
+    return given._replace(features=F.normalize(given.features, dim=1))
+
+
+def _length(rows: Tensor) -> Tensor:
+    """Euclidean norms, [N, F] → [N]."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
+
+
+# ------------------------------------------------------------------------------------ features against the linear head
+
+
+def react(seen: Seen, ceiling: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """−logsumexp(W·min(f, c) + b): the energy of clipped features (ReAct, Sun et al. 2021)."""
+    return -F.linear(seen.features.minimum(ceiling), weight, bias).logsumexp(dim=1)
+
+
+def fit_react(reference: Reference) -> Constants:
+    """c [], the 90th percentile of all training activations; W [C, F], b [C]."""
+    ceiling = np.percentile(reference.features.cpu().numpy(), REACT_PERCENTILE)  # torch.quantile stops at 2^24 values
+    ceiling_tensor = torch.tensor(float(ceiling), device=reference.features.device)
+    return {"ceiling": ceiling_tensor, "weight": reference.weight, "bias": reference.bias}
+
+
+def fdbd(seen: Seen, mean: Tensor, inverse: Tensor) -> Tensor:
+    """−mean over k ≠ c* of |z_c* − z_k| / ‖w_c* − w_k‖, over ‖f − μ‖; c* = argmax z (fDBD, Liu & Qin 2024)."""
+    top, predicted = seen.logits.max(dim=1)
+    distances = (top[:, None] - seen.logits) * inverse[predicted]  # (N, C)
+    return -distances.sum(dim=1) / _length(seen.features - mean).clamp_min(TINY)
+
+
+def fit_fdbd(reference: Reference) -> Constants:
+    """μ [F]; 1 / ((C − 1)·‖w_i − w_j‖) [C, C], 0 for i = j and where two classes share one row: no boundary there."""
+    weight = reference.weight.double()
+    norms = torch.stack([_length(weight - row) for row in weight])  # not (C, C, F) at once
+    inverse = torch.where(norms > TINY, 1 / norms.clamp_min(TINY), 0) / (len(weight) - 1)
+    return {"mean": reference.features.double().mean(dim=0).float(), "inverse": inverse.float()}
+
+
+def nci(seen: Seen, mean: Tensor, weight: Tensor) -> Tensor:
+    """−w_c*·(f − μ)/‖f − μ‖ − a·‖f‖₁; c* = argmax z, a = 0.001 (NCI, Liu & Qin 2025)."""
+    direction = F.normalize(seen.features - mean, dim=1)
+    proximity = (weight[seen.logits.argmax(dim=1)] * direction).sum(dim=1)
+    return -proximity - NCI_NORM_WEIGHT * seen.features.abs().sum(dim=1)
+
+
+def fit_nci(reference: Reference) -> Constants:
+    """μ [F], W [C, F]."""
+    return {"mean": reference.features.double().mean(dim=0).float(), "weight": reference.weight}
+
+
+# ------------------------------------------------------------------------------------ features against training images
+
+
+def vim(seen: Seen, origin: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
+    """α·‖Rᵀ(f − u)‖ − logsumexp z: a logit for what lies outside the principal space (ViM, Wang et al. 2022)."""
+    return alpha * _length((seen.features - origin) @ residual) - seen.logits.logsumexp(dim=1)
+
+
+def fit_vim(reference: Reference) -> Constants:
+    """u = −W⁺b [F]; R [F, F − D], the eigenvectors of the covariance around u beyond D = min(F/2, 1000); α [].
+
+    α = mean max z / mean ‖Rᵀ(f − u)‖. Where training features have next to no residual (dead features, few images)
+    the denominator is at least 1e-4 of ‖f − u‖, or α would magnify rounding.
+    """
+    features, weight, bias = reference.features.double(), reference.weight.double(), reference.bias.double()
+    # a head's rows sum to nearly 0 (softmax ignores the sum, weight decay shrinks it): its rank is taken at float32
+    rank_tolerance = max(weight.shape) * torch.finfo(torch.float32).eps
+    origin = -torch.linalg.pinv(weight, rtol=rank_tolerance) @ bias
+    centred = features - origin
+    size = features.shape[1]
+    vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors  # columns, eigenvalues ascending
+    residual = vectors[:, : size - min(size // 2, VIM_MAX_DIMENSIONS)]
+    floor = 1e-4 * _length(centred).mean() + TINY
+    alpha = reference.logits.double().amax(dim=1).mean() / _length(centred @ residual).mean().maximum(floor)
+    return {"origin": origin.float(), "residual": residual.float(), "alpha": alpha.float()}
+
+
+def mahalanobis(seen: Seen, centre: Tensor, whiten: Tensor, means: Tensor) -> Tensor:
+    """min_c (f − μ_c)ᵀ Σ⁻¹ (f − μ_c), Σ pooled over the classes (Mahalanobis distance, Lee et al. 2018)."""
+    x = (seen.features - centre) @ whiten  # (N, F)
+    # ‖x‖² − 2x·m + ‖m‖² finds the nearest mean with one product, but cancels: the distance itself is taken afresh
+    nearest = (means.square().sum(dim=1) - 2 * x @ means.T).argmin(dim=1)
+    return (x - means[nearest]).square().sum(dim=1)
+
+
+def fit_mahalanobis(reference: Reference) -> Constants:
+    """Mean of all images [F]; V [F, F] with V·Vᵀ = Σ⁻¹; the class means, centred and whitened [≤ C, F].
+
+    A class without images has no mean; one with a single image adds nothing to Σ.
+    """
+    features = reference.features.double()
+    centre = features.mean(dim=0)
+    _, index, counts = torch.unique(reference.labels, return_inverse=True, return_counts=True)
+    means = features.new_zeros(len(counts), features.shape[1]).index_add(0, index, features) / counts[:, None]
+    whiten = _whitening(features - means[index])
+    return {"centre": centre.float(), "whiten": whiten.float(), "means": ((means - centre) @ whiten).float()}
+
+
+def rmds(seen: Seen, background: Tensor, centre: Tensor, whiten: Tensor, means: Tensor) -> Tensor:
+    """min_c M_c − M_0: Mahalanobis distance less that to one Gaussian of all images (RMDS, Ren et al. 2021)."""
+    return mahalanobis(seen, centre, whiten, means) - ((seen.features - centre) @ background).square().sum(dim=1)
+
+
+def fit_rmds(reference: Reference) -> Constants:
+    """As for mahalanobis, and the whitening [F, F] of all images around their mean."""
+    features = reference.features.double()
+    background = _whitening(features - features.mean(dim=0))
+    return {**fit_mahalanobis(reference), "background": background.float()}
+
+
+def _whitening(deviations: Tensor) -> Tensor:
+    """[N, F] → V [F, F] with V·Vᵀ = (Σ + ridge)⁻¹. The ridge carries N < F, dead features and zero variance."""
+    covariance = deviations.T @ deviations / len(deviations)
+    one = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    ridge = RIDGE * covariance.diagonal().mean().clamp_min(TINY)
+    lower = torch.linalg.cholesky(covariance + ridge * one)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, one, upper=False)
+    return inverse.T
+
+
+def mahalanobis_pp(seen: Seen, **constants: Tensor) -> Tensor:
+    """Mahalanobis distance of f/‖f‖ (Mahalanobis++, Mueller & Hein 2025; with the ridge also HPM, 2026)."""
+    return mahalanobis(_unit(seen), **constants)
+
+
+def fit_mahalanobis_pp(reference: Reference) -> Constants:
+    """As for mahalanobis, of features of length 1."""
+    return fit_mahalanobis(_unit(reference))
+
+
+def rmds_pp(seen: Seen, **constants: Tensor) -> Tensor:
+    """RMDS of f/‖f‖ (Mueller & Hein 2025)."""
+    return rmds(_unit(seen), **constants)
+
+
+def fit_rmds_pp(reference: Reference) -> Constants:
+    """As for rmds, of features of length 1."""
+    return fit_rmds(_unit(reference))
+
+
+def knn(seen: Seen, bank: Tensor) -> Tensor:
+    """−(K-th largest cosine to a bank image), K = 0.1% of the bank (KNN, Sun et al. 2022). In [−1, 1].
+
+    It ranks as the distance √(2 − 2·cosine) to the K-th neighbour does.
+    """
+    neighbours = max(1, round(KNN_SHARE * len(bank)))
+    return -(_unit(seen).features @ bank.T).topk(neighbours, dim=1).values[:, -1]
+
+
+def fit_knn(reference: Reference) -> Constants:
+    """The bank [B, F] of features of length 1."""
+    return {"bank": _unit(reference).features[bank_images(reference.labels)]}
+
+
+def bank_images(labels: Tensor) -> Tensor:
+    """Which images [B] make the bank: as many of each class as there are, up to one cap that keeps B ≤ 4,096.
+
+    So the tail is kept whole and only the head gives way. Within a class they lie evenly over its order, the same at
+    each call. With more than 4,096 classes the bank holds one image of each.
+    """
+    classes, counts = torch.unique(labels, return_counts=True)
+    cap = bisect_right(range(KNN_BANK_IMAGES + 1), KNN_BANK_IMAGES, key=lambda c: int(counts.clamp(max=c).sum())) - 1
+    chosen = []
+    for one in classes:
+        members = (labels == one).nonzero().flatten()
+        take = min(len(members), max(1, cap))
+        chosen.append(members[torch.arange(take, device=labels.device) * len(members) // take])
+    return torch.cat(chosen)
