@@ -1,11 +1,11 @@
-"""The commands: python -m training train | evaluate | calibrate | export | pareto | methods | bench."""
+"""The commands: python -m training train | evaluate | table | calibrate | export | pareto | methods | audit | bench."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -18,9 +18,7 @@ from pydantic_settings import (
 
 from service.bundle import BundleError
 from training.config import Config
-from training.methods import METHODS
-
-RESULTS_FILE, CALIBRATION_FILE = "results.json", "calibration.json"
+from training.finished import Calibrate, Evaluate, Export, Pareto
 
 
 class Train(Config):
@@ -52,127 +50,110 @@ class Train(Config):
         print(f"trained: {out}")
 
 
-class OnRun(BaseModel):
-    run: CliPositionalArg[Path]
-    """Folder of a finished run."""
+class Table(BaseModel):
+    """Train what a table lacks, then print it and write it with its pictures: <out>/<name>.md, .csv, .html and .png."""
+
+    name: CliPositionalArg[str]
+    """comparison, ablation, per-set, balance or long-tail."""
+    budget: Literal["full", "small"] = "small"
+    """full: ResNet-18, 200 epochs, PASCL's recipe. small: width 16, 12 epochs, hours on two CPU cores."""
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """Seeds per row; in the small budget of MSP, OE, PASCL and TailGuard, the others have one."""
+    out: Path = Path("runs/tables")
+    """Runs go to <out>/runs, where another table finds them again."""
+    dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
+    data: Path | None = None
+    """As in `train`, as are imbalance, outliers, image_size_px and device."""
+    imbalance: Annotated[float, Field(gt=1)] = 100
+    outliers: Path | None = None
+    image_size_px: int | None = None
+    device: str = "auto"
     ood: list[Path] = []
-    """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
-    score: str | None = None
-    """Which score decides; not given: the method's."""
-
-    def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
-        """(run, data, OOD sets, deciding score)."""
-        from training import checkpoint, data
-        from training.scores import SCORES
-
-        run = checkpoint.trained(self.run)
-        loaded = data.load(run.config)
-        checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
-        paths = self.ood
-        if not paths and (self.run / RESULTS_FILE).is_file():
-            paths = [Path(p) for p in json.loads((self.run / RESULTS_FILE).read_text())["ood_paths"]]
-        self._paths = [str(p.resolve()) for p in paths]
-        score = self.score or run.method.score
-        if score not in SCORES:
-            raise ValueError(f"--score {score!r} is none of {', '.join(SCORES)}")
-        return run, loaded, {**loaded.ood, **data.ood_sets(paths, loaded.size_px)}, score
-
-    def best_device(self) -> torch.device:
-        from training.trainer import find_device
-
-        return find_device("auto")
-
-    _paths: list[str] = []
-
-
-class Evaluate(OnRun):
-    """Every metric on the test images and OOD sets, into results.json."""
+    """OOD test sets, as in `evaluate`."""
+    width: int | None = None
+    """Replaces the budget's, as do epochs and batch_images."""
+    epochs: int | None = None
+    batch_images: int | None = None
+    at_once: Annotated[int, Field(ge=1)] = 1
+    """Runs trained side by side on the device; one CIFAR run does not fill a large GPU, or two cores."""
+    threads: int | None = None
+    """CPU threads per run; not given: the cores shared out."""
+    results: Path | None = None
+    """Also write each run's result, without paths, to this folder."""
+    render_only: bool = False
+    """Train nothing: print what the finished runs say."""
 
     def cli_cmd(self) -> None:
-        from training import checkpoint, evaluate, predict
+        from training import evaluate, runs, tables
 
-        run, data, ood, score = self.prepare()
-        predictor = predict.torch_predict(predict.deployed(run), self.best_device())
-        results = evaluate.evaluate(predictor, data.test, ood, run.train_counts, score)[0]
-        made_by = checkpoint.provenance() | {"training": run.provenance}
-        identity = {"method": run.config.method, "seed": run.config.seed, "config": run.config.model_dump(mode="json")}
-        evaluate.write_json(
-            self.run / RESULTS_FILE, identity | results | {"ood_paths": self._paths, "provenance": made_by}
-        )
-        print(summary(results))
+        table = tables.find(self.name)
+        jobs = [job for need in table.needs for job in self._jobs(need.method, need.imbalance)]
+        jobs = list({job.folder: job for job in jobs}.values())
+        if not self.render_only:
+            threads = self.threads or max(1, (os.cpu_count() or 1) // self.at_once)
+            try:
+                runs.run(jobs, self.ood, at_once=self.at_once, threads=threads)
+            except runs.Interrupted:
+                sys.exit("interrupted; what was trained is kept: give the same command again to go on")
+        found = runs.results(jobs, self.budget)
+        print(tables.write(self.name, found, runs.outputs(jobs), self.out))
+        if self.results:
+            self.results.mkdir(parents=True, exist_ok=True)
+            for job, result in zip([j for j in jobs if j.done], found, strict=True):
+                evaluate.write_json(self.results / f"{job.folder.name}.json", runs.compact(result))
 
+    def _jobs(self, method: str, imbalance: float) -> list[Any]:
+        from training import runs
 
-class Calibrate(OnRun):
-    """Temperature, operating points and their cost, into calibration.json; never from test images."""
-
-    def cli_cmd(self) -> None:
-        from training import calibrate, checkpoint, evaluate, measure, predict
-
-        run, data, ood, score = self.prepare()
-        device = self.best_device()
-        plain = predict.torch_predict(predict.deployed(run), device)
-        if len(data.calibration.labels) == 0:
-            raise ValueError("there are no calibration images: train with --calibration-fraction above 0")
-        temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
-        scaled = predict.torch_predict(predict.deployed(run, temperature), device)
-        measured = measure.measure(scaled, data, ood, score=score, temperature=temperature, scope="group")
-        record = {"score": score, "temperature": temperature, **measured, "provenance": checkpoint.provenance()}
-        evaluate.write_json(self.run / CALIBRATION_FILE, evaluate.jsonable(record))
-        print(f"temperature {temperature:.3f}, deciding score {score}")
-        for name, point in measured["operating_points"].items():
-            for kind in ("global", "group"):
-                print(f"{name} {kind}: {share_line(point[f'{kind}_cost'])}")
-
-
-class Export(OnRun):
-    """One ONNX graph with its thresholds, as a bundle <out>/<name>/<version>."""
-
-    out: Path = Path("models")
-    name: str | None = None
-    """Name of the bundle; not given: the data set's."""
-    version: str = "1"
-    precision: Literal["fp32", "int8"] = "int8"
-    examples: Path | None = None
-    """Folder of image files that travel in the bundle and are checked at load; not given: drawn ones."""
-    candidates: Path | None = None
-    """JSON written by `pareto`, to be shown in the card."""
-
-    def cli_cmd(self) -> None:
-        from training import export, readers
-
-        run, data, ood, _ = self.prepare()
-        calibration = calibrated(self.run)
-        target = self.out / (self.name or run.config.dataset) / self.version
-        rows = json.loads(self.candidates.read_text()) if self.candidates else None
-        images = {p.name: p.read_bytes() for p in readers.image_files(self.examples)} if self.examples else None
-        manifest = export.export(
-            run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images
-        )
-        size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
-        print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
-
-
-class Pareto(BaseModel):
-    """Compare runs by size, speed and quality on the calibration split, to choose what ships."""
-
-    runs: CliPositionalArg[list[Path]]
-    out: Path = Path("pareto.json")
-
-    def cli_cmd(self) -> None:
-        from training import evaluate, pareto
-
-        rows = [pareto.candidate(run, calibrated(run)) for run in self.runs]
-        evaluate.write_json(self.out, rows)  # type: ignore[arg-type]
-        print(pareto.table(rows))
+        balanced = imbalance <= 1
+        settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | runs.BUDGETS[self.budget]
+        if balanced:
+            settings["epochs"] = runs.BALANCED_EPOCHS[self.budget]
+        settings |= {k: v for k in ("width", "epochs", "batch_images") if (v := getattr(self, k)) is not None}
+        settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
+        if self.name == "long-tail":
+            settings["views"] = 1
+        base = Config(**settings)
+        return runs.plan(base, [method], self.seeds, self.budget, self.out)
 
 
 class Methods(BaseModel):
-    """The methods there are."""
+    """The methods there are, and the parts they are made of."""
 
     def cli_cmd(self) -> None:
-        for name, m in METHODS.items():
-            second = f"{m.stage2.passes} passes" if m.stage2 else "1 pass"
-            print(f"{name:16} {'outliers' if m.needs_outliers else 'no outliers':12} {second:9} {m.score:8} {m.paper}")
+        from training.methods import screen
+
+        print(screen())
+
+
+class Audit(BaseModel):
+    """The look before training: counts, duplicates, what the tail can support, and a recommended command."""
+
+    data: CliPositionalArg[Path]
+    """CIFAR's python files, or a folder with train/<class>/*, test/<class>/* and perhaps val, outliers and ood."""
+    imbalance: Annotated[float | None, Field(ge=1)] = None
+    """Look at the long-tail cut with this ratio."""
+    outliers: Path | None = None
+    """Training outliers, as in `train`."""
+    ood: list[Path] = []
+    """OOD test sets, as in `evaluate`."""
+    image_size_px: Annotated[int, Field(ge=8)] = 32
+    plot: Path | None = None
+    """Write a picture of the counts to this PNG."""
+    json_file: Path | None = None
+    """Write the whole report to this file too."""
+
+    def cli_cmd(self) -> None:
+        from training import audit, evaluate
+
+        report = audit.audit(
+            self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px
+        )
+        print(audit.render(report))
+        if self.plot:
+            audit.plot(report, self.plot)
+        if self.json_file:
+            evaluate.write_json(self.json_file, report.model_dump(mode="json"))
 
 
 class Bench(BaseModel):
@@ -193,45 +174,18 @@ class Bench(BaseModel):
         print(json.dumps(bench.bench(Config(**kept), steps=self.steps, rounds=self.rounds)))
 
 
-def calibrated(run: Path) -> dict[str, Any]:
-    path = run / CALIBRATION_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: python -m training calibrate {run}")
-    content = json.loads(path.read_text())
-    assert isinstance(content, dict)
-    return content
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The headline: a line for accuracy and one per OOD set."""
-    by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
-    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
-    rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
-    width = max(map(len, rows), default=0)
-    lines += [
-        f"{n:{width}}  AUROC {r['auroc']:.2%}  AUPR {r['aupr']:.2%}  FPR95 {r['fpr95']:.2%}" for n, r in rows.items()
-    ]
-    return "\n".join(lines)
-
-
-def share_line(cost: dict[str, Any]) -> str:
-    parts = []
-    for where, c in cost.items():
-        caught = "" if c["outliers_caught"] is None else f", catches {c['outliers_caught']:.1%} of outliers"
-        parts.append(f"{where} rejects {c['id_rejected']:.1%} of in-distribution images{caught}")
-    return "; ".join(parts)
-
-
 class Command(BaseSettings, cli_prog_name="python -m training", cli_kebab_case=True, cli_implicit_flags=True,
               cli_use_class_docs_for_groups=True, use_attribute_docstrings=True):  # fmt: skip
     """TailGuard's offline side: images → bundle."""
 
     train: CliSubCommand[Train]
     evaluate: CliSubCommand[Evaluate]
+    table: CliSubCommand[Table]
     calibrate: CliSubCommand[Calibrate]
     export: CliSubCommand[Export]
     pareto: CliSubCommand[Pareto]
     methods: CliSubCommand[Methods]
+    audit: CliSubCommand[Audit]
     bench: CliSubCommand[Bench]
 
     @classmethod

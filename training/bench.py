@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from training.config import Config
 from training.data import Batches, Data
 from training.evaluate import Json
-from training.network import place
-from training.readers import ImageSet
 from training.methods import build_network, resolve
+from training.network import place
 from training.objective import autocast, stage1_losses
+from training.readers import ImageSet
 from training.trainer import find_device
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from training import metrics
+from training import checkpoint, metrics, predict
+from training.checkpoint import Run
+from training.data import Data
 from training.predict import Outputs, Predict
 from training.readers import ImageSet, Pixels
 
@@ -20,15 +23,16 @@ CONVENTIONS = (
     "the sizes of the sets. Means over OOD sets are unweighted."
 )
 RELIABILITY_BINS = 15
+OUTPUTS_FILE, MAP_IMAGES = "outputs.npz", 1000
 Json = dict[str, Any]
 
 
 def evaluate(
-    predict: Predict, test: ImageSet, ood: Mapping[str, Pixels], train_counts: list[int], score: str
+    model: Predict, test: ImageSet, ood: Mapping[str, Pixels], train_counts: list[int], score: str
 ) -> tuple[Json, Outputs, dict[str, Outputs]]:
     """(results, outputs on the test images, outputs on each OOD set); `score` is the one that decides."""
-    inside = predict(test.images)
-    outside = {name: predict(images) for name, images in ood.items()}
+    inside = model(test.images)
+    outside = {name: model(images) for name, images in ood.items()}
     labels, predictions = test.labels, inside.predictions
     groups = metrics.group_accuracy(labels, predictions, train_counts)
     results: Json = {
@@ -50,6 +54,46 @@ def evaluate(
         results["mean"] = unweighted_mean(list(results["ood"].values()))
         results["acc_at_fpr"] = results["mean"]["acc_at_fpr"]
     return jsonable(results), inside, outside
+
+
+def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device) -> Json:
+    """The results of a finished run, with what made them; outputs.npz in its folder holds what pictures need.
+
+    outputs.npz: labels, predictions and deciding scores [N] of the test images, the scores `ood/<name>` of each OOD
+    set, and features [K, F] with labels [K] (−1 = OOD) of up to MAP_IMAGES images of either kind.
+    """
+    module = predict.deployed(run, scores=[score], train=data.train)
+    results, inside, outside = evaluate(
+        predict.torch_predict(module, device), data.test, ood, run.train_counts, score
+    )  # fmt: skip
+    kept = np.concatenate([np.flatnonzero(data.test.labels == c)[: MAP_IMAGES // len(run.classes)]
+                           for c in range(len(run.classes))])  # fmt: skip
+    images = [data.test.images[kept]] + [pixels[: MAP_IMAGES // len(ood)] for pixels in ood.values()]
+    labels = np.full(sum(map(len, images)), -1)
+    labels[: len(kept)] = data.test.labels[kept]
+    features = [predict.embed(run.scoring, part, device) for part in images]
+    save_arrays(
+        run.folder / OUTPUTS_FILE,
+        labels=data.test.labels.astype(np.int16), predictions=inside.predictions.astype(np.int16),
+        scores=inside.scores[score], map_labels=labels.astype(np.int16),
+        map_features=np.concatenate(features).astype(np.float32),
+        **{f"ood/{name}": out.scores[score] for name, out in outside.items()},
+    )  # fmt: skip
+    return {
+        "method": run.config.method,
+        "seed": run.config.seed,
+        "config": run.config.model_dump(mode="json"),
+        "passes": run.method.passes,
+        **results,
+        "provenance": checkpoint.provenance() | {"training": run.provenance},
+    }
+
+
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write to a temporary name, then rename."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, path)
 
 
 def ood_results(

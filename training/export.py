@@ -87,6 +87,12 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc, unused-
         return next(self.batches, None)
 
 
+def sums_outside_trunk(model: onnx.ModelProto) -> list[str]:
+    """Names of the Add nodes whose sum is no feature map [N, C, H, W]: those of logits and scores."""
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    return [node.name for node in model.graph.node if node.op_type == "Add" and ranks.get(node.output[0]) != 4]
+
+
 def quantize(graph: bytes, images: Pixels) -> bytes:
     """Static int8 in QDQ form: uint8 activations, int8 weights per channel; heads, softmax and scores stay fp32.
 
@@ -98,14 +104,11 @@ def quantize(graph: bytes, images: Pixels) -> bytes:
         source, prepared, target = (str(Path(folder) / f"{n}.onnx") for n in ("source", "prepared", "target"))
         Path(source).write_bytes(graph)
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        shapes = {v.name: v.type.tensor_type.shape.dim for v in onnx.load(prepared).graph.value_info}
-        outside = [
-            n.name for n in onnx.load(prepared).graph.node if n.op_type == "Add" and len(shapes.get(n.output[0], ())) != 4
-        ]  # the sums of logits and scores
         quantization.quantize_static(
             prepared, target, _Reader(images), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Add"], nodes_to_exclude=outside, calibrate_method=quantization.CalibrationMethod.MinMax,
+            op_types_to_quantize=["Conv", "Add"], nodes_to_exclude=sums_outside_trunk(onnx.load(prepared)),
+            calibrate_method=quantization.CalibrationMethod.MinMax,
         )  # fmt: skip
         return Path(target).read_bytes()
 
@@ -215,7 +218,8 @@ def export(
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
-    `scores` are exported beside the deciding one, energy and MSP. `example_images` (name → content of an image file) become the golden examples; not given: the drawn ones.
+    `scores` are exported beside the deciding one, energy and MSP. `example_images` (name → content of an image file)
+    become the golden examples; not given: the drawn ones.
     Raises ExportError when `out` exists or torch and ONNX decide differently.
     """
     if out.exists():
@@ -223,6 +227,7 @@ def export(
     score, temperature = calibration["score"], calibration["temperature"]
     graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores)
     measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
+    exported = measured["calibration"]["quantiles"]
     evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
     if precision == "int8":
         evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
@@ -238,7 +243,7 @@ def export(
         "precision": precision,
         "passes": run.method.passes,
         "input": shape,
-        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in measured["calibration"]["quantiles"]},
+        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,
         "default_operating_point": "id95",
         "threshold_scope": "group",

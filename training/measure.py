@@ -20,8 +20,7 @@ def measure(
     Thresholds come from the calibration split and the held-back outliers; test images only tell what they cost.
     Raises DataError when there are no calibration images.
     """
-    if len(data.calibration.labels) == 0:
-        raise DataError("there are no calibration images: train with --calibration-fraction above 0")
+    require_calibration_images(data)
     counts = [int(n) for n in data.train.counts]
     groups = np.array(class_groups(counts))
     inside = predict(data.calibration.images)
@@ -35,15 +34,15 @@ def measure(
     test_scores = test.scores[score].astype(np.float64)
     test_true, test_predicted = groups[data.test.labels], groups[test.predictions]
     test_sets = [_scores_and_groups(o, score, groups) for o in outside.values()]
-    for point in points.values():
+    for name, point in points.items():
         for kind in ("global", "group"):
             point[f"{kind}_cost"] = {
                 "calibration": calibrate.cost(point, kind, ins, ins_predicted, ins_true, [(outs, outs_predicted)]),
                 "test": calibrate.cost(point, kind, test_scores, test_predicted, test_true, test_sets),
             }
-        for name, (s, g) in zip(outside, test_sets, strict=True):
+        for where, (s, g) in zip(outside, test_sets, strict=True):
             caught = calibrate.rejected(s, g, point, scope).mean()
-            results["ood"][name].setdefault("rejected", {})[_name(points, point)] = float(caught)
+            results["ood"][where].setdefault("rejected", {})[name] = float(caught)
     flags = calibrate.rejected(test_scores, test_predicted, points["id95"], scope)
     accuracy = results["class_accuracy"]
     results["data"] = {
@@ -84,6 +83,12 @@ def measure(
     }
 
 
+def require_calibration_images(data: Data) -> None:
+    """DataError when there are none."""
+    if len(data.calibration.labels) == 0:
+        raise DataError("there are no calibration images: train with --calibration-fraction above 0")
+
+
 def split_results(inside: Outputs, held: Outputs | None, data: Data, score: str) -> Json:
     """What a choice between models may look at: the calibration split against the held-back outliers."""
     labels, predictions = data.calibration.labels, inside.predictions
@@ -104,7 +109,3 @@ def _scores_and_groups(
     if outputs is None:
         return np.empty(0), np.empty(0, dtype=groups.dtype)
     return outputs.scores[score].astype(np.float64), groups[outputs.predictions]
-
-
-def _name(points: Json, point: Json) -> str:
-    return next(name for name, p in points.items() if p is point)

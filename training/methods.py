@@ -5,7 +5,7 @@ A row names its parts, each of which stands under that name in its own module: a
 (scores.py). Settings of a run can replace any part: `python -m training train --method oe --loss focal`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from training.losses import LOSSES
 from training.network import Network
 from training.outliers import OUTLIER_TERMS
 from training.samplers import SAMPLERS
+from training.scores import SCORES
 from training.stage2 import STAGES
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def find(name: str) -> Method:
         raise ValueError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}") from None
 
 
-PARTS = {
+PARTS: dict[str, Mapping[str, object]] = {
     "loss": LOSSES, "sampler": SAMPLERS, "outlier_term": OUTLIER_TERMS, "contrast": CONTRASTS, "stage2": STAGES,
 }  # fmt: skip
 OPTIONAL = ("outlier_term", "contrast", "stage2")  # "none" is a choice
@@ -168,6 +169,25 @@ def _problems(method: Method, given: set[str]) -> Iterator[str]:
         yield f"contrast {method.contrast} compares two views of an image: use --views 2"
     if given & {"partial", "asymmetric"} and method.contrast != "pascl":
         yield "--partial and --asymmetric are switches of --contrast pascl"
+
+
+def screen() -> str:
+    """Every row and every part: name, family, what it needs, paper."""
+    rows = [("method", "family", "outliers", "views", "second stage", "passes", "score", "paper")]
+    for name, m in METHODS.items():
+        stage2 = "" if m.stage2 == NONE else m.stage2
+        rows.append(
+            (name, m.family, m.outlier_term if m.needs_outliers else "", str(m.views), stage2, str(m.passes), m.score,
+             m.paper)
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", "parts: train --method ROW with any of these in the place of the row's own"]
+    for part, known in PARTS.items():
+        option = f"--{part.replace('_', '-')}"
+        lines.append(f"{option:15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
+    lines.append(f"{'--score':15} {', '.join(SCORES)} (evaluate, calibrate; export --scores)")
+    return "\n".join(lines)
 
 
 def build_network(method: Method, num_classes: int, width: int) -> Network:

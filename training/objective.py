@@ -12,8 +12,9 @@ from training.contrast import CONTRASTS
 from training.data import Batch, Data, tail_classes
 from training.losses import LOSSES
 from training.methods import NONE, Method, contrast_defaults
-from training.network import Network
+from training.network import Network, to_input
 from training.outliers import OUTLIER_TERMS
+from training.scores import Seen, reject_mass
 from training.stage2 import Stage2
 from training.step import Step
 
@@ -74,7 +75,7 @@ def stage1_losses(
         inside = method.views * len(labels)
 
         def split(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return rows[:inside].unflatten(0, (method.views, len(labels))), rows[inside:]
+            return rows[:inside].view(method.views, len(labels), *rows.shape[1:]), rows[inside:]
 
         with precision:
             logits, features = network(torch.cat(views))  # (V·n + m, C), (V·n + m, F)
@@ -127,16 +128,13 @@ def stage2_losses(
 
 def easiness(config: Config, network: Network, device: torch.device) -> Callable[[Tensor], Tensor]:
     """How clearly each image [P, H, W, 3] is told from the classes: the log-odds of the reject logits, in eval mode."""
-    from training.network import to_input
-    from training.scores import Seen, reject_mass
-
     precision = autocast(config, device)
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         network.eval()
         found = []
-        for part in images.split(512):
+        for part in torch.split(images, 512):
             with precision:
                 logits, features = network(to_input(part))
                 rejects = network.rejects(features)

@@ -90,15 +90,22 @@ def deployed(
     ).eval()
 
 
-@torch.no_grad()
 def refer(network: Network, train: ImageSet, shift: Tensor | None) -> Reference:
     """Features and logits of the training images as they are, and the head."""
-    weight, bias = (t.detach() for t in network.linear())
+    weight, bias = (t.detach().cpu() for t in network.linear())
     bias = bias if shift is None else bias + shift
-    bar = tqdm(torch.from_numpy(train.images).split(BATCH_IMAGES), desc="fit", unit="batch", leave=False,
-               disable=len(train.images) < 2000)  # fmt: skip
-    features = torch.cat([network.eval().trunk(to_input(part)) for part in bar])
+    features = torch.from_numpy(embed(network, train.images, next(network.parameters()).device))
     return Reference(features, features @ weight.T + bias, torch.from_numpy(train.labels), weight, bias)
+
+
+@torch.no_grad()
+def embed(network: Network, images: Pixels, device: torch.device) -> NDArray[np.float32]:
+    """Features [N, F] of images as they are, in eval mode and full precision."""
+    trunk = network.eval().trunk.to(device)
+    starts = tqdm(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
+    batches = (torch.from_numpy(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in starts)
+    found = [trunk(to_input(batch.to(device))).float().cpu().numpy() for batch in batches]
+    return np.concatenate(found) if found else np.empty((0, trunk.features), np.float32)
 
 
 def torch_predict(module: Deployed, device: torch.device) -> Predict:

@@ -41,4 +41,4 @@ def smote(features: Tensor, labels: Tensor, *, seed: int, neighbours: int = 5) -
             grown_x.append(filled_x[len(x) :])
             grown_y.append(filled_y[len(y) :])
     all_x, all_y = torch.from_numpy(np.concatenate(grown_x)), torch.from_numpy(np.concatenate(grown_y))
-    return all_x.to(features.device), all_y.to(features.device, labels.dtype)
+    return all_x.to(features.device), all_y.to(features.device)

@@ -1,4 +1,4 @@
-"""The second stage: a copy of the stage-1 network, of which a part learns again, or is solved for, by its head alone."""
+"""The second stage: a copy of the stage-1 network, part of which learns again, or whose head is solved for."""
 
 import copy
 from collections.abc import Callable

@@ -16,17 +16,17 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from training import checkpoint, distributed
 from training.config import Config
 from training.data import Batch, Batches, Data, Easiness, Features, load
 from training.methods import NONE, Method, build_network, resolve
-from training.network import Network, place, to_input
+from training.network import Network, place
 from training.objective import Losses, easiness, stage1_losses, stage2_losses
+from training.predict import embed
 from training.readers import ImageSet
-from training.smote import smote
 from training.stage2 import STAGES, Solving, branch, prepare
 
 
@@ -197,7 +197,8 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
     if stage.solve:
         weight, bias = (t.detach() for t in network.linear())
         counts = torch.from_numpy(data.train.counts).to(device)
-        features, labels = embed(network, data.calibration, device)
+        features = torch.from_numpy(embed(network, data.calibration.images, device)).to(device)
+        labels = torch.from_numpy(data.calibration.labels).to(device)
         head = stage.solve(Solving(weight, bias, counts, features, labels))
         copied.head.load_state_dict(dict(zip(("weight", "bias"), head, strict=True)))
         state["branch"] = copied.state_dict()
@@ -206,7 +207,10 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         copied.load_state_dict(state["branch"])
     images: ImageSet | Features = data.train
     if stage.on_features:
-        features, labels = embed(network, data.train, device)
+        from training.smote import smote  # imbalanced-learn takes seconds to import
+
+        features = torch.from_numpy(embed(network, data.train.images, device)).to(device)
+        labels = torch.from_numpy(data.train.labels).to(device)
         images = Features(*smote(features, labels, seed=config.seed), data.train.classes)
     batches = Batches(
         images, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device, sampler=stage.sampler
@@ -215,15 +219,6 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         copied, prepare(copied, stage), batches, stage2_losses(config, stage, data, copied, device),
         epochs=config.stage2_epochs, learning_rate=config.stage2_learning_rate or stage.learning_rate, key="branch",
     )  # fmt: skip
-
-
-@torch.no_grad()
-def embed(network: Network, images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(features [N, F], labels [N]) of images as they are, in eval mode and full precision."""
-    network.eval()
-    parts = [network.trunk(to_input(part.to(device))) for part in torch.from_numpy(images.images).split(512)]
-    features = torch.cat(parts) if parts else torch.empty(0, network.trunk.features, device=device)
-    return features, torch.from_numpy(images.labels).to(device)
 
 
 class _interruptible:

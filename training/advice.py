@@ -1,0 +1,189 @@
+"""What a long tail can support, and the settings to begin with. Rules are tables where they can be; all are opinions
+with their reason beside them, from the papers' settings and this project's LOG.md."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from service.bundle import GROUPS, Group
+from training.calibrate import LEVEL, SHRINK_IMAGES
+from training.config import Config
+from training.data import calibration_split, tail_classes
+from training.methods import NONE, contrast_defaults, find
+from training.readers import ImageSet
+
+BEST = "tailguard"  # the row of METHODS to take where there are outliers
+OUTLIER_FREE = "mahalanobis"  # and where there are none
+BALANCED_RATIO = 3  # below it the classes count as balanced
+METHOD_RULES = {  # (nearly balanced, outliers given) → (method, why)
+    (False, True): (BEST, "long tail and training outliers: the project's best method, one pass"),
+    (False, False): (OUTLIER_FREE, "long tail without outliers: logit-adjusted training, pooled Mahalanobis score"),
+    (True, True): ("oe", f"classes within a factor of {BALANCED_RATIO}: plain outlier exposure is enough"),
+    (True, False): ("msp", f"classes within a factor of {BALANCED_RATIO} and no outliers: the plain baseline"),
+}
+LEVELS = (0.8, 0.9, 0.95, 0.99)
+FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3)  # of each class for calibration, tried in this order
+SIZES_PX = (32, 48, 64)
+STEPS = 9_600  # PASCL: 200 epochs of 48 steps
+BATCH_IMAGES, STEPS_PER_EPOCH = 256, 8  # PASCL's batch, halved until an epoch has so many steps
+EPOCHS = (30, 400)  # at least, at most: PASCL shows each image 200 times
+Counts = NDArray[np.int64]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class GroupSupport(Frozen):
+    """What the calibration images of a group can carry."""
+
+    classes: int
+    train_images: int
+    calibration_images: int
+    supported: bool  # a conformal threshold at LEVEL of its own
+    own_weight: float  # of its own quantile in its threshold; the global one has the rest
+
+
+class Support(Frozen):
+    """What a calibration split of this fraction supports."""
+
+    fraction: float
+    groups: dict[Group, GroupSupport]
+    classes_by_level: dict[str, int]  # level → how many classes hold images enough for a threshold of their own
+    outliers: int
+
+
+class Setting(Frozen):
+    name: str  # a field of training.config.Config
+    value: Any
+    reason: str
+
+
+class Advice(Frozen):
+    settings: list[Setting]
+    command: str
+
+
+def images_needed(level: float) -> int:
+    """The fewest calibration images for a conformal threshold at `level`: ⌈1/a⌉ − 1, a = 1 − level (REFERENCE C3)."""
+    return math.ceil(round(1 / (1 - level), 6)) - 1
+
+
+def highest_level(images: int) -> float:
+    """The highest level that so many calibration images support: 1 − 1/(n + 1); 0 for none."""
+    return images / (images + 1)
+
+
+def held_out(counts: Counts, fraction: float) -> Counts:
+    """Calibration images of each class, as training's own split draws them."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    no_pixels = np.zeros((len(labels), 1, 1, 3), np.uint8)
+    split = ImageSet(no_pixels, labels, tuple(map(str, range(len(counts)))))
+    return calibration_split(split, fraction)[1].counts
+
+
+def support(counts: Counts, groups: list[Group], outliers: int, fraction: float) -> Support:
+    """`counts` [C] training images and the groups of the classes; the number of training outliers."""
+    held, of = held_out(counts, fraction), np.array(groups)
+    by_group: dict[Group, GroupSupport] = {}
+    for g in GROUPS:
+        n = int(held[of == g].sum())
+        by_group[g] = GroupSupport(
+            classes=int((of == g).sum()),
+            train_images=int(counts[of == g].sum()),
+            calibration_images=n,
+            supported=n >= images_needed(LEVEL),
+            own_weight=n / (n + SHRINK_IMAGES),
+        )
+    by_level = {f"{level:.0%}": int((held >= images_needed(level)).sum()) for level in LEVELS}
+    return Support(
+        fraction=fraction, groups=by_group, classes_by_level=by_level, outliers=round(fraction * outliers)
+    )  # fmt: skip
+
+
+def calibration_fraction(counts: Counts, groups: list[Group]) -> tuple[float, str]:
+    """The smallest of FRACTIONS with which every group that has classes supports LEVEL, or the smallest of all."""
+    needed = images_needed(LEVEL)
+    for fraction in FRACTIONS:
+        found = support(counts, groups, 0, fraction)
+        short = [g for g, s in found.groups.items() if s.classes and not s.supported]
+        if not short:
+            return fraction, f"each group gets the {needed} images that its own {LEVEL:.0%} threshold needs"
+    return FRACTIONS[0], (
+        f"no share up to {FRACTIONS[-1]:g} gives {' and '.join(short)} {needed} images: more would cost the tail "
+        "training images for nothing; its threshold leans on the global one"
+    )
+
+
+def advise(
+    *, dataset: str, data: Path, imbalance: float | None, outliers: Path | None, counts: Counts, groups: list[Group],
+    median_side_px: float,
+) -> Advice:  # fmt: skip
+    """Settings for `train`, each with its reason, and the complete command. Counts [C] after the cut."""
+    ratio = counts.max() / max(counts.min(), 1)
+    method, why = METHOD_RULES[bool(ratio < BALANCED_RATIO), outliers is not None]
+    settings = [
+        Setting(name="dataset", value=dataset, reason="as found"),
+        Setting(name="data", value=str(data), reason="as given"),
+    ]
+    if imbalance is not None:
+        settings.append(Setting(name="imbalance", value=imbalance, reason="the cut that was looked at"))
+    settings.append(Setting(name="method", value=method, reason=f"{why} (ratio {ratio:.1f})"))
+    if outliers is not None:
+        settings.append(Setting(name="outliers", value=str(outliers), reason="stand for what is not to be accepted"))
+    if dataset == "folder":
+        settings.append(_image_size(median_side_px))
+    fraction, why = calibration_fraction(counts, groups)
+    settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
+    if find(method).contrast != NONE:
+        settings += _contrast(counts)
+    settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
+    Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
+    command = " ".join(["python -m training train", *map(option, settings)])
+    return Advice(settings=settings, command=command)
+
+
+def option(setting: Setting) -> str:
+    """--name value, for a shell."""
+    return f"--{setting.name.replace('_', '-')} {shlex.quote(str(setting.value))}"
+
+
+def _image_size(median_side_px: float) -> Setting:
+    """The largest of SIZES_PX that enlarges no more than half of the images."""
+    size = max([s for s in SIZES_PX if s <= median_side_px], default=SIZES_PX[0])
+    cost = (size / SIZES_PX[0]) ** 2
+    reason = f"the median shorter side is {median_side_px:g} px; costs {cost:.1f} times the work of {SIZES_PX[0]} px"
+    return Setting(name="image_size_px", value=size, reason=reason)
+
+
+def _contrast(counts: Counts) -> list[Setting]:
+    weight, temperature = contrast_defaults(len(counts))
+    share = 0.4
+    tail = tail_classes(counts, share)
+    as_published = f"PASCL's for {'50 classes and more' if len(counts) >= 50 else 'fewer than 50 classes'}"
+    rarest = f"PASCL's; the {tail.sum()} rarest classes, {int(counts[tail].sum())} images"
+    return [
+        Setting(name="contrast_weight", value=weight, reason=as_published),
+        Setting(name="contrast_temperature", value=temperature, reason=as_published),
+        Setting(name="tail_fraction", value=share, reason=rarest),
+    ]
+
+
+def _schedule(images: int) -> list[Setting]:
+    """Batch and epochs for so many images that remain after calibration."""
+    batch = BATCH_IMAGES
+    while batch > 2 and images // batch < STEPS_PER_EPOCH:
+        batch //= 2
+    steps = max(images // batch, 1)
+    epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
+    size = "PASCL's" if batch == BATCH_IMAGES else f"an epoch of {images} images then has at least {STEPS_PER_EPOCH}"
+    why = f"{steps} steps each, {steps * epochs} in all; PASCL takes {STEPS}; held within {EPOCHS[0]} to {EPOCHS[1]}"
+    return [
+        Setting(name="batch_images", value=batch, reason=size if batch == BATCH_IMAGES else f"{size} steps"),
+        Setting(name="epochs", value=epochs, reason=why),
+    ]

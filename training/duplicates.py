@@ -1,0 +1,117 @@
+"""Images that occur more than once: exactly, by their pixels, and nearly, by 8 x 8 thumbnails.
+
+Torralba, Fergus and Freeman, "80 million tiny images" (PAMI 2008) compare thumbnails by their normalised correlation;
+so does this. It is a screen: nature makes look-alikes (of two rod-shaped plankton in one pose the thumbnails agree),
+and a crop, a mirror image or a rotation is not found. Look at the examples before anything is removed.
+"""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.readers import Labels, Pixels
+
+GRID = 8  # thumbnails are GRID x GRID x 3
+NEAR_COSINE = 0.985  # of thumbnails; on CIFAR-10-LT every pair above it is the same photograph
+SAME_COSINE = 0.95  # of the whole images: what tells a copy from a look-alike where shapes are few
+FLAT_LEVELS = 1.0  # a thumbnail whose standard deviation is below this many grey levels of 255 has no shape to compare
+BLOCK_IMAGES = 512
+Vectors = NDArray[np.float32]  # [N, D], rows of length 1; flat images have rows of zeros
+
+
+@dataclass(frozen=True)
+class Pile:
+    """Images of one origin: uint8 [N, S, S, 3], the labels [N] where there are any, and a name for each image."""
+
+    name: str
+    pixels: Pixels
+    names: list[str]
+    labels: Labels | None = None
+
+    @cached_property
+    def thumbnails(self) -> Vectors:
+        return thumbnails(self.pixels)
+
+
+@dataclass(frozen=True)
+class Near:
+    """An image of the second pile and its nearest in the first: where they are, both cosines in [-1, 1]."""
+
+    first: int
+    second: int
+    thumbnail_cosine: float
+    full_cosine: float
+
+
+def exact(piles: list[Pile]) -> list[list[tuple[int, int]]]:
+    """Groups of two or more images with the same pixels, each image as (pile, index), in the order of the piles."""
+    places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+    for p, pile in enumerate(piles):
+        for i, image in enumerate(pile.pixels):
+            places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((p, i))
+    return [group for group in places.values() if len(group) > 1]
+
+
+def thumbnails(pixels: Pixels) -> Vectors:
+    """[N, 192]: 8 x 8 x 3 means of uint8 [N, S, S, 3], less their mean, of length 1. Flat images give zeros.
+
+    ValueError where S is below 8.
+    """
+    if pixels.shape[1] < GRID:
+        raise ValueError(
+            f"images of {pixels.shape[1]} px have no {GRID} x {GRID} thumbnail: read them at a larger size"
+        )
+    edges = np.linspace(0, pixels.shape[1], GRID + 1).round().astype(int)
+    sides = np.diff(edges).astype(np.float32)
+    out = np.empty((len(pixels), GRID * GRID * 3), np.float32)
+    for start in range(0, len(pixels), BLOCK_IMAGES):
+        block = pixels[start : start + BLOCK_IMAGES].astype(np.float32)
+        sums = np.add.reduceat(np.add.reduceat(block, edges[:-1], axis=1), edges[:-1], axis=2)
+        cells = sums / (sides[:, None, None] * sides[None, :, None])
+        out[start : start + len(block)] = cells.reshape(len(block), -1)
+    return _unit(out)
+
+
+def flat(vectors: Vectors) -> NDArray[np.bool_]:
+    """bool [N]: which thumbnails are those of images of one colour."""
+    return np.asarray(~vectors.any(axis=1))
+
+
+def near(first: Pile, second: Pile) -> list[Near]:
+    """For each image of `second` its nearest in `first`, where the thumbnails' cosine is above NEAR_COSINE.
+
+    Pairs with equal pixels are left out (they are `exact`'s). The surest pairs, by the whole images, come first.
+    """
+    if not len(first.pixels) or not len(second.pixels):
+        return []
+    known, wanted = first.thumbnails, second.thumbnails
+    found: list[Near] = []
+    starts = range(0, len(wanted), BLOCK_IMAGES)
+    for start in tqdm(starts, desc=f"{first.name} against {second.name}", unit="block", leave=False, delay=1):
+        cosines = wanted[start : start + BLOCK_IMAGES] @ known.T
+        best = cosines.argmax(axis=1)
+        values = np.take_along_axis(cosines, best[:, None], axis=1)[:, 0]
+        for row in np.flatnonzero(values > NEAR_COSINE):
+            i, j = int(best[row]), start + int(row)
+            if not np.array_equal(first.pixels[i], second.pixels[j]):
+                whole = _full_cosine(first.pixels[i], second.pixels[j])
+                found.append(Near(i, j, float(values[row]), whole))
+    return sorted(found, key=lambda pair: -pair.full_cosine)
+
+
+def _full_cosine(one: Pixels, other: Pixels) -> float:
+    both = _unit(np.stack([one, other]).reshape(2, -1).astype(np.float32))
+    return float(both[0] @ both[1])
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    """Rows less their mean, of length 1; zeros where the standard deviation says flat: 0 / 0 is no direction."""
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    has_shape = norms >= FLAT_LEVELS * np.sqrt(vectors.shape[1])
+    return np.where(has_shape, centred / np.maximum(norms, np.float32(1e-12)), np.float32(0))

@@ -1,0 +1,149 @@
+"""What is done with a finished run: evaluate, calibrate, export, compare; the commands of `python -m training`."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+from pydantic_settings import CliPositionalArg
+
+RESULTS_FILE, CALIBRATION_FILE = "results.json", "calibration.json"
+
+
+class OnRun(BaseModel):
+    run: CliPositionalArg[Path]
+    """Folder of a finished run."""
+    ood: list[Path] = []
+    """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
+    score: str | None = None
+    """Which score decides; not given: the method's. See `python -m training methods`."""
+
+    def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
+        """(run, data, OOD sets, deciding score)."""
+        from training import checkpoint, data
+
+        run = checkpoint.trained(self.run)
+        loaded = data.load(run.config)
+        checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
+        paths = self.ood
+        if not paths and (self.run / RESULTS_FILE).is_file():
+            paths = [Path(p) for p in json.loads((self.run / RESULTS_FILE).read_text())["ood_paths"]]
+        self._paths = [str(p.resolve()) for p in paths]
+        return run, loaded, {**loaded.ood, **data.ood_sets(paths, loaded.size_px)}, self.score or run.method.score
+
+    def best_device(self) -> torch.device:
+        from training.trainer import find_device
+
+        return find_device("auto")
+
+    _paths: list[str] = []
+
+
+class Evaluate(OnRun):
+    """Every metric on the test images and OOD sets, into results.json; what pictures are made of, into outputs.npz."""
+
+    def cli_cmd(self) -> None:
+        from training import evaluate
+
+        run, data, ood, score = self.prepare()
+        results = evaluate.evaluate_run(run, data, ood, score, self.best_device())
+        evaluate.write_json(self.run / RESULTS_FILE, results | {"ood_paths": self._paths})
+        print(summary(results))
+
+
+class Calibrate(OnRun):
+    """Temperature, operating points and their cost, into calibration.json; never from test images."""
+
+    def cli_cmd(self) -> None:
+        from training import calibrate, checkpoint, evaluate, measure, predict
+
+        run, data, ood, score = self.prepare()
+        device = self.best_device()
+        module = predict.deployed(run, scores=[score], train=data.train)
+        measure.require_calibration_images(data)
+        plain = predict.torch_predict(module, device)
+        temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
+        module.temperature = temperature
+        scaled = predict.torch_predict(module, device)
+        measured = measure.measure(scaled, data, ood, score=score, temperature=temperature, scope="group")
+        record = {"score": score, "temperature": temperature, **measured, "provenance": checkpoint.provenance()}
+        evaluate.write_json(self.run / CALIBRATION_FILE, evaluate.jsonable(record))
+        print(f"temperature {temperature:.3f}, deciding score {score}")
+        for name, point in measured["operating_points"].items():
+            for kind in ("global", "group"):
+                print(f"{name} {kind}: {share_line(point[f'{kind}_cost'])}")
+
+
+class Export(OnRun):
+    """One ONNX graph with its thresholds, as a bundle <out>/<name>/<version>."""
+
+    out: Path = Path("models")
+    name: str | None = None
+    """Name of the bundle; not given: the data set's."""
+    version: str = "1"
+    precision: Literal["fp32", "int8"] = "int8"
+    examples: Path | None = None
+    """Folder of image files that travel in the bundle and are checked at load; not given: drawn ones."""
+    candidates: Path | None = None
+    """JSON written by `pareto`, to be shown in the card."""
+    scores: list[str] = []
+    """More scores for the graph to give beside energy, MSP and the deciding one; may be repeated."""
+
+    def cli_cmd(self) -> None:
+        from training import export, readers
+
+        run, data, ood, _ = self.prepare()
+        calibration = calibrated(self.run)
+        target = self.out / (self.name or run.config.dataset) / self.version
+        rows = json.loads(self.candidates.read_text()) if self.candidates else None
+        images = {p.name: p.read_bytes() for p in readers.image_files(self.examples)} if self.examples else None
+        manifest = export.export(
+            run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images,
+            scores=self.scores,
+        )  # fmt: skip
+        size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+        print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
+
+
+class Pareto(BaseModel):
+    """Compare runs by size, speed and quality on the calibration split, to choose what ships."""
+
+    runs: CliPositionalArg[list[Path]]
+    out: Path = Path("pareto.json")
+
+    def cli_cmd(self) -> None:
+        from training import evaluate, pareto
+
+        rows = [pareto.candidate(run, calibrated(run)) for run in self.runs]
+        evaluate.write_json(self.out, rows)  # type: ignore[arg-type]
+        print(pareto.table(rows))
+
+
+def calibrated(run: Path) -> dict[str, Any]:
+    path = run / CALIBRATION_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: python -m training calibrate {run}")
+    content = json.loads(path.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The headline: a line for accuracy and one per OOD set."""
+    by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
+    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
+    rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
+    width = max(map(len, rows), default=0)
+    lines += [
+        f"{n:{width}}  AUROC {r['auroc']:.2%}  AUPR {r['aupr']:.2%}  FPR95 {r['fpr95']:.2%}" for n, r in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def share_line(cost: dict[str, Any]) -> str:
+    parts = []
+    for where, c in cost.items():
+        caught = "" if c["outliers_caught"] is None else f", catches {c['outliers_caught']:.1%} of outliers"
+        parts.append(f"{where} rejects {c['id_rejected']:.1%} of in-distribution images{caught}")
+    return "; ".join(parts)

@@ -1,0 +1,245 @@
+"""The runs that a table needs: what is missing is trained and evaluated, k at once, each in a process of its own.
+
+A run lies in <out>/runs/<name>/. It is finished when its results.json stands there; a checkpoint without one is
+resumed; a second stage starts from the first stage of the row that shares it, so that no stage is trained twice.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from training.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
+from training.config import Config
+from training.evaluate import OUTPUTS_FILE, Json
+from training.methods import METHODS, NONE, find
+
+RESULTS_FILE, LOG_FILE = "results.json", "log.txt"
+Budget = Literal["full", "small"]
+# full: PASCL's recipe. small: what two CPU cores train in minutes.
+BUDGETS: dict[Budget, dict[str, Any]] = {
+    "full": {"width": 64, "epochs": 200, "batch_images": 256},
+    "small": {"width": 16, "epochs": 12, "batch_images": 128},
+}
+# Balanced CIFAR-10 has 4.03 times the images of the long-tailed cut: in the small budget it takes as many steps.
+BALANCED_EPOCHS: dict[Budget, int] = {"full": 200, "small": 3}
+# In the small budget only these rows get every seed, the others the first one.
+SEEDED = ("msp", "oe", "pascl", "pascl-abf", "tailguard")
+POLL_SECONDS = 0.2
+
+
+class Interrupted(Exception):
+    """Ctrl-C or TERM: every run was asked to write its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its settings, its folder, and the folder whose finished stage 1 it takes."""
+
+    config: Config
+    folder: Path
+    after: Path | None
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / RESULTS_FILE).is_file()
+
+
+def first_stage_of(name: str) -> str | None:
+    """The row without a second stage that trains the same stage 1; None for a row that trains its own."""
+    row = find(name)
+    rivals = [n for n, m in METHODS.items() if m.stage1() == row.stage1() and m.stage2 == NONE]
+    return next((n for n in rivals if n != name and list(METHODS).index(n) < list(METHODS).index(name)), None)
+
+
+def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: Path) -> list[Job]:
+    """The jobs of `methods` and of the rows whose stage 1 they share, those first. `base` holds data and overrides."""
+    everyone = budget == "full"
+    jobs: dict[Path, Job] = {}
+
+    def add(method: str, seed: int) -> Path:
+        first = first_stage_of(method)
+        after = add(first, seed) if first else None
+        config = base.model_copy(update={"method": method, "seed": seed, "stage1_from": after})
+        folder = out / "runs" / name_of(config)
+        jobs.setdefault(folder, Job(config, folder, after))
+        return folder
+
+    for method in methods:
+        for seed in range(seeds if everyone or method in SEEDED else 1):
+            add(method, seed)
+    return list(jobs.values())
+
+
+def name_of(config: Config) -> str:
+    """Names what differs between the runs of a table."""
+    cut = f"lt{config.imbalance:g}" if config.imbalance and config.imbalance > 1 else "balanced"
+    views = f"-v{config.views}" if config.views else ""
+    return (
+        f"{config.dataset}-{cut}-{config.method}{views}-w{config.width}-e{config.epochs}-b{config.batch_images}"
+        f"-s{config.seed}"
+    )
+
+
+def require_same_settings(job: Job) -> None:
+    """ValueError when the folder of a job holds a run with other settings."""
+    kept = Config.model_validate(json.loads((job.folder / RESULTS_FILE).read_text())["config"])
+    free = MACHINE_KEYS | {"data", "outliers", "stage1_from"}
+    one, two = (c.model_dump(exclude=free) for c in (kept, job.config))
+    if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
+        raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
+
+
+def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[str]]:
+    """Train (or resume), then evaluate."""
+    start = [sys.executable, "-m", "training"]
+    threading = ["--threads", str(threads)] if threads else []
+    if (job.folder / CHECKPOINT_FILE).is_file():
+        train = ["--out", str(job.folder), "--resume"]
+    else:
+        given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
+        train = [part for key, value in given.items() for part in _option(key, value)] + ["--out", str(job.folder)]
+    sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
+    return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]
+
+
+def _option(key: str, value: object) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
+
+
+def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: int | None = None) -> None:
+    """Train and evaluate what is missing, `at_once` runs side by side.
+
+    Raises ValueError when a run failed (the others are finished first), Interrupted on Ctrl-C or TERM.
+    """
+    waiting = [job for job in jobs if not job.done]
+    for job in jobs:
+        if job.done:
+            require_same_settings(job)
+    running: dict[Job, _Process] = {}
+    failed: list[str] = []
+    before = {s: signal.signal(s, _interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True) as bar:
+            while waiting or running:
+                ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
+                for job in ready[: at_once - len(running)]:
+                    waiting.remove(job)
+                    running[job] = _Process(job, commands(job, ood, threads))
+                if not running:  # what is left waits for a run that failed
+                    break
+                for job, process in list(running.items()):
+                    if process.finished():
+                        del running[job]
+                        if not job.done:
+                            failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
+                        bar.update()
+                bar.set_postfix_str("; ".join(p.last_line() for p in running.values()), refresh=False)
+                time.sleep(POLL_SECONDS)
+    except _Stop:
+        for process in running.values():
+            process.stop()
+        raise Interrupted from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    failed += [f"{job.folder.name}: waits for {job.after}" for job in waiting]
+    if failed:
+        raise ValueError("these runs failed:\n" + "\n".join(failed))
+
+
+class _Process:
+    """The commands of one job, one after another, what they print in its log."""
+
+    def __init__(self, job: Job, steps: list[list[str]]) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self.job, self.steps = job, steps
+        self.path = job.folder / LOG_FILE
+        self._next()
+
+    def _next(self) -> None:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        with self.path.open("ab") as log:  # in a session of its own: a Ctrl-C reaches it once, from us
+            self.process = subprocess.Popen(
+                self.steps.pop(0), stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def finished(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        if self.process.returncode == 0 and self.steps:
+            self._next()
+            return False
+        return True
+
+    def last_line(self) -> str:
+        """The name and how far it is, from the progress bar in the log."""
+        with self.path.open("rb") as log:
+            log.seek(max(0, self.path.stat().st_size - 400))
+            said = log.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1]
+        return f"{self.job.config.method} {said.split('|')[0].strip()[:30]}"
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and wait for it."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+
+
+class _Stop(BaseException):
+    pass
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Stop
+
+
+# ------------------------------------------------------------------------------------------------------- the results
+
+
+def results(jobs: Sequence[Job], budget: Budget) -> list[Json]:
+    """What the finished runs of `jobs` measured."""
+    return [json.loads((job.folder / RESULTS_FILE).read_text()) | {"budget": budget} for job in jobs if job.done]
+
+
+def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
+    """(method, seed, imbalance) → the run's outputs.npz."""
+    found = {(j.config.method, j.config.seed, j.config.imbalance or 1.0): j.folder / OUTPUTS_FILE for j in jobs}
+    return {key: path for key, path in found.items() if path.is_file()}
+
+
+KEPT = ("images", "auroc", "aupr", "fpr95", "fpr95_id_positive", "aupr_id_positive", "acc_at_tpr", "acc_at_fpr")
+
+
+def compact(result: Json) -> Json:
+    """A result small enough to commit: what tables print, to six digits, and where it comes from; no path."""
+    kept = {k: result[k] for k in (
+        "method", "seed", "budget", "score", "passes", "images", "train_counts", "groups", "accuracy",
+        "class_accuracy", "group_accuracy",
+    )}  # fmt: skip
+    kept["config"] = {k: v for k, v in result["config"].items() if k not in {"data", "stage1_from", *MACHINE_KEYS}}
+    if outliers := kept["config"].get("outliers"):
+        kept["config"]["outliers"] = Path(outliers).name
+    kept["ood"] = {name: {k: one[k] for k in KEPT if k in one} for name, one in result["ood"].items()}
+    kept["mean"] = {k: result["mean"][k] for k in KEPT if k in result.get("mean", {})}
+    made = result["provenance"]["training"]
+    kept["provenance"] = {"commit": made["commit"], "versions": made["versions"]}
+    return _rounded(kept)  # type: ignore[no-any-return]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,154 @@
+"""The tables: which runs each needs, and how results become markdown, CSV and an HTML report with pictures.
+
+`TABLES[name].needs` says what to train; `write(name, results, outputs, out)` takes the results JSON of the finished
+runs and prints what is there beside the published figures. A missing run is shown as — and listed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from training import report, report_plots, table_text
+from training.published import LONG_TAIL_NOTE
+from training.table_cells import BALANCED, LONG_TAILED, Json, Runs, Section, collect, imbalance
+from training.table_rows import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
+
+__all__ = ["TABLES", "Entry", "Need", "Table", "rows", "write"]
+
+MSP, OE = Entry("MSP", "msp"), Entry("OE", "oe")
+ABF, TAILGUARD = Entry("PASCL + ABF", "pascl-abf"), Entry("TailGuard", "tailguard")
+LITERATURE = (
+    MSP, OE, Entry("EnergyOE", "energy-oe"), Entry("OECC", "oecc"), Entry("SOFL", "sofl"), Entry("NTOM", "ntom"),
+)  # fmt: skip
+
+
+PAIRED = "Differences are taken seed by seed, over the seeds that both sides have."
+
+
+def _optional(*entries: Entry) -> tuple[Entry, ...]:
+    return tuple(Entry(e.label, e.method, e.kind, optional=True) for e in entries)
+
+
+def _kind(kind: str, **labels: str) -> tuple[Entry, ...]:
+    return tuple(Entry(label, method.replace("_", "-"), kind) for method, label in labels.items())
+
+
+def _long_tailed(*methods: str) -> tuple[tuple[str, float], ...]:
+    return tuple((m, LONG_TAILED) for m in methods)
+
+
+TABLES: dict[str, Table] = {
+    "comparison": Table(
+        title="Methods against each other",
+        shows="every method on the same data, outliers, network and epochs: OOD detection, accuracy, passes",
+        entries=(
+            *LITERATURE, Entry("PASCL, stage 1", "pascl"), ABF, Entry("PASCL + ABF of the head", "pascl-abf-head"),
+            Entry("OE + ABF", "oe-abf"), Entry("ImOOD", "imood"), Entry("COCL", "cocl"),
+            Entry("Mahalanobis, no outliers", "mahalanobis"), TAILGUARD,
+        ),
+        build=comparison,
+        pictured=_long_tailed("msp", "oe", "pascl-abf", "tailguard"),
+        notes=("The published ImOOD is PASCL + ImOOD, the published PASCL includes ABF.",),
+    ),
+    "ablation": Table(
+        title="Ablation of PASCL: asymmetry, partiality, ABF",
+        shows="what each part of PASCL adds to OE. A: outliers only in the denominator; P: tail classes only",
+        entries=(
+            OE, Entry("– –", "supcon"), Entry("– P", "pascl-partial"), Entry("A –", "pascl-asymmetric"),
+            Entry("A P", "pascl"), Entry("A P ABF", "pascl-abf"), Entry("A P ABF of the head", "pascl-abf-head"),
+        ),
+        build=ablation,
+        pictured=_long_tailed("oe", "supcon", "pascl", "pascl-abf"),
+        notes=(
+            "Ours are means over our OOD sets; the paper's ablation has the OOD set SVHN alone, so its level cannot be "
+            "compared with ours, only which row is ahead.",
+        ),
+    ),
+    "per-set": Table(
+        title="OE against PASCL on each OOD set",
+        shows="where the contrastive term and ABF help and where not; the deciding score is stage 1's",
+        entries=(OE, ABF),
+        build=per_set,
+        pictured=_long_tailed("oe", "pascl-abf"),
+        notes=(
+            f"seeds: OE / PASCL + ABF. {PAIRED}",
+            "AUPR rises with the number of OOD images: sets of another size than the paper's have another level.",
+        ),
+    ),
+    "balance": Table(
+        title="Balanced against long-tailed training data",
+        shows="what each method loses when the training set is cut to a long tail (change = long-tailed − balanced)",
+        entries=(*LITERATURE, *_optional(ABF, TAILGUARD)),
+        build=balance,
+        pictured=(("msp", BALANCED), ("msp", LONG_TAILED), ("oe", BALANCED), ("oe", LONG_TAILED)),
+        imbalances=(BALANCED, LONG_TAILED),
+        pictures=("roc", "risk-coverage", "scores", "classes"),
+        notes=(
+            "A balanced epoch has more images, so with equal epochs the balanced runs take more steps: the change is "
+            "that of imbalance and of fewer images together, as in the paper.",
+            f"seeds: balanced / long-tailed. {PAIRED}",
+        ),
+    ),
+    "long-tail": Table(
+        title="Methods for long-tailed classification",
+        shows="samplers, losses and decoupled training: accuracy on the balanced test set, by group of classes",
+        entries=(
+            *_kind("Baseline", msp="cross entropy, natural sampling"),
+            *_kind(
+                "Sampling", under_sampling="under-sampling", over_sampling="over-sampling",
+                balanced_sampling="class-balanced sampling", square_root_sampling="square-root sampling",
+                progressive_sampling="progressive sampling",
+            ),
+            *_kind(
+                "Losses", weighted_softmax="weighted softmax, 1/n", class_balanced="class-balanced weights",
+                focal="focal", ldam="LDAM", ldam_drw="LDAM + deferred re-weighting",
+                balanced_softmax="balanced softmax", logit_adjustment="logit adjustment",
+            ),
+            *_kind(
+                "Decoupled and post hoc", crt="cRT", crt_smote="cRT with SMOTE", lws="LWS", tau_norm="τ-norm",
+                la_posthoc="logit adjustment, post hoc", abf="ABF", abf_head="ABF of the head",
+            ),
+        ),
+        build=long_tail,
+        pictured=_long_tailed("msp", "over-sampling", "logit-adjustment", "ldam-drw", "abf"),
+        notes=(LONG_TAIL_NOTE,),
+        pictures=("risk-coverage", "classes"),
+    ),
+}  # fmt: skip
+
+
+def rows(name: str, results: list[Json]) -> list[Section]:
+    """The grids of the table. ValueError for an unknown table, or for runs that one table cannot hold."""
+    table = find(name)
+    return table.build(table, relevant(table, results))
+
+
+def relevant(table: Table, results: list[Json]) -> Runs:
+    """The runs that have a line in the table."""
+    lines = {(e.method, ratio) for e in table.entries for ratio in table.imbalances}
+    return collect(run for run in results if (run["method"], imbalance(run)) in lines)
+
+
+def find(name: str) -> Table:
+    if name not in TABLES:
+        raise ValueError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def write(name: str, results: list[Json], outputs: Mapping[tuple[str, int, float], Path], out: Path) -> str:
+    """Write <out>/<name>.md, .csv and .html, and <out>/<name>-*.png for the runs whose outputs.npz is given.
+
+    `outputs` maps (method, seed, imbalance) to that file. Returns the markdown; errors as `rows`.
+    """
+    table = find(name)
+    runs = relevant(table, results)
+    sections = table.build(table, runs)
+    notes = table_text.notes(table, runs, sections)
+    pictures = report_plots.pictures(table, runs, outputs)
+    out.mkdir(parents=True, exist_ok=True)
+    markdown = table_text.markdown(table, sections, notes, pictures, name)
+    (out / f"{name}.md").write_text(markdown, encoding="utf-8")
+    (out / f"{name}.csv").write_text(table_text.csv_text(name, sections), encoding="utf-8", newline="")
+    for picture in pictures:
+        (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
+    (out / f"{name}.html").write_text(report.html(table, sections, notes, pictures, runs), encoding="utf-8")
+    return markdown
