@@ -40,7 +40,7 @@ class Frozen(BaseModel):
 
 
 class GroupSupport(Frozen):
-    """What the calibration images of a group can carry."""
+    """What the calibration images of a group, by true class, can carry; calibrate.py groups them by predicted class."""
 
     classes: int
     train_images: int

@@ -93,6 +93,8 @@ def require_same_settings(job: Job) -> None:
     """ValueError when the folder of a job holds a run with other settings."""
     kept = Config.model_validate(json.loads((job.folder / RESULTS_FILE).read_text())["config"])
     free = MACHINE_KEYS | {"data", "outliers", "stage1_from"}
+    if find(job.config.method).stage2 == NONE:
+        free |= {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
     one, two = (c.model_dump(exclude=free) for c in (kept, job.config))
     if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
         raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
