@@ -166,10 +166,17 @@ class Bench(BaseModel):
     threads: int | None = None
     steps: Annotated[int, Field(ge=1)] = 2
     rounds: Annotated[int, Field(ge=1)] = 3
+    at_once: Annotated[int, Field(ge=1)] = 1
+    """More than 1: compare as many runs side by side with one that has the device to itself."""
 
     def cli_cmd(self) -> None:
         from training import bench
 
+        if self.at_once > 1:
+            given = self.model_dump(include={"width", "batch_images", "device", "steps", "rounds"})
+            options = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+            print(json.dumps(bench.sharing(options, self.at_once)))
+            return
         kept = self.model_dump(include={"width", "batch_images", "device", "threads"})
         print(json.dumps(bench.bench(Config(**kept), steps=self.steps, rounds=self.rounds)))
 

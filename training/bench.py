@@ -3,8 +3,14 @@
 The bare loop repeats forward, backward and optimiser step on one fixed batch of the same size, with the same network,
 precision and memory layout. The trainer does what it always does: draws batches, makes views, computes every loss.
 Both are measured in turns in one run, so that a noisy machine disturbs both alike.
+
+`--at-once K` asks another question: what K runs side by side gain over one after another, as `table --at-once K` does.
 """
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -80,4 +86,25 @@ def bench(config: Config, *, steps: int, rounds: int) -> Json:
         "trainer_images_s": round(mine, 1),
         "bare_images_s": round(theirs, 1),
         "ratio": round(float(np.median([a / b for a, b in pairs])), 3),
+    }
+
+
+def sharing(options: list[str], at_once: int) -> Json:
+    """{at_once, alone_images_s, together_images_s, gain}: one process that has the machine, and K that share it.
+
+    Each process is this command's own bench with `options`; on CPUs the cores are shared out.
+    """
+    cores = os.cpu_count() or 1
+
+    def images_s(processes: int) -> float:
+        command = [sys.executable, "-m", "training", "bench", *options, "--threads", str(max(1, cores // processes))]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        return sum(float(json.loads(p.communicate()[0])["trainer_images_s"]) for p in started)
+
+    alone, together = images_s(1), images_s(at_once)
+    return {
+        "at_once": at_once,
+        "alone_images_s": round(alone, 1),
+        "together_images_s": round(together, 1),
+        "gain": round(together / alone, 3),
     }

@@ -201,6 +201,7 @@ OUTLIERS_NOTE = (
     "training outliers: 28,000 images of 56 Tiny ImageNet classes, where PASCL trains on the first 30,000 images of "
     "300K_random_images, from the 80 Million Tiny Images"
 )
+TRAINING_NOTE = "PASCL trains at width 64 for 200 epochs, with 256 ID images (two views each) and 256 outliers a step."
 SETS_NOTE: dict[str, str] = {
     "textures": "textures: 10 of the 47 classes of DTD, where the paper has all (Texture)",
     "chars74k": "chars74k: characters in street views, in the place of SVHN",

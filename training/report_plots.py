@@ -127,7 +127,7 @@ def mixed(s: Series) -> tuple[Floats, NDArray[np.bool_], Floats]:
 
 def _risk_coverage(series: Sequence[Series]) -> Picture:
     with_ood = any(s.ood for s in series)
-    figure = Figure(figsize=(9.6 if with_ood else 5.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.6 if with_ood else 7.2, 4.4), layout="constrained")
     panels = figure.subplots(1, 2 if with_ood else 1, squeeze=False)[0]
     told = []
     for s in series:
@@ -147,7 +147,7 @@ def _risk_coverage(series: Sequence[Series]) -> Picture:
         axes.set(xlim=(0, 101), ylim=(0, None))
         axes.title.set_fontsize(10.5)
         tidy(axes)
-    figure.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False)
+    figure.legend(loc="outside lower center", ncols=4 if with_ood else 3, frameon=False)
     caption = "Risk against coverage: images are accepted in the order of the deciding score, least outlying first "
     caption += f"(below {FIRST:.0%}, where a handful of images decides, nothing is drawn). "
     caption += f"Errors at 80% of the ID images accepted, %: {', '.join(told)}. "

@@ -22,11 +22,6 @@ LOOKS = (("#000000", ":"), ("#D55E00", "--"), ("#0072B2", "-"), ("#009E73", "-."
 MARKERS = "os^Dv"
 GROUP_LOOKS = {"many": ("#0072B2", "-"), "medium": ("#009E73", "--"), "few": ("#E69F00", "-.")}
 OOD_COLOUR, GREY = "#000000", "#999999"
-LABELS = {
-    "msp": "MSP", "oe": "OE", "supcon": "OE + SupCon (– –)", "pascl": "PASCL (A P)", "pascl-abf": "PASCL + ABF",
-    "tailguard": "TailGuard", "over-sampling": "over-sampling", "logit-adjustment": "logit adjustment",
-    "ldam-drw": "LDAM + DRW", "abf": "ABF",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,14 +66,14 @@ class Series:
 
 def load(table: Table, runs: Runs, outputs: Mapping[tuple[str, int, float], Path]) -> list[Series]:
     """One per pictured row whose outputs are there: its lowest seed."""
-    found = []
+    found, labels = [], {e.method: e.label for e in table.entries}
     several = len({ratio for _, ratio in table.pictured}) > 1
     for look, (method, ratio) in enumerate(table.pictured):
         run = next((r for r in runs.of(method, ratio) if (method, int(r["seed"]), ratio) in outputs), None)
         if run is None:
             continue
         where = {BALANCED: ", balanced", LONG_TAILED: ", long-tailed"}.get(ratio, "") if several else ""
-        label = LABELS.get(method, method) + where
+        label = labels.get(method, method) + where
         found.append(read(label, look, run, outputs[method, int(run["seed"]), ratio]))
     return found
 

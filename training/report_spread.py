@@ -117,7 +117,7 @@ def classes(series: Sequence[Series]) -> Picture:
     lower.xaxis.set_major_locator(FixedLocator(ticks or [min(everyone)]))
     lower.xaxis.set_minor_locator(NullLocator())
     lower.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    figure.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False)
+    figure.legend(loc="outside lower center", ncols=3 if len(series) > 4 else 4, frameon=False)
     text = f"The rarest class: {'; '.join(told)}."
     caption = (
         "Each class against its number of training images: accuracy, and the share of its test images rejected at the "

@@ -74,28 +74,23 @@ def _measured(keys: tuple[str, ...]) -> tuple[Column, ...]:
     return tuple(METRICS[k].column(k) for k in keys)
 
 
+SUSPECT = ("aupr", "fpr95")  # what a figure of unclear convention gets columns of its own for
+
+
 def _published(keys: tuple[str, ...], figures: list[Figure]) -> tuple[Column, ...]:
-    """A column for what at least one source printed. Figures of unclear convention get columns of their own."""
-    columns = []
-    for unclear in (False, True):
-        for key in keys:
-            split = unclear and key in ("aupr", "fpr95")
-            if any(key in f.values and _in_column(f, key, split) for f in figures) and (split or not unclear):
-                label = f"published {key.upper()} (convention unclear*)" if split else f"published {METRICS[key].label}"
-                columns.append(Column(f"published_{key}{'_unclear' if split else ''}", label, origin="published"))
-    return tuple(columns)
-
-
-def _in_column(figure: Figure, key: str, unclear: bool) -> bool:
-    return unclear == (bool(figure.unclear) and key in ("aupr", "fpr95"))
+    """A column for what at least one source printed; one convention a column."""
+    printed_keys = {key for figure in figures for key in _figures(figure)}
+    wanted = [(f"published_{k}", f"published {METRICS[k].label}") for k in keys]
+    wanted += [(f"published_{k}_unclear", f"published {k.upper()} (convention unclear*)") for k in keys if k in SUSPECT]
+    return tuple(Column(key, label, origin="published") for key, label in wanted if key in printed_keys)
 
 
 def _figures(figure: Figure | None) -> dict[str, Cell]:
     """Published cells under the keys of _published."""
     if figure is None:
         return {}
-    suspect = {k: "_unclear" if _in_column(figure, k, True) else "" for k in figure.values}
-    return {f"published_{k}{suspect[k]}": printed(v) for k, v in figure.values.items()}
+    suspect = SUSPECT if figure.unclear else ()
+    return {f"published_{k}{'_unclear' if k in suspect else ''}": printed(v) for k, v in figure.values.items()}
 
 
 def _method_section(

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from training.published import OUTLIERS_NOTE, SETS_NOTE
+from training.published import OUTLIERS_NOTE, PER_SET, SETS_NOTE, TRAINING_NOTE
 from training.report_series import Picture
 from training.table_cells import LONG_TAILED, SETTINGS, Cell, Column, Json, Line, Runs, Section, imbalance
 from training.table_rows import Table
@@ -20,7 +20,8 @@ CONVENTIONS = (
 )
 SPREAD = (
     "With several seeds: mean ± sample standard deviation over the seeds; with one seed the plain value, whose spread "
-    "is unknown. Bold: the best of our measured means; published figures take no part."
+    "is unknown. Bold: the best of our measured means in the column of a grid, or in the line where the methods "
+    "are columns; published figures take no part."
 )
 NAMES = {
     "width": "width", "epochs": "epochs", "batch_images": "ID images a step", "views": "views",
@@ -158,19 +159,21 @@ def settings(found: Sequence[Json]) -> str:
 
 
 def data_note(runs: Runs, on_ood: bool) -> str:
-    """Which data are not the paper's."""
+    """Which data, and which training, are not the paper's."""
+    if runs.dataset not in PER_SET:
+        return f"Data: {runs.dataset}, which no published figure is about."
     test = f"{runs.dataset.upper()} and its long-tailed cut are the paper's own"
     held = {float(run["config"].get("calibration_fraction") or 0) for run in runs.all()}
     if max(held, default=0):
         test += f", less {'/'.join(f'{100 * h:g}%' for h in sorted(held))} of each class kept for calibration"
-    counts = next(
-        (r["train_counts"] for r in runs.all() if imbalance(r) == LONG_TAILED and r.get("train_counts")), None
-    )
-    if counts:
+    tailed = [r["train_counts"] for r in runs.all() if imbalance(r) == LONG_TAILED and r.get("train_counts")]
+    if tailed:
+        counts = tailed[0]
         test += f" (trained on {sum(counts):,} images, {max(counts):,} down to {min(counts):,} a class)"
     if not on_ood:
         return f"Data: {test}."
     differing = [SETS_NOTE.get(name, f"{name}: not in the paper") for name in runs.sets]
+    told = "; ".join([test, OUTLIERS_NOTE, *differing])
     return (
-        f"Data: {test}; " + "; ".join([OUTLIERS_NOTE, *differing]) + ". OOD levels cannot be compared with the paper's."
+        f"Data: {told}. {TRAINING_NOTE} So levels on OOD cannot be compared with the papers', only which row is ahead."
     )

@@ -53,7 +53,7 @@ TABLES: dict[str, Table] = {
         title="Ablation of PASCL: asymmetry, partiality, ABF",
         shows="what each part of PASCL adds to OE. A: outliers only in the denominator; P: tail classes only",
         entries=(
-            OE, Entry("– –", "supcon"), Entry("– P", "pascl-partial"), Entry("A –", "pascl-asymmetric"),
+            OE, Entry("neither A nor P", "supcon"), Entry("P", "pascl-partial"), Entry("A", "pascl-asymmetric"),
             Entry("A P", "pascl"), Entry("A P ABF", "pascl-abf"), Entry("A P ABF of the head", "pascl-abf-head"),
         ),
         build=ablation,
