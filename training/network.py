@@ -91,7 +91,7 @@ class Network(nn.Module):
         return self.head(features), features
 
     def rejects(self, features: Tensor) -> Tensor:
-        out: Tensor = features.new_zeros(len(features), 0) if self.reject is None else self.reject(features)
+        out: Tensor = features[:, :0] if self.reject is None else self.reject(features)
         return out
 
     def project(self, features: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def imood(step: Step) -> Tensor:
     num_classes = inside.shape[1]
     smoothed = F.one_hot(labels, num_classes).float() * 0.8 + 0.2 / num_classes
     posterior = torch.cat([smoothed, step.outlier_logits.detach().softmax(dim=1)])
-    features = torch.cat([step.features.flatten(0, 1), step.outlier_features])
+    features = torch.cat([step.features.flatten(0, 1), step.outlier_features]).float()
     g = torch.cat([step.reject.flatten(0, 1), step.outlier_reject])[:, 0]
     is_in = torch.arange(len(g), device=g.device) < len(inside)
     gamma = step.network.learned["outlier"](features).float().exp().clamp(min=1e-4)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.audit_report import Part, Report
+from training.audit.report import Part, Report
 
 COUNTS = {"ant": 12, "bee": 6, "cow": 2}
 

@@ -7,8 +7,8 @@ import pytest
 
 from service.bundle import GROUPS
 from tests.training.pictures import chosen, save, write_folder
-from training import advice, methods
-from training.audit import audit, render
+from training import methods
+from training.audit import advice, audit, render
 from training.config import Config
 
 

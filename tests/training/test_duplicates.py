@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from training import duplicates
-from training.duplicates import Pile
+from training.audit import duplicates
+from training.audit.duplicates import Pile
 
 
 def noise(n, *, seed=0, size=32):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training import published
+from training.tables import published
 
 
 def test_published_comparison():

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.training.test_tables import run
-from training import report_maps, report_plots, report_series, report_spread, tables
+from training import tables
+from training.tables import maps, plots, series, spread
 
 COUNTS, GROUPS = [1000, 100, 10], ["many", "medium", "few"]
 
@@ -57,13 +58,13 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def series(ood=None, scores=(0.1, 0.2, 0.3, 0.4), predictions=(0, 1, 2, 0), **fields):
+def a_series(ood=None, scores=(0.1, 0.2, 0.3, 0.4), predictions=(0, 1, 2, 0), **fields):
     results = {"groups": GROUPS, "train_counts": COUNTS}
     content = {
         "label": "OE", "look": 0, "method": "oe", "seed": 0, "results": results, "labels": np.array([0, 1, 2, 2]),
         "predictions": np.array(predictions), "scores": np.array(scores), "ood": ood or {},
     }  # fmt: skip
-    return report_series.Series(**(content | fields))
+    return series.Series(**(content | fields))
 
 
 # ---- The file --------------------------------------------------------------------------------------------------------
@@ -135,17 +136,17 @@ def test_outputs_that_do_not_fit_are_refused(tmp_path):
     results = run("oe")
     np.savez(tmp_path / "a.npz", labels=np.zeros(3, int), scores=np.zeros(3))
     with pytest.raises(ValueError, match=r"a\.npz lacks predictions"):
-        report_series.read("OE", 0, results, tmp_path / "a.npz")
+        series.read("OE", 0, results, tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", labels=np.zeros(3, int), predictions=np.zeros(3, int), scores=np.zeros(2))
     with pytest.raises(ValueError, match="3 labels but 2 scores"):
-        report_series.read("OE", 0, results, tmp_path / "b.npz")
+        series.read("OE", 0, results, tmp_path / "b.npz")
 
 
 def test_the_lowest_seed_is_drawn_and_colours_stay(tmp_path):
     made = [outputs(tmp_path / f"{s}.npz", "pascl-abf", s, features=False) for s in (4, 2, 7)]
     files = {("pascl-abf", r["seed"], 100.0): path for r, path in made if r["seed"] != 2}
     table = tables.TABLES["comparison"]
-    (found,) = report_series.load(table, tables.relevant(table, [r for r, _ in made]), files)
+    (found,) = series.load(table, tables.relevant(table, [r for r, _ in made]), files)
     assert (found.seed, found.look) == (4, 2)
 
 
@@ -154,51 +155,51 @@ def test_the_lowest_seed_is_drawn_and_colours_stay(tmp_path):
 
 def test_roc_and_its_area():
     ins, outs = np.array([0.1, 0.2, 0.6, 0.7]), np.array([0.5, 0.8])
-    assert report_series.auroc(ins, outs) == pytest.approx(75.0)  # of 8 pairs .5 loses against .6 and .7
-    curve = report_plots.roc(ins, outs)
+    assert series.auroc(ins, outs) == pytest.approx(75.0)  # of 8 pairs .5 loses against .6 and .7
+    curve = plots.roc(ins, outs)
     assert curve[0] == 0.5
     assert curve[-1] == 1.0
-    assert np.trapezoid(curve, report_plots.GRID) == pytest.approx(0.75, abs=0.01)
+    assert np.trapezoid(curve, plots.GRID) == pytest.approx(0.75, abs=0.01)
 
 
 def test_risk_and_coverage():
-    x, y = report_plots.risk_coverage(np.array([0.3, 0.1, 0.2, 0.2]), np.array([True, False, True, False]), np.ones(4))
+    x, y = plots.risk_coverage(np.array([0.3, 0.1, 0.2, 0.2]), np.array([True, False, True, False]), np.ones(4))
     assert x.tolist() == [0.25, 0.75, 1.0]  # the tied pair enters together
     assert y.tolist() == pytest.approx([0, 1 / 3, 0.5])
 
 
 def test_mixed_stream_weighs_the_sets_alike():
-    s = series(ood={"a": np.array([1.0]), "b": np.array([2.0, 3.0, 4.0, 5.0])})
-    x, y = report_plots.risk_coverage(*report_plots.mixed(s))
+    s = a_series(ood={"a": np.array([1.0]), "b": np.array([2.0, 3.0, 4.0, 5.0])})
+    x, y = plots.risk_coverage(*plots.mixed(s))
     assert x.tolist() == pytest.approx([1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 13 / 16, 7 / 8, 15 / 16, 1])
     assert y[3] == pytest.approx(1 / 4)  # the fourth image is wrong
     assert y[-1] == pytest.approx(5 / 8)  # it and every OOD image
 
 
 def test_by_class_accuracy_and_rejection():
-    s = series(scores=(0.1, 0.2, 0.3, 0.9))
-    assert report_spread.by_class(s) == ([1000, 100, 10], [100.0, 100.0, 50.0], [0.0, 0.0, 50.0])
+    s = a_series(scores=(0.1, 0.2, 0.3, 0.9))
+    assert spread.by_class(s) == ([1000, 100, 10], [100.0, 100.0, 50.0], [0.0, 0.0, 50.0])
 
 
 def test_share_of_ood_among_the_neighbours():
     tail, far = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (9, 1))
     tail[:, 1], far[:, 0] = np.linspace(0, 0.1, 6), np.linspace(0, 0.1, 9)
-    assert report_maps.mixed_share(tail, far, neighbours=5) == 0.0
+    assert maps.mixed_share(tail, far, neighbours=5) == 0.0
     random = np.random.default_rng(0)
     same = random.normal(size=(600, 4))
-    assert report_maps.mixed_share(same[:300], same[300:]) == pytest.approx(0.5, abs=0.05)
+    assert maps.mixed_share(same[:300], same[300:]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_t_sne_of_a_tiny_map_is_the_same_every_time():
     features = np.random.default_rng(0).normal(size=(9, 4))
-    points = report_maps.embed(features)
+    points = maps.embed(features)
     assert points.shape == (9, 2)
-    assert np.array_equal(points, report_maps.embed(features))
+    assert np.array_equal(points, maps.embed(features))
 
 
 def test_a_map_without_tail_or_ood_is_left_out():
-    s = series(map_features=np.eye(4), map_labels=np.array([0, 0, 1, 2]))
-    assert report_maps.feature_map([s]) is None
+    s = a_series(map_features=np.eye(4), map_labels=np.array([0, 0, 1, 2]))
+    assert maps.feature_map([s]) is None
 
 
 @pytest.mark.parametrize(
@@ -206,15 +207,15 @@ def test_a_map_without_tail_or_ood_is_left_out():
     [(20, 90, "better than OE"), (40, 70, "less well than OE"), (30, 80, "about equally"), (20, 70, "better in the")],
 )
 def test_the_verdict_is_what_the_numbers_say(mixed, tail, said):
-    old, new = report_maps.Overlap(30, 80, 90), report_maps.Overlap(mixed, tail, 90)
-    assert said in report_maps.verdict([("OE", old), ("PASCL", new)])
-    assert report_maps.verdict([("OE", old)]).endswith("head 90.0.")
+    old, new = maps.Overlap(30, 80, 90), maps.Overlap(mixed, tail, 90)
+    assert said in maps.verdict([("OE", old), ("PASCL", new)])
+    assert maps.verdict([("OE", old)]).endswith("head 90.0.")
 
 
 def test_the_map_shows_baselines_and_one_rival():
     names = ("msp", "oe", "pascl-abf", "tailguard", "pascl")
-    assert [s.method for s in report_maps.panels([series(method=m) for m in names])] == ["msp", "oe", "pascl-abf"]
-    assert [s.method for s in report_maps.panels([series(method=m) for m in ("oe", "tailguard")])] == [
+    assert [s.method for s in maps.panels([a_series(method=m) for m in names])] == ["msp", "oe", "pascl-abf"]
+    assert [s.method for s in maps.panels([a_series(method=m) for m in ("oe", "tailguard")])] == [
         "oe",
         "tailguard",
     ]

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from training import table_text, tables
-from training.table_cells import METRICS, Cell, Column, Line, Section, collect
-from training.tables import TABLES, Need, rows, write
+from training import tables
+from training.tables import TABLES, Need, rows, text, write
+from training.tables.cells import METRICS, Cell, Column, Line, Section, collect
 
 SETS = {"textures": 1200, "chars74k": 5000}
 
@@ -59,7 +59,7 @@ def test_mean_and_sample_deviation_over_the_seeds():
     assert cell.mean == pytest.approx(83.0)
     assert cell.std == pytest.approx(math.sqrt(13.0))  # ((-3)² + (-1)² + 4²) / 2
     assert cell.seeds == (0, 1, 2)
-    assert table_text.cell_text(cell) == "83.00 ± 3.61"
+    assert text.cell_text(cell) == "83.00 ± 3.61"
 
 
 def test_one_seed_has_no_deviation(tmp_path):
@@ -94,9 +94,9 @@ def test_best_is_bold_by_mean_among_ours_only():
         Line(n, n, {"a": Cell((a,), (0,)), "f": Cell((f,), (0,)), "p": Cell((99.0,), (-1,))})
         for n, a, f in (("x", 1.0, 5.0), ("y", 2.0, 6.0))
     )
-    text = table_text.markdown_grid(Section("s", columns, lines))
-    assert text.splitlines()[2:] == ["| x | 1.00 | **5.00** | 99.00 |", "| y | **2.00** | 6.00 | 99.00 |"]
-    alone = table_text.markdown_grid(Section("s", columns, lines[:1]))
+    shown = text.markdown_grid(Section("s", columns, lines))
+    assert shown.splitlines()[2:] == ["| x | 1.00 | **5.00** | 99.00 |", "| y | **2.00** | 6.00 | 99.00 |"]
+    alone = text.markdown_grid(Section("s", columns, lines[:1]))
     assert "**" not in alone
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from service.bundle import Group
-from training.audit_report import Report
+from training.audit.report import Report
 from training.card_plots import LOOKS
 
 NAMED_CLASSES = 25  # up to so many have their names on the axis

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training import advice, duplicates, piles
-from training.audit_plot import plot
-from training.audit_report import (
+from training.audit import advice, duplicates, piles
+from training.audit.duplicates import Pile
+from training.audit.picture import plot
+from training.audit.piles import Header, Source, Sources
+from training.audit.report import (
     ClassRow,
     Conflict,
     Copies,
@@ -27,9 +29,7 @@ from training.audit_report import (
     Unreadable,
     render,
 )
-from training.duplicates import Pile
 from training.metrics import class_groups
-from training.piles import Header, Source, Sources
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
 COMPARED = (("train", "test"), ("train", "val"), ("outliers", "test"), ("outliers", "ood"))  # for near duplicates

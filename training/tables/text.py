@@ -5,10 +5,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from training.published import OUTLIERS_NOTE, PER_SET, SETS_NOTE, TRAINING_NOTE
-from training.report_series import Picture
-from training.table_cells import LONG_TAILED, SETTINGS, Cell, Column, Json, Line, Runs, Section, imbalance
-from training.table_rows import Table
+from training.tables.cells import LONG_TAILED, SETTINGS, Cell, Column, Json, Line, Runs, Section, imbalance
+from training.tables.grids import Table
+from training.tables.published import OUTLIERS_NOTE, PER_SET, SETS_NOTE, TRAINING_NOTE
+from training.tables.series import Picture
 
 MISSING = "—"
 CONVENTIONS = (

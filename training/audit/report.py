@@ -3,9 +3,9 @@
 import textwrap
 
 from service.bundle import GROUPS, Group
-from training.advice import LEVELS, Advice, Frozen, Support, images_needed, option
+from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed, option
+from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
 from training.calibrate import LEVEL
-from training.duplicates import NEAR_COSINE, SAME_COSINE
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
 EXAMPLES = 5  # of each kind of fault in the text; the JSON has all

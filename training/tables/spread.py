@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from service.bundle import GROUPS
-from training.report_series import (
+from training.tables.series import (
     GREY,
     GROUP_LOOKS,
     MARKERS,

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from training.report_series import Picture
-from training.table_cells import Json, Runs, Section, imbalance
-from training.table_rows import Table
-from training.table_text import shown_cell
+from training.tables.cells import Json, Runs, Section, imbalance
+from training.tables.grids import Table
+from training.tables.series import Picture
+from training.tables.text import shown_cell
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 0 auto;

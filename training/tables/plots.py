@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from training import report_maps, report_spread
-from training.report_series import GREY, Floats, Picture, Series, auroc, load, png, seeds_of, tidy
-from training.table_cells import Runs
-from training.table_rows import Table
+from training.tables import maps, spread
+from training.tables.cells import Runs
+from training.tables.grids import Table
+from training.tables.series import GREY, Floats, Picture, Series, auroc, load, png, seeds_of, tidy
 
 GRID = np.linspace(0, 1, 501)
 FIRST = 0.02  # the share accepted at which a risk-coverage curve begins
@@ -32,9 +32,9 @@ def pictures(table: Table, runs: Runs, outputs: Mapping[tuple[str, int, float], 
     drawers: dict[str, tuple[list[Series], Callable[[Sequence[Series]], Picture | None]]] = {
         "roc": (ood, _roc_per_set if len(table.pictured) == 2 else _roc),
         "risk-coverage": (series, _risk_coverage),
-        "scores": (ood, report_spread.scores),
-        "classes": (tailed, report_spread.classes),
-        "map": (mapped, report_maps.feature_map),
+        "scores": (ood, spread.scores),
+        "classes": (tailed, spread.classes),
+        "map": (mapped, maps.feature_map),
     }
     drawn = [draw(what) for what, draw in (drawers[name] for name in table.pictures) if what]
     return [picture for picture in drawn if picture is not None]

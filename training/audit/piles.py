@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from training import readers
+from training.audit.duplicates import GRID, Pile
 from training.data import long_tail_cut
-from training.duplicates import GRID, Pile
 from training.readers import SUFFIXES, DataError, ImageSet, Labels, Pixels
 
 Kind = Literal["cifar10", "cifar100", "folder"]

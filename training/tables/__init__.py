@@ -7,10 +7,10 @@ runs and prints what is there beside the published figures. A missing run is sho
 from collections.abc import Mapping
 from pathlib import Path
 
-from training import report, report_plots, table_text
-from training.published import LONG_TAIL_NOTE
-from training.table_cells import BALANCED, LONG_TAILED, Json, Runs, Section, collect, imbalance
-from training.table_rows import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
+from training.tables import plots, report, text
+from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs, Section, collect, imbalance
+from training.tables.grids import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
+from training.tables.published import LONG_TAIL_NOTE
 
 __all__ = ["TABLES", "Entry", "Need", "Table", "rows", "write"]
 
@@ -142,12 +142,12 @@ def write(name: str, results: list[Json], outputs: Mapping[tuple[str, int, float
     table = find(name)
     runs = relevant(table, results)
     sections = table.build(table, runs)
-    notes = table_text.notes(table, runs, sections)
-    pictures = report_plots.pictures(table, runs, outputs)
+    notes = text.notes(table, runs, sections)
+    pictures = plots.pictures(table, runs, outputs)
     out.mkdir(parents=True, exist_ok=True)
-    markdown = table_text.markdown(table, sections, notes, pictures, name)
+    markdown = text.markdown(table, sections, notes, pictures, name)
     (out / f"{name}.md").write_text(markdown, encoding="utf-8")
-    (out / f"{name}.csv").write_text(table_text.csv_text(name, sections), encoding="utf-8", newline="")
+    (out / f"{name}.csv").write_text(text.csv_text(name, sections), encoding="utf-8", newline="")
     for picture in pictures:
         (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
     (out / f"{name}.html").write_text(report.html(table, sections, notes, pictures, runs), encoding="utf-8")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from training.table_cells import BALANCED, LONG_TAILED, Json, Runs
-from training.table_rows import Table
+from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs
+from training.tables.grids import Table
 
 Floats = NDArray[np.float64]
 # Okabe and Ito, "Color Universal Design" (2008). The line styles and markers carry it without colour.

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from training import published
-from training.published import Figure
-from training.table_cells import (
+from training.tables import published
+from training.tables.cells import (
     BALANCED,
     LONG_TAILED,
     METRICS,
@@ -17,7 +16,8 @@ from training.table_cells import (
     Runs,
     Section,
 )  # fmt: skip
-from training.table_cells import published as printed
+from training.tables.cells import published as printed
+from training.tables.published import Figure
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from training.report_series import Floats, Picture, Series, auroc, png, seeds_of
+from training.tables.series import Floats, Picture, Series, auroc, png, seeds_of
 
 NEIGHBOURS = 10
 KINDS = {  # name → colour, marker, size: drawn in this order
