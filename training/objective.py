@@ -82,7 +82,7 @@ def stage1_losses(
             rejects = network.rejects(features)
             projected = network.project(features) if projects else features[:, :0]
         (logits, out), (rejects, out_rejects), (features, out_features), (projected, out_projected) = map(
-            split, (logits.float(), rejects.float(), features, projected)
+            split, (logits.float(), rejects.float(), features.float(), projected)
         )
         return Step(
             network, logits, rejects, features, labels, out, out_rejects, out_features, projected, out_projected,

@@ -21,6 +21,7 @@ from training.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
 from training.config import Config
 from training.evaluate import OUTPUTS_FILE, Json
 from training.methods import METHODS, NONE, find
+from training.tables.cells import BALANCED, LONG_TAILED
 
 RESULTS_FILE, LOG_FILE = "results.json", "log.txt"
 Budget = Literal["full", "small"]
@@ -215,8 +216,11 @@ def results(jobs: Sequence[Job], budget: Budget) -> list[Json]:
 
 
 def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
-    """(method, seed, imbalance) → the run's outputs.npz."""
-    found = {(j.config.method, j.config.seed, j.config.imbalance or 1.0): j.folder / OUTPUTS_FILE for j in jobs}
+    """(method, seed, LONG_TAILED or BALANCED) → the run's outputs.npz."""
+    found = {
+        (j.config.method, j.config.seed, BALANCED if j.config.imbalance == 1 else LONG_TAILED): j.folder / OUTPUTS_FILE
+        for j in jobs
+    }
     return {key: path for key, path in found.items() if path.is_file()}
 
 

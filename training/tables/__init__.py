@@ -83,8 +83,8 @@ TABLES: dict[str, Table] = {
         imbalances=(BALANCED, LONG_TAILED),
         pictures=("roc", "risk-coverage", "scores", "classes"),
         notes=(
-            "A balanced epoch has more images, so with equal epochs the balanced runs take more steps: the change is "
-            "that of imbalance and of fewer images together, as in the paper.",
+            "Balanced CIFAR-10 has four times the images. In the full budget both take the same epochs, as in the paper: "
+            "the change is that of imbalance and of fewer images and steps. In the small one both take as many steps.",
             f"seeds: balanced / long-tailed. {PAIRED}",
         ),
     ),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Json = dict[str, Any]
 LONG_TAILED, BALANCED = 100.0, 1.0
+LEAST_TAIL = 1.5  # largest class to smallest
 # What the seeds of one row must share; a mean over runs that differ in it would mean nothing.
 SETTINGS = (
     "width", "epochs", "batch_images", "views", "stage2_epochs", "stage2_batch_images", "learning_rate",
@@ -149,7 +150,17 @@ METRICS: dict[str, Metric] = {
 
 
 def imbalance(run: Json) -> float:
-    return float(run["config"].get("imbalance") or BALANCED)
+    """BALANCED, or LONG_TAILED for any tail: which one it is, `data_of` says."""
+    given = run["config"].get("imbalance")
+    if given is None and (counts := run.get("train_counts")):
+        given = max(counts) / max(1, min(counts))
+    return BALANCED if (given or BALANCED) < LEAST_TAIL else LONG_TAILED
+
+
+def data_of(run: Json) -> str:
+    """The data set, with its imbalance where that is not the one that the papers publish for."""
+    name, ratio = str(run["config"]["dataset"]), run["config"].get("imbalance")
+    return name if ratio in (None, BALANCED, LONG_TAILED) else f"{name} at imbalance {ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,7 @@ def collect(results: Iterable[Json]) -> Runs:
                     "them would mean nothing, give runs of one setting"
                 )
     everything = Runs(by_row)
-    datasets = sorted({run["config"]["dataset"] for run in everything.all()})
+    datasets = sorted({data_of(run) for run in everything.all()})
     if len(datasets) > 1:
         raise ValueError(f"the runs are of {', '.join(datasets)}: a table shows one data set")
     for run in everything.all():
