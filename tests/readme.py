@@ -9,9 +9,11 @@ import httpx
 
 from service.bundle import Manifest, read
 from tests import live
+from training import tables
 
 README = live.ROOT / "README.md"
 BUNDLE = live.ROOT / "models" / "cifar10-lt" / "1"
+RESULTS = live.ROOT / "training" / "results"
 EXAMPLE = "models/cifar10-lt/1/examples/ship.png"
 VOLATILE = ("request_id", "stage_times")
 
@@ -83,10 +85,21 @@ def candidates_block(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def tables_block() -> str:
+    """The tables of the committed results: the first one open, the others folded."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    first, *others = tables.TABLES
+    parts = [tables.markdown(first, results)]
+    for name in others:
+        summary = f"<summary>{tables.TABLES[name].title}</summary>"
+        parts.append(f"<details>{summary}\n\n{tables.markdown(name, results)}\n</details>")
+    return "\n".join(part.rstrip() + "\n" for part in parts).rstrip()
+
+
 def tree_block() -> str:
     """One line per file: the first line of its docstring."""
     lines = ["```text"]
-    for folder in ("service", "training"):
+    for folder in ("service", "training", "training/audit", "training/tables"):
         lines.append(f"{folder}/")
         for path in sorted((live.ROOT / folder).glob("*.py")):
             doc = re.match(r'"""(.+)', path.read_text(encoding="utf-8"))
@@ -101,7 +114,7 @@ def blocks(url: str) -> dict[str, str]:
     manifest = read(BUNDLE)
     return {
         "answer": answer_block(url), "results": results_block(manifest),
-        "candidates": candidates_block(manifest), "tree": tree_block(),
+        "candidates": candidates_block(manifest), "tables": tables_block(), "tree": tree_block(),
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ def test_the_generated_tables_are_up_to_date() -> None:
     shown, manifest = readme.parts(readme.README.read_text()), read(readme.BUNDLE)
     assert shown["results"] == readme.results_block(manifest)
     assert shown["candidates"] == readme.candidates_block(manifest)
+    assert shown["tables"] == readme.tables_block()
     assert shown["tree"] == readme.tree_block(), "run python -m tests.readme"
 
 

@@ -103,7 +103,7 @@ class Table(BaseModel):
                 evaluate.write_json(self.results / f"{job.folder.name}.json", runs.compact(result))
 
     def _jobs(self, method: str, imbalance: float) -> list[Any]:
-        from training import runs
+        from training import runs, tables
 
         balanced = imbalance <= 1
         settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | runs.BUDGETS[self.budget]
@@ -111,9 +111,7 @@ class Table(BaseModel):
             settings["epochs"] = runs.BALANCED_EPOCHS[self.budget]
         settings |= {k: v for k in ("width", "epochs", "batch_images") if (v := getattr(self, k)) is not None}
         settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
-        if self.name == "long-tail":
-            settings["views"] = 1
-        base = Config(**settings)
+        base = Config(**settings, views=tables.find(self.name).views)
         return runs.plan(base, [method], self.seeds, self.budget, self.out)
 
 

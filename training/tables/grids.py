@@ -48,6 +48,7 @@ class Table:
     imbalances: tuple[float, ...] = (LONG_TAILED,)
     notes: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ("roc", "risk-coverage", "scores", "classes", "map")
+    views: int | None = None  # of each image, where the table's runs have not the methods' own
 
     @property
     def on_ood(self) -> bool:
