@@ -114,7 +114,7 @@ METHODS: dict[str, Method] = {
     ),
     "tailguard": Method(
         "this project", "beyond", outlier_term="outlier-class", outlier_weight=0.5, contrast="pascl",
-        stage2="la-posthoc", score="reject-mass",
+        stage2="la-posthoc", score="reject-mass", score_tau=1.0,
     ),
     "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
 }  # fmt: skip

@@ -84,7 +84,8 @@ TABLES: dict[str, Table] = {
         pictures=("roc", "risk-coverage", "scores", "classes"),
         notes=(
             "Balanced CIFAR-10 has four times the images. In the full budget both take the same epochs, as in the "
-            "paper: the change is that of imbalance and of fewer images and steps. In the small one both take as many steps.",
+            "paper: the change is that of imbalance and of fewer images and steps. In the small one both take as many "
+            "steps.",
             f"seeds: balanced / long-tailed. {PAIRED}",
         ),
     ),
