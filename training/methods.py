@@ -112,9 +112,10 @@ METHODS: dict[str, Method] = {
         "Miao et al. 2024", "beyond", views=1, outlier_term="outlier-class", outlier_weight=0.05, outliers_per_image=2,
         contrast="cocl", stage2="la-posthoc", score="reject-mass", score_tau=1.0,
     ),
+    # Prior-corrected training keeps the outlier class off the tail; the head is then learnt again on balanced draws.
     "tailguard": Method(
-        "this project", "beyond", outlier_term="outlier-class", outlier_weight=0.5, contrast="pascl",
-        stage2="la-posthoc", score="reject-mass", score_tau=1.0,
+        "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class", outlier_weight=0.5,
+        stage2="crt", score="reject-mass",
     ),
     "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
 }  # fmt: skip

@@ -116,8 +116,6 @@ def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[st
 
 def _option(key: str, value: object) -> list[str]:
     name = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", str(value)]
 
 
