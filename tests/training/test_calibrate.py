@@ -192,7 +192,7 @@ def digits_and_predict():
         probabilities = np.eye(8, dtype=np.float32)[images[:, 4, 4, 0] % 8] * 0.6 + 0.05
         return [probabilities, -brightness, brightness]
 
-    return data.load(tiny.config()), predict.in_batches(run)
+    return data.load(tiny.config()), predict.in_batches(run, ("energy", "msp"))
 
 
 def test_measure_takes_thresholds_from_the_calibration_split_alone(digits_and_predict):

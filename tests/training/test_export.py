@@ -14,7 +14,7 @@ from service import bundle
 from training import calibrate, checkpoint, data, evaluate, export, measure, predict, trainer
 from training.config import Config
 from training.metrics import class_groups
-from training.scores import SCORES
+from training.scores import fitted
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_the_graph_keeps_the_contract(shipped: Path) -> None:
     sizes = images.type.tensor_type.shape.dim
     assert sizes[0].dim_param
     assert [d.dim_value for d in sizes[1:]] == [16, 16, 3]
-    assert [o.name for o in model.graph.output] == ["probabilities", *SCORES]
+    assert [o.name for o in model.graph.output] == ["probabilities", *predict.ALWAYS]
     assert {n.op_type for n in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
 
 
@@ -60,13 +60,14 @@ def test_onnx_gives_what_torch_gives_for_any_n(prepared: Any, method: str) -> No
     run, loaded, _ = prepared
     passes = {"pascl": 1, "pascl-abf": 2, "pascl-abf-head": 1}[method]
     classifying = run.scoring if method == "pascl" else run.classifying
-    module = predict.Deployed(run.scoring, classifying, passes=passes, temperature=1.3).eval()
+    scores = {name: fitted(name, None, has_reject=False) for name in predict.ALWAYS}
+    module = predict.Deployed(run.scoring, classifying, scores, passes=passes, temperature=1.3).eval()
     graph = export.onnx_predict(export.to_onnx(module, loaded.size_px))
     for n in (1, 7):
         one, two = predict.torch_predict(module, CPU)(loaded.test.images[:n]), graph(loaded.test.images[:n])
         np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
         np.testing.assert_allclose(one.probabilities.sum(axis=1), 1, atol=1e-5)
-        for name in SCORES:
+        for name in predict.ALWAYS:
             np.testing.assert_allclose(one.scores[name], two.scores[name], atol=1e-4)
 
 

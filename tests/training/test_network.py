@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.training import tiny
 from training import checkpoint, stage2
-from training.methods import METHODS, contrast_defaults, find
+from training.methods import contrast_defaults
 from training.network import Network, to_input
 
 
@@ -28,6 +28,14 @@ def test_parameters_against_the_reference(reference):
     assert size(network.projection) == golden["projection"]
 
 
+def test_parameters_beside_the_trunk():
+    """Reject logits are one more linear map of the features; a cosine head has no bias that learns."""
+    network = Network(10, width=2, reject=3, cosine=True)
+    assert size(network.reject) == 16 * 3 + 3
+    assert {n for n, p in network.named_parameters() if not p.requires_grad} == {"head.bias"}
+    assert Network(10, width=2).reject is None
+
+
 @pytest.mark.parametrize("size_px", [16, 32, 33])
 def test_shapes(size_px):
     network = Network(7, width=2).eval()
@@ -40,6 +48,33 @@ def test_shapes(size_px):
     assert projected.shape == (3, 128)
     torch.testing.assert_close(projected.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(logits, features @ network.head.weight.T + network.head.bias)
+
+
+def test_reject_logits_are_a_linear_map_of_the_features():
+    network = Network(7, width=2, reject=3).eval()
+    features = torch.randn(4, 16)
+    with torch.no_grad():
+        expected = features @ network.reject.weight.T + network.reject.bias
+        torch.testing.assert_close(network.rejects(features), expected)
+        assert Network(7, width=2).rejects(features).shape == (4, 0)
+
+
+def test_cosine_head_gives_thirty_times_the_cosine():
+    network = Network(7, width=2, cosine=True).eval()
+    with torch.no_grad():
+        logits, features = network(torch.rand(3, 3, 16, 16))
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+        for i in range(3):
+            for c in range(7):
+                cosine = torch.cosine_similarity(features[i], network.head.weight[c], dim=0)
+                assert logits[i, c].item() == pytest.approx(30 * cosine.item(), abs=1e-4)
+        weight, bias = network.linear()
+        torch.testing.assert_close(logits, features @ weight.T + bias, atol=1e-4, rtol=1e-5)
+
+
+def test_what_terms_learn_lies_beside_the_network():
+    network = Network(7, width=2, learned={"outlier": lambda features, classes: nn.Linear(features, classes)})
+    assert network.learned["outlier"].weight.shape == (7, 16)
 
 
 def test_strides_leave_4_by_4():
@@ -63,8 +98,9 @@ def norm_names(network):
     return {f"trunk.{n}" for n, m in network.trunk.named_modules() if isinstance(m, nn.BatchNorm2d)}
 
 
-@pytest.mark.parametrize(("stage", "with_norms"), [(stage2.ABF, True), (stage2.ABF_HEAD, False)])
-def test_prepare(stage, with_norms):
+@pytest.mark.parametrize(("name", "with_norms"), [("abf", True), ("abf-head", False)])
+def test_prepare(name, with_norms):
+    stage = stage2.STAGES[name]
     network = Network(7, width=2).train()
     parameters = stage2.prepare(network, stage)
     owners = {"head"} | (norm_names(network) if with_norms else set())
@@ -88,22 +124,6 @@ def test_what_stage2_moved(finished, tmp_path, method):
     statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     norms = norm_names(Network(8, width=8)) if method == "pascl-abf" else set()
     assert moved == {f"{norm}.{name}" for norm in norms for name in statistics} | {"head.weight", "head.bias"}
-
-
-# ---- Methods ----
-
-
-def test_unknown_method():
-    with pytest.raises(ValueError, match=r"no method 'pscl'; the methods are msp, oe, pascl"):
-        find("pscl")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_method_rows(name):
-    method = find(name)
-    assert method.needs_outliers == (name != "msp")
-    assert (method.contrast is not None) == name.startswith("pascl")
-    assert (method.stage2 is not None) == ("abf" in name)
 
 
 def test_contrast_defaults():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoint, predict
+from tests.training import tiny
+from training import checkpoint, data, posthoc, predict
 from training.network import Network, to_input
-from training.scores import FORMULAS, SCORES, energy, msp
+from training.posthoc import Seen
+from training.scores import SCORES, energy, fitted, msp
 
 
 def random_network(seed):
@@ -27,8 +29,14 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (450, 16, 16, 3), dtype=np.uint8)
 
 
-def outputs(scoring, classifying, images, *, passes, temperature=1.0):
-    module = predict.Deployed(scoring, classifying, passes=passes, temperature=temperature).eval()
+PLAIN = ("energy", "msp")  # scores of the logits alone
+
+
+def outputs(scoring, classifying, images, *, passes, temperature=1.0, shift=None):
+    scores = {name: fitted(name, None, has_reject=False) for name in PLAIN}
+    module = predict.Deployed(
+        scoring, classifying, scores, passes=passes, temperature=temperature, shift=shift
+    ).eval()  # fmt: skip
     return predict.torch_predict(module, torch.device("cpu"))(images)
 
 
@@ -37,18 +45,23 @@ def outputs(scoring, classifying, images, *, passes, temperature=1.0):
 
 def test_scores_by_hand():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(5), math.log(5)]])
-    assert msp(logits).tolist() == pytest.approx([1 / 4, 1 / 2])
-    assert energy(logits).tolist() == pytest.approx([-math.log(4), -math.log(10)])
+    seen = Seen(torch.empty(2, 0), logits, torch.empty(2, 0))
+    assert msp(seen).tolist() == pytest.approx([1 / 4, 1 / 2])
+    assert energy(seen).tolist() == pytest.approx([-math.log(4), -math.log(10)])
 
 
-@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-def test_larger_is_more_outlying(score):
-    sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.9, 1.1]])
-    assert score(sure).item() < score(unsure).item()
+@pytest.mark.parametrize("name", [name for name, score in SCORES.items() if score.fit is None])
+def test_larger_is_more_outlying(name):
+    """One image that the network is sure of, one that it is not and that its reject logits prefer."""
+    logits, reject = torch.tensor([[9.0, 0.0, 0.0], [1.0, 0.9, 1.1]]), torch.tensor([[1.0], [2.0]])
+    if name == "in-or-out":
+        reject = -reject  # P(in) = sigmoid(g)
+    sure, unsure = fitted(name, None, has_reject=True)(Seen(torch.empty(2, 0), logits, reject)).tolist()
+    assert sure < unsure
 
 
-def test_every_score_has_its_formula():
-    assert SCORES.keys() == FORMULAS.keys()
+def test_every_score_has_its_formula_and_paper():
+    assert all(score.formula and score.paper for score in SCORES.values())
 
 
 # ---- The module that ships ----
@@ -87,7 +100,7 @@ def test_order_and_batches_change_nothing(images):
     order = np.random.default_rng(1).permutation(450)
     shuffled = outputs(one, two, images[order], passes=2)
     np.testing.assert_allclose(shuffled.probabilities, whole.probabilities[order], atol=1e-5)
-    for name in SCORES:
+    for name in PLAIN:
         np.testing.assert_allclose(shuffled.scores[name], whole.scores[name][order], atol=1e-4)
         assert np.ptp(whole.scores[name]) > 1e-3  # the images differ, so the order could have mattered
 
@@ -108,7 +121,7 @@ def test_in_batches_names_the_scores(images):
         n = batch[:, 0, 0, 0].astype(np.float32)
         return [np.stack([n, -n], axis=1), n + 1, n + 2]
 
-    found = predict.in_batches(run)(images)
+    found = predict.in_batches(run, ("energy", "msp"))(images)
     first = images[:, 0, 0, 0].astype(np.float32)
     np.testing.assert_array_equal(found.probabilities[:, 0], first)
     np.testing.assert_array_equal(found.scores["energy"], first + 1)
@@ -124,3 +137,44 @@ def test_finished_run_scores_with_stage1_and_classifies_with_stage2(finished, im
     assert not torch.allclose(one, two)
     np.testing.assert_allclose(found.scores["energy"], -torch.logsumexp(one, dim=1).numpy(), atol=1e-4)
     np.testing.assert_allclose(found.probabilities, two.softmax(dim=1).numpy(), atol=1e-5)
+
+
+def test_shift_reaches_the_scores_and_not_the_classes(images):
+    one, shift = random_network(1), torch.tensor([1.0, 0, 0, 0, -2])
+    found = outputs(one, one, images[:20], passes=1, shift=shift)
+    plain = outputs(one, one, images[:20], passes=1)
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+    with torch.no_grad():
+        logits = one(to_input(torch.from_numpy(images[:20])))[0] + shift
+    np.testing.assert_allclose(found.scores["energy"], -torch.logsumexp(logits, dim=1).numpy(), atol=1e-4)
+    assert not np.allclose(found.scores["energy"], plain.scores["energy"], atol=1e-2)
+
+
+def test_scores_asked_for_stand_beside_energy_and_msp(finished):
+    run = checkpoint.trained(finished)
+    assert predict.deployed(run).score_names == ("energy", "msp")
+    assert predict.deployed(run, scores=["gen", "msp"]).score_names == ("energy", "msp", "gen")
+    with pytest.raises(ValueError, match="Score 'knn' is fitted on training images, and none were given"):
+        predict.deployed(run, scores=["knn"])
+    with pytest.raises(ValueError, match="Score 'reject-mass' reads reject logits, and this network has none"):
+        predict.deployed(run, scores=["reject-mass"])
+
+
+def test_fitted_score_is_that_of_the_training_images(finished, images):
+    """Mahalanobis on unit-norm features, re-derived with numpy from the run's own features."""
+    run, loaded = checkpoint.trained(finished), data.load(tiny.config())
+    module = predict.deployed(run, scores=["mahalanobis-pp"], train=loaded.train)
+    found = predict.torch_predict(module, torch.device("cpu"))(images[:10]).scores["mahalanobis-pp"]
+
+    def unit(pixels):
+        f = predict.embed(run.scoring, pixels, torch.device("cpu")).astype(np.float64)
+        return f / np.linalg.norm(f, axis=1, keepdims=True)
+
+    train, labels = unit(loaded.train.images), loaded.train.labels
+    means = np.stack([train[labels == c].mean(axis=0) for c in range(8)])
+    centred = train - means[labels]
+    covariance = centred.T @ centred / len(train)
+    covariance += posthoc.RIDGE * np.diag(covariance).mean() * np.eye(len(covariance))
+    apart = unit(images[:10])[:, None] - means
+    expected = np.einsum("ncf,fg,ncg->nc", apart, np.linalg.inv(covariance), apart).min(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-2)

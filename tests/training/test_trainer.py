@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.training import tiny
-from training import checkpoint, data, trainer
+from training import checkpoint, data, objective, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE1_STEPS, STAGE2_STEPS = 5, 2  # an epoch of tiny.config()
@@ -21,7 +21,7 @@ STAGE1_STEPS, STAGE2_STEPS = 5, 2  # an epoch of tiny.config()
 def interrupt_after(monkeypatch, views):
     """A real SIGINT when the run draws its `views`-th view."""
     count = 0
-    view = trainer.augment.view
+    view = objective.augment.view
 
     def counting(images, generator, **settings):
         nonlocal count
@@ -30,7 +30,7 @@ def interrupt_after(monkeypatch, views):
             os.kill(os.getpid(), signal.SIGINT)
         return view(images, generator, **settings)
 
-    monkeypatch.setattr(trainer.augment, "view", counting)
+    monkeypatch.setattr(objective.augment, "view", counting)
 
 
 # ---- One seed, one run ----
@@ -65,7 +65,7 @@ def test_trained_run_comes_back(finished):
     tiny.assert_same_weights(run.classifying.state_dict(), state["branch"])
     assert not run.scoring.training
     assert not run.classifying.training
-    assert run.passes == 2
+    assert run.method.passes == 2
     assert run.config == tiny.config()
 
 
@@ -119,14 +119,14 @@ def test_interruption_between_the_stages_is_not_lost(finished, tmp_path, monkeyp
 
 def test_second_interruption_acts_at_once(tmp_path, monkeypatch):
     interrupt_after(monkeypatch, 1)
-    view = trainer.augment.view
+    view = objective.augment.view
 
     def twice(images, generator, **settings):
         found = view(images, generator, **settings)
         os.kill(os.getpid(), signal.SIGINT)
         return found
 
-    monkeypatch.setattr(trainer.augment, "view", twice)
+    monkeypatch.setattr(objective.augment, "view", twice)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(tiny.config(), tmp_path / "run")
 
@@ -295,5 +295,5 @@ def test_no_gpu(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_autocast(precision, expected):
-    with trainer.autocast(tiny.config(precision=precision), torch.device("cpu")):
+    with objective.autocast(tiny.config(precision=precision), torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected

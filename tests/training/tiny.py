@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training import checkpoint
 from training.config import Config
+from training.network import Network
+from training.step import Step
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "golden" / "pascl.json"
@@ -23,6 +26,40 @@ def config(**changes: Any) -> Config:
         "calibration_fraction": 0.5,
     }  # fmt: skip
     return Config(**settings | changes)
+
+
+def step(**given: Any) -> Step:
+    """A Step of the tensors given: logits [n, C] or [V, n, C], outlier_logits [m, C], and so on.
+
+    What is not given is empty, has the sizes of what is, or is what a run would put there: classes of equal counts,
+    the rarest 40% the tail, a generator of seed 0.
+    """
+    inside = given.pop("logits", torch.zeros(1, 0, given.get("outlier_logits", torch.zeros(0, 8)).shape[-1]))
+    logits = inside if inside.dim() == 3 else inside[None]
+    views, n, num_classes = logits.shape
+    outlier_logits = given.pop("outlier_logits", logits.new_zeros(0, num_classes))
+    m = len(outlier_logits)
+
+    def per_view(name: str) -> Tensor:
+        found: Tensor = given.pop(name, logits.new_zeros(views, n, 0))
+        return found if found.dim() == 3 else found[None]
+
+    labels = given.pop("labels", torch.zeros(n, dtype=torch.int64))
+    fields = {
+        "network": given.pop("network", None) or Network(num_classes, width=1),
+        "logits": logits, "reject": per_view("reject"), "features": per_view("features"), "labels": labels,
+        "outlier_logits": outlier_logits,
+        "outlier_reject": given.pop("outlier_reject", logits.new_zeros(m, 0)),
+        "outlier_features": given.pop("outlier_features", logits.new_zeros(m, 0)),
+        "projected": per_view("projected"),
+        "outlier_projected": given.pop("outlier_projected", logits.new_zeros(m, 0)),
+        "batch_labels": given.pop("batch_labels", labels),
+        "counts": given.pop("counts", torch.full((num_classes,), 10)),
+        "tail": given.pop("tail", torch.arange(num_classes) >= round(0.6 * num_classes)),
+        "generator": given.pop("generator", torch.Generator().manual_seed(0)),
+    }  # fmt: skip
+    assert not given, f"a Step has no {', '.join(given)}"
+    return Step(**fields)
 
 
 def options(settings: Config) -> list[str]:
