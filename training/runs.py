@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from training import checkpoint
 from training.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
 from training.config import Config
 from training.evaluate import OUTPUTS_FILE, Json
@@ -34,7 +36,7 @@ BUDGETS: dict[Budget, dict[str, Any]] = {
 BALANCED_EPOCHS: dict[Budget, int] = {"full": 200, "small": 3}
 # In the small budget only these rows get every seed, the others the first one.
 SEEDED = ("msp", "oe", "pascl", "pascl-abf", "tailguard")
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
 class Interrupted(Exception):
@@ -91,12 +93,17 @@ def name_of(config: Config) -> str:
 
 
 def require_same_settings(job: Job) -> None:
-    """ValueError when the folder of a job holds a run with other settings."""
-    kept = Config.model_validate(json.loads((job.folder / RESULTS_FILE).read_text())["config"])
-    free = MACHINE_KEYS | {"data", "outliers", "stage1_from"}
+    """ValueError when the folder of a job holds a run, finished or not, with other settings."""
+    if job.done:
+        kept = Config.model_validate(json.loads((job.folder / RESULTS_FILE).read_text())["config"])
+    elif (job.folder / CHECKPOINT_FILE).is_file():
+        kept = Config.model_validate(checkpoint.load(job.folder)["config"])
+    else:
+        return
+    free = {*MACHINE_KEYS, "data", "stage1_from"}
     if find(job.config.method).stage2 == NONE:
         free |= {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
-    one, two = (c.model_dump(exclude=free) for c in (kept, job.config))
+    one, two = (c.model_dump(exclude=free) | {"outliers": c.outliers and c.outliers.name} for c in (kept, job.config))
     if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
         raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
 
@@ -124,37 +131,32 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
 
     Raises ValueError when a run failed (the others are finished first), Interrupted on Ctrl-C or TERM.
     """
-    waiting = [job for job in jobs if not job.done]
     for job in jobs:
-        if job.done:
-            require_same_settings(job)
+        require_same_settings(job)
+    waiting = [job for job in jobs if not job.done]
     running: dict[Job, _Process] = {}
     failed: list[str] = []
-    before = {s: signal.signal(s, _interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True) as bar:
-            while waiting or running:
-                ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
-                for job in ready[: at_once - len(running)]:
-                    waiting.remove(job)
-                    running[job] = _Process(job, commands(job, ood, threads))
-                if not running:  # what is left waits for a run that failed
-                    break
-                for job, process in list(running.items()):
-                    if process.finished():
-                        del running[job]
-                        if not job.done:
-                            failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
-                        bar.update()
-                bar.set_postfix_str("; ".join(p.last_line() for p in running.values()), refresh=False)
-                time.sleep(POLL_SECONDS)
-    except _Stop:
-        for process in running.values():
-            process.stop()
-        raise Interrupted from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _signals() as asked_to_stop, tqdm(
+        total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True
+    ) as bar:  # fmt: skip
+        while waiting or running:
+            ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
+            for job in ready[: at_once - len(running)]:
+                waiting.remove(job)
+                running[job] = _Process(job, commands(job, ood, threads))
+            if not running:  # what is left waits for a run that failed
+                break
+            time.sleep(POLL_SECONDS)
+            for job in [job for job, process in running.items() if process.finished()]:
+                del running[job]
+                if not job.done:
+                    failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
+                bar.update()
+            bar.set_postfix_str("; ".join(p.last_line() for p in running.values()))
+            if asked_to_stop():
+                for process in running.values():
+                    process.stop()
+                raise Interrupted
     failed += [f"{job.folder.name}: waits for {job.after}" for job in waiting]
     if failed:
         raise ValueError("these runs failed:\n" + "\n".join(failed))
@@ -197,12 +199,16 @@ class _Process:
         self.process.wait()
 
 
-class _Stop(BaseException):
-    pass
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _Stop
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """While it lasts, Ctrl-C and TERM are only noted; gives a function that tells whether one came."""
+    came: list[int] = []
+    before = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------------------------- the results
