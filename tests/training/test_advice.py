@@ -72,13 +72,6 @@ def advised(counts, **changes):
     return {s.name: s.value for s in advice.advise(**given | changes).settings}
 
 
-def test_contrast_follows_the_number_of_classes():
-    few, many = advised([500, 100, 20]), advised([500] * 30 + [10] * 30)
-    assert (few["contrast_weight"], few["contrast_temperature"]) == methods.contrast_defaults(3)
-    assert (many["contrast_weight"], many["contrast_temperature"]) == methods.contrast_defaults(60)
-    assert "contrast_weight" not in advised([500, 100, 20], outliers=None)
-
-
 @pytest.mark.parametrize(("side", "size"), [(20, 32), (32, 32), (47, 32), (48, 48), (63, 48), (640, 64)])
 def test_the_image_size_enlarges_no_more_than_half(side, size):
     assert advised([500, 20], median_side_px=side)["image_size_px"] == size

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from service.bundle import GROUPS, Group
 from training.calibrate import LEVEL, SHRINK_IMAGES
 from training.config import Config
-from training.data import calibration_split, tail_classes
-from training.methods import NONE, contrast_defaults, find
+from training.data import calibration_split
 from training.readers import ImageSet
 
 BEST = "tailguard"  # the row of METHODS to take where there are outliers
@@ -140,8 +139,6 @@ def advise(
         settings.append(_image_size(median_side_px))
     fraction, why = calibration_fraction(counts, groups)
     settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
-    if find(method).contrast != NONE:
-        settings += _contrast(counts)
     settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
     Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
     command = " ".join(["python -m training train", *map(option, settings)])
@@ -159,19 +156,6 @@ def _image_size(median_side_px: float) -> Setting:
     cost = (size / SIZES_PX[0]) ** 2
     reason = f"the median shorter side is {median_side_px:g} px; costs {cost:.1f} times the work of {SIZES_PX[0]} px"
     return Setting(name="image_size_px", value=size, reason=reason)
-
-
-def _contrast(counts: Counts) -> list[Setting]:
-    weight, temperature = contrast_defaults(len(counts))
-    share = 0.4
-    tail = tail_classes(counts, share)
-    as_published = f"PASCL's for {'50 classes and more' if len(counts) >= 50 else 'fewer than 50 classes'}"
-    rarest = f"PASCL's; the {tail.sum()} rarest classes, {int(counts[tail].sum())} images"
-    return [
-        Setting(name="contrast_weight", value=weight, reason=as_published),
-        Setting(name="contrast_temperature", value=temperature, reason=as_published),
-        Setting(name="tail_fraction", value=share, reason=rarest),
-    ]
 
 
 def _schedule(images: int) -> list[Setting]:
