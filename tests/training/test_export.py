@@ -112,3 +112,19 @@ def test_a_version_is_never_overwritten(prepared: Any, shipped: Path) -> None:
     with pytest.raises(export.ExportError, match="exists already"):
         export.export(run, loaded, loaded.ood, record, shipped, precision="fp32")
     assert (shipped / "manifest.json").read_bytes() == before
+
+
+def test_more_scores_stand_in_the_graph_fitted_on_training_images(prepared: Any, tmp_path: Path) -> None:
+    run, loaded, record = prepared
+    more, out = ["vim", "knn", "rmds-pp", "fdbd", "react", "nci"], tmp_path / "digits" / "2"
+    manifest = export.export(run, loaded, loaded.ood, record, out, precision="fp32", scores=more)
+    assert list(manifest.scores) == ["energy", "msp", *more]
+    assert manifest.deciding_score == "msp"
+    served = export.onnx_predict((out / "model.onnx").read_bytes())(loaded.test.images[:50])
+    module = predict.deployed(run, 1.3, scores=["msp", *more], train=loaded.train)
+    expected = predict.torch_predict(module, CPU)(loaded.test.images[:50])
+    for name in manifest.scores:
+        np.testing.assert_allclose(served.scores[name], expected.scores[name], rtol=1e-3, atol=1e-3)
+        assert np.ptp(served.scores[name]) > 0
+    with pytest.raises(ValueError, match="There is no score 'vym'"):
+        predict.deployed(run, scores=["vym"])

@@ -142,7 +142,7 @@ def test_another_outlier_term_leaves_cocls_inference():
     ("method", "changes", "reason"),
     [
         ("pascl", {"stage2": "crt-smote"}, "SMOTE draws new features on the straight lines.* use --stage2 crt, or"),
-        ("tailguard", {"stage2": "crt-smote"}, "a contrastive stage places classes by angle"),
+        ("pascl", {"stage2": "crt-smote"}, "a contrastive stage places classes by angle"),
         ("msp", {"contrast": "pascl"}, r"contrast pascl pushes outliers away: give an --outlier-term \(its weight may"),
         ("cocl", {"outlier_term": "none"}, "contrast cocl pushes outliers away"),
         ("pascl", {"views": 1}, "contrast pascl compares two views of an image: use --views 2"),

@@ -176,7 +176,7 @@ def test_two_outliers_per_image_are_drawn(digits):
 
 def test_logits_features_and_projections_are_those_of_the_network(watch, digits):
     """Row by row: views of the images first, then the outliers, through one forward pass."""
-    seen = watch(method="tailguard")
+    seen = watch(method="pascl", outlier_term="outlier-class")
     step, network = seen.step, seen.network
     with torch.no_grad():
         features = torch.cat([step.features.flatten(0, 1), step.outlier_features])
