@@ -87,6 +87,7 @@ class Table(BaseModel):
         from training import evaluate, runs, tables
 
         table = tables.find(self.name)
+        self._require_data(table)
         jobs = [job for need in table.needs for job in self._jobs(need.method, need.imbalance)]
         jobs = list({job.folder: job for job in jobs}.values())
         if not self.render_only:
@@ -101,6 +102,21 @@ class Table(BaseModel):
             self.results.mkdir(parents=True, exist_ok=True)
             for job, result in zip([j for j in jobs if j.done], found, strict=True):
                 evaluate.write_json(self.results / f"{job.folder.name}.json", runs.compact(result))
+
+    def _require_data(self, table: Any) -> None:
+        """ValueError before anything is trained when the table's runs would lack data."""
+        from training.methods import find
+
+        if self.dataset == "digits":  # brings its own outliers and OOD set
+            return
+        if self.data is None:
+            raise ValueError(f"--dataset {self.dataset} needs --data DIR")
+        if self.outliers is None and (names := [n.method for n in table.needs if find(n.method).needs_outliers]):
+            raise ValueError(f"table {self.name} trains {', '.join(dict.fromkeys(names))} on outliers: give --outliers")
+        if not self.ood and table.on_ood:
+            raise ValueError(
+                f"table {self.name} measures OOD detection: give --ood, an array or a folder, once or more"
+            )
 
     def _jobs(self, method: str, imbalance: float) -> list[Any]:
         from training import runs, tables

@@ -8,7 +8,8 @@ import numpy as np
 from training import checkpoint
 from training.data import load
 from training.evaluate import Json
-from training.export import build, onnx_predict
+from training.export import build
+from training.graph import onnx_predict
 from training.measure import split_results
 
 TIMED_IMAGES = 200

@@ -12,6 +12,7 @@ import torch
 
 from service import bundle
 from training import calibrate, checkpoint, data, evaluate, export, measure, predict, trainer
+from training import graph as graph_module
 from training.config import Config
 from training.metrics import class_groups
 from training.scores import fitted
@@ -62,7 +63,7 @@ def test_onnx_gives_what_torch_gives_for_any_n(prepared: Any, method: str) -> No
     classifying = run.scoring if method == "pascl" else run.classifying
     scores = {name: fitted(name, None, has_reject=False) for name in predict.ALWAYS}
     module = predict.Deployed(run.scoring, classifying, scores, passes=passes, temperature=1.3).eval()
-    graph = export.onnx_predict(export.to_onnx(module, loaded.size_px))
+    graph = graph_module.onnx_predict(graph_module.to_onnx(module, loaded.size_px))
     for n in (1, 7):
         one, two = predict.torch_predict(module, CPU)(loaded.test.images[:n]), graph(loaded.test.images[:n])
         np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
@@ -74,7 +75,7 @@ def test_onnx_gives_what_torch_gives_for_any_n(prepared: Any, method: str) -> No
 def test_thresholds_are_those_of_the_very_graph_that_ships(prepared: Any, shipped: Path) -> None:
     _, loaded, _ = prepared
     manifest = bundle.read(shipped)
-    graph = export.onnx_predict((shipped / "model.onnx").read_bytes())
+    graph = graph_module.onnx_predict((shipped / "model.onnx").read_bytes())
     out = graph(loaded.calibration.images)
     assert manifest.operating_points["id95"].threshold == calibrate.keep_threshold(out.scores["msp"].astype(np.float64))
     assert manifest.calibration.id_scores == tuple(sorted(float(s) for s in out.scores["msp"]))
@@ -120,7 +121,7 @@ def test_more_scores_stand_in_the_graph_fitted_on_training_images(prepared: Any,
     manifest = export.export(run, loaded, loaded.ood, record, out, precision="fp32", scores=more)
     assert list(manifest.scores) == ["energy", "msp", *more]
     assert manifest.deciding_score == "msp"
-    served = export.onnx_predict((out / "model.onnx").read_bytes())(loaded.test.images[:50])
+    served = graph_module.onnx_predict((out / "model.onnx").read_bytes())(loaded.test.images[:50])
     module = predict.deployed(run, 1.3, scores=["msp", *more], train=loaded.train)
     expected = predict.torch_predict(module, CPU)(loaded.test.images[:50])
     for name in manifest.scores:
