@@ -155,11 +155,11 @@ def long_tail(table: Table, runs: Runs) -> list[Section]:
     ]
 
 
-OE, PASCL = "oe", "pascl-abf"
+OE, PASCL, TAILGUARD = "oe", "pascl-abf", "tailguard"
 
 
 def per_set(table: Table, runs: Runs) -> list[Section]:
-    """One grid per metric: OOD sets × (OE, PASCL, difference, PASCL as published)."""
+    """One grid per metric: OOD sets × (OE, PASCL, difference, TailGuard, PASCL as published)."""
     figures = published.PER_SET.get(runs.dataset, {})
     names = runs.sets or dict.fromkeys(figures, 0)
     sections = []
@@ -169,6 +169,7 @@ def per_set(table: Table, runs: Runs) -> list[Section]:
             Column("images", "images", origin="text"),
             SEEDS, Column("oe", "OE", METRICS[key].best),
             Column("pascl", "PASCL + ABF", METRICS[key].best), Column("difference", "PASCL + ABF − OE"),
+            Column("tailguard", "TailGuard", METRICS[key].best),
         ]  # fmt: skip
         if any(f"published_{key}" in line.cells for line in lines):
             columns += [
@@ -192,8 +193,9 @@ def _set_line(runs: Runs, key: str, name: str, images: int) -> Line:
     counterpart = published.PER_SET.get(runs.dataset, {}).get(name)
     figure = counterpart.figure if counterpart else None if name else published.PER_SET_MEAN.get(runs.dataset)
     cells: dict[str, Cell | str] = {"oe": oe, "pascl": pascl, "difference": pascl.minus(oe)}
+    cells["tailguard"] = runs.cell(TAILGUARD, read)
     cells["images"] = f"{images:,}" if images else ""
-    cells["seeds"] = " / ".join(str(len(runs.of(m)) or "—") for m in (OE, PASCL))
+    cells["seeds"] = " / ".join(str(len(runs.of(m)) or "—") for m in (OE, PASCL, TAILGUARD))
     cells |= {"counterpart": f"{counterpart.name} ({counterpart.relation})" if counterpart else ""}
     if figure and key in figure.values:
         cells[f"published_{key}"] = printed(figure.values[key])
