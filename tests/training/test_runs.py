@@ -175,8 +175,9 @@ def test_a_failing_run_is_reported_while_the_others_finish(scripted):
 
 
 def test_signal_handlers_are_put_back(scripted):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     runs.run(scripted("oe"), [])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # ---- The real thing: a table interrupted and resumed ----
@@ -200,7 +201,7 @@ def wait_for(condition, process, seconds=240):
 def interrupted_and_resumed(tmp_path_factory):
     """(folder, jobs, what stood there after Ctrl-C, what the table printed in the end)."""
     out = tmp_path_factory.mktemp("tables")
-    jobs = plan(["oe", "pascl", "pascl-abf"], out=out, base=CONFIG.model_copy(update={"epochs": 5}))
+    jobs = plan(["oe", "pascl", "pascl-abf", "tailguard"], out=out, base=CONFIG.model_copy(update={"epochs": 5}))
     first = jobs[0].folder / checkpoint.CHECKPOINT_FILE
     with subprocess.Popen(table(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(first.exists, process)
@@ -240,7 +241,7 @@ def test_results_to_commit_hold_no_path(interrupted_and_resumed):
         assert str(ROOT) not in text
         assert '"/' not in text
         compact = json.loads(text)
-        assert compact["method"] in ("oe", "pascl", "pascl-abf")
+        assert compact["method"] in ("oe", "pascl", "pascl-abf", "tailguard")
         assert set(compact["provenance"]) == {"commit", "versions"}
 
 
@@ -260,7 +261,7 @@ def test_everything_done_starts_nothing(interrupted_and_resumed, monkeypatch):
     _, jobs, _, _ = interrupted_and_resumed
     monkeypatch.setattr(subprocess, "Popen", None)
     runs.run(jobs, [])
-    assert {method for method, *_ in runs.outputs(jobs)} == {"oe", "pascl", "pascl-abf"}
+    assert {method for method, *_ in runs.outputs(jobs)} == {"oe", "pascl", "pascl-abf", "tailguard"}
 
 
 def test_resumed_run_is_the_uninterrupted_one(interrupted_and_resumed, tmp_path):
