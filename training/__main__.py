@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from service.bundle import BundleError
-from training.config import Config
+from training.config import Config, options
 from training.finished import Calibrate, Evaluate, Export, Pareto
 
 
@@ -85,11 +85,11 @@ class Table(BaseModel):
 
     def cli_cmd(self) -> None:
         from training import evaluate, runs, tables
+        from training.tables.compact import compact
 
         table = tables.find(self.name)
         self._require_data(table)
-        jobs = [job for need in table.needs for job in self._jobs(need.method, need.imbalance)]
-        jobs = list({job.folder: job for job in jobs}.values())
+        jobs = [job for imbalance in table.imbalances for job in self._jobs(table, imbalance)]
         if not self.render_only:
             threads = self.threads or max(1, (os.cpu_count() or 1) // self.at_once)
             try:
@@ -101,7 +101,7 @@ class Table(BaseModel):
         if self.results:
             self.results.mkdir(parents=True, exist_ok=True)
             for job, result in zip([j for j in jobs if j.done], found, strict=True):
-                evaluate.write_json(self.results / f"{job.folder.name}.json", runs.compact(result))
+                evaluate.write_json(self.results / f"{job.folder.name}.json", compact(result))
 
     def _require_data(self, table: Any) -> None:
         """ValueError before anything is trained when the table's runs would lack data."""
@@ -118,8 +118,9 @@ class Table(BaseModel):
                 f"table {self.name} measures OOD detection: give --ood, an array or a folder, once or more"
             )
 
-    def _jobs(self, method: str, imbalance: float) -> list[Any]:
-        from training import runs, tables
+    def _jobs(self, table: Any, imbalance: float) -> list[Any]:
+        """The runs that the table needs on data of this imbalance."""
+        from training import runs
 
         balanced = imbalance <= 1
         settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | runs.BUDGETS[self.budget]
@@ -127,8 +128,9 @@ class Table(BaseModel):
             settings["epochs"] = runs.BALANCED_EPOCHS[self.budget]
         settings |= {k: v for k in ("width", "epochs", "batch_images") if (v := getattr(self, k)) is not None}
         settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
-        base = Config(**settings, views=tables.find(self.name).views)
-        return runs.plan(base, [method], self.seeds, self.budget, self.out)
+        base = Config(**settings, views=table.views)
+        methods = [need.method for need in table.needs if need.imbalance == imbalance]
+        return runs.plan(base, methods, self.seeds, self.budget, self.out)
 
 
 class Methods(BaseModel):
@@ -188,8 +190,7 @@ class Bench(BaseModel):
 
         if self.at_once > 1:
             given = self.model_dump(include={"width", "batch_images", "device", "steps", "rounds"})
-            options = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", str(v))]
-            print(json.dumps(bench.sharing(options, self.at_once)))
+            print(json.dumps(bench.sharing(options(given), self.at_once)))
             return
         kept = self.model_dump(include={"width", "batch_images", "device", "threads"})
         print(json.dumps(bench.bench(Config(**kept), steps=self.steps, rounds=self.rounds)))

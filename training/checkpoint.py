@@ -1,6 +1,5 @@
 """A run's folder: what is written while it trains, and how a trained network comes back from it."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from training.config import Config
 from training.data import Data
+from training.files import replacing
 from training.methods import NONE, OVERRIDES, Method, build_network, resolve
 from training.network import Network
 from training.stage2 import STAGES, branch
@@ -20,14 +20,10 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write the checkpoint to a temporary name and rename it, so that a kill at any moment leaves a whole one."""
+    """Write the checkpoint; a kill at any moment leaves a whole one."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{CHECKPOINT_FILE}.{os.getpid()}"
-    try:
+    with replacing(folder / CHECKPOINT_FILE) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, folder / CHECKPOINT_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Everything a run depends on, in one frozen model. An unknown key is an error; units are in the names."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -76,3 +77,13 @@ class Config(BaseModel):
     """Threads per process on a CPU; not given: PyTorch's choice."""
     checkpoint_epochs: int = Field(default=1, ge=1)
     """A checkpoint every so many epochs (and always at the end and on Ctrl-C)."""
+
+
+def flag(key: str) -> str:
+    """A setting's name on the command line."""
+    return f"--{key.replace('_', '-')}"
+
+
+def options(settings: Mapping[str, object]) -> list[str]:
+    """Settings as arguments of a command."""
+    return [part for key, value in settings.items() for part in (flag(key), str(value))]

@@ -113,8 +113,8 @@ def head_triplet(heads: Tensor, outliers: Tensor, generator: torch.Generator, *,
 
 def cocl(step: Step, *, temperature: float = 0.07, triplet_weight: float = 2.0) -> Tensor:
     """COCL's two terms: tail prototypes + 2 · head triplet (.05 and .1 on CIFAR, so λ2 = .05)."""
-    features = distributed.gather(step.features.float().transpose(0, 1)).flatten(0, 1)  # (N·V, F), image by image
-    outliers = distributed.gather(step.outlier_features.float())
+    features = distributed.gather(step.features.transpose(0, 1)).flatten(0, 1)  # (N·V, F), image by image
+    outliers = distributed.gather(step.outlier_features)
     labels = step.batch_labels.repeat_interleave(len(step.features))
     vectors = step.network.learned["contrast"].vectors
     assert isinstance(vectors, Tensor)

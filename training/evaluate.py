@@ -1,7 +1,6 @@
 """A checkpoint, or an exported graph, on the test images and OOD sets → one dictionary of results."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from training import checkpoint, metrics, predict
 from training.checkpoint import Run
 from training.data import Data
+from training.files import OUTPUTS_FILE, replacing
 from training.predict import Outputs, Predict
 from training.readers import ImageSet, Pixels
 
@@ -23,7 +23,7 @@ CONVENTIONS = (
     "the sizes of the sets. Means over OOD sets are unweighted."
 )
 RELIABILITY_BINS = 15
-OUTPUTS_FILE, MAP_IMAGES = "outputs.npz", 1000
+MAP_IMAGES = 1000
 Json = dict[str, Any]
 
 
@@ -72,13 +72,14 @@ def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, de
     labels = np.full(sum(map(len, images)), -1)
     labels[: len(kept)] = data.test.labels[kept]
     features = [predict.embed(run.scoring, part, device) for part in images]
-    save_arrays(
-        run.folder / OUTPUTS_FILE,
+    arrays = dict(
         labels=data.test.labels.astype(np.int16), predictions=inside.predictions.astype(np.int16),
         scores=inside.scores[score], map_labels=labels.astype(np.int16),
         map_features=np.concatenate(features).astype(np.float32),
         **{f"ood/{name}": out.scores[score] for name, out in outside.items()},
     )  # fmt: skip
+    with replacing(run.folder / OUTPUTS_FILE) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return {
         "method": run.config.method,
         "seed": run.config.seed,
@@ -87,13 +88,6 @@ def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, de
         **results,
         "provenance": checkpoint.provenance() | {"training": run.provenance},
     }
-
-
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
 
 
 def ood_results(
@@ -150,7 +144,5 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Json) -> None:
-    """Write to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -8,7 +8,9 @@ import torch
 from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
-RESULTS_FILE, CALIBRATION_FILE = "results.json", "calibration.json"
+from training.files import RESULTS_FILE
+
+CALIBRATION_FILE = "calibration.json"
 
 
 class OnRun(BaseModel):

@@ -7,8 +7,8 @@ A row names its parts, each of which stands under that name in its own module: a
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from training.config import Config, flag
 from training.contrast import CONTRASTS
 from training.losses import LOSSES
 from training.network import Network
@@ -16,9 +16,6 @@ from training.outliers import OUTLIER_TERMS
 from training.samplers import SAMPLERS
 from training.scores import SCORES
 from training.stage2 import STAGES
-
-if TYPE_CHECKING:
-    from training.config import Config
 
 NONE = "none"
 COSINE = {"ldam", "ldam-class-balanced"}  # losses whose margins are those of a cosine head
@@ -136,14 +133,14 @@ OPTIONAL = ("outlier_term", "contrast", "stage2")  # "none" is a choice
 OVERRIDES = ("loss", "sampler", "outlier_term", "contrast", "stage2", "views", "partial", "asymmetric")
 
 
-def resolve(config: "Config") -> Method:
+def resolve(config: Config) -> Method:
     """The row of `config.method` with the parts that `config` replaces. ValueError where they make no sense."""
     method = find(config.method)
     given = {key: value for key in OVERRIDES if (value := getattr(config, key)) is not None}
     for part in given.keys() & PARTS.keys():
         known = [*PARTS[part], *([NONE] if part in OPTIONAL else [])]
         if given[part] not in known:
-            raise ValueError(f"--{part.replace('_', '-')} {given[part]!r} is none of {', '.join(known)}")
+            raise ValueError(f"{flag(part)} {given[part]!r} is none of {', '.join(known)}")
     if given.get("loss", method.loss) != method.loss:
         given["late_loss"] = NONE
     if (term := given.get("outlier_term", method.outlier_term)) != method.outlier_term:
@@ -185,8 +182,7 @@ def screen() -> str:
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "parts: train --method ROW with any of these in the place of the row's own"]
     for part, known in PARTS.items():
-        option = f"--{part.replace('_', '-')}"
-        lines.append(f"{option:15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
+        lines.append(f"{flag(part):15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
     lines.append(f"{'--score':15} {', '.join(SCORES)} (evaluate, calibrate; export --scores)")
     return "\n".join(lines)
 

@@ -88,7 +88,7 @@ def imood(step: Step) -> Tensor:
     features = torch.cat([step.features.flatten(0, 1), step.outlier_features]).float()
     g = torch.cat([step.reject.flatten(0, 1), step.outlier_reject])[:, 0]
     is_in = torch.arange(len(g), device=g.device) < len(inside)
-    gamma = step.network.learned["outlier"](features).float().exp().clamp(min=1e-4)
+    gamma = step.network.learned["outlier"](features).exp().clamp(min=1e-4)
     prior = step.counts / step.counts.sum()
     beta = (gamma * posterior / prior).mean(dim=1)
     bound = F.relu(beta.log() + F.logsigmoid(g.detach())).mean()

@@ -4,14 +4,14 @@ A run lies in <out>/runs/<name>/. It is finished when its results.json stands th
 resumed; a second stage starts from the first stage of the row that shares it, so that no stage is trained twice.
 """
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from training import checkpoint
 from training.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
-from training.config import Config
-from training.evaluate import OUTPUTS_FILE, Json
+from training.config import Config, options
+from training.evaluate import Json
+from training.files import OUTPUTS_FILE, RESULTS_FILE
 from training.methods import METHODS, NONE, find
+from training.signals import on_stop
 from training.tables.cells import BALANCED, LONG_TAILED
 
-RESULTS_FILE, LOG_FILE = "results.json", "log.txt"
+LOG_FILE = "log.txt"
 Budget = Literal["full", "small"]
 # full: PASCL's recipe. small: what two CPU cores train in minutes.
 BUDGETS: dict[Budget, dict[str, Any]] = {
@@ -58,9 +60,9 @@ class Job:
 
 def first_stage_of(name: str) -> str | None:
     """The row without a second stage that trains the same stage 1; None for a row that trains its own."""
-    row = find(name)
-    rivals = [n for n, m in METHODS.items() if m.stage1() == row.stage1() and m.stage2 == NONE]
-    return next((n for n in rivals if n != name and list(METHODS).index(n) < list(METHODS).index(name)), None)
+    stage1 = find(name).stage1()
+    before = itertools.takewhile(lambda other: other != name, METHODS)
+    return next((n for n in before if METHODS[n].stage2 == NONE and METHODS[n].stage1() == stage1), None)
 
 
 def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: Path) -> list[Job]:
@@ -116,14 +118,9 @@ def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[st
         train = ["--out", str(job.folder), "--resume"]
     else:
         given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
-        train = [part for key, value in given.items() for part in _option(key, value)] + ["--out", str(job.folder)]
+        train = [*options(given), "--out", str(job.folder)]
     sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
     return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]
-
-
-def _option(key: str, value: object) -> list[str]:
-    name = key.replace("_", "-")
-    return [f"--{name}", str(value)]
 
 
 def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: int | None = None) -> None:
@@ -136,7 +133,8 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
     waiting = [job for job in jobs if not job.done]
     running: dict[Job, _Process] = {}
     failed: list[str] = []
-    with _signals() as asked_to_stop, tqdm(
+    asked_to_stop: list[int] = []
+    with on_stop(lambda number, frame: asked_to_stop.append(number)), tqdm(
         total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True
     ) as bar:  # fmt: skip
         while waiting or running:
@@ -153,7 +151,7 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
                     failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
                 bar.update()
             bar.set_postfix_str("; ".join(p.last_line() for p in running.values()))
-            if asked_to_stop():
+            if asked_to_stop:
                 for process in running.values():
                     process.stop()
                 raise Interrupted
@@ -199,18 +197,6 @@ class _Process:
         self.process.wait()
 
 
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """While it lasts, Ctrl-C and TERM are only noted; gives a function that tells whether one came."""
-    came: list[int] = []
-    before = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # ------------------------------------------------------------------------------------------------------- the results
 
 
@@ -226,30 +212,3 @@ def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
         for j in jobs
     }
     return {key: path for key, path in found.items() if path.is_file()}
-
-
-KEPT = ("images", "auroc", "aupr", "fpr95", "fpr95_id_positive", "aupr_id_positive", "acc_at_tpr", "acc_at_fpr")
-
-
-def compact(result: Json) -> Json:
-    """A result small enough to commit: what tables print, to six digits, and where it comes from; no path."""
-    kept = {k: result[k] for k in (
-        "method", "seed", "budget", "score", "passes", "images", "train_counts", "groups", "accuracy",
-        "class_accuracy", "group_accuracy",
-    )}  # fmt: skip
-    kept["config"] = {k: v for k, v in result["config"].items() if k not in {"data", "stage1_from", *MACHINE_KEYS}}
-    if outliers := kept["config"].get("outliers"):
-        kept["config"]["outliers"] = Path(outliers).name
-    kept["ood"] = {name: {k: one[k] for k in KEPT if k in one} for name, one in result["ood"].items()}
-    kept["mean"] = {k: result["mean"][k] for k in KEPT if k in result.get("mean", {})}
-    made = result["provenance"]["training"]
-    kept["provenance"] = {"commit": made["commit"], "versions": made["versions"]}
-    return _rounded(kept)  # type: ignore[no-any-return]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return round(value, 6) if isinstance(value, float) else value

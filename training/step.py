@@ -12,7 +12,8 @@ from training.network import Network
 class Step:
     """One forward pass over V views of n images and one view of m outliers; this process's share of the batch.
 
-    C classes, R reject logits (0 where the method has none), F features, D projected features.
+    C classes, R reject logits (0 where the method has none), F features, D projected features. All are float32,
+    whatever the precision of the pass: what a term learns beside the network stands outside autocast.
     """
 
     network: Network

@@ -7,10 +7,10 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 """
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from training.network import Network, place
 from training.objective import Losses, easiness, stage1_losses, stage2_losses
 from training.predict import embed
 from training.readers import ImageSet
+from training.signals import on_stop
 from training.stage2 import STAGES, Solving, branch, prepare
 
 
@@ -221,25 +222,22 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
     )  # fmt: skip
 
 
-class _interruptible:
+@contextmanager
+def _interruptible() -> Iterator[Callable[[Loop], Loop]]:
     """While it lasts, the first Ctrl-C or TERM ends the current loop after its step; the second one acts as usual."""
+    current: Loop | None = None
 
-    def __enter__(self) -> Callable[[Loop], Loop]:
-        self.loop: Loop | None = None
-        self.before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self._watch
-
-    def _watch(self, loop: Loop) -> Loop:
-        loop.stopping = self.loop is not None and self.loop.stopping  # asked for while the last loop was ending
-        self.loop = loop
+    def watch(loop: Loop) -> Loop:
+        nonlocal current
+        loop.stopping = current is not None and current.stopping  # asked for while the last loop was ending
+        current = loop
         return loop
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.loop is None or self.loop.stopping:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if current is None or current.stopping:
             raise KeyboardInterrupt
-        self.loop.stopping = True
+        current.stopping = True
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    with on_stop(stop):
+        yield watch

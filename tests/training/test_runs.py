@@ -14,6 +14,7 @@ from training import __main__ as commands
 from training import checkpoint, runs
 from training.config import Config
 from training.methods import METHODS
+from training.tables.compact import compact
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(900)  # nine processes import torch: minutes on a busy machine
@@ -249,7 +250,7 @@ def test_compact_keeps_numbers_and_drops_paths(interrupted_and_resumed):
     _, jobs, _, _ = interrupted_and_resumed
     result = runs.results(jobs, "small")[0]
     result["config"] |= {"data": "/home/me/cifar", "outliers": "/home/me/tiny.npy", "stage1_from": "/home/me/run"}
-    found = runs.compact(result)
+    found = compact(result)
     assert found["config"]["outliers"] == "tiny.npy"
     assert "/home" not in json.dumps(found)
     assert found["config"]["width"] == CONFIG.width

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.bundle import GROUPS, Group
 from training.calibrate import LEVEL, SHRINK_IMAGES
-from training.config import Config
+from training.config import Config, flag
 from training.data import calibration_split
 from training.readers import ImageSet
 
@@ -147,7 +147,7 @@ def advise(
 
 def option(setting: Setting) -> str:
     """--name value, for a shell."""
-    return f"--{setting.name.replace('_', '-')} {shlex.quote(str(setting.value))}"
+    return f"{flag(setting.name)} {shlex.quote(str(setting.value))}"
 
 
 def _image_size(median_side_px: float) -> Setting:

@@ -9,6 +9,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from service.bundle import Group
 from training.audit.report import Report
 from training.card_plots import LOOKS
+from training.files import replacing
 
 NAMED_CLASSES = 25  # up to so many have their names on the axis
 HATCHES = {"many": "", "medium": "//", "few": ".."}  # the groups stay apart without colour
@@ -45,7 +46,8 @@ def plot(report: Report, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper right", frameon=False)
     axes.set_title(_facts(report), fontsize=10, loc="left")
-    figure.savefig(path, dpi=100, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _facts(report: Report) -> str:

@@ -7,6 +7,7 @@ runs and prints what is there beside the published figures. A missing run is sho
 from collections.abc import Mapping
 from pathlib import Path
 
+from training.files import replacing
 from training.tables import plots, report, text
 from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs, Section, collect, imbalance
 from training.tables.grids import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
@@ -162,9 +163,12 @@ def write(name: str, results: list[Json], outputs: Mapping[tuple[str, int, float
     pictures = plots.pictures(table, runs, outputs)
     out.mkdir(parents=True, exist_ok=True)
     markdown = text.markdown(table, sections, notes, pictures, name)
-    (out / f"{name}.md").write_text(markdown, encoding="utf-8")
-    (out / f"{name}.csv").write_text(text.csv_text(name, sections), encoding="utf-8", newline="")
-    for picture in pictures:
-        (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
-    (out / f"{name}.html").write_text(report.html(table, sections, notes, pictures, runs), encoding="utf-8")
+    files = {f"{name}-{picture.name}.png": picture.png for picture in pictures} | {
+        f"{name}.md": markdown.encode(),
+        f"{name}.csv": text.csv_text(name, sections).encode(),
+        f"{name}.html": report.html(table, sections, notes, pictures, runs).encode(),
+    }
+    for file, content in files.items():
+        with replacing(out / file) as temporary:
+            temporary.write_bytes(content)
     return markdown

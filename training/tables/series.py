@@ -1,18 +1,17 @@
 """What the pictures of a table are drawn from: a run's outputs.npz beside its results; and how they all look."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from training import card_plots
 from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs
 from training.tables.grids import Table
 
@@ -20,7 +19,7 @@ Floats = NDArray[np.float64]
 # Okabe and Ito, "Color Universal Design" (2008). The line styles and markers carry it without colour.
 LOOKS = (("#000000", ":"), ("#D55E00", "--"), ("#0072B2", "-"), ("#009E73", "-."), ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))))
 MARKERS = "os^Dv"
-GROUP_LOOKS = {"many": ("#0072B2", "-"), "medium": ("#009E73", "--"), "few": ("#E69F00", "-.")}
+png = partial(card_plots.png, dpi=110)
 OOD_COLOUR, GREY = "#000000", "#999999"
 
 
@@ -91,14 +90,6 @@ def read(label: str, look: int, run: Json, path: Path) -> Series:
         label, look, run["method"], int(run["seed"]), run, content["labels"], content["predictions"],
         content["scores"].astype(np.float64), ood, content.get("map_features"), content.get("map_labels"),
     )  # fmt: skip
-
-
-def png(figure: Figure) -> bytes:
-    """In 64 colours, which such a plot does not exceed by eye, it takes a third of the bytes."""
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png", dpi=110)
-    Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return small.getvalue()
 
 
 def tidy(axes: Any, *, percent: str = "xy") -> None:

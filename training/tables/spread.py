@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from service.bundle import GROUPS
+from training.card_plots import LOOKS
 from training.tables.series import (
     GREY,
-    GROUP_LOOKS,
     MARKERS,
     OOD_COLOUR,
     Floats,
@@ -70,7 +70,7 @@ def _spread(axes: Any, s: Series) -> None:
     curves = {"OOD": outs}
     for group in GROUPS:
         if len(values := s.scores[s.groups == group]):
-            colour, style = GROUP_LOOKS[group]
+            colour, style = LOOKS[group]
             curves[group] = shares(values)
             axes.stairs(curves[group], edges, color=colour, linestyle=style, linewidth=1.8, label=f"ID, {group}")
     _cut(axes, curves, edges)

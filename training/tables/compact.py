@@ -1,0 +1,33 @@
+"""Results small enough to commit."""
+
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import MACHINE_KEYS
+from training.tables.cells import Json
+
+KEPT = ("images", "auroc", "aupr", "fpr95", "fpr95_id_positive", "aupr_id_positive", "acc_at_tpr", "acc_at_fpr")
+
+
+def compact(result: Json) -> Json:
+    """A result small enough to commit: what tables print, to six digits, and where it comes from; no path."""
+    kept = {k: result[k] for k in (
+        "method", "seed", "budget", "score", "passes", "images", "train_counts", "groups", "accuracy",
+        "class_accuracy", "group_accuracy",
+    )}  # fmt: skip
+    kept["config"] = {k: v for k, v in result["config"].items() if k not in {"data", "stage1_from", *MACHINE_KEYS}}
+    if outliers := kept["config"].get("outliers"):
+        kept["config"]["outliers"] = Path(outliers).name
+    kept["ood"] = {name: {k: one[k] for k in KEPT if k in one} for name, one in result["ood"].items()}
+    kept["mean"] = {k: result["mean"][k] for k in KEPT if k in result.get("mean", {})}
+    made = result["provenance"]["training"]
+    kept["provenance"] = {"commit": made["commit"], "versions": made["versions"]}
+    return _rounded(kept)  # type: ignore[no-any-return]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 6) if isinstance(value, float) else value
