@@ -15,6 +15,7 @@ from service.errors import SettingsError
 PREFIX = "TAILGUARD_"
 ROOT = Path(__file__).resolve().parent.parent
 CGROUP = Path("/sys/fs/cgroup")
+SECRETS = ("api_key", "api_keys", "admin_keys")
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
@@ -43,29 +44,50 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     operating_point: str | None = None  # None: the manifest's default
     threshold_scope: Literal["group", "global"] | None = None  # None: the manifest's
-    max_body_bytes: int = Field(default=10 * 2**20, gt=0)
-    max_pixels: int = Field(default=50_000_000, gt=0)
-    queue_images: int = Field(default=256, gt=0)
-    max_batch_images: int = Field(default=16, gt=0)
-    request_timeout_s: float = Field(default=10.0, gt=0)
-    decode_threads: int = Field(default_factory=available_cpus, gt=0)
-    inference_threads: int = Field(default_factory=available_cpus, gt=0)
-    provider: Literal["cpu", "cuda"] = "cpu"
-    api_key: SecretStr | None = None
-    allow_anonymous: bool = False
-    drain_s: float = Field(default=20.0, ge=0)
-    log_format: Literal["console", "json"] = "console"
 
-    @field_validator("bundle")
+    # Bounds
+    max_body_bytes: int = Field(default=10 * 2**20, gt=0)
+    max_receiving_bytes: int = Field(default=256 * 2**20, gt=0)  # of all bodies that are in memory at once
+    max_pixels: int = Field(default=50_000_000, gt=0)
+    max_connections: int = Field(default=4096, gt=0)
+    queue_images: int = Field(default=64, gt=0)
+    request_timeout_s: float = Field(default=10.0, gt=0)  # also the longest that X-Request-Timeout-Ms can ask for
+    drain_grace_s: float = Field(default=2.0, ge=0)  # after TERM: not ready, and still serving, so balancers notice
+    drain_s: float = Field(default=20.0, ge=0)  # after the grace: answer what is in flight, then end
+
+    # Engine
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = "cpu"
+    decode_threads: int = Field(default_factory=available_cpus, gt=0)  # with an accelerator; on the CPU one thread
+    inference_threads: int = Field(default_factory=available_cpus, gt=0)  # decodes and infers; one of them per CPU
+    intra_op_threads: int = Field(default=1, gt=0)  # of each inference thread
+    max_batch_images: int = Field(default=16, gt=0)
+    gpu_mem_limit_bytes: int | None = Field(default=None, gt=0)
+    shadow_bundle: Path | None = None
+    shadow_share: float = Field(default=0.1, gt=0, le=1)  # of the classified images
+
+    # Who may ask
+    api_key: SecretStr | None = None  # one key, named "default"
+    api_keys: SecretStr | None = None  # name=key,name=key
+    admin_keys: SecretStr | None = None  # name=key,name=key
+    keys_file: Path | None = None  # TOML, see service/keys.py; read again on HUP
+    requests_per_s: float | None = Field(default=None, gt=0)  # of each key; None: no limit
+    burst_requests: int = Field(default=100, gt=0)  # what a key may send at once within that limit
+    allow_anonymous: bool = False
+    cors_origins: str = ""  # comma-separated; empty: no other origin's page may read answers
+
+    log_format: Literal["console", "json"] = "console"
+    otlp_endpoint: str | None = None  # OpenTelemetry traces go there, if its packages are installed
+
+    @field_validator("bundle", "shadow_bundle")
     @classmethod
-    def _from_the_root(cls, value: Path) -> Path:
-        if value.is_absolute() or value.exists() or not (ROOT / value).exists():
+    def _from_the_root(cls, value: Path | None) -> Path | None:
+        if value is None or value.is_absolute() or value.exists() or not (ROOT / value).exists():
             return value
         return ROOT / value
 
-    @field_validator("api_key")
+    @field_validator(*SECRETS)
     @classmethod
-    def _usable_key(cls, value: SecretStr | None) -> SecretStr | None:
+    def _usable_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         text = value.get_secret_value() if value is not None else ""
         if not text.isascii() or text != text.strip():
             raise ValueError("must be ASCII without blanks around it, or no client can send it in a header")
@@ -73,17 +95,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _public_needs_a_key(self) -> "Settings":
-        if not _is_loopback(self.host) and self.api_key is None and not self.allow_anonymous:
+        keys = (self.api_key, self.api_keys, self.keys_file)
+        if not _is_loopback(self.host) and not any(keys) and not self.allow_anonymous:
             raise ValueError(
-                f"host {self.host} can be reached from other machines: set {PREFIX}API_KEY, "
-                f"or {PREFIX}ALLOW_ANONYMOUS=true to serve everybody"
+                f"host {self.host} can be reached from other machines: set {PREFIX}API_KEY (or {PREFIX}API_KEYS, or "
+                f"{PREFIX}KEYS_FILE), or {PREFIX}ALLOW_ANONYMOUS=true to serve everybody"
             )
         return self
 
     def printable(self) -> dict[str, Any]:
         """The settings for the log at start: a secret is only said to be set or not."""
         shown = self.model_dump(mode="json")
-        shown["api_key"] = "not set" if self.api_key is None else "set"
+        shown |= {name: "not set" if getattr(self, name) is None else "set" for name in SECRETS}
         return shown
 
 
@@ -108,7 +131,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         if not first["loc"]:
             raise SettingsError(message) from error
         name = PREFIX + str(first["loc"][0]).upper()
-        shown = "" if name == PREFIX + "API_KEY" else f"={first['input']}"
+        shown = "" if str(first["loc"][0]) in SECRETS else f"={first['input']}"
         raise SettingsError(f"{name}{shown} is not valid: {message}") from error
 
 
