@@ -1,58 +1,36 @@
 """The service from top to bottom: start, a request's way from bytes to a decision, health, end.
 
-    bytes → uploads → images → batcher → engine (ONNX) → decision → answer
+    bytes → uploads → pipeline (images → batch → engine) → decision → answer
 
 `create_app(settings)` makes the ASGI application; `python -m service serve` runs it.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
-import structlog
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
+from starlette.middleware.cors import CORSMiddleware
 
-from service import describe, images, model, uploads
+from service import admin, describe, uploads
 from service.answers import answer, milliseconds
-from service.bundle import BundleError
-from service.decision import Scope, decide
-from service.errors import DeadlineExceeded, InvalidParameter, NotReady, TailGuardError, kind_of, problem
-from service.images import Loaded
-from service.metrics import Metrics
-from service.middleware import Observe, install_error_handlers
+from service.deadline import deadline_of
+from service.decision import decide
+from service.errors import InvalidParameter, NotReady, TailGuardError, kind_of, problem
+from service.forms import Upload
+from service.middleware import Direct, Observe
 from service.model import Choice, Model
 from service.openapi import MANY_FILES, ONE_FILE, UPLOAD_ERRORS, problems
-from service.schemas import Answer, BatchAnswer, BatchItem, Health, Problem, StageTimes
+from service.problems import Refusals
+from service.schemas import Answer, BatchAnswer, Health, Wishes
 from service.settings import Settings
-from service.uploads import Upload
+from service.state import Service, of
 
-log = structlog.get_logger()
 router = APIRouter()
-
-
-@dataclass
-class Service:
-    """What the requests share, at `app.state.service`. `model` is None until it is loaded and verified."""
-
-    settings: Settings
-    metrics: Metrics = field(default_factory=Metrics)
-    model: Model | None = None
-    draining: bool = False
-    failure: Exception | None = None  # why the start failed
-
-    def __post_init__(self) -> None:
-        self.decode_pool = ThreadPoolExecutor(self.settings.decode_threads, thread_name_prefix="decode")
-
-    def ready(self) -> Model:
-        """The model in service. Raises NotReady while there is none."""
-        if self.model is None:
-            raise NotReady("the service is starting: ask again in a second")
-        return self.model
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,10 +49,18 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(router)
-    app.include_router(describe.router)
-    app.add_middleware(Observe, metrics=service.metrics, settings=settings)
-    install_error_handlers(app, service.metrics)
+    for part in (router, describe.router, admin.router):
+        app.include_router(part)
+    refusals = Refusals(service.metrics)
+    refusals.install(app)
+    direct = {
+        ("POST", "/classify"): Direct(classify, Wishes),
+        ("POST", "/classify/batch"): Direct(classify_batch, Wishes),
+    }
+    app.add_middleware(Observe, service=service, refusals=refusals, direct=direct)
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     return app
 
 
@@ -82,134 +68,130 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     try:
-        loaded = service.model = model.load(service.settings, service.metrics)
-    except (BundleError, TailGuardError) as error:
-        service.failure = error
+        service.start()
+    except Exception as error:
+        service.failure = error  # for the one line that the process says; uvicorn keeps it to itself
         raise
-    manifest = loaded.manifest
-    log.info("model ready", bundle=str(loaded.folder), model=f"{manifest.name}/{manifest.version}",
-             provider=loaded.engine.provider, operating_point=loaded.operating_point, scope=loaded.scope)  # fmt: skip
     try:
         yield
     finally:
-        service.draining = True
-        if not await loaded.batcher.drain(service.settings.drain_s):
-            log.warning("images were still in work at the end of the drain", images=loaded.batcher.held)
-        loaded.batcher.close()
-        service.decode_pool.shutdown(wait=False, cancel_futures=True)
+        await service.stop()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Classify
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-def _wishes(
-    request: Request,
-    top_k: Annotated[int | None, Query(ge=1, description="classes to name, at most all; default 5")] = None,
-    operating_point: Annotated[str | None, Query(description="one of the model's; see GET /model")] = None,
-    thresholds: Annotated[Scope | None, Query(description="by group of the predicted class, or one for all")] = None,
-) -> tuple[Model, Choice]:
-    current = _service(request).ready()
-    return current, current.choose(top_k, operating_point, thresholds)
-
-
-Wishes = Annotated[tuple[Model, Choice], Depends(_wishes)]
-
-
-@router.post("/classify", responses=problems("/classify", *UPLOAD_ERRORS), openapi_extra=ONE_FILE)
-async def classify(request: Request, wishes: Wishes) -> Answer:
+@router.post(
+    "/classify", response_model=Answer, responses=problems("/classify", *UPLOAD_ERRORS), openapi_extra=ONE_FILE
+)
+async def classify(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
     """Classify one image and decide whether the model knows what it sees."""
-    service, (current, choice) = _service(request), wishes
-    timeout_s = service.settings.request_timeout_s
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    with uploads.slow_body_as_problem(timeout_s):
-        async with asyncio.timeout_at(deadline):
-            upload = await uploads.receive_one(request, service.settings.max_body_bytes)
-    received = _received(request, service)
-    async with uploads.dropped_when_client_leaves(request):
-        with current.batcher.reserve(1):
-            return await _classify_one(request, service, current, choice, upload, received, deadline)
+    service = of(request)
+    current = service.ready()
+    choice = current.choose(wishes)
+    current.pipeline.check_room()  # a full queue is told before the body is read
+    deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
+    with service.memory.share() as share:
+        with uploads.slow_body_as_problem(timeout_s):
+            async with asyncio.timeout_at(deadline):
+                upload = await uploads.receive_one(request, service.settings.max_body_bytes, share)
+        received = _received(request, service)
+        async with uploads.dropped_when_client_leaves(request):
+            with current.pipeline.reserve(1):
+                found = await _classify_one(request, service, current, choice, upload, received, deadline)
+    return Response(to_json(found), media_type="application/json")
 
 
-@router.post("/classify/batch", responses=problems("/classify/batch", *UPLOAD_ERRORS), openapi_extra=MANY_FILES)
-async def classify_batch(request: Request, wishes: Wishes) -> BatchAnswer:
+@router.post("/classify/batch", response_model=BatchAnswer, responses=problems("/classify/batch", *UPLOAD_ERRORS),
+             openapi_extra=MANY_FILES)  # fmt: skip
+async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
     """Classify several images: an answer or a problem for each, in the order sent."""
-    service, (current, choice) = _service(request), wishes
-    timeout_s = service.settings.request_timeout_s
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    with uploads.slow_body_as_problem(timeout_s):
-        async with asyncio.timeout_at(deadline):
-            files = await uploads.receive_many(request, service.settings.max_body_bytes)
-    received = _received(request, service)
-    if len(files) > service.settings.queue_images:
-        raise InvalidParameter(
-            f"{len(files)} files came, at most {service.settings.queue_images} fit: send fewer at once"
-        )
+    service = of(request)
+    current = service.ready()
+    choice = current.choose(wishes)
+    current.pipeline.check_room()
+    deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
+    with service.memory.share() as share:
+        with uploads.slow_body_as_problem(timeout_s):
+            async with asyncio.timeout_at(deadline):
+                files = await uploads.receive_many(request, service.settings.max_body_bytes, share)
+        received = _received(request, service)
+        if len(files) > current.pipeline.queue_images:
+            raise InvalidParameter(
+                f"{len(files)} files came, at most {current.pipeline.queue_images} fit: send fewer at once"
+            )
 
-    async def item(position: int, upload: Upload) -> BatchItem:
-        name = upload.filename or str(position)
-        try:
-            found = await _classify_one(request, service, current, choice, upload, received, deadline)
-            return BatchItem(file=name, answer=found)
-        except TailGuardError as error:
-            kind = kind_of(error)
-            service.metrics.refused.labels(kind.slug).inc()
-            shown = problem(kind, str(error), instance=request.url.path, request_id=request.state.request_id)
-            return BatchItem(file=name, problem=Problem.model_validate(shown))
+        async def item(position: int, upload: Upload) -> dict[str, Any]:
+            name = upload.filename or str(position)
+            try:
+                found = await _classify_one(request, service, current, choice, upload, received, deadline)
+                return {"file": name, "answer": found, "problem": None}
+            except TailGuardError as error:
+                service.metrics.refused.labels(kind_of(error).slug).inc()
+                request_id = request.state.request_id
+                shown = problem(kind_of(error), str(error), instance=request.url.path, request_id=request_id)
+                return {"file": name, "answer": None, "problem": shown}
 
-    async with uploads.dropped_when_client_leaves(request):
-        with current.batcher.reserve(len(files)):
-            async with asyncio.TaskGroup() as group:
-                items = [group.create_task(item(i, upload)) for i, upload in enumerate(files)]
-    return BatchAnswer(request_id=request.state.request_id, results=[i.result() for i in items])
+        async with uploads.dropped_when_client_leaves(request):
+            with current.pipeline.reserve(len(files)):
+                async with asyncio.TaskGroup() as group:
+                    items = [group.create_task(item(i, upload)) for i, upload in enumerate(files)]
+    body = {"request_id": request.state.request_id, "results": [i.result() for i in items]}
+    return Response(to_json(body), media_type="application/json")
 
 
 async def _classify_one(
     request: Request, service: Service, current: Model, choice: Choice, upload: Upload, received: float, deadline: float
-) -> Answer:
-    """bytes → pixels → row → verdict → answer. The caller holds a slot of the batcher."""
-    loaded, decode_s = await _decode(service, current, upload.data, deadline)
-    row = await current.batcher.submit(loaded.pixels, deadline)
-    queue_s = perf_counter() - received - decode_s - row.inference_s
+) -> dict[str, Any]:
+    """bytes → row → verdict → answer. The caller holds a slot of the pipeline."""
+    row = await current.pipeline.submit(upload.data, deadline)
+    done = perf_counter()
     best = int(row.probabilities.argmax())
     score = row.scores[current.manifest.deciding_score]
     verdict = decide(current.manifest, best, score, choice.operating_point, choice.scope)
-    service.metrics.stage_seconds.labels("decode").observe(decode_s)
-    service.metrics.stage_seconds.labels("queue").observe(queue_s)
-    service.metrics.decided(current.manifest, best, row.scores, verdict)
+    queue_s = done - received - row.decode_s - row.inference_s
+    service.metrics.decode_seconds.observe(row.decode_s)
+    service.metrics.queue_seconds.observe(max(0.0, queue_s))
+    current.metrics.decided(best, row.scores, verdict)
     started: float = request.state.started
-    times = StageTimes(
-        receive_ms=milliseconds(received - started),
-        decode_ms=milliseconds(decode_s),
-        queue_ms=milliseconds(queue_s),
-        inference_ms=milliseconds(row.inference_s),
-        total_ms=milliseconds(perf_counter() - started),
-    )
-    return answer(request.state.request_id, current.manifest, loaded, row, verdict, choice.top_k, times)
-
-
-async def _decode(service: Service, current: Model, data: bytes, deadline: float) -> tuple[Loaded, float]:
-    def work() -> tuple[Loaded, float]:
-        begun = perf_counter()
-        loaded = images.load(data, current.manifest.input, max_pixels=service.settings.max_pixels)
-        return loaded, perf_counter() - begun
-
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await asyncio.get_running_loop().run_in_executor(service.decode_pool, work)
-    except TimeoutError:
-        raise DeadlineExceeded("the image was not decoded at its deadline: send a smaller one or try later") from None
+    times = {
+        "receive_ms": milliseconds(received - started),
+        "decode_ms": milliseconds(row.decode_s),
+        "queue_ms": milliseconds(queue_s),
+        "inference_ms": milliseconds(row.inference_s),
+        "total_ms": milliseconds(done - started),
+    }
+    found = answer(request.state.request_id, current, choice, row, best, verdict, times)
+    if service.shadow is not None and (choice.operating_point, choice.scope) == (
+        current.operating_point,
+        current.scope,
+    ):
+        service.shadow.offer(upload.data, found["label"], verdict.decision)
+    if service.tracer is not None:
+        _trace(request, received, done, row.decode_s, row.inference_s, found)
+    return found
 
 
 def _received(request: Request, service: Service) -> float:
     now = perf_counter()
-    service.metrics.stage_seconds.labels("receive").observe(now - request.state.started)
+    service.metrics.receive_seconds.observe(now - request.state.started)
     return now
+
+
+def _trace(
+    request: Request, received: float, done: float, decode_s: float, inference_s: float, found: dict[str, Any]
+) -> None:
+    """What service/tracing.py makes spans of: when each stage of this request began and ended."""
+    inferred = done - inference_s
+    request.state.stages = {
+        "receive": (request.state.started, received),
+        "queue": (received, inferred - decode_s),
+        "decode": (inferred - decode_s, inferred),
+        "inference": (inferred, done),
+        "respond": (done, perf_counter()),
+    }
+    request.state.attributes = {f"tailguard.{name}": found[name] for name in ("label", "decision", "p_value")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,7 +207,7 @@ async def live() -> Health:
 @router.get("/health/ready", responses=problems("/health/ready", 500, 503))
 async def ready(request: Request) -> Health:
     """The model is verified and the service is not draining."""
-    service = _service(request)
+    service = of(request)
     if service.draining:
         raise NotReady("the service is draining: send requests to another replica")
     service.ready()
@@ -238,4 +220,4 @@ async def ready(request: Request) -> Health:
 })  # fmt: skip
 async def metrics(request: Request) -> Response:
     """Everything counted since the start, for Prometheus."""
-    return Response(_service(request).metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(of(request).render_metrics(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,184 +1,160 @@
-"""Images wait here for an inference thread. No wait when one is idle; batches form only while all are busy.
+"""Work waits here for a thread. No wait when one is idle; batches form only while all are busy.
 
-    with batcher.reserve(1):                    # a slot, before decoding; Overloaded when there is none
-        row = await batcher.submit(pixels, deadline)
+    batcher = Batcher(run, workers=2, max_batch=16)     # run: list[Ticket[Item]] -> list[Result | Exception]
+    result = await batcher.submit(item, deadline)
 
-Everything but the engine runs in the event loop, so there are no locks. A waiter that is cancelled or late leaves the
+Everything but `run` happens in the event loop, so there are no locks. A waiter that is cancelled or late leaves the
 queue by itself; nothing else in the batch notices.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 from time import perf_counter
+from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from service.errors import DeadlineExceeded, NotReady
 
-from service.engine import Outputs
-from service.errors import DeadlineExceeded, NotReady, Overloaded
-
-SMOOTHING = 0.2  # weight of the newest batch in the measured seconds per image
-LONGEST_RETRY_S = 60.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Row:
-    """The answer for one image: `probabilities` float32 [C], scores by name, and how it was come by."""
+class Ticket(Generic[Item]):
+    """One item and who waits for it. `unwanted` may be read from any thread: work on such an item is wasted."""
 
-    probabilities: NDArray[np.float32]
-    scores: dict[str, float]
-    inference_s: float
-    batch_images: int
+    __slots__ = ("_answer", "deadline", "item")
+
+    def __init__(self, item: Item, answer: "asyncio.Future[object]", deadline: float) -> None:
+        self.item = item
+        self.deadline = deadline  # in the event loop's time
+        self._answer = answer
+
+    @property
+    def unwanted(self) -> bool:
+        return self._answer.done()
+
+    def settle(self, result: object) -> None:
+        """Give the waiter its result, or raise it there; nothing when it has left. Only in the event loop."""
+        if self._answer.done():
+            return
+        if isinstance(result, BaseException):
+            self._answer.set_exception(result)
+        else:
+            self._answer.set_result(result)
 
 
-@dataclass(eq=False)
-class _Waiting:
-    image: NDArray[np.uint8]
-    answer: asyncio.Future[Row]
-    deadline: float
+class Batcher(Generic[Item, Result]):
+    """Feeds `run` from `workers` threads with batches of at most `max_batch` items.
 
-
-class Batcher:
-    """Feeds `run` from `workers` threads with batches of at most `max_batch_images`.
-
-    `queue_images` bounds the images admitted and not yet answered: being decoded, waiting, or in the engine.
-    `on_batch(images, seconds)` is told of every batch that has run.
+    `run` gets the tickets of a batch and returns one result for each, or the exception that its waiter shall see; what
+    it raises, every waiter of the batch sees. `on_batch(items, seconds)` is told of every batch that has run.
     """
 
     def __init__(
         self,
-        run: Callable[[NDArray[np.uint8]], Outputs],
+        run: Callable[[list[Ticket[Item]]], list[Result | Exception]],
         *,
         workers: int,
-        max_batch_images: int,
-        queue_images: int,
-        on_batch: Callable[[int, float], None] = lambda images, seconds: None,
+        max_batch: int,
+        name: str = "worker",
+        niceness: int = 0,
+        on_batch: Callable[[int, float], None] = lambda items, seconds: None,
     ) -> None:
         self._run = run
-        self._workers = workers
-        self._max_batch_images = max_batch_images
+        self._workers = self._idle = workers
+        self._max_batch = max_batch
+        self._niceness = niceness
         self._on_batch = on_batch
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="inference")
-        self._idle = workers
-        self._pending: dict[_Waiting, None] = {}  # in order of arrival; a dict, so that leaving costs no search
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._pending: dict[Ticket[Item], None] = {}  # in order of arrival; a dict, so that leaving costs no search
+        self._work: SimpleQueue[tuple[asyncio.AbstractEventLoop, list[Ticket[Item]]] | None] = SimpleQueue()
         self._closed = False
-        self._image_s: float | None = None  # seconds of one worker per image, measured
-        self.queue_images = queue_images
-        self.held = 0
+        # Daemons: a graph that never returns must not keep the process from ending.
+        for i in range(workers):
+            threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True).start()
 
-    @property
-    def retry_after_s(self) -> float:
-        """Seconds until what is held now will be done, at the measured rate."""
-        if self._image_s is None:
-            return 1.0
-        return min(LONGEST_RETRY_S, self.held * self._image_s / self._workers)
+    async def submit(self, item: Item, deadline: float) -> Result:
+        """What `run` makes of `item`. `deadline` is in the event loop's time, seconds.
 
-    @contextmanager
-    def reserve(self, images: int) -> Iterator[None]:
-        """Hold room for `images` images. Raises Overloaded when there is not room for all, NotReady when closed."""
-        if self._closed:
-            raise NotReady("the service is shutting down: send the request to another replica")
-        if self.held + images > self.queue_images:
-            raise Overloaded(
-                f"{self.held} images are queued and {images} more would pass the limit of {self.queue_images}: "
-                "come back after the seconds in Retry-After",
-                self.retry_after_s,
-            )
-        self.held += images
-        self._empty.clear()
-        try:
-            yield
-        finally:
-            self.held -= images
-            if self.held == 0:
-                self._empty.set()
-
-    async def submit(self, image: NDArray[np.uint8], deadline: float) -> Row:
-        """The answer for `image` uint8 [H, W, 3]. `deadline` is in the event loop's time, seconds.
-
-        Raises DeadlineExceeded when it passes first, NotReady when the batcher closes, and whatever `run` raises.
+        Raises DeadlineExceeded when it passes first, NotReady when closed, and what `run` gives or raises.
         """
         if self._closed:
             raise NotReady("the service is shutting down: send the request to another replica")
-        waiting = _Waiting(image, asyncio.get_running_loop().create_future(), deadline)
-        self._pending[waiting] = None
-        self._dispatch()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+        ticket = Ticket(item, answer, deadline)  # type: ignore[arg-type]  # Future is invariant; only settle writes
+        timer = loop.call_at(deadline, self._expire, ticket)
+        self._pending[ticket] = None
+        self._dispatch(loop)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await waiting.answer
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "the image was still waiting at its deadline: try again when there is less load"
-            ) from None
+            return await answer
         finally:
-            self._pending.pop(waiting, None)  # cancelled or late: it never reaches the engine
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is held. False when `timeout_s` passes first."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
+            timer.cancel()
+            self._pending.pop(ticket, None)  # cancelled or late: it never reaches a thread
 
     def close(self) -> None:
-        """Refuse what comes and what waits. A batch in the engine is left to end; its waiters are answered."""
+        """Refuse what comes and what waits. Batches already in a thread are left to end; their waiters are answered."""
+        if self._closed:
+            return
         self._closed = True
-        for waiting in list(self._pending):
-            _fail(
-                waiting, NotReady("the service shut down before the image was classified: send it to another replica")
-            )
+        for ticket in self._pending:
+            ticket.settle(NotReady("the service shut down before the image was classified: send it to another replica"))
         self._pending.clear()
-        self._pool.shutdown(wait=False)
+        for _ in range(self._workers):
+            self._work.put(None)
 
-    def _dispatch(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _expire(self, ticket: Ticket[Item]) -> None:
+        ticket.settle(DeadlineExceeded("no answer at the deadline: try again when there is less load"))
+
+    def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._idle and (batch := self._take(loop.time())):
             self._idle -= 1
-            work = loop.run_in_executor(self._pool, self._infer, [w.image for w in batch])
-            work.add_done_callback(partial(self._finish, batch))
+            self._work.put((loop, batch))
 
-    def _take(self, now: float) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        while self._pending and len(batch) < self._max_batch_images:
-            waiting = next(iter(self._pending))
-            del self._pending[waiting]
-            if waiting.deadline <= now:
-                _fail(waiting, DeadlineExceeded("the image was still waiting at its deadline: try again later"))
-            elif not waiting.answer.done():
-                batch.append(waiting)
+    def _take(self, now: float) -> list[Ticket[Item]]:
+        # An equal share for every worker: a batch of all that waits would leave the next worker idle beside it.
+        share = min(self._max_batch, -(-len(self._pending) // self._workers))
+        batch: list[Ticket[Item]] = []
+        while self._pending and len(batch) < share:
+            ticket = next(iter(self._pending))
+            del self._pending[ticket]
+            if ticket.deadline <= now:
+                self._expire(ticket)
+            elif not ticket.unwanted:
+                batch.append(ticket)
         return batch
 
-    def _infer(self, images: list[NDArray[np.uint8]]) -> tuple[Outputs, float]:  # in an inference thread
-        started = perf_counter()
-        outputs = self._run(np.stack(images))
-        return outputs, perf_counter() - started
+    def _loop(self) -> None:  # a worker thread, from here ...
+        if self._niceness:
+            with suppress(OSError):  # a matter of comfort: the event loop is to be scheduled before this
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        while (work := self._work.get()) is not None:
+            loop, batch = work
+            started = perf_counter()
+            results: list[Result | Exception] | Exception
+            try:
+                results = self._run(batch)
+            except Exception as error:
+                results = error
+            seconds = perf_counter() - started
+            with suppress(RuntimeError):  # the event loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(self._finish, loop, batch, results, seconds)
+            del work, batch, results  # while it waits for the next batch nothing keeps these images alive
 
-    def _finish(self, batch: list[_Waiting], work: asyncio.Future[tuple[Outputs, float]]) -> None:
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[Ticket[Item]],
+        results: list[Result | Exception] | Exception,
+        seconds: float,
+    ) -> None:  # ... to here, back in the event loop
         self._idle += 1
-        if error := work.exception():
-            for waiting in batch:
-                _fail(waiting, error)
-        else:
-            outputs, seconds = work.result()
-            each_s = seconds / len(batch)
-            self._image_s = each_s if self._image_s is None else self._image_s + SMOOTHING * (each_s - self._image_s)
-            self._on_batch(len(batch), seconds)
-            for i, waiting in enumerate(batch):
-                if not waiting.answer.done():
-                    scores = {name: float(values[i]) for name, values in outputs.scores.items()}
-                    waiting.answer.set_result(Row(outputs.probabilities[i], scores, seconds, len(batch)))
         if not self._closed:
-            self._dispatch()
-
-
-def _fail(waiting: _Waiting, error: BaseException) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(error)
+            self._dispatch(loop)  # first: the thread works while the waiters are answered
+        if isinstance(results, Exception):
+            results = [results] * len(batch)
+        self._on_batch(len(batch), seconds)
+        for ticket, result in zip(batch, results, strict=True):
+            ticket.settle(result)

@@ -21,6 +21,18 @@ class Unauthorized(TailGuardError):
     """The API key is missing or not the right one."""
 
 
+class Forbidden(TailGuardError):
+    """The API key is a right one, and not one that may do this."""
+
+
+class RateLimited(TailGuardError):
+    """The API key is over its rate. `retry_after_s`: seconds until it may send its next request."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class NotFound(TailGuardError):
     """The bundle holds no such thing."""
 
@@ -71,8 +83,12 @@ class EngineError(TailGuardError):
     """The graph cannot be loaded or run, or does not do what its manifest says."""
 
 
+class Refused(TailGuardError):
+    """What an admin asked for cannot be put in force; what was in force before still is."""
+
+
 class SettingsError(TailGuardError):
-    """An environment variable is unknown or has no valid value. Only at start."""
+    """A setting, or a file that one names, is unknown or not valid: at start, or when keys are read again."""
 
 
 class Kind(NamedTuple):
@@ -84,13 +100,16 @@ class Kind(NamedTuple):
 STATUS: dict[type[TailGuardError], Kind] = {
     MalformedRequest: Kind(400, "malformed-request", "The request body is malformed"),
     Unauthorized: Kind(401, "unauthorized", "An API key is required"),
+    Forbidden: Kind(403, "forbidden", "This API key may not do that"),
     NotFound: Kind(404, "not-found", "Not found"),
     SlowRequest: Kind(408, "slow-request", "The body arrived too slowly"),
+    Refused: Kind(409, "refused", "The change was refused"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
     UnsupportedMedia: Kind(415, "unsupported-media", "The content is not of a supported type"),
     InvalidImage: Kind(422, "invalid-image", "The image cannot be read"),
     InvalidParameter: Kind(422, "invalid-parameter", "A parameter is not valid"),
     Overloaded: Kind(429, "overloaded", "The queue is full"),
+    RateLimited: Kind(429, "rate-limited", "The API key is over its rate"),
     ClientGone: Kind(499, "client-gone", "The client left"),
     EngineError: Kind(500, "engine-error", "The model failed"),
     SettingsError: Kind(500, "settings-error", "A setting is not valid"),
@@ -123,7 +142,7 @@ def problem(kind: Kind, detail: str, *, instance: str, request_id: str) -> dict[
 
 def headers_of(error: TailGuardError) -> dict[str, str]:
     """Headers that go with an error: when to come back, how to authenticate, whether the connection ends."""
-    if isinstance(error, Overloaded | NotReady):
+    if isinstance(error, Overloaded | RateLimited | NotReady):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}

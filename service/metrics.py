@@ -1,6 +1,7 @@
 """Every Prometheus metric of the service and its buckets. Base units; every label has few values."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypedDict
 
@@ -13,6 +14,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from service.bundle import Manifest
 from service.decision import Verdict
@@ -56,41 +59,71 @@ class Metrics:
         self.model_info = Gauge(
             "model_info", "The model in service", ["model", "version", "sha256", "method", "provider"], **where
         )
-        self._scores: dict[str, Histogram] = {}
+        self.device_memory_bytes = Gauge("device_memory_bytes", "Memory of the accelerator in use", **where)
+        self.swaps = Counter("swaps", "Bundles put in service while running, or refused", ["outcome"], **where)
+        self.shadow_images = Counter(
+            "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where
+        )
+        # A label is looked up once, not once a request.
+        self.receive_seconds, self.decode_seconds, self.queue_seconds, self.inference_seconds = (
+            self.stage_seconds.labels(stage) for stage in ("receive", "decode", "queue", "inference")
+        )
+        self._model: ModelMetrics | None = None
+        for outcome in ("done", "refused"):
+            self.swaps.labels(outcome)
 
-    def bind(self, manifest: Manifest, provider: str) -> None:
-        """Make the series that depend on the bundle: its identity, its classes, a histogram per score."""
+    def bind(self, model: "ModelMetrics") -> None:
+        """Publish the series of `model` in place of those of the one before."""
+        if self._model is not None:
+            self.registry.unregister(self._model)
+        self._model = model
+        self.registry.register(model)
         self.model_info.clear()
-        self.model_info.labels(
-            manifest.name, manifest.version, manifest.sha256, manifest.provenance.method, provider
-        ).set(1)
-        self.decisions.clear()
-        for info in manifest.classes:  # at zero from the start: rates are right from the first event on
-            for decision in ("accept", "reject"):
-                self.decisions.labels(info.name, info.group, decision)
-        for histogram in self._scores.values():
-            self.registry.unregister(histogram)
+        self.model_info.labels(*model.identity).set(1)
+
+    def ran(self, images: int, seconds: float) -> None:
+        """Count one run of the graph."""
+        self.batch_images.observe(images)
+        self.inference_seconds.observe(seconds)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class ModelMetrics(Collector):
+    """The series that depend on a bundle: its decisions by class, a histogram per score with bounds of its own.
+
+    Each model keeps its own, so requests that end after another bundle has taken over do not count there.
+    """
+
+    def __init__(self, manifest: Manifest, provider: str) -> None:
+        self.identity = (manifest.name, manifest.version, manifest.sha256, manifest.provenance.method, provider)
+        where = Where(registry=CollectorRegistry(), namespace="tailguard")
+        self._registry = where["registry"]
+        decisions = Counter("decisions", "Decisions by predicted class", ["class", "group", "decision"], **where)
+        self._decisions = [  # at zero from the start: rates are right from the first event on
+            {decision: decisions.labels(info.name, info.group, decision) for decision in ("accept", "reject")}
+            for info in manifest.classes
+        ]
         self._scores = {
             name: Histogram(
                 f"score_{name}",
                 f"{name} of classified images, larger = more outlying",
                 buckets=score_buckets(manifest, name),
-                registry=self.registry,
-                namespace="tailguard",
+                **where,
             )
             for name in manifest.scores
         }
 
-    def decided(self, manifest: Manifest, class_index: int, scores: dict[str, float], verdict: Verdict) -> None:
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._registry.collect())
+
+    def decided(self, class_index: int, scores: dict[str, float], verdict: Verdict) -> None:
         """Count one classified image."""
-        info = manifest.classes[class_index]
-        self.decisions.labels(info.name, info.group, verdict.decision).inc()
+        self._decisions[class_index][verdict.decision].inc()
         for name, value in scores.items():
             if math.isfinite(value):  # one NaN would spoil the sum for good
                 self._scores[name].observe(value)
-
-    def render(self) -> bytes:
-        return generate_latest(self.registry)
 
 
 def score_buckets(manifest: Manifest, name: str) -> list[float]:

@@ -1,172 +1,156 @@
-"""Around every request: an id in and out, the API key, one shape for every refusal, metrics and a log line."""
+"""Around every request: an id in and out, the API key, security headers, metrics, a log line, a trace.
 
-import asyncio
-import hmac
+Routes in `direct` are called without FastAPI's routing, dependencies and response validation, which would cost a small
+image more than everything else. They are the same functions that FastAPI documents, with the same query model, so the
+OpenAPI document stays true.
+"""
+
 import re
 import uuid
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import (
-    HTTP_KINDS,
-    INTERNAL,
-    PROBLEM_MEDIA_TYPE,
-    STATUS,
-    BodyTooLarge,
-    ClientGone,
-    InvalidParameter,
-    Kind,
-    TailGuardError,
-    Unauthorized,
-    headers_of,
-    kind_of,
-    problem,
-)
-from service.metrics import METHODS, Metrics
-from service.settings import Settings
+from service.errors import TailGuardError
+from service.limits import TokenBucket
+from service.metrics import METHODS
+from service.problems import Refusals, unexpected
+from service.schemas import Wishes
+from service.state import Service
 
-OPEN_PATHS = frozenset({"/", "/openapi.json", "/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+ADMIN_PREFIX = "/admin/"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
-LINGER_BYTES = 64 * 2**20
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+LOG_LINES_PER_S, LOG_LINES_AT_ONCE = 20, 100  # of refusals: a flood of them must not become a flood of lines
 
 log = structlog.get_logger()
+
+
+class Direct(NamedTuple):
+    """A route called directly: its function, and the model of its query."""
+
+    endpoint: Callable[[Request, Any], Awaitable[Response]]
+    query: type[Wishes]
 
 
 class Observe:
     """Pure ASGI and outermost: nothing gets past it without an id, a count and an answer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, refusals: Refusals, direct: Mapping[tuple[str, str], Direct]
+    ) -> None:
         self._app = app
-        self._metrics = metrics
-        self._key = settings.api_key.get_secret_value().encode() if settings.api_key is not None else None
+        self._service = service
+        self._refusals = refusals
+        self._direct = direct
+        self._lines = TokenBucket(LOG_LINES_PER_S, LOG_LINES_AT_ONCE)
+        self._unlogged = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status = perf_counter(), 499
-        request = Request(scope, receive)
-        request_id = request.headers.get("x-request-id", "")
-        if not VALID_REQUEST_ID.fullmatch(request_id):  # it goes into logs and headers: nothing else may
-            request_id = uuid.uuid4().hex
+        request_id = _request_id(scope)
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
         begun = False
 
-        async def receive_noting() -> Message:
-            message = await receive()
-            if message["type"] != "http.request" or not message.get("more_body"):
-                scope["state"]["body_ended"] = True
-            return message
-
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", request_id.encode()), *SECURITY_HEADERS
+                ]  # fmt: skip
+                if self._service.draining:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        request = Request(scope, receive)
         try:
-            if self._key is not None and scope["path"] not in OPEN_PATHS and not self._key_fits(request):
-                refusal = Unauthorized("the API key is missing or wrong: send it as X-API-Key or Authorization: Bearer")
-                await refuse(request, refusal)(scope, receive_noting, send_with_id)
-            else:
-                await self._app(scope, receive_noting, send_with_id)
+            await self._answer(request, receive, send_with_headers)
         except Exception:
             log.exception("unexpected error", request_id=request_id, path=scope["path"])
             if not begun:
-                detail = f"the service failed at this request; its log says why under {request_id}"
-                await _answer(request, INTERNAL, detail, {})(scope, receive_noting, send_with_id)
+                await unexpected(request)(scope, receive, send_with_headers)
         finally:
-            self._record(scope, status, request_id, perf_counter() - started)
+            self._record(scope, status, request_id, started)
 
-    def _key_fits(self, request: Request) -> bool:
-        assert self._key is not None
-        given = request.headers.get("x-api-key", "")
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if not given and scheme.lower() == "bearer":
-            given = token.strip()
-        return hmac.compare_digest(given.encode(), self._key)
-
-    def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")  # the template, never the path: labels stay few
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.requests.labels(route, method, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        if status >= 400 and not route.startswith("/health"):
-            level = log.error if status == 500 else log.info
-            level(
-                "refused", status=status, method=method, route=route, request_id=request_id, ms=round(seconds * 1e3, 2)
+    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
+        scope = request.scope
+        try:
+            self._admit(scope)
+            direct = self._direct.get((scope["method"], scope["path"]))
+            if direct is None:
+                await self._app(scope, receive, send)
+                return
+            scope["route_path"] = scope["path"]
+            query = scope["query_string"]
+            wishes = direct.query.model_validate(
+                dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {}
             )
+            response = await direct.endpoint(request, wishes)
+        except (TailGuardError, ValidationError) as error:
+            response = await self._refusals.of(request, error)
+        await response(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises Unauthorized, Forbidden or RateLimited."""
+        path = scope["path"]
+        if path.startswith(ADMIN_PREFIX):
+            scope["state"]["key"] = self._service.keys.admit_admin(scope["headers"]).name
+        elif path not in OPEN_PATHS:
+            key = self._service.keys.admit(scope["headers"])
+            if key is not None:
+                scope["state"]["key"] = key.name
+
+    def _record(self, scope: Scope, status: int, request_id: str, started: float) -> None:
+        ended = perf_counter()
+        state = scope["state"]
+        # The template, never the path: labels stay few.
+        route: str = scope.get("route_path", "") or getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        metrics = self._service.metrics
+        metrics.requests.labels(route, method, str(status)).inc()
+        metrics.request_seconds.labels(route).observe(ended - started)
+        if (tracer := self._service.tracer) is not None and not route.startswith(("/health", "/metrics", "/v2/health")):
+            tracer.record(
+                f"{method} {route}", scope["headers"], started, ended, state.get("stages", {}),
+                {"http.request.method": method, "http.route": route, "http.response.status_code": status,
+                 "tailguard.request_id": request_id, **state.get("attributes", {})},
+                status >= 500,
+            )  # fmt: skip
+        if status >= 400 and not route.startswith("/health"):
+            if self._lines.take() > 0:
+                self._unlogged += 1
+                return
+            level = log.error if status == 500 else log.info
+            more = {"key": state["key"]} if "key" in state else {}
+            if self._unlogged:
+                more["lines_left_out"], self._unlogged = self._unlogged, 0
+            level(
+                "refused", status=status, method=method, route=route, request_id=request_id,
+                ms=round((ended - started) * 1e3, 2), **more,
+            )  # fmt: skip
 
 
-def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Make every refusal a problem document: ours, FastAPI's validation, and Starlette's 404 and 405."""
-
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, TailGuardError)
-        metrics.refused.labels(kind_of(error).slug).inc()
-        if kind_of(error).status == 500:
-            log.error("failed", request_id=request.state.request_id, error=str(error))
-        return refuse(request, error)
-
-    async def validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        metrics.refused.labels(STATUS[InvalidParameter].slug).inc()
-        return refuse(request, InvalidParameter("; ".join(_sentence(e) for e in error.errors())))
-
-    async def framework(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", str(error.detail)))
-        detail = f"{request.method} {request.url.path} is not served here: GET /openapi.json lists what is"
-        return _answer(request, kind, detail, dict(error.headers or {}))
-
-    app.add_exception_handler(TailGuardError, ours)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, framework)
-
-
-def refuse(request: Request, error: TailGuardError) -> Response:
-    """The problem response of an error."""
-    if isinstance(error, ClientGone):
-        return Response(status_code=kind_of(error).status)
-    kind = _Lingering if isinstance(error, BodyTooLarge) else _Problem
-    return _answer(request, kind_of(error), str(error), headers_of(error), kind)
-
-
-class _Problem(JSONResponse):
-    media_type = PROBLEM_MEDIA_TYPE
-
-
-class _Lingering(_Problem):
-    """Answers at once, then reads on for a moment: closing on unread bytes would reset the answer away."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        left = LINGER_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while left > 0 and not scope["state"].get("body_ended"):
-                    left -= len((await receive()).get("body", b""))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _answer(
-    request: Request, kind: Kind, detail: str, headers: dict[str, str], response: type[_Problem] = _Problem
-) -> Response:
-    body = problem(kind, detail, instance=request.url.path, request_id=request.state.request_id)
-    return response(body, status_code=kind.status, headers=headers)
-
-
-def _sentence(error: dict[str, object]) -> str:
-    where = error["loc"]
-    name = where[-1] if isinstance(where, tuple) else where
-    return f"{name}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if VALID_REQUEST_ID.fullmatch(given):  # it goes into logs and headers: nothing else may
+                return given
+    return uuid.uuid4().hex

@@ -1,27 +1,32 @@
-"""A bundle in service: manifest, engine, the queue before it, and what decides unless a request says otherwise."""
+"""A bundle in service: manifest, engine, the pipeline before it, and what decides unless a request says otherwise."""
 
-from dataclasses import dataclass
+import ctypes
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from service import bundle
-from service.batcher import Batcher
 from service.bundle import Manifest
 from service.decision import Scope
 from service.engine import Engine
 from service.errors import InvalidParameter, SettingsError
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
+from service.pipeline import NICENESS, Dials, Pipeline
+from service.schemas import Wishes
 from service.settings import PREFIX, Settings
 
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What one request asked for, checked against the model."""
 
     top_k: int
     operating_point: str
     scope: Scope
+    is_default: bool  # decided as the deployment decides
 
 
 @dataclass(frozen=True)
@@ -31,47 +36,97 @@ class Model:
     folder: Path
     manifest: Manifest
     engine: Engine
-    batcher: Batcher
+    pipeline: Pipeline
+    metrics: ModelMetrics
     operating_point: str
     scope: Scope
 
-    def choose(self, top_k: int | None, operating_point: str | None, thresholds: Scope | None) -> Choice:
+    def choose(self, wishes: Wishes) -> Choice:
         """The request's wishes with the deployment's defaults. Raises InvalidParameter naming the valid values."""
-        classes = len(self.manifest.classes)
+        classes, top_k, point = len(self.manifest.classes), wishes.top_k, wishes.operating_point
         if top_k is not None and not 1 <= top_k <= classes:
             raise InvalidParameter(f"top_k={top_k} is not valid: this model has {classes} classes, so 1 to {classes}")
-        point = operating_point if operating_point is not None else self.operating_point
-        if point not in self.manifest.operating_points:
+        if point is None:
+            point = self.operating_point
+        elif point not in self.manifest.operating_points:
             known = ", ".join(self.manifest.operating_points)
             raise InvalidParameter(f"operating_point={point[:100]} is none of this model's: {known}")
-        return Choice(top_k or min(DEFAULT_TOP_K, classes), point, thresholds or self.scope)
+        scope = wishes.thresholds or self.scope
+        is_default = (point, scope) == (self.operating_point, self.scope)
+        return Choice(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+
+    def deciding_by(self, operating_point: str | None, scope: Scope | None) -> "Model":
+        """The same model with other defaults; None leaves one as it is."""
+        return replace(self, operating_point=operating_point or self.operating_point, scope=scope or self.scope)
+
+    def described(self) -> dict[str, Any]:
+        """What the log says of it."""
+        return {
+            "bundle": str(self.folder),
+            "model": f"{self.manifest.name}/{self.manifest.version}",
+            "provider": self.engine.provider,
+            "operating_point": self.operating_point,
+            "scope": self.scope,
+        }
+
+    def close(self) -> None:
+        """End the threads and free the graph. Requests that still wait are refused with NotReady."""
+        self.pipeline.close()
+        self.engine.close()
 
 
-def load(settings: Settings, metrics: Metrics) -> Model:
-    """Read, verify and warm up the bundle that the settings name.
+def load(
+    path: Path,
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    operating_point: str | None = None,
+    scope: Scope | None = None,
+    shadow: bool = False,
+) -> Model:
+    """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others.
 
     Raises BundleError, EngineError or SettingsError, each with one clear line.
     """
-    manifest = bundle.read(settings.bundle)
-    point = settings.operating_point or manifest.default_operating_point
+    manifest = bundle.read(path)
+    # What the deployment prefers holds for every bundle that has it: another bundle may know other operating points.
+    preferred = settings.operating_point if path == settings.bundle else None
+    point = operating_point or preferred or manifest.default_operating_point
     if point not in manifest.operating_points:
         known = ", ".join(manifest.operating_points)
-        raise SettingsError(f"{PREFIX}OPERATING_POINT={point} is none of {settings.bundle}'s: {known}")
-    engine = Engine(settings.bundle, manifest, provider=settings.provider)
-    metrics.bind(manifest, engine.provider)
-
-    def ran(images: int, seconds: float) -> None:
-        metrics.batch_images.observe(images)
-        metrics.stage_seconds.labels("inference").observe(seconds)
-
-    batcher = Batcher(
-        engine.run,
-        workers=settings.inference_threads if settings.provider == "cpu" else 1,
+        name = "operating_point" if operating_point else f"{PREFIX}OPERATING_POINT"
+        raise SettingsError(f"{name}={point[:100]} is none of {path}'s: {known}")
+    engine = Engine(
+        path,
+        manifest,
+        provider=settings.provider,
+        intra_op_threads=settings.intra_op_threads,
+        gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
         max_batch_images=settings.max_batch_images,
-        queue_images=settings.queue_images,
-        on_batch=ran,
     )
-    metrics.queue_images.set_function(lambda: batcher.held)
+    on_cpu = settings.provider in ("cpu", "openvino")
+    dials = Dials(
+        max_pixels=settings.max_pixels,
+        queue_images=2 * settings.max_batch_images if shadow else settings.queue_images,
+        max_batch_images=settings.max_batch_images,
+        decode_threads=1 if shadow else settings.decode_threads,
+        inference_threads=1 if shadow or not on_cpu else settings.inference_threads,
+        fused=on_cpu,
+        niceness=19 if shadow else NICENESS,
+    )
+    pipeline = Pipeline(engine, dials, on_batch=(lambda images, seconds: None) if shadow else metrics.ran)
     return Model(
-        settings.bundle, manifest, engine, batcher, point, settings.threshold_scope or manifest.threshold_scope
+        folder=path,
+        manifest=manifest,
+        engine=engine,
+        pipeline=pipeline,
+        metrics=ModelMetrics(manifest, engine.provider),
+        operating_point=point,
+        scope=scope or settings.threshold_scope or manifest.threshold_scope,
     )
+
+
+def give_memory_back() -> None:
+    """Return freed pages to the system: without it glibc keeps what a retired graph held."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -10,6 +10,14 @@ from service.decision import Decision, Scope
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
 
+class Wishes(BaseModel):
+    """What a request may ask for beyond the deployment's defaults: the query of POST /classify."""
+
+    top_k: int | None = Field(default=None, ge=1, description="classes to name, at most all; default 5")
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    thresholds: Scope | None = Field(default=None, description="by group of the predicted class, or one for all")
+
+
 class ModelName(BaseModel):
     name: str
     version: str
@@ -183,6 +191,41 @@ class ClassesAnswer(BaseModel):
     threshold_scope: Scope
     classes: list[ClassMetrics]
     groups: dict[Group, GroupMetrics]
+
+
+class OperatingPointWish(BaseModel):
+    """The body of PUT /admin/operating-point; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    threshold_scope: Scope | None = None
+
+
+class BundleWish(BaseModel):
+    """The body of PUT /admin/bundle; without an operating point the bundle's default decides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, description="folder of the bundle on the service's disk")
+    operating_point: str | None = None
+    threshold_scope: Scope | None = None
+
+
+class InForce(BaseModel):
+    """What decides from now on."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+    operating_point: str
+    threshold_scope: Scope
+    seconds: float | None = Field(description="how long loading, verifying and warming up took")
+
+
+class KeysRead(BaseModel):
+    keys: int
 
 
 class Health(BaseModel):

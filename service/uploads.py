@@ -1,62 +1,111 @@
-"""The body of a request to the files in it: counted while it arrives, parsed in memory, never spooled to disk."""
+"""The body of a request: counted while it arrives, held in memory, never on disk; and whether its client stays."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
 from service.errors import (
     BodyTooLarge,
     ClientGone,
     InvalidParameter,
-    MalformedRequest,
+    Overloaded,
     SlowRequest,
-    TailGuardError,
     UnsupportedMedia,
 )
-
-MULTIPART = "multipart/form-data"
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One file: the name its client gave it, and its content."""
-
-    filename: str
-    data: bytes
+from service.forms import MULTIPART, Upload, parse_form
+from service.protocol import SCOPE_KEY, Protocol
 
 
-async def receive_one(request: Request, max_bytes: int) -> Upload:
+class Memory:
+    """How many bytes of bodies are held at once, over all requests; a body that would pass the limit is refused."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """One request's part of it, given back at the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held_bytes -= share.taken_bytes
+
+
+class Share:
+    """What one request holds of a Memory."""
+
+    __slots__ = ("_memory", "taken_bytes")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.taken_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Raises Overloaded when `count` more bytes do not fit."""
+        memory = self._memory
+        if memory.held_bytes + count > memory._limit_bytes:
+            raise Overloaded(
+                f"bodies of {memory.held_bytes} bytes are being received, the limit of all together is "
+                f"{memory._limit_bytes}: come back after the seconds in Retry-After",
+                1.0,
+            )
+        memory.held_bytes += count
+        self.taken_bytes += count
+
+
+async def receive_one(request: Request, max_bytes: int, share: Share) -> Upload:
     """The one image of a request: the multipart field `file`, or the raw body with an image content type.
 
-    Raises BodyTooLarge, UnsupportedMedia, MalformedRequest, InvalidParameter for another field name or several files,
-    ClientGone.
+    Raises BodyTooLarge, Overloaded, UnsupportedMedia, MalformedRequest, InvalidParameter for another field name or
+    several files, ClientGone.
     """
-    media = _media_type(request)
+    content_type = request.headers.get("content-type", "")
+    media = _media_type(content_type)
     if media.startswith("image/"):
-        return Upload("", b"".join([chunk async for chunk in _counted(request, max_bytes)]))
+        return Upload("", await receive_body(request, max_bytes, share))
     if media != MULTIPART:
         raise UnsupportedMedia(
             f"content type {media or 'none'} is not supported: send {MULTIPART} with the field 'file', "
             "or the image itself with a content type such as image/jpeg"
         )
-    uploads = await _receive_form(request, max_bytes, ("file",))
+    uploads = parse_form(await receive_body(request, max_bytes, share), content_type, ("file",))
     if len(uploads) > 1:
         raise InvalidParameter(f"{len(uploads)} files came in the field 'file': send one, or all to /classify/batch")
     return uploads[0]
 
 
-async def receive_many(request: Request, max_bytes: int) -> list[Upload]:
+async def receive_many(request: Request, max_bytes: int, share: Share) -> list[Upload]:
     """The images of a multipart request, fields `files` (or `file`), in the order sent. Raises as receive_one."""
-    media = _media_type(request)
-    if media != MULTIPART:
+    content_type = request.headers.get("content-type", "")
+    if (media := _media_type(content_type)) != MULTIPART:
         raise UnsupportedMedia(f"content type {media or 'none'} is not supported: send {MULTIPART} with fields 'files'")
-    return await _receive_form(request, max_bytes, ("files", "file"))
+    return parse_form(await receive_body(request, max_bytes, share), content_type, ("files", "file"))
+
+
+async def receive_body(request: Request, max_bytes: int, share: Share) -> bytes:
+    """The whole body. Raises BodyTooLarge at the header if it says so, else at the first byte too many; ClientGone."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise BodyTooLarge(f"the body has {announced} bytes, the limit is {max_bytes}: send a smaller image")
+    chunks: list[bytes] = []
+    received = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection while sending")
+        if chunk := message.get("body", b""):
+            received += len(chunk)
+            if received > max_bytes:
+                request.state.body_ended = not message.get("more_body", False)
+                raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the limit: send a smaller image")
+            share.take(len(chunk))
+            chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 @contextmanager
@@ -70,135 +119,52 @@ def slow_body_as_problem(timeout_s: float) -> Iterator[None]:
         ) from None
 
 
-@asynccontextmanager
-async def dropped_when_client_leaves(request: Request) -> AsyncIterator[None]:
-    """Cancel what runs inside when the client disconnects, and raise ClientGone. Only after the body has been read."""
-    task = asyncio.current_task()
-    assert task is not None
-    left = False
+class dropped_when_client_leaves:  # used like a function: no generator, which would cost a request more
+    """Cancel what runs inside when the client disconnects, and raise ClientGone. Only after the body has been read.
 
-    async def watch() -> None:
-        nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        task.cancel()
+    Under our own server the connection tells (service/protocol.py), which costs nothing; under any other, reading the
+    request's next message does.
+    """
 
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left or task.uncancel() > 0:  # somebody else cancelled too: theirs counts
-            raise
-        raise ClientGone("the client closed the connection before its answer") from None
-    finally:
-        watcher.cancel()
+    __slots__ = ("_connection", "_left", "_request", "_task", "_watcher")
 
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._left = False
+        self._watcher: asyncio.Task[None] | None = None
 
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _counted(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The chunks of the body. Raises BodyTooLarge at the header if it says so, else at the first byte too many."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise BodyTooLarge(f"the body has {announced} bytes, the limit is {max_bytes}: send a smaller image")
-    received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > max_bytes:
-                raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the limit: send a smaller image")
-            yield chunk
-    except ClientDisconnect:
-        raise ClientGone("the client closed the connection while sending") from None
-
-
-async def _receive_form(request: Request, max_bytes: int, fields: tuple[str, ...]) -> list[Upload]:
-    _, options = parse_options_header(request.headers["content-type"])
-    if not (boundary := options.get(b"boundary")):
-        raise MalformedRequest(f"the content type {MULTIPART} names no boundary: let the HTTP client set it")
-    form = _Form(boundary, fields)
-    async for chunk in _counted(request, max_bytes):
-        form.feed(chunk)
-    return form.uploads()
-
-
-class _Form:
-    """Collects the parts named in `fields`; the content of other parts is passed over."""
-
-    def __init__(self, boundary: bytes, fields: tuple[str, ...]) -> None:
-        self._fields = fields
-        self._uploads: list[Upload] = []
-        self._others: list[str] = []
-        self._header = (bytearray(), bytearray())
-        self._disposition = b""
-        self._filename = ""
-        self._data: bytearray | None = None
-        self._ended = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begin,
-                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                    "on_header_end": self._header_end,
-                    "on_headers_finished": self._headers_finished,
-                    "on_part_data": self._part_data,
-                    "on_part_end": self._part_end,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart boundary is not valid: {error}") from error
-
-    def feed(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart body is malformed: {error}") from error
-
-    def uploads(self) -> list[Upload]:
-        wanted = " or ".join(repr(f) for f in self._fields)
-        if not self._ended:
-            raise self._unfinished()
-        if not self._uploads:
-            found = f"found {', '.join(map(repr, self._others[:5]))}" if self._others else "the form is empty"
-            raise InvalidParameter(f"the form has no field {wanted}: {found}")
-        return self._uploads
-
-    def _unfinished(self) -> TailGuardError:
-        return MalformedRequest("the multipart body ends before its closing boundary: send it whole")
-
-    def _part_begin(self) -> None:
-        self._disposition, self._data = b"", None
-
-    def _header_end(self) -> None:
-        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
-        self._header[0].clear()
-        self._header[1].clear()
-        if name == b"content-disposition":
-            self._disposition = value
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name in self._fields:
-            self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
-            self._data = bytearray()
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._connection: Protocol | None = self._request.scope.get(SCOPE_KEY)
+        if self._connection is None:
+            self._watcher = asyncio.create_task(self._watch())
+        elif self._connection.lost:
+            raise ClientGone("the client closed the connection before its answer")
         else:
-            self._others.append(name[:100])
+            self._connection.on_lost = self._cancel
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._data is not None:
-            self._data += data[start:end]
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._connection is not None:
+            self._connection.on_lost = None
+        elif self._watcher is not None:
+            self._watcher.cancel()
+        if not self._left:
+            return
+        others = self._task.uncancel()
+        if isinstance(error, asyncio.CancelledError) and others == 0:  # somebody else's cancellation would count
+            raise ClientGone("the client closed the connection before its answer") from None
 
-    def _part_end(self) -> None:
-        if self._data is not None:
-            self._uploads.append(Upload(self._filename, bytes(self._data)))
-            self._data = None
+    def _cancel(self) -> None:
+        self._left = True
+        self._task.cancel()
 
-    def _end(self) -> None:
-        self._ended = True
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._cancel()
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()

@@ -12,10 +12,11 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from service.app import Service, create_app
+from service.app import create_app
 from service.engine import Outputs
 from service.schemas import Problem
 from service.settings import Settings
+from service.state import Service
 
 WAIT_S = 10
 
@@ -28,7 +29,7 @@ class Gate:
         self.opened, self.entered = threading.Event(), threading.Semaphore(0)
         self.images = 0
         self._run = service.model.engine.run
-        service.model.batcher._run = self._held
+        service.model.engine.run = self._held  # type: ignore[method-assign]
 
     def _held(self, batch: NDArray[np.uint8]) -> Outputs:
         self.images += len(batch)

@@ -98,7 +98,7 @@ def test_score_that_is_not_a_number_is_rejected(client: TestClient, monkeypatch:
         return outputs
 
     current = client.app.state.service.model  # type: ignore[attr-defined]
-    current.batcher._run = lambda batch: broken(current.engine, batch)
+    current.engine.run = lambda batch: broken(current.engine, batch)
     answer = client.post("/classify", content=RED, headers=PNG).json()
     assert (answer["decision"], answer["scores"]["energy"]) == ("reject", None)
 
@@ -133,7 +133,7 @@ def test_deadline_is_504(settings: Settings) -> None:
             response = await client.post("/classify", content=RED, headers=PNG)
             gate.opened.set()
             assert_problem(response, 504, "deadline", document)
-            assert app.state.service.model.batcher.held == 0
+            assert app.state.service.model.pipeline.held == 0
 
     asyncio.run(body())
 

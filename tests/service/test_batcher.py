@@ -1,26 +1,23 @@
-"""service/batcher.py with an engine that the test holds open and lets go: no clocks, no sleeps."""
+"""service/batcher.py with a function that the test holds open and lets go: no clocks, no sleeps."""
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from service.batcher import Batcher, Row
-from service.engine import Outputs
-from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.batcher import Batcher, Ticket
+from service.errors import DeadlineExceeded, NotReady
 
 WAIT_S = 10  # only reached when something is broken
 
 
-class FakeEngine:
-    """Answers each image with its own value. Closed, it holds every batch until `opened`."""
+class FakeRun:
+    """Answers each item with its tenfold. Closed, it holds every batch until `gate` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -28,35 +25,29 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.poison: set[int] = set()
+        self.bad: set[int] = set()
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        values = images[:, 0, 0, 0].astype(int).tolist()
+    def __call__(self, batch: list[Ticket[int]]) -> list[int | Exception]:
+        values = [ticket.item for ticket in batch]
         self.batches.append(values)
         self.entered.release()
         assert self.gate.wait(WAIT_S)
         if self.poison & set(values):
             raise RuntimeError("poisoned")
-        column = np.array(values, np.float32)
-        return Outputs(np.stack([column, -column], 1), {"energy": column})
+        return [ValueError(v) if v in self.bad else 10 * v for v in values]
 
     async def busy(self) -> None:
         """Return once one more batch has entered."""
         assert await asyncio.to_thread(self.entered.acquire, timeout=WAIT_S)
 
 
-def image(value: int) -> NDArray[np.uint8]:
-    return np.full((2, 2, 3), value, np.uint8)
-
-
 @asynccontextmanager
-async def made(
-    engine: FakeEngine, *, workers: int = 1, max_batch_images: int = 4, queue_images: int = 100
-) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine.run, workers=workers, max_batch_images=max_batch_images, queue_images=queue_images)
+async def made(run: FakeRun, *, workers: int = 1, max_batch: int = 4) -> AsyncIterator[Batcher[int, int]]:
+    batcher: Batcher[int, int] = Batcher(run, workers=workers, max_batch=max_batch)
     try:
         yield batcher
     finally:
-        engine.gate.set()
+        run.gate.set()
         batcher.close()
 
 
@@ -78,37 +69,52 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def test_idle_engine_runs_at_once_without_waiting_for_a_batch() -> None:
+def test_idle_thread_runs_at_once_without_waiting_for_a_batch() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, workers=2) as batcher:
-            engine.gate.clear()
-            first = asyncio.create_task(batcher.submit(image(1), later()))
-            await engine.busy()
-            second = asyncio.create_task(batcher.submit(image(2), later()))
-            await engine.busy()  # the second thread is idle, so the second image does not wait for the first
-            assert engine.batches == [[1], [2]]
-            engine.gate.set()
-            assert ((await first).batch_images, (await second).batch_images) == (1, 1)
+        work = FakeRun()
+        async with made(work, workers=2) as batcher:
+            work.gate.clear()
+            first = asyncio.create_task(batcher.submit(1, later()))
+            await work.busy()
+            second = asyncio.create_task(batcher.submit(2, later()))
+            await work.busy()  # the second thread is idle, so the second item does not wait for the first
+            assert work.batches == [[1], [2]]
+            work.gate.set()
+            assert (await first, await second) == (10, 20)
 
     run(body)
 
 
 def test_batches_form_while_busy_in_order_and_within_the_limit() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, max_batch_images=4) as batcher:
-            engine.gate.clear()
-            tasks = [asyncio.create_task(batcher.submit(image(0), later()))]
-            await engine.busy()
-            tasks += [asyncio.create_task(batcher.submit(image(i), later())) for i in range(1, 8)]
+        work = FakeRun()
+        async with made(work, max_batch=4) as batcher:
+            work.gate.clear()
+            tasks = [asyncio.create_task(batcher.submit(0, later()))]
+            await work.busy()
+            tasks += [asyncio.create_task(batcher.submit(i, later())) for i in range(1, 8)]
             await turns()
-            assert engine.batches == [[0]]
-            engine.gate.set()
-            rows = await asyncio.gather(*tasks)
-            assert engine.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
-            assert [row.scores["energy"] for row in rows] == list(range(8))
-            assert [row.batch_images for row in rows] == [1, 4, 4, 4, 4, 3, 3, 3]
+            assert work.batches == [[0]]
+            work.gate.set()
+            assert await asyncio.gather(*tasks) == [10 * i for i in range(8)]
+            assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+    run(body)
+
+
+def test_what_waits_is_shared_out_between_the_threads() -> None:
+    async def body() -> None:
+        work = FakeRun()
+        async with made(work, workers=2, max_batch=16) as batcher:
+            work.gate.clear()
+            tasks = [asyncio.create_task(batcher.submit(i, later())) for i in range(2)]
+            await work.busy()
+            await work.busy()
+            tasks += [asyncio.create_task(batcher.submit(i, later())) for i in range(2, 10)]
+            await turns()
+            work.gate.set()
+            await asyncio.gather(*tasks)
+            assert sorted(map(tuple, work.batches))[:3] == [(0,), (1,), (2, 3, 4, 5)]  # half of the eight, not all
 
     run(body)
 
@@ -117,11 +123,13 @@ def test_batches_form_while_busy_in_order_and_within_the_limit() -> None:
 @hypothesis_settings(max_examples=15, deadline=None)
 def test_everyone_gets_their_own_answer_in_any_order(order: list[int], max_batch: int, workers: int) -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, workers=workers, max_batch_images=max_batch) as batcher:
-            rows = await asyncio.gather(*(batcher.submit(image(i), later()) for i in order))
-            assert [row.scores["energy"] for row in rows] == order
-            assert [row.probabilities.tolist() for row in rows] == [[i, -i] for i in order]
+        work = FakeRun()
+        work.bad = {4}
+        async with made(work, workers=workers, max_batch=max_batch) as batcher:
+            found = await asyncio.gather(*(batcher.submit(i, later()) for i in order), return_exceptions=True)
+            assert [str(f) if isinstance(f, ValueError) else f for f in found] == [
+                "4" if i == 4 else 10 * i for i in order
+            ]
 
     run(body)
 
@@ -129,143 +137,112 @@ def test_everyone_gets_their_own_answer_in_any_order(order: list[int], max_batch
 @given(st.sets(st.integers(1, 11)), st.sets(st.integers(1, 11)), st.integers(1, 5))
 @hypothesis_settings(max_examples=25, deadline=None)
 def test_cancelled_waiters_never_harm_their_neighbours(early: set[int], late: set[int], max_batch: int) -> None:
-    """`early` leave while they wait in the queue, `late` when their batch is in the engine already."""
+    """`early` leave while they wait in the queue, `late` when their batch is in a thread already."""
 
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, max_batch_images=max_batch) as batcher:
-            engine.gate.clear()
-
-            async def ask(value: int) -> Row:
-                with batcher.reserve(1):
-                    return await batcher.submit(image(value), later())
-
-            tasks = {0: asyncio.create_task(ask(0))}
-            await engine.busy()
-            tasks |= {i: asyncio.create_task(ask(i)) for i in range(1, 12)}
+        work = FakeRun()
+        async with made(work, max_batch=max_batch) as batcher:
+            work.gate.clear()
+            tasks = {0: asyncio.create_task(batcher.submit(0, later()))}
+            await work.busy()
+            tasks |= {i: asyncio.create_task(batcher.submit(i, later())) for i in range(1, 12)}
             await turns()
             for i in early:
                 tasks[i].cancel()
             await turns()
-            assert batcher.held == 12 - len(early)
-            engine.gate.set()
+            work.gate.set()
             if len(early) < 11:
-                await engine.busy()
+                await work.busy()
             for i in late:
                 tasks[i].cancel()
             done = dict(zip(tasks, await asyncio.gather(*tasks.values(), return_exceptions=True), strict=True))
-            for i, result in done.items():
-                if i not in early | late:
-                    assert isinstance(result, Row)
-                    assert result.scores["energy"] == i
-            assert await batcher.drain(WAIT_S)
-            assert not early & {value for batch in engine.batches for value in batch}  # never reached the engine
-            with batcher.reserve(1):
-                assert (await batcher.submit(image(99), later())).scores["energy"] == 99
+            assert all(result == 10 * i for i, result in done.items() if i not in early | late)
+            assert not early & {value for batch in work.batches for value in batch}  # never reached a thread
+            assert await batcher.submit(99, later()) == 990
 
     run(body)
 
 
-def test_queue_counts_images_and_refuses_all_or_nothing() -> None:
+def test_deadline_in_the_queue_drops_the_item_before_a_thread() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, queue_images=10) as batcher:
-            with batcher.reserve(6):
-                with pytest.raises(Overloaded, match=r"6 images are queued and 5 more would pass the limit of 10"):
-                    batcher.reserve(5).__enter__()
-                with batcher.reserve(4):
-                    assert batcher.held == 10
-                assert batcher.held == 6
-            assert batcher.held == 0
-
-    run(body)
-
-
-def test_retry_after_comes_from_the_measured_rate() -> None:
-    async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, workers=2) as batcher:
-            assert batcher.retry_after_s == 1  # nothing measured yet
-            await batcher.submit(image(1), later())
-            batcher._image_s = 0.5  # as if measured: two workers then do four images a second
-            with batcher.reserve(40), pytest.raises(Overloaded) as refused:
-                batcher.reserve(61).__enter__()
-            assert refused.value.retry_after_s == pytest.approx(10)
-
-    run(body)
-
-
-def test_deadline_in_the_queue_drops_the_image_before_the_engine() -> None:
-    async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine) as batcher:
-            engine.gate.clear()
-            first = asyncio.create_task(batcher.submit(image(1), later()))
-            await engine.busy()
+        work = FakeRun()
+        async with made(work) as batcher:
+            work.gate.clear()
+            first = asyncio.create_task(batcher.submit(1, later()))
+            await work.busy()
             with pytest.raises(DeadlineExceeded):
-                await batcher.submit(image(2), asyncio.get_running_loop().time() + 0.01)
-            engine.gate.set()
-            assert (await first).scores["energy"] == 1
-            assert (await batcher.submit(image(3), later())).scores["energy"] == 3
-            assert engine.batches == [[1], [3]]
+                await batcher.submit(2, asyncio.get_running_loop().time() + 0.01)
+            work.gate.set()
+            assert await first == 10
+            assert await batcher.submit(3, later()) == 30
+            assert work.batches == [[1], [3]]
 
     run(body)
 
 
 def test_expired_before_it_comes_is_refused() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine) as batcher:
+        work = FakeRun()
+        async with made(work) as batcher:
             with pytest.raises(DeadlineExceeded):
-                await batcher.submit(image(1), asyncio.get_running_loop().time() - 1)
-            assert engine.batches == []
+                await batcher.submit(1, asyncio.get_running_loop().time() - 1)
+            assert work.batches == []
+
+    run(body)
+
+
+def test_deadline_while_in_a_thread_is_told_and_the_thread_goes_on() -> None:
+    async def body() -> None:
+        work = FakeRun()
+        async with made(work) as batcher:
+            work.gate.clear()
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit(1, asyncio.get_running_loop().time() + 0.05)
+            work.gate.set()
+            assert await batcher.submit(2, later()) == 20
 
     run(body)
 
 
 def test_failure_of_a_batch_stays_in_the_batch() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine, max_batch_images=2) as batcher:
-            engine.gate.clear()
-            engine.poison = {2}
-            tasks = [asyncio.create_task(batcher.submit(image(0), later()))]
-            await engine.busy()
-            tasks += [asyncio.create_task(batcher.submit(image(i), later())) for i in (1, 2, 3, 4)]
+        work = FakeRun()
+        async with made(work, max_batch=2) as batcher:
+            work.gate.clear()
+            work.poison = {2}
+            tasks = [asyncio.create_task(batcher.submit(0, later()))]
+            await work.busy()
+            tasks += [asyncio.create_task(batcher.submit(i, later())) for i in (1, 2, 3, 4)]
             await turns()
-            engine.gate.set()
+            work.gate.set()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert engine.batches == [[0], [1, 2], [3, 4]]
-            assert [type(r) for r in results] == [Row, RuntimeError, RuntimeError, Row, Row]
+            assert work.batches == [[0], [1, 2], [3, 4]]
+            assert [type(r) for r in results] == [int, RuntimeError, RuntimeError, int, int]
 
     run(body)
 
 
-def test_drain_waits_for_what_is_held_and_close_refuses_the_rest() -> None:
+def test_close_refuses_what_waits_answers_what_runs_and_ends_the_threads() -> None:
     async def body() -> None:
-        engine = FakeEngine()
-        async with made(engine) as batcher:
-            assert await batcher.drain(0.01)
-            engine.gate.clear()
-
-            async def ask(value: int) -> Row:
-                with batcher.reserve(1):
-                    return await batcher.submit(image(value), later())
-
-            inside, waiting = asyncio.create_task(ask(1)), asyncio.create_task(ask(2))
-            await engine.busy()
+        work = FakeRun()
+        before = threading.enumerate()
+        async with made(work, workers=2, max_batch=1) as batcher:
+            threads = [t for t in threading.enumerate() if t.name.startswith("worker-") and t not in before]
+            assert len(threads) == 2
+            work.gate.clear()
+            tasks = [asyncio.create_task(batcher.submit(i, later())) for i in range(3)]
+            await work.busy()
+            await work.busy()
             await turns()
-            assert not await batcher.drain(0.01)
             batcher.close()
             with pytest.raises(NotReady):
-                await waiting
+                await tasks[2]
             with pytest.raises(NotReady):
-                batcher.reserve(1).__enter__()
-            with pytest.raises(NotReady):
-                await batcher.submit(image(3), later())
-            engine.gate.set()
-            assert (await inside).scores["energy"] == 1
-            assert await batcher.drain(WAIT_S)
-            assert engine.batches == [[1]]
+                await batcher.submit(3, later())
+            work.gate.set()
+            assert (await tasks[0], await tasks[1]) == (0, 10)
+            for thread in threads:
+                await asyncio.to_thread(thread.join, WAIT_S)
+                assert not thread.is_alive()
 
     run(body)

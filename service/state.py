@@ -1,0 +1,135 @@
+"""What all requests share: settings, model, keys, memory and metrics; and how one model takes the place of another."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from fastapi import Request
+
+from service import model, tracing
+from service.decision import Scope
+from service.errors import InvalidParameter, NotReady, SettingsError
+from service.keys import Keys
+from service.metrics import Metrics
+from service.model import Model
+from service.settings import Settings
+from service.shadow import Shadow
+from service.tracing import Tracer
+from service.uploads import Memory
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Service:
+    """At `app.state.service`. `model` is None until it is loaded and verified."""
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+    model: Model | None = None
+    shadow: Shadow | None = None
+    draining: bool = False
+    failure: Exception | None = None  # why the start failed
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.settings.max_receiving_bytes)
+        self.keys = Keys.load(self.settings)
+        self.tracer: Tracer | None = tracing.load(self.settings)
+        self._swapping = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def ready(self) -> Model:
+        """The model in service. Raises NotReady while there is none."""
+        if self.model is None:
+            raise NotReady("the service is starting: ask again in a second")
+        return self.model
+
+    def start(self) -> None:
+        """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
+        settings = self.settings
+        self.model = model.load(settings.bundle, settings, self.metrics)
+        self.metrics.bind(self.model.metrics)
+        if settings.shadow_bundle is not None:
+            self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics)
+        log.info("model ready", **self.model.described())
+
+    async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
+        """Put the bundle at `path` in service and retire the one before; the new model and the seconds it took.
+
+        It is loaded, verified and warmed up beside the running one, which answers meanwhile. Raises BundleError,
+        EngineError or SettingsError, and then nothing has changed.
+        """
+        async with self._swapping:
+            started = time.perf_counter()
+            old = self.ready()
+            loaded = await asyncio.to_thread(
+                model.load, path, self.settings, self.metrics, operating_point=operating_point, scope=scope
+            )
+            if self.draining:
+                loaded.close()
+                raise NotReady("the service is shutting down: nothing was swapped")
+            self.model = loaded  # the requests that hold the old one keep it to their end
+            self.metrics.bind(loaded.metrics)
+            seconds = time.perf_counter() - started
+            log.info("model swapped", seconds=round(seconds, 3), before=str(old.folder), **loaded.described())
+            task = asyncio.create_task(self._retire(old))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            return loaded, seconds
+
+    def set_operating_point(self, operating_point: str | None, scope: Scope | None) -> Model:
+        """Decide by another operating point or scope from the next request on. Raises InvalidParameter."""
+        current = self.ready()
+        known = current.manifest.operating_points
+        if operating_point is not None and operating_point not in known:
+            raise InvalidParameter(
+                f"operating_point={operating_point[:100]} is none of this model's: {', '.join(known)}"
+            )
+        self.model = current.deciding_by(operating_point, scope)
+        log.info("operating point set", **self.model.described())
+        return self.model
+
+    def reload_keys(self) -> int:
+        """Read the keys again; their number. Raises SettingsError, and then the old ones stay."""
+        try:
+            self.keys.reload()
+        except SettingsError as error:
+            log.error("the keys were not read again, the old ones stay", error=str(error))
+            raise
+        log.info("keys read again", keys=len(self.keys.names))
+        return len(self.keys.names)
+
+    def render_metrics(self) -> bytes:
+        """The text for Prometheus, with what is only known when asked."""
+        if self.model is not None:
+            self.metrics.queue_images.set(self.model.pipeline.held)
+            self.metrics.device_memory_bytes.set(self.model.engine.device_memory_bytes() or 0)
+        return self.metrics.render()
+
+    async def stop(self) -> None:
+        """Answer what is in the pipeline, then let go of everything."""
+        self.draining = True
+        if self.model is not None:
+            if not await self.model.pipeline.drain(self.settings.drain_s):
+                log.warning("images were still in work at the end of the drain", images=self.model.pipeline.held)
+            self.model.close()
+        if self.shadow is not None:
+            self.shadow.close()
+        for task in list(self._retiring):
+            task.cancel()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
+
+    async def _retire(self, old: Model) -> None:
+        # No new request can take the old model; those that have it are bounded by their deadline.
+        await old.pipeline.drain(self.settings.request_timeout_s + 1)
+        old.close()
+        await asyncio.to_thread(model.give_memory_back)
+
+
+def of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service
