@@ -216,7 +216,7 @@ async def ready(request: Request) -> Health:
 
 @router.get("/metrics", response_class=Response, responses={
     200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
-    **problems("/metrics", 401, 500),
+    **problems("/metrics", 401, 429, 500),
 })  # fmt: skip
 async def metrics(request: Request) -> Response:
     """Everything counted since the start, for Prometheus."""

@@ -26,7 +26,6 @@ PAGE = (Path(__file__).parent / "static" / "index.html").read_text(encoding="utf
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
 }
 
 router = APIRouter()
@@ -37,14 +36,14 @@ def _model(request: Request) -> Model:
     return model
 
 
-@router.get("/model", responses=problems("/model", 401, 500, 503))
+@router.get("/model", responses=problems("/model", 401, 429, 500, 503))
 async def model_summary(request: Request) -> ModelSummary:
     """What is in service: classes, operating points with their measured costs, evaluation and provenance."""
     current = _model(request)
     return summary(current.manifest, current.engine.provider, current.operating_point, current.scope)
 
 
-@router.get("/model/classes", responses=problems("/model/classes", 401, 500, 503))
+@router.get("/model/classes", responses=problems("/model/classes", 401, 429, 500, 503))
 async def model_classes(request: Request) -> ClassesAnswer:
     """The tail as measured on held-out images: per class, and per group at the operating point in force."""
     current = _model(request)
@@ -63,7 +62,7 @@ async def model_classes(request: Request) -> ClassesAnswer:
     response_class=Response,
     responses={
         200: {"description": "An image file", "content": {t: {} for t in sorted(set(EXAMPLE_TYPES.values()))}},
-        **problems("/model/examples/lion.png", 401, 404, 500, 503),
+        **problems("/model/examples/lion.png", 401, 404, 429, 500, 503),
     },
     openapi_extra={
         "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]

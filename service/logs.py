@@ -13,7 +13,9 @@ def configure(form: Literal["console", "json"]) -> None:
         renderer = structlog.processors.JSONRenderer()
         exceptions: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
     else:
-        renderer, exceptions = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()), []
+        # Plain: the pretty formatter prints the locals of every frame, and keys and images are among them.
+        plain = structlog.dev.plain_traceback
+        renderer, exceptions = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain), []
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -24,9 +24,11 @@ from service.metrics import METHODS
 from service.problems import Refusals, unexpected
 from service.schemas import Wishes
 from service.state import Service
+from service.tracing import http_attributes
 
 OPEN_PATHS = frozenset({"/", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 ADMIN_PREFIX = "/admin/"
+UNTRACED = ("/health", "/v2/health", "/metrics")
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -126,13 +128,8 @@ class Observe:
         metrics = self._service.metrics
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_seconds.labels(route).observe(ended - started)
-        if (tracer := self._service.tracer) is not None and not route.startswith(("/health", "/metrics", "/v2/health")):
-            tracer.record(
-                f"{method} {route}", scope["headers"], started, ended, state.get("stages", {}),
-                {"http.request.method": method, "http.route": route, "http.response.status_code": status,
-                 "tailguard.request_id": request_id, **state.get("attributes", {})},
-                status >= 500,
-            )  # fmt: skip
+        if self._service.tracer is not None and not route.startswith(UNTRACED):
+            self._trace(scope, route, status, started, ended)
         if status >= 400 and not route.startswith("/health"):
             if self._lines.take() > 0:
                 self._unlogged += 1
@@ -145,6 +142,16 @@ class Observe:
                 "refused", status=status, method=method, route=route, request_id=request_id,
                 ms=round((ended - started) * 1e3, 2), **more,
             )  # fmt: skip
+
+    def _trace(self, scope: Scope, route: str, status: int, started: float, ended: float) -> None:
+        assert self._service.tracer is not None
+        state = scope["state"]
+        attributes = http_attributes(scope["method"], scope["scheme"], scope["path"], route, status)
+        attributes |= {"tailguard.request_id": state["request_id"], **state.get("attributes", {})}
+        self._service.tracer.record(
+            f"{scope['method']} {route}", scope["headers"], started, ended, state.get("stages", {}), attributes,
+            failed=status >= 500,
+        )  # fmt: skip
 
 
 def _request_id(scope: Scope) -> str:

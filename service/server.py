@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import structlog
 import uvicorn
 
 from service.app import create_app
+from service.errors import SettingsError
 from service.protocol import Protocol
 from service.settings import Settings
 from service.state import Service
@@ -85,7 +87,7 @@ def serve(settings: Settings, fail: Callable[[str], int]) -> int:
         service,
     )
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: service.reload_keys())
+        signal.signal(signal.SIGHUP, lambda *_: _reload(service))
     sys.setswitchinterval(0.001)  # 5 ms is how long a thread may keep the event loop waiting for the interpreter
     try:
         server.run()
@@ -94,6 +96,11 @@ def serve(settings: Settings, fail: Callable[[str], int]) -> int:
         where = "" if service.failure else f"cannot listen on {settings.host}:{settings.port}: "
         return fail(f"{where}{cause}")
     return 0
+
+
+def _reload(service: Service) -> None:
+    with suppress(SettingsError):  # said in the log; raised out of a signal handler it would end the event loop
+        service.reload_keys()
 
 
 def _open_files(wanted: int) -> int:

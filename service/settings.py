@@ -37,7 +37,9 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 class Settings(BaseSettings):
     """Every dial of the service. Units are in the names; `queue_images` counts images admitted and not yet answered."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     bundle: Path = Path("models/cifar10-lt/1")
     host: str = "127.0.0.1"
@@ -70,7 +72,7 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = None  # name=key,name=key
     admin_keys: SecretStr | None = None  # name=key,name=key
     keys_file: Path | None = None  # TOML, see service/keys.py; read again on HUP
-    requests_per_s: float | None = Field(default=None, gt=0)  # of each key; None: no limit
+    requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of each key; None: no limit
     burst_requests: int = Field(default=100, gt=0)  # what a key may send at once within that limit
     allow_anonymous: bool = False
     cors_origins: str = ""  # comma-separated; empty: no other origin's page may read answers

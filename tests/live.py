@@ -30,7 +30,7 @@ START_S = 60
 def serving(bundle: Path) -> Iterator[str]:
     """The address of a service on `bundle`, once it listens; it is ended with TERM."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
-    environ |= {"TAILGUARD_BUNDLE": str(bundle), "TAILGUARD_PORT": "0"}
+    environ |= {"TAILGUARD_BUNDLE": str(bundle), "TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0"}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
         try:

@@ -31,7 +31,7 @@ def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
 @contextmanager
 def serving(**settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server on a free port, once it listens."""
-    process = start(PORT="0", **settings)
+    process = start(**{"PORT": "0", "DRAIN_GRACE_S": "0"} | settings)
     try:
         assert process.stderr is not None
         seen = []

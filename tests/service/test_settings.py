@@ -1,6 +1,7 @@
 """service/settings.py: the environment, its mistakes, and what may be printed."""
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from pydantic import ValidationError
 
 from service import settings
 from service.errors import SettingsError
-from service.settings import Settings, available_cpus
+from service.settings import SECRETS, Settings, available_cpus
 
 
 def test_defaults_are_local_and_without_a_key() -> None:
     loaded = settings.load({})
     assert (loaded.host, loaded.port, loaded.provider, loaded.max_body_bytes) == ("127.0.0.1", 8000, "cpu", 10_485_760)
     assert loaded.max_pixels < 200_000_000
+    assert (loaded.api_key, loaded.api_keys, loaded.admin_keys, loaded.keys_file) == (None, None, None, None)
+    assert (loaded.cors_origins, loaded.otlp_endpoint, loaded.allow_anonymous) == ("", None, False)
     assert loaded.decode_threads == loaded.inference_threads == available_cpus()
 
 
@@ -39,7 +42,7 @@ def test_process_environment_and_mapping_agree(monkeypatch: pytest.MonkeyPatch) 
         ("TAILGUARD_BUNDEL", "TAILGUARD_BUNDLE"),
         ("TAILGUARD_MAX_BODY", "TAILGUARD_MAX_BODY_BYTES"),
         ("TAILGUARD_PORTS", "TAILGUARD_PORT"),
-        ("TAILGUARD_API_KEYS", "TAILGUARD_API_KEY"),
+        ("TAILGUARD_ADMIN_KEY", "TAILGUARD_ADMIN_KEYS"),
     ],
 )
 def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
@@ -49,7 +52,18 @@ def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "99999"), ("PORT", "http"), ("PROVIDER", "tpu"), ("QUEUE_IMAGES", "0"), ("THRESHOLD_SCOPE", "class")],
+    [
+        ("PORT", "99999"),
+        ("PORT", "http"),
+        ("PROVIDER", "tpu"),
+        ("QUEUE_IMAGES", "0"),
+        ("THRESHOLD_SCOPE", "class"),
+        ("SHADOW_SHARE", "0"),
+        ("SHADOW_SHARE", "1.1"),
+        ("REQUESTS_PER_S", "0"),
+        ("REQUESTS_PER_S", "inf"),
+        ("DRAIN_S", "-1"),
+    ],
 )
 def test_bad_value_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"TAILGUARD_{name}={value} is not valid"):
@@ -58,10 +72,12 @@ def test_bad_value_is_named(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_public_address_needs_a_key_or_the_word(host: str) -> None:
-    with pytest.raises(SettingsError, match="set TAILGUARD_API_KEY, or TAILGUARD_ALLOW_ANONYMOUS=true"):
-        settings.load({"TAILGUARD_HOST": host})
-    assert settings.load({"TAILGUARD_HOST": host, "TAILGUARD_API_KEY": "k"}).host == host
-    assert settings.load({"TAILGUARD_HOST": host, "TAILGUARD_ALLOW_ANONYMOUS": "true"}).host == host
+    refusal = f"host {host} can be reached from other machines: .*ALLOW_ANONYMOUS=true to serve everybody"
+    for useless in ({}, {"TAILGUARD_ADMIN_KEYS": "ops=k"}):  # an admin key says nothing about who may classify
+        with pytest.raises(SettingsError, match=refusal):
+            settings.load({"TAILGUARD_HOST": host, **useless})
+    for name, value in (("API_KEY", "k"), ("API_KEYS", "a=k"), ("KEYS_FILE", "keys.toml"), ("ALLOW_ANONYMOUS", "true")):
+        assert settings.load({"TAILGUARD_HOST": host, f"TAILGUARD_{name}": value}).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
@@ -69,13 +85,24 @@ def test_loopback_needs_none(host: str) -> None:
     assert settings.load({"TAILGUARD_HOST": host}).api_key is None
 
 
-def test_secret_is_never_shown() -> None:
-    loaded = settings.load({"TAILGUARD_API_KEY": "hunter2"})
+@pytest.mark.parametrize("name", ["API_KEY", "API_KEYS", "ADMIN_KEYS"])
+def test_secret_is_never_shown(name: str) -> None:
+    loaded = settings.load({f"TAILGUARD_{name}": "a=hunter2"})
     assert "hunter2" not in json.dumps(loaded.printable()) + repr(loaded) + str(loaded)
-    assert loaded.printable()["api_key"] == "set"
+    assert {k: loaded.printable()[k] for k in SECRETS} == {
+        k: "set" if k == name.lower() else "not set" for k in SECRETS
+    }
+    for wrong in ({f"TAILGUARD_{name}": "a=hunter2 "}, {f"TAILGUARD_{name}": "a=hunter2", "TAILGUARD_PORT": "x"}):
+        with pytest.raises(SettingsError) as refused:
+            settings.load(wrong)
+        assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_secrets_are_not_shown_when_the_whole_is_refused() -> None:
+    given = {"TAILGUARD_HOST": "0.0.0.0", "TAILGUARD_ADMIN_KEYS": "ops=hunter2"}
     with pytest.raises(SettingsError) as refused:
-        settings.load({"TAILGUARD_API_KEY": "hunter2 "})
-    assert "hunter2" not in str(refused.value)
+        settings.load(given)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_frozen() -> None:
@@ -90,6 +117,8 @@ def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Settings(bundle=Path("models/m")).bundle == tmp_path / "root" / "models" / "m"
     assert Settings(bundle=Path("models/none")).bundle == Path("models/none")
+    assert Settings(shadow_bundle=Path("models/m")).shadow_bundle == tmp_path / "root" / "models" / "m"
+    assert Settings().shadow_bundle is None
 
 
 @pytest.mark.parametrize(
