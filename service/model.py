@@ -14,7 +14,7 @@ from service.errors import InvalidParameter, SettingsError
 from service.metrics import Metrics, ModelMetrics
 from service.pipeline import NICENESS, Dials, Pipeline
 from service.schemas import Wishes
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 DEFAULT_TOP_K = 5
 
@@ -75,27 +75,30 @@ class Model:
         self.engine.close()
 
 
-def load(
-    path: Path,
-    settings: Settings,
-    metrics: Metrics,
-    *,
-    operating_point: str | None = None,
-    scope: Scope | None = None,
-    shadow: bool = False,
-) -> Model:
+@dataclass(frozen=True)
+class Deciding:
+    """Which operating point and thresholds the deployment has chosen; None: what each bundle prefers itself."""
+
+    operating_point: str | None = None
+    scope: Scope | None = None
+    said_in: str = "operating_point"  # for the error when a bundle lacks it
+
+    def within(self, path: Path, manifest: Manifest) -> tuple[str, Scope]:
+        """What decides with this bundle. Raises SettingsError when it has no such operating point."""
+        point = self.operating_point or manifest.default_operating_point
+        if point not in manifest.operating_points:
+            known = ", ".join(manifest.operating_points)
+            raise SettingsError(f"{self.said_in}={point[:100]} is none of {path}'s: {known}")
+        return point, self.scope or manifest.threshold_scope
+
+
+def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *, shadow: bool = False) -> Model:
     """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others.
 
     Raises BundleError, EngineError or SettingsError, each with one clear line.
     """
     manifest = bundle.read(path)
-    # What the deployment prefers holds for every bundle that has it: another bundle may know other operating points.
-    preferred = settings.operating_point if path == settings.bundle else None
-    point = operating_point or preferred or manifest.default_operating_point
-    if point not in manifest.operating_points:
-        known = ", ".join(manifest.operating_points)
-        name = "operating_point" if operating_point else f"{PREFIX}OPERATING_POINT"
-        raise SettingsError(f"{name}={point[:100]} is none of {path}'s: {known}")
+    point, scope = deciding.within(path, manifest)
     engine = Engine(
         path,
         manifest,
@@ -122,7 +125,7 @@ def load(
         pipeline=pipeline,
         metrics=ModelMetrics(manifest, engine.provider),
         operating_point=point,
-        scope=scope or settings.threshold_scope or manifest.threshold_scope,
+        scope=scope,
     )
 
 

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 SCOPE_KEY = "tailguard.connection"  # in the ASGI scope: the Protocol, for `on_lost`
 HEAD_TIMEOUT_S = 10.0  # from connecting, or from the first byte of a later request, to the end of the headers
 MAX_HEAD_BYTES = 64 * 2**10
+WAKE_BYTES = 256 * 2**10
 
 
 class Protocol(HttpToolsProtocol):
@@ -58,6 +59,15 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        # The application wants the body whole: it is not woken for every packet, but at its end or when much waits.
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) >= WAKE_BYTES:
+                self.flow.pause_reading()
+                cycle.message_event.set()
 
     def _await_head(self) -> None:
         self._head_bytes = 0

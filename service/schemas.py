@@ -203,7 +203,7 @@ class OperatingPointWish(BaseModel):
 
 
 class BundleWish(BaseModel):
-    """The body of PUT /admin/bundle; without an operating point the bundle's default decides."""
+    """The body of PUT /admin/bundle; what is left out is as the deployment chose it, else the bundle decides."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -14,6 +14,7 @@ from service import model
 from service.decision import decide
 from service.errors import TailGuardError
 from service.metrics import Metrics
+from service.model import Deciding
 from service.pipeline import Row
 from service.settings import Settings
 
@@ -23,9 +24,9 @@ log = structlog.get_logger()
 class Shadow:
     """`offer` is called after an answer has been made; it costs the request one draw and, for its share, one task."""
 
-    def __init__(self, folder: Path, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding) -> None:
         """Raises as model.load."""
-        self.model = model.load(folder, settings, metrics, shadow=True)
+        self.model = model.load(folder, settings, metrics, deciding, shadow=True)
         self._share = settings.shadow_share
         self._timeout_s = settings.request_timeout_s
         self._images = metrics.shadow_images

@@ -13,8 +13,8 @@ from service.decision import Scope
 from service.errors import InvalidParameter, NotReady, SettingsError
 from service.keys import Keys
 from service.metrics import Metrics
-from service.model import Model
-from service.settings import Settings
+from service.model import Deciding, Model
+from service.settings import PREFIX, Settings
 from service.shadow import Shadow
 from service.tracing import Tracer
 from service.uploads import Memory
@@ -37,6 +37,8 @@ class Service:
         self.memory = Memory(self.settings.max_receiving_bytes)
         self.keys = Keys.load(self.settings)
         self.tracer: Tracer | None = tracing.load(self.settings)
+        settings = self.settings
+        self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -49,27 +51,28 @@ class Service:
     def start(self) -> None:
         """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
         settings = self.settings
-        self.model = model.load(settings.bundle, settings, self.metrics)
+        self.model = model.load(settings.bundle, settings, self.metrics, self.deciding)
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
-            self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics)
+            self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
         log.info("model ready", **self.model.described())
 
     async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
         """Put the bundle at `path` in service and retire the one before; the new model and the seconds it took.
 
-        It is loaded, verified and warmed up beside the running one, which answers meanwhile. Raises BundleError,
+        It is loaded, verified and warmed up beside the running one, which answers meanwhile. Without an operating point
+        or scope those that the deployment has chosen stay, or else the new bundle's own hold. Raises BundleError,
         EngineError or SettingsError, and then nothing has changed.
         """
         async with self._swapping:
             started = time.perf_counter()
             old = self.ready()
-            loaded = await asyncio.to_thread(
-                model.load, path, self.settings, self.metrics, operating_point=operating_point, scope=scope
-            )
+            deciding = Deciding(operating_point or self.deciding.operating_point, scope or self.deciding.scope)
+            loaded = await asyncio.to_thread(model.load, path, self.settings, self.metrics, deciding)
             if self.draining:
                 loaded.close()
                 raise NotReady("the service is shutting down: nothing was swapped")
+            self.deciding = deciding
             self.model = loaded  # the requests that hold the old one keep it to their end
             self.metrics.bind(loaded.metrics)
             seconds = time.perf_counter() - started
@@ -87,6 +90,8 @@ class Service:
             raise InvalidParameter(
                 f"operating_point={operating_point[:100]} is none of this model's: {', '.join(known)}"
             )
+        chosen = self.deciding
+        self.deciding = Deciding(operating_point or chosen.operating_point, scope or chosen.scope)
         self.model = current.deciding_by(operating_point, scope)
         log.info("operating point set", **self.model.described())
         return self.model

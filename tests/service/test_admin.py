@@ -140,6 +140,21 @@ def test_operating_point(administered: Settings) -> None:
         assert threshold() == tiny.THRESHOLD["ood95"]
 
 
+def test_operating_point_outlives_a_swap(administered: Settings, tmp_path: Path) -> None:
+    only = tiny.write(tmp_path / "only", operating_points={"id95": tiny.point(-5.0)}, version="3")
+    other = tiny.write(tmp_path / "other", default_operating_point="ood95", version="4")
+    with TestClient(service.app.create_app(administered)) as client:
+        document = client.get("/openapi.json").json()
+        answers = [put(client, "bundle", {"path": str(other)}).json()["operating_point"]]  # nobody chose: its default
+        put(client, "operating-point", {"operating_point": "id95", "threshold_scope": "global"})
+        swapped = put(client, "bundle", {"path": str(administered.bundle)}).json()
+        answers += [put(client, "bundle", {"path": str(other)}).json()["operating_point"], swapped["threshold_scope"]]
+        assert answers == ["ood95", "id95", "global"]
+        put(client, "operating-point", {"operating_point": "ood95"})
+        assert_problem(put(client, "bundle", {"path": str(only)}), 409, "operating_point=ood95 is none of", document)
+        assert put(client, "bundle", {"path": str(only), "operating_point": "id95"}).json()["version"] == "3"
+
+
 @pytest.mark.parametrize(("key", "status"), [({}, 401), ({"x-api-key": "no"}, 401), ({"x-api-key": "u53r"}, 403)])
 def test_only_an_admin_key_may(administered: Settings, second: Path, key: dict[str, str], status: int) -> None:
     with TestClient(service.app.create_app(administered)) as client:

@@ -1,5 +1,6 @@
 """python -m service as a real process on a real socket: start, serve, drain, and starts that fail in one line."""
 
+import json
 import os
 import re
 import signal
@@ -142,3 +143,30 @@ def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         "tailguard: /nowhere is not a bundle: manifest.json cannot be read (No such file or directory)\n"
     )
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_logs_never_hold_keys_or_image_bytes(tiny_bundle: Path, form: str) -> None:
+    marker = b"SECRETPIXELS"
+    keys = {"API_KEYS": "ci=hunter2", "ADMIN_KEYS": "ops=4dm1n"}
+    with (
+        serving(BUNDLE=str(tiny_bundle), LOG_FORMAT=form, **keys) as (process, port),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as client,
+    ):
+        for key in ("hunter2", "4dm1n", "wr0ng"):
+            for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
+                client.post("/classify", content=tiny.photo() + marker, headers=headers | {"content-type": "image/png"})
+                client.post("/classify", content=marker, headers=headers | {"content-type": "image/png"})
+                client.post(f"/classify?key={key}", files={"image": ("x", marker)}, headers=headers)
+                client.put("/admin/bundle", json={"path": "/nowhere"}, headers=headers)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert process.wait(LIMIT_S) == 0
+    assert rest.count("refused") > 5
+    for secret in ("hunter2", "4dm1n", "wr0ng", "SECRETPIXELS"):
+        assert secret not in rest
+    if form == "json":
+        events = [json.loads(line) for line in rest.splitlines()]
+        assert all({"event", "level", "timestamp"} <= set(event) for event in events)
+        assert {event["request_id"] for event in events if event["event"] == "refused"}
