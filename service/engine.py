@@ -1,19 +1,19 @@
 """The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out. No HTTP in here."""
 
-import warnings
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service import images
+from service import images, providers
 from service.bundle import GRAPH_FILE, Manifest
+from service.device import Buckets, Driver
 from service.errors import EngineError, TailGuardError
+from service.providers import KINDS, Provider
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 GOLDEN_MAX_PIXELS = 50_000_000
 # Largest difference of a probability allowed at a golden example. fp32 kernels differ in the order of their sums only.
 # int8 kernels differ in kind: AVX2 without VNNI saturates pairs of products to 16 bits, so the same graph gives
@@ -34,40 +34,100 @@ class Outputs:
 class Engine:
     """A verified session. `run` may be called from several threads at once."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, provider: Literal["cpu", "cuda"] = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        provider: Provider = "cpu",
+        intra_op_threads: int = 1,
+        gpu_mem_limit_bytes: int | None = None,
+        max_batch_images: int = 16,
+    ) -> None:
         """Load the graph of the bundle in `folder`, check it against its manifest and golden examples, warm it up.
 
-        Raises EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the provider
-        asked for is not the one in use, or a golden example gives another answer.
+        `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern cuda and tensorrt
+        only. Raises EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the
+        provider asked for is not the one in use, or a golden example gives another answer.
         """
         self.manifest = manifest
-        self._session = _session(folder / GRAPH_FILE, provider)
+        path = folder / GRAPH_FILE
+        self._session: Any = providers.session(
+            path, provider, intra_op_threads=intra_op_threads, gpu_mem_limit_bytes=gpu_mem_limit_bytes
+        )
+        self._driver: Driver | None = None
+        self._buckets: Buckets | None = None
         self.provider: str = self._session.get_providers()[0]
         self._names = ["probabilities", *manifest.scores]
-        self._check_provider(provider)
-        self._check_signature(folder / GRAPH_FILE)
-        self._verify_golden(folder)
-        self.run(np.zeros((1, *self.shape), np.uint8))
+        try:
+            self._check_signature(path)
+            if (device := KINDS[provider].device) is not None:
+                self._use_device(device, max_batch_images)
+            self._verify_golden(folder)
+            self.run(np.zeros((1, *self.shape), np.uint8))
+        except Exception:
+            self.close()
+            raise
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return (self.manifest.input.height_px, self.manifest.input.width_px, 3)
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
-        """Answers for `batch` uint8 [N, H, W, 3]. Raises EngineError when the graph fails."""
+        """Answers for `batch` uint8 [N, H, W, 3]. Raises EngineError when the graph fails or the engine is closed."""
+        buckets, session = self._buckets, self._session
+        if session is None:
+            raise EngineError(f"the engine of {self.manifest.name} {self.manifest.version} is closed")
         try:
-            probabilities, *scores = self._session.run(self._names, {"images": batch})
+            if buckets is not None:
+                probabilities, *scores = buckets.run(batch)
+            else:
+                probabilities, *scores = session.run(self._names, {"images": batch})
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise EngineError(f"the graph failed on a batch of shape {batch.shape}: {_one_line(error)}") from error
+            raise EngineError(
+                f"the graph failed on a batch of shape {batch.shape}: {providers.one_line(error)}"
+            ) from error
         return Outputs(probabilities, dict(zip(self.manifest.scores, scores, strict=True)))
 
-    def _check_provider(self, provider: str) -> None:
-        # get_available_providers() only says what the wheel was built with; the session says what it really uses.
-        if self.provider != PROVIDERS[provider]:
-            raise EngineError(
-                f"provider {provider} was asked for, the session got {self.provider}: install onnxruntime-gpu "
-                "with a matching CUDA, or set TAILGUARD_PROVIDER=cpu"
+    def device_memory_bytes(self) -> int | None:
+        """Memory in use on the GPU, by all processes on it; None without a GPU or when its driver does not say."""
+        try:
+            return self._driver.used_bytes() if self._driver is not None else None
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Free the graph and its buffers, once the runs under way have ended. Closing twice does no harm."""
+        buckets, driver = self._buckets, self._driver
+        self._buckets = self._session = self._driver = None
+        if buckets is not None:
+            buckets.close()
+        if driver is not None:
+            driver.close()
+        del buckets
+        trim_heap()
+
+    def _use_device(self, device: str, max_batch_images: int) -> None:
+        try:
+            self._driver = Driver()
+        except OSError:
+            self._driver = None  # then the copies are slower and the memory is not known
+        shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.manifest.classes),)}
+        shapes |= dict.fromkeys(self.manifest.scores, ())
+        try:
+            self._buckets = Buckets(
+                self._session,
+                self.shape,
+                shapes,
+                device=device,
+                max_batch_images=max_batch_images,
+                driver=self._driver,
             )
+        except Exception as error:
+            raise EngineError(
+                f"the buffers for batches of up to {max_batch_images} images cannot be made on {device}: "
+                f"{providers.one_line(error)}: raise TAILGUARD_GPU_MEM_LIMIT_BYTES or lower TAILGUARD_MAX_BATCH_IMAGES"
+            ) from error
 
     def _check_signature(self, path: Path) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -127,20 +187,8 @@ class Engine:
         return max(abs(value), max(levels) - min(levels) if levels else 0.0, 1.0 if name == "msp" else 0.0, 1e-6)
 
 
-def _session(path: Path, provider: Literal["cpu", "cuda"]) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # parallelism comes from the batcher's threads, one image or batch each
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle service burns no CPU
-    options.log_severity_level = 4  # what matters is raised, and said in one line
-    wanted = [PROVIDERS[provider]] + ([PROVIDERS["cpu"]] if provider != "cpu" else [])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a missing provider is only warned about; _check_provider refuses it
-            return ort.InferenceSession(str(path), options, providers=wanted)
-    except Exception as error:
-        raise EngineError(f"{path} cannot be loaded by onnxruntime: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def trim_heap() -> None:
+    """Give freed memory back to the system. glibc keeps it otherwise: 28 MB more after 100 loads, 10 with this."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -6,8 +6,10 @@ Orientation, alpha, grey, CMYK, palettes and 16-bit depths are settled here once
 calibration meets the same pixels in service. An image that already has the target size passes unchanged.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,13 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+MAX_SCANS = 64  # of a JPEG; encoders make about ten, and each costs a pass over every pixel
+STRIP_PIXELS = 2**20  # values of deeper images are scaled so many at a time
+
+PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20  # of all compressed texts; 64 MiB fit in a file of 100 KB otherwise
+# Pillow's WebP decoder holds the interpreter while it works and takes three times the memory of the others: 50 megapixels
+# would silence the whole service, health included, for half a second.
+WEBP_DIVISOR = 4
 Image.MAX_IMAGE_PIXELS = None  # Pillow's check only warns up to twice its limit; `max_pixels` refuses outright
 
 
@@ -52,30 +61,36 @@ class Loaded:
     height_px: int
 
 
-def load(data: bytes, target: Input, *, max_pixels: int) -> Loaded:
+def load(data: bytes | bytearray | memoryview, target: Input, *, max_pixels: int) -> Loaded:
     """Decode one JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF and fit it to `target`.
 
-    Raises UnsupportedMedia for bytes of another kind, InvalidImage for a file that is empty, damaged, cut short, of no
-    known range of values, or of more than `max_pixels` by its header; nothing is decoded then.
+    `bytes` are read in place. Raises UnsupportedMedia for bytes of another kind, InvalidImage for a file that is empty,
+    damaged, cut short, of no known range of values, of more than MAX_SCANS JPEG scans, or of more than `max_pixels`
+    (a quarter of it for WebP) by its header; nothing is decoded then.
     """
     if not data:
         raise InvalidImage("the image is empty (0 bytes): send the content of an image file")
+    if not isinstance(data, bytes):
+        data = bytes(data)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
-        if width * height > max_pixels:
+        limit = max_pixels // WEBP_DIVISOR if image.format == "WEBP" else max_pixels
+        if width * height > limit:
+            what = "the limit for WebP" if image.format == "WEBP" else "the limit"
             raise InvalidImage(
-                f"the image has {width} x {height} = {width * height} pixels, the limit is {max_pixels}: shrink it"
+                f"the image has {width} x {height} = {width * height} pixels, {what} is {limit}: shrink it"
             )
+        _limit_scans(image, data)
         _draft(image, target)
         image.load()
         orientation = _orientation(image)  # after loading: Pillow turns a TIFF itself while it loads
-        upright = _to_rgb(image)
+        image = _simple(image)
         if orientation in TURNS:
-            upright = upright.transpose(TURNS[orientation])
+            image = _freeing(image, image.transpose(TURNS[orientation]))
         if orientation >= 5:
             width, height = height, width
-        return Loaded(fit(upright, target), width, height)
+        return Loaded(fit(image, target), width, height)
     except TailGuardError:
         raise
     except UnidentifiedImageError as error:
@@ -91,10 +106,13 @@ def load(data: bytes, target: Input, *, max_pixels: int) -> Loaded:
 
 
 def fit(image: Image.Image, target: Input) -> NDArray[np.uint8]:
-    """An upright RGB image resized to uint8 [target.height_px, target.width_px, 3], bilinear with antialiasing."""
+    """An upright image resized to uint8 [target.height_px, target.width_px, 3], bilinear with antialiasing.
+
+    `image` is RGB or L, or RGBa or La (alpha premultiplied), whose alpha is laid on white.
+    """
     size = (target.width_px, target.height_px)
     if image.size == size:
-        return np.array(image)
+        return _rgb(image)
     box = None
     if target.fit == "crop":
         scale = max(size[0] / image.width, size[1] / image.height)
@@ -103,7 +121,28 @@ def fit(image: Image.Image, target: Input) -> NDArray[np.uint8]:
         if scale == 1:  # a crop alone must not blur by half a pixel
             left, top = int(left), int(top)
         box = (left, top, left + wide, top + high)
-    return np.array(image.resize(size, Image.Resampling.BILINEAR, box=box))
+    return _rgb(image.resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] of what `fit` takes. On white, a premultiplied value gains what alpha leaves open."""
+    values = np.asarray(image)
+    if image.mode.endswith("a"):
+        colour, alpha = values[..., :-1], values[..., -1:]
+        values = np.minimum(colour, alpha) + (255 - alpha)  # rounding in a resize may put a colour above its alpha
+    elif image.mode == "L":
+        values = values[..., None]
+    return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
+
+
+def _limit_scans(image: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG of a great many scans: 100 KB may hold thousands, each a pass over all of 50 megapixels."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    values = np.frombuffer(data, np.uint8)  # bytes.count takes three times as long
+    scans = int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
+    if scans > MAX_SCANS:
+        raise InvalidImage(f"the JPEG has {scans} scans, the limit is {MAX_SCANS}: save it again with the usual ones")
 
 
 def _draft(image: Image.Image, target: Input) -> None:
@@ -127,30 +166,69 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB with alpha laid on white and deeper values scaled, not clipped."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint16)
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if isinstance(hole := image.info.get("transparency"), int):
-            grey[values == hole] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_scale(np.asarray(image, np.float64), image.mode)).convert("RGB")
+def _simple(image: Image.Image) -> Image.Image:
+    """`image` in a mode that `fit` takes; what was decoded is freed. Deeper values are scaled, not clipped.
+
+    No more than two copies of a large image are ever held, and grey ones stay grey, a quarter of the size, until they
+    are small.
+    """
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _freeing(image, _eight_bit(image))
+    if image.mode == "P" and image.has_transparency_data:
+        _whiten_palette(image)
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        plain = image if image.mode in ("RGBA", "LA") else _freeing(image, image.convert("RGBA"))
+        return _freeing(plain, plain.convert("La" if plain.mode == "LA" else "RGBa"))
+    wanted = "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == wanted else _freeing(image, image.convert(wanted))
 
 
-def _scale(values: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
-    """32-bit grey [H, W] to uint8. The file does not say its range: the narrowest usual one that holds it is taken."""
-    low, high = float(values.min()), float(values.max())
-    ranges = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
+def _freeing(old: Image.Image, new: Image.Image) -> Image.Image:
+    old.close()  # callers up the stack still refer to it
+    return new
+
+
+def _whiten_palette(image: Image.Image) -> None:
+    """Lay the alpha of a palette image on white in its palette: 256 colours instead of millions of pixels."""
+    colours = image.resize((256, 1))
+    colours.frombytes(bytes(range(256)))
+    rgba = colours.convert("RGBA")
+    image.putpalette(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB").tobytes())
+    del image.info["transparency"]
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The values [rows, W] of a grey image from top to bottom, each strip with its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16- or 32-bit grey as L. 32 bits do not say their range: the narrowest usual one that holds them is taken."""
+    grey = Image.new("L", image.size)
+    deep = image.mode.startswith("I;16")
+    full = _range(image) if not deep else 65535.0
+    hole = image.info.get("transparency") if deep else None
+    for top, values in _strips(image):
+        if deep:
+            small = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+            if isinstance(hole, int):
+                small[values == hole] = 255
+        else:
+            small = np.rint(values.astype(np.float64) * (255.0 / full)).astype(np.uint8)
+        grey.paste(Image.fromarray(small), (0, top))
+    return grey
+
+
+def _range(image: Image.Image) -> float:
+    ends = np.array([(v.min(), v.max()) for _, v in _strips(image)], np.float64)
+    low, high = float(ends.min()), float(ends.max())
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
     full = next((r for r in ranges if high <= r), None)
     if full is None or not low >= 0:
         raise InvalidImage(
             f"the 32-bit image holds values from {low:g} to {high:g}, the ranges known are 0 to "
             f"{', '.join(f'{r:g}' for r in ranges)}: convert it to 8 or 16 bits"
         )
-    return np.rint(values * (255.0 / full)).astype(np.uint8)
+    return full

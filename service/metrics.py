@@ -59,7 +59,9 @@ class Metrics:
         self.model_info = Gauge(
             "model_info", "The model in service", ["model", "version", "sha256", "method", "provider"], **where
         )
-        self.device_memory_bytes = Gauge("device_memory_bytes", "Memory of the accelerator in use", **where)
+        self.device_memory_bytes = Gauge(
+            "device_memory_bytes", "Memory in use on the accelerator, by all processes", ["provider"], **where
+        )
         self.swaps = Counter("swaps", "Bundles put in service while running, or refused", ["outcome"], **where)
         self.shadow_images = Counter(
             "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where

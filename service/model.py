@@ -1,7 +1,5 @@
 """A bundle in service: manifest, engine, the pipeline before it, and what decides unless a request says otherwise."""
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,9 +125,3 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         operating_point=point,
         scope=scope,
     )
-
-
-def give_memory_back() -> None:
-    """Return freed pages to the system: without it glibc keeps what a retired graph held."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -110,7 +110,8 @@ class Service:
         """The text for Prometheus, with what is only known when asked."""
         if self.model is not None:
             self.metrics.queue_images.set(self.model.pipeline.held)
-            self.metrics.device_memory_bytes.set(self.model.engine.device_memory_bytes() or 0)
+            if (used := self.model.engine.device_memory_bytes()) is not None:
+                self.metrics.device_memory_bytes.labels(self.settings.provider).set(used)
         return self.metrics.render()
 
     async def stop(self) -> None:
@@ -130,8 +131,8 @@ class Service:
     async def _retire(self, old: Model) -> None:
         # No new request can take the old model; those that have it are bounded by their deadline.
         await old.pipeline.drain(self.settings.request_timeout_s + 1)
-        old.close()
-        await asyncio.to_thread(model.give_memory_back)
+        old.pipeline.close()
+        await asyncio.to_thread(old.engine.close)
 
 
 def of(request: Request) -> Service:

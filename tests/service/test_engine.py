@@ -1,5 +1,6 @@
 """service/engine.py: right numbers, and every mismatch of graph, manifest and machine refused."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from service import bundle
 from service.engine import Engine
 from service.errors import EngineError
+from service.providers import KINDS
 from tests.service import tiny
 
 
@@ -31,10 +33,44 @@ def test_provider_is_the_sessions(tiny_bundle: Path) -> None:
     assert load(tiny_bundle).provider == "CPUExecutionProvider"
 
 
-@pytest.mark.skipif(tiny.HAS_CUDA, reason="this onnxruntime has CUDA")
-def test_cuda_absent_is_an_error(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineError, match="cuda was asked for, the session got CPUExecutionProvider"):
-        load(tiny_bundle, "cuda")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_no_answer(tiny_bundle: Path, threads: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    engine = Engine(tiny_bundle, bundle.read(tiny_bundle), intra_op_threads=threads)
+    np.testing.assert_allclose(engine.run(images).probabilities, tiny.reference(images)[0], atol=1e-5)
+
+
+def test_close_frees_and_refuses(tiny_bundle: Path) -> None:
+    engine = load(tiny_bundle)
+    freed = weakref.ref(engine._session)
+    engine.close()
+    engine.close()
+    assert freed() is None
+    with pytest.raises(EngineError, match="the engine of tiny 1 is closed"):
+        engine.run(np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8))
+
+
+def test_device_memory_is_unknown_on_the_cpu(tiny_bundle: Path) -> None:
+    assert load(tiny_bundle).device_memory_bytes() is None
+
+
+def test_with_a_device_the_engine_runs_its_buckets(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU with its buffers on the CPU: goldens pass, odd batches too, and closing ends it."""
+    monkeypatch.setitem(KINDS, "cpu", KINDS["cpu"]._replace(device="cpu"))
+    monkeypatch.setattr("service.engine.Driver", absent_driver)
+    engine = Engine(tiny_bundle, bundle.read(tiny_bundle), max_batch_images=4)
+    images = np.random.default_rng(0).integers(0, 256, (7, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    np.testing.assert_allclose(engine.run(images).scores["energy"], tiny.reference(images)[1]["energy"], atol=1e-5)
+    assert engine.device_memory_bytes() is None
+    with pytest.raises(EngineError, match=r"shape \(1, 9, 8, 3\)"):
+        engine.run(np.zeros((1, 9, 8, 3), np.uint8))
+    engine.close()
+    with pytest.raises(EngineError, match="is closed"):
+        engine.run(images)
+
+
+def absent_driver() -> Any:
+    raise OSError("libcuda.so.1: cannot open shared object file")
 
 
 def test_wrong_shape_is_an_engine_error(tiny_bundle: Path) -> None:

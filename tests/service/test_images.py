@@ -1,8 +1,11 @@
 """service/images.py with real files: every format and mode, orientation, damage, limits."""
 
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 
 from service.bundle import Input
 from service.errors import InvalidImage, UnsupportedMedia
-from service.images import TURNS, Loaded, load
+from service.images import MAX_SCANS, TURNS, Loaded, load
 
 LIMIT = 50_000_000
 
@@ -283,13 +286,139 @@ def test_two_hundred_megapixels_are_refused_from_the_header() -> None:
         read(png(20_000, 10_000, 8, 2))  # its pixel data is missing: decoding would say something else
 
 
-def test_the_limit_itself_is_allowed() -> None:
-    data = encode(RGB, "PNG")
-    assert load(data, target(4, 4), max_pixels=16 * 12).width_px == 16
-    with pytest.raises(InvalidImage):
-        load(data, target(4, 4), max_pixels=16 * 12 - 1)
+@pytest.mark.parametrize(("form", "limit"), [("PNG", 16 * 12), ("JPEG", 16 * 12), ("WEBP", 4 * 16 * 12)])
+def test_the_limit_itself_is_allowed(form: str, limit: int) -> None:
+    data = encode(RGB, form)
+    assert load(data, target(4, 4), max_pixels=limit).width_px == 16
+    with pytest.raises(InvalidImage, match="192 pixels, the limit"):
+        load(data, target(4, 4), max_pixels=limit - 1)
 
 
 def test_damaged_exif_does_not_matter() -> None:
     data = encode(RGB, "JPEG", exif=b"Exif\0\0garbage that is no TIFF header", quality=95)
     np.testing.assert_array_equal(read(data).pixels, np.asarray(Image.open(BytesIO(data))))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_buffer_will_do(kind: type) -> None:
+    np.testing.assert_array_equal(load(kind(encode(RGB, "PNG")), target(16, 12), max_pixels=LIMIT).pixels, PICTURE)
+    with pytest.raises(UnsupportedMedia):
+        load(kind(b"hello, world"), target(16, 12), max_pixels=LIMIT)
+
+
+# Large images ---------------------------------------------------------------------------------------------------------
+
+
+def white_under(rgba: NDArray[np.uint8]) -> Image.Image:
+    """The colours on white, in floats and at full size: what any shortcut must come to."""
+    alpha = rgba[..., 3:] / 255
+    return Image.fromarray(np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_alpha_is_laid_on_white_as_if_before_the_resize(fit: Literal["stretch", "crop"], grey: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 4), np.uint8)
+    if grey:
+        noise[..., :3] = noise[..., :1]
+    stored = Image.fromarray(noise[..., [0, 3]] if grey else noise)  # two planes are LA
+    found = load(encode(stored, "PNG"), target(16, 12, fit), max_pixels=LIMIT).pixels
+    wanted = load(encode(white_under(noise), "PNG"), target(16, 12, fit), max_pixels=LIMIT).pixels
+    np.testing.assert_allclose(found.astype(int), wanted, atol=2)
+
+
+def test_palette_alpha_is_that_of_its_colours() -> None:
+    index = np.random.default_rng(0).integers(0, 4, (120, 160)).astype(np.uint8)
+    colours = np.array([[9, 99, 199, 0], [50, 100, 150, 77], [255, 0, 0, 200], [1, 2, 3, 255]], np.uint8)
+    image = Image.fromarray(index)
+    image.putpalette(colours[:, :3].tobytes())
+    found = read(encode(image, "PNG", transparency=colours[:, 3].tobytes())).pixels
+    wanted = read(encode(white_under(colours[index]), "PNG")).pixels
+    np.testing.assert_allclose(found.astype(int), wanted, atol=1)
+
+
+@pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
+def test_deep_images_of_several_strips(values: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bottom strip alone holds the largest value, which sets the range of all."""
+    monkeypatch.setattr("service.images.STRIP_PIXELS", 50)
+    grey = np.zeros((31, 16), np.uint8)
+    grey[5], grey[30] = 100, 255
+    data = encode(Image.fromarray((grey.astype(np.float64) * 257).astype(values)), "TIFF")
+    np.testing.assert_array_equal(read(data, 16, 31).pixels, np.stack([grey] * 3, -1))
+
+
+def test_a_nan_anywhere_is_refused() -> None:
+    values = np.zeros((12, 16), np.float32)
+    values[7, 3] = np.nan
+    with pytest.raises(InvalidImage, match="32-bit image holds values"):
+        read(encode(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "times"),
+    [("RGB", "PNG", 1.3), ("L", "PNG", 0.5), ("RGBA", "PNG", 2.3), ("P", "PNG", 1.5), ("F", "TIFF", 1.6)],
+)
+def test_memory_of_a_large_image(mode: str, form: str, times: float, tmp_path: Path) -> None:
+    """In a process of its own, for Pillow's memory is not Python's: `times` what the pixels take at four bytes each."""
+    image = Image.new(mode, (4000, 4000))
+    options: dict[str, Any] = {"transparency": 0} if mode == "P" else {}
+    (tmp_path / "image").write_bytes(encode(image, form, **options))
+    script = (
+        "import resource, sys\n"
+        "from service.bundle import Input\n"
+        "from service.images import load\n"
+        "data = open(sys.argv[1], 'rb').read()\n"
+        "size = Input(width_px=32, height_px=32, fit='stretch', resampling='bilinear')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "load(data, size, max_pixels=50_000_000)\n"
+        "print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "image")]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < times * 4 * 4000 * 4000
+
+
+# Bombs ---------------------------------------------------------------------------------------------------------------
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are `count`."""
+    data = encode(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_scans_of_a_jpeg_are_limited() -> None:
+    assert read(scans(MAX_SCANS)).width_px == 64
+    with pytest.raises(InvalidImage, match=f"the JPEG has {MAX_SCANS + 1} scans, the limit is {MAX_SCANS}"):
+        read(scans(MAX_SCANS + 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        [(b"zTXt", b"k\0\0" + zlib.compress(bytes(32 * 2**20)))],
+        [(b"iCCP", b"k\0\0" + zlib.compress(bytes(32 * 2**20)))],
+        [(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(2**20 - 1))) for i in range(9)],
+        [(b"iTXt", b"k%d\0\1\0\0\0" % i + zlib.compress(bytes(2**20 - 1))) for i in range(9)],
+    ],
+)
+def test_compressed_text_of_a_png_is_limited(text: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(InvalidImage, match="damaged or cut short"):
+        read(png(16, 12, 8, 2, PICTURE, extra=text))
+    np.testing.assert_array_equal(read(png(16, 12, 8, 2, PICTURE, extra=[(b"tEXt", b"k\0short")])).pixels, PICTURE)
+
+
+def test_sizes_claimed_inside_the_file_count() -> None:
+    gif = bytearray(encode(Image.new("P", (4, 4)), "GIF"))
+    screen, frame = bytearray(gif), bytearray(gif)
+    screen[6:10] = struct.pack("<HH", 60_000, 60_000)
+    at = gif.rindex(b",\0\0\0\0") + 5
+    frame[at : at + 4] = struct.pack("<HH", 60_000, 60_000)
+    jpeg = bytearray(encode(RGB, "JPEG"))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    for data in (screen, frame, jpeg):
+        with pytest.raises(InvalidImage, match="60000 x 60000 = 3600000000 pixels"):
+            read(bytes(data))
