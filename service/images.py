@@ -46,8 +46,8 @@ MAX_SCANS = 64  # of a JPEG; encoders make about ten, and each costs a pass over
 STRIP_PIXELS = 2**20  # values of deeper images are scaled so many at a time
 
 PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20  # of all compressed texts; 64 MiB fit in a file of 100 KB otherwise
-# Pillow's WebP decoder holds the interpreter while it works and takes three times the memory of the others: 50 megapixels
-# would silence the whole service, health included, for half a second.
+# Pillow's WebP decoder holds the interpreter while it works, and takes three times the memory of the others: at 50
+# megapixels it would silence the whole service, health included, for half a second.
 WEBP_DIVISOR = 4
 Image.MAX_IMAGE_PIXELS = None  # Pillow's check only warns up to twice its limit; `max_pixels` refuses outright
 
