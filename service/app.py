@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.middleware.cors import CORSMiddleware
 
-from service import admin, describe, uploads
+from service import admin, describe, oip, uploads
 from service.answers import answer, milliseconds
 from service.deadline import deadline_of
 from service.decision import decide
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for part in (router, describe.router, admin.router):
+    for part in (router, describe.router, admin.router, oip.router):
         app.include_router(part)
     refusals = Refusals(service.metrics)
     refusals.install(app)

@@ -28,6 +28,7 @@ from service.errors import (
 )
 from service.limits import Pacer
 from service.metrics import Metrics
+from service.oip_schemas import JSON_MEDIA_TYPE, refusal, speaks
 
 LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
 LINGER_BYTES = 64 * 2**20
@@ -103,6 +104,9 @@ class _Lingering(_Problem):
 def _answer(
     request: Request, kind: Kind, detail: str, headers: dict[str, str], response: type[_Problem] = _Problem
 ) -> Response:
+    if speaks(request.url.path):
+        status, said = refusal(kind, detail)
+        return response(said, status_code=status, headers=headers, media_type=JSON_MEDIA_TYPE)
     body = problem(kind, detail, instance=request.url.path, request_id=request.state.request_id)
     return response(body, status_code=kind.status, headers=headers)
 

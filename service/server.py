@@ -7,6 +7,7 @@ a second signal, or the end of both times: the process ends hard
 HUP          the keys are read again
 """
 
+import gc
 import math
 import os
 import resource
@@ -42,6 +43,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What was made by now lives to the end: the collector need not walk it again and again, holding every request.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
         if self.started:
             for server in self.servers:
                 for listener in server.sockets:
