@@ -154,6 +154,7 @@ async def _classify_one(
     service.metrics.decode_seconds.observe(row.decode_s)
     service.metrics.queue_seconds.observe(max(0.0, queue_s))
     current.metrics.decided(best, row.scores, verdict)
+    request.state.decided = done
     started: float = request.state.started
     times = {
         "receive_ms": milliseconds(received - started),

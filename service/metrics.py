@@ -1,8 +1,5 @@
 """Every Prometheus metric of the service and its buckets. Base units; every label has few values."""
 
-import math
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import TypedDict
 
 from prometheus_client import (
@@ -14,19 +11,17 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
-from service.bundle import Manifest
-from service.decision import Verdict
+from service.metrics_model import ModelMetrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a _created series per counter doubles the scrape for nothing
 
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-SCORE_BUCKETS = 24
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+STAGES = ("receive", "decode", "queue", "inference", "respond")
+SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
 
 
 class Where(TypedDict):
@@ -45,20 +40,24 @@ class Metrics:
         self.request_seconds = Histogram(
             "request_seconds", "Time from the first byte to the answer", ["route"], buckets=REQUEST_BUCKETS_S, **where
         )
-        self.stage_seconds = Histogram(
+        stage_seconds = Histogram(
             "stage_seconds",
             "Time of an image in a stage; inference: of a batch",
             ["stage"],
             buckets=STAGE_BUCKETS_S,
             **where,
         )
-        self.batch_images = Histogram("batch_images", "Images per run of the graph", buckets=BATCH_BUCKETS, **where)
-        self.queue_images = Gauge("queue_images", "Images admitted and not yet answered", **where)
-        self.refused = Counter("refused", "Images or requests refused or failed, by reason", ["reason"], **where)
-        self.decisions = Counter("decisions", "Decisions by predicted class", ["class", "group", "decision"], **where)
-        self.model_info = Gauge(
-            "model_info", "The model in service", ["model", "version", "sha256", "method", "provider"], **where
+        # A label is looked up once, not once a request.
+        self.receive_seconds, self.decode_seconds, self.queue_seconds, self.inference_seconds, self.respond_seconds = (
+            stage_seconds.labels(stage) for stage in STAGES
         )
+        self.batch_images = Histogram("batch_images", "Images per run of the graph", buckets=BATCH_BUCKETS, **where)
+        self.requests_in_flight = Gauge("requests_in_flight", "Requests begun and not yet answered", **where)
+        self.queue_images = Gauge("queue_images", "Images admitted and not yet answered", **where)
+        self.queue_limit_images = Gauge("queue_limit_images", "Images admitted at most", **where)
+        self.refused = Counter("refused", "Images or requests refused or failed, by reason", ["reason"], **where)
+        self.ready = Gauge("ready", "1 while the service takes requests", **where)
+        self.provider_asked = Gauge("provider_asked_info", "The provider that the settings name", ["provider"], **where)
         self.device_memory_bytes = Gauge(
             "device_memory_bytes", "Memory in use on the accelerator, by all processes", ["provider"], **where
         )
@@ -66,22 +65,25 @@ class Metrics:
         self.shadow_images = Counter(
             "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where
         )
-        # A label is looked up once, not once a request.
-        self.receive_seconds, self.decode_seconds, self.queue_seconds, self.inference_seconds = (
-            self.stage_seconds.labels(stage) for stage in ("receive", "decode", "queue", "inference")
-        )
+        self.ledger_rows = Counter("ledger_rows", "Rows for the ledger, by what became of them", ["outcome"], **where)
+        self.ledger_held_rows = Gauge("ledger_held_rows", "Rows in the ledger", **where)
+        self.ledger_bytes = Gauge("ledger_bytes", "Size of the ledger", **where)
         self._model: ModelMetrics | None = None
-        for outcome in ("done", "refused"):
-            self.swaps.labels(outcome)
+        for counter, values in (
+            (self.swaps, ("done", "refused")),
+            (self.refused, SHED),
+            (self.shadow_images, ("same", "decision-differs", "label-differs", "failed", "skipped")),
+            (self.ledger_rows, ("written", "dropped", "failed")),
+        ):
+            for value in values:
+                counter.labels(value)
 
-    def bind(self, model: "ModelMetrics") -> None:
+    def bind(self, model: ModelMetrics) -> None:
         """Publish the series of `model` in place of those of the one before."""
         if self._model is not None:
             self.registry.unregister(self._model)
         self._model = model
         self.registry.register(model)
-        self.model_info.clear()
-        self.model_info.labels(*model.identity).set(1)
 
     def ran(self, images: int, seconds: float) -> None:
         """Count one run of the graph."""
@@ -90,50 +92,3 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class ModelMetrics(Collector):
-    """The series that depend on a bundle: its decisions by class, a histogram per score with bounds of its own.
-
-    Each model keeps its own, so requests that end after another bundle has taken over do not count there.
-    """
-
-    def __init__(self, manifest: Manifest, provider: str) -> None:
-        self.identity = (manifest.name, manifest.version, manifest.sha256, manifest.provenance.method, provider)
-        where = Where(registry=CollectorRegistry(), namespace="tailguard")
-        self._registry = where["registry"]
-        decisions = Counter("decisions", "Decisions by predicted class", ["class", "group", "decision"], **where)
-        self._decisions = [  # at zero from the start: rates are right from the first event on
-            {decision: decisions.labels(info.name, info.group, decision) for decision in ("accept", "reject")}
-            for info in manifest.classes
-        ]
-        self._scores = {
-            name: Histogram(
-                f"score_{name}",
-                f"{name} of classified images, larger = more outlying",
-                buckets=score_buckets(manifest, name),
-                **where,
-            )
-            for name in manifest.scores
-        }
-
-    def collect(self) -> Iterator[Metric]:
-        return iter(self._registry.collect())
-
-    def decided(self, class_index: int, scores: dict[str, float], verdict: Verdict) -> None:
-        """Count one classified image."""
-        self._decisions[class_index][verdict.decision].inc()
-        for name, value in scores.items():
-            if math.isfinite(value):  # one NaN would spoil the sum for good
-                self._scores[name].observe(value)
-
-
-def score_buckets(manifest: Manifest, name: str) -> list[float]:
-    """Evenly spaced upper bounds over what calibration saw of a score, in-distribution and outliers together."""
-    seen = [v for row in manifest.calibration.quantiles.get(name, {}).values() for v in row]
-    if name == manifest.deciding_score:
-        seen += [manifest.calibration.id_scores[0], manifest.calibration.id_scores[-1]]
-    low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
-    step = (high - low) / SCORE_BUCKETS
-    bounds = [float(f"{low + i * step:.6g}") for i in range(SCORE_BUCKETS + 1)]
-    return bounds if all(a < b for a, b in pairwise(bounds)) else [0.0, 0.5, 1.0]

@@ -82,6 +82,7 @@ class Observe:
             await send(message)
 
         request = Request(scope, receive)
+        self._service.in_flight += 1
         try:
             await self._answer(request, receive, send_with_headers)
         except Exception:
@@ -89,6 +90,7 @@ class Observe:
             if not begun:
                 await unexpected(request)(scope, receive, send_with_headers)
         finally:
+            self._service.in_flight -= 1
             self._record(scope, status, request_id, started)
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
@@ -128,6 +130,8 @@ class Observe:
         metrics = self._service.metrics
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_seconds.labels(route).observe(ended - started)
+        if "decided" in state:
+            metrics.respond_seconds.observe(ended - state["decided"])
         if self._service.tracer is not None and not route.startswith(UNTRACED):
             self._trace(scope, route, status, started, ended)
         if status >= 400 and not route.startswith("/health"):

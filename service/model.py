@@ -9,7 +9,8 @@ from service.bundle import Manifest
 from service.decision import Scope
 from service.engine import Engine
 from service.errors import InvalidParameter, SettingsError
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
+from service.metrics_model import ModelMetrics
 from service.pipeline import NICENESS, Dials, Pipeline
 from service.schemas import Wishes
 from service.settings import Settings
@@ -54,8 +55,10 @@ class Model:
         return Choice(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
 
     def deciding_by(self, operating_point: str | None, scope: Scope | None) -> "Model":
-        """The same model with other defaults; None leaves one as it is."""
-        return replace(self, operating_point=operating_point or self.operating_point, scope=scope or self.scope)
+        """The same model with other defaults; None leaves one as it is. From now on its metrics say so."""
+        changed = replace(self, operating_point=operating_point or self.operating_point, scope=scope or self.scope)
+        self.metrics.in_force(changed.operating_point, changed.scope)
+        return changed
 
     def described(self) -> dict[str, Any]:
         """What the log says of it."""
@@ -121,7 +124,7 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         manifest=manifest,
         engine=engine,
         pipeline=pipeline,
-        metrics=ModelMetrics(manifest, engine.provider),
+        metrics=ModelMetrics(manifest, engine.provider, point, scope),
         operating_point=point,
         scope=scope,
     )

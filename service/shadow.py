@@ -32,8 +32,6 @@ class Shadow:
         self._images = metrics.shadow_images
         self._tasks: set[asyncio.Task[None]] = set()
         self._draw = random.Random(0).random
-        for outcome in ("same", "decision-differs", "label-differs", "failed", "skipped"):
-            self._images.labels(outcome)  # at zero from the start
         log.info("shadow ready", share=self._share, **self.model.described())
 
     def offer(self, data: bytes, label: str, decision: str) -> None:

@@ -14,6 +14,7 @@ from service.errors import InvalidParameter, NotReady, SettingsError
 from service.keys import Keys
 from service.metrics import Metrics
 from service.model import Deciding, Model
+from service.providers import KINDS
 from service.settings import PREFIX, Settings
 from service.shadow import Shadow
 from service.tracing import Tracer
@@ -31,6 +32,7 @@ class Service:
     model: Model | None = None
     shadow: Shadow | None = None
     draining: bool = False
+    in_flight: int = 0
     failure: Exception | None = None  # why the start failed
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Service:
         self.tracer: Tracer | None = tracing.load(self.settings)
         settings = self.settings
         self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
+        self.metrics.provider_asked.labels(KINDS[settings.provider].name).set(1)
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -108,11 +111,15 @@ class Service:
 
     def render_metrics(self) -> bytes:
         """The text for Prometheus, with what is only known when asked."""
+        metrics = self.metrics
+        metrics.requests_in_flight.set(self.in_flight)
+        metrics.ready.set(self.model is not None and not self.draining)
         if self.model is not None:
-            self.metrics.queue_images.set(self.model.pipeline.held)
+            metrics.queue_images.set(self.model.pipeline.held)
+            metrics.queue_limit_images.set(self.model.pipeline.queue_images)
             if (used := self.model.engine.device_memory_bytes()) is not None:
-                self.metrics.device_memory_bytes.labels(self.settings.provider).set(used)
-        return self.metrics.render()
+                metrics.device_memory_bytes.labels(self.settings.provider).set(used)
+        return metrics.render()
 
     async def stop(self) -> None:
         """Answer what is in the pipeline, then let go of everything."""

@@ -43,8 +43,8 @@ def test_counts(settings: Settings) -> None:
         ask(client, BYTES | {"data": [TEXTS[0], "AAAA"]})
         client.get("/v2/models/other")
         text = client.get("/metrics").text
-    assert 'tailguard_decisions_total{class="red",decision="accept",group="many"} 1.0' in text
-    assert 'tailguard_decisions_total{class="blue",decision="reject",group="few"} 0.0' in text
+    assert 'tailguard_decisions_total{class="red",decision="accept",group="many",model="tiny",version="1"} 1.0' in text
+    assert 'tailguard_decisions_total{class="blue",decision="reject",group="few",model="tiny",version="1"} 0.0' in text
     assert 'tailguard_refused_total{reason="invalid-image"} 1.0' in text
     assert 'tailguard_refused_total{reason="not-found"} 1.0' in text
     route = "/v2/models/{name}/infer"
