@@ -22,10 +22,10 @@ def answer(
     return {
         "request_id": request_id,
         "model": {"name": manifest.name, "version": manifest.version},
-        "label": top[0]["label"],
+        "label": manifest.classes[best].name,
         "class_index": best,
         "group": manifest.classes[best].group,
-        "probability": top[0]["probability"],
+        "probability": finite(float(row.probabilities[best])),
         "top_k": top,
         "scores": {name: finite(value) for name, value in row.scores.items()},
         "deciding_score": {

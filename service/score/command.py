@@ -1,0 +1,225 @@
+"""The command: its arguments, and the story of a run from the inputs to the output."""
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tqdm import tqdm
+
+from service import bundle, settings
+from service.engine import Engine
+from service.score import inputs, outputs
+from service.score.errors import ScoreError
+from service.score.journal import Journal
+from service.score.rows import Row, Scorer
+from service.score.stopping import Interrupted, Stop, stoppable
+from service.score.summary import Tally
+from service.settings import PREFIX, Settings
+
+AHEAD_BATCHES = 4  # of each thread: rows are kept in order, and one slow file must not stop the others
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `python -m service score` takes."""
+    parser.add_argument(
+        "inputs", nargs="+", metavar="DIR|GLOB|LIST",
+        help="a folder (with its subfolders), a pattern, a .txt or .lst file with one path per line, or - for stdin",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="results.parquet, .csv or .jsonl")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever its suffix")
+    parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
+    parser.add_argument("--bundle", type=Path, help=f"default: {PREFIX}BUNDLE")
+    parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")
+    parser.add_argument("--thresholds", choices=("group", "global"), help="default: as for the service")
+    parser.add_argument("--threads", type=_positive, help="default: one for each CPU")
+    parser.add_argument("--batch-images", type=_positive, help=f"default: {PREFIX}MAX_BATCH_IMAGES")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Score every file and print the summary. The exit code: 0, or 128 + the signal that stopped it.
+
+    Raises BundleError or TailGuardError, one clear line, when it refuses or cannot go on; the rows so far are kept.
+    """
+    partial = args.out.with_name(args.out.name + ".partial")
+    with stoppable() as stop:
+        try:
+            _score(args, partial, stop)
+        except Interrupted as stopped:
+            name = signal.Signals(stopped.number).name
+            rest = f"the rows so far are in {partial}: give the same command again to go on"
+            print(f"tailguard: stopped by {name}; {rest if partial.exists() else 'nothing was begun'}", file=sys.stderr)
+            return 128 + stopped.number
+    return 0
+
+
+def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
+    out: Path = args.out
+    _check(out, args.overwrite)
+    config = _configure(args)
+    own = (out, partial, outputs.temporary(out))
+    paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
+    stop.check()
+    scorer = _scorer(config, probabilities=args.probabilities)
+    stop.check()
+    threads = config.decode_threads if config.provider in ("cuda", "tensorrt") else config.inference_threads
+    header = _header(scorer, config)
+    tally = Tally()
+    started = perf_counter()
+    try:
+        _drop_leftover(out, partial)
+        with Journal(partial, header) as journal:
+            plan = Plan(journal, paths, threads, config.max_batch_images)
+            with closing(_rows(plan, scorer, stop)) as rows:
+                outputs.write(out, scorer.columns, tally.over(rows), header)
+            journal.remove()
+    except OSError as error:
+        raise ScoreError(
+            f"{error.filename or partial} cannot be written ({error.strerror}): put that right and give the same "
+            "command again to go on"
+        ) from error
+    seconds = perf_counter() - started
+    print(tally.text(scorer.engine.manifest, scorer.operating_point, scorer.scope))
+    print(
+        f"wrote {out}: {plan.count} images in {seconds:.1f} s, {plan.count / seconds:.1f} images/s, {threads} threads"
+    )
+
+
+class Plan:
+    """What is to be scored and what the journal has already.
+
+    Batches are cut from the whole of `paths`, whatever is done: a run in pieces then meets the same batches as one in
+    one piece, and its floats are the same to the last bit.
+    """
+
+    def __init__(self, journal: Journal, paths: list[str], threads: int, batch_images: int) -> None:
+        self.journal = journal
+        self.threads = threads
+        self.batches = [paths[i : i + batch_images] for i in range(0, len(paths), batch_images)]
+        self.done = [all(path in journal for path in batch) for batch in self.batches]
+        self.images = len(paths)
+        self.count = sum(len(b) for b, done in zip(self.batches, self.done, strict=True) if not done)
+
+
+def _rows(plan: Plan, scorer: Scorer, stop: Stop) -> Generator[Row, None, None]:
+    """The rows of all paths in their order, read from the journal or scored and kept there."""
+    kept = plan.images - plan.count
+    if kept:
+        print(f"tailguard: {kept} of {plan.images} images are in {plan.journal.path} already", file=sys.stderr)
+    pool = ThreadPoolExecutor(plan.threads, "score")
+    missing = (batch for batch, done in zip(plan.batches, plan.done, strict=True) if not done)
+    fresh = _in_order(pool, scorer, missing, AHEAD_BATCHES * plan.threads, stop)
+    bar = tqdm(total=plan.images, initial=kept, unit="image", disable=None)
+    try:
+        for batch, done in zip(plan.batches, plan.done, strict=True):
+            stop.check()
+            if done:
+                yield from map(plan.journal.row, batch)
+            else:
+                rows = next(fresh)
+                plan.journal.append(rows)
+                bar.update(len(rows))
+                yield from rows
+    finally:
+        stop.set()  # when this ends early, the threads need not finish their batches first
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, scorer: Scorer, batches: Iterable[list[str]], ahead: int, stop: Stop
+) -> Iterator[list[Row]]:
+    """The rows of each batch, as they come to be done, never more than `ahead` batches at once."""
+    pending: deque[Future[list[Row]]] = deque()
+    waiting = iter(batches)
+    while True:
+        pending.extend(pool.submit(scorer.score, batch, stop.is_set) for batch in islice(waiting, ahead - len(pending)))
+        if not pending:
+            return
+        rows = pending.popleft().result()
+        stop.check()  # then the batch may have been given up
+        yield rows
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    """Everything about --out that can be refused before anything is done."""
+    outputs.writer(out)
+    if not out.parent.is_dir():
+        raise ScoreError(f"the folder {out.parent} of --out does not exist: create it first")
+    if out.exists() and not (overwrite and out.is_file()):
+        raise ScoreError(f"--out {out} exists already: choose another name, or give --overwrite to replace a file")
+
+
+def _configure(args: argparse.Namespace) -> Settings:
+    """The settings of the environment, under the names of which the arguments stand in for them."""
+    given = {
+        "BUNDLE": args.bundle,
+        "OPERATING_POINT": args.operating_point,
+        "THRESHOLD_SCOPE": args.thresholds,
+        "INFERENCE_THREADS": args.threads,
+        "DECODE_THREADS": args.threads,
+        "MAX_BATCH_IMAGES": args.batch_images,
+    }
+    return settings.load({**os.environ, **{PREFIX + k: str(v) for k, v in given.items() if v is not None}})
+
+
+def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
+    """The verified bundle, ready to score."""
+    manifest = bundle.read(config.bundle)
+    point = config.operating_point or manifest.default_operating_point
+    if point not in manifest.operating_points:
+        known = ", ".join(manifest.operating_points)
+        raise ScoreError(f"operating point {point} is none of {config.bundle}'s: {known}")
+    return Scorer(
+        engine=Engine(
+            config.bundle,
+            manifest,
+            provider=config.provider,
+            intra_op_threads=config.intra_op_threads,
+            gpu_mem_limit_bytes=config.gpu_mem_limit_bytes,
+            max_batch_images=config.max_batch_images,
+        ),
+        operating_point=point,
+        scope=config.threshold_scope or manifest.threshold_scope,
+        max_pixels=config.max_pixels,
+        max_bytes=config.max_body_bytes,
+        probabilities=probabilities,
+    )
+
+
+def _header(scorer: Scorer, config: Settings) -> dict[str, Any]:
+    """What shapes a row: rows made under another header must not be mixed with these."""
+    manifest = scorer.engine.manifest
+    return {
+        "bundle": f"{manifest.name} {manifest.version}",
+        "graph_sha256": manifest.sha256,
+        "manifest_sha256": hashlib.sha256((config.bundle / bundle.MANIFEST_FILE).read_bytes()).hexdigest(),
+        "operating_point": scorer.operating_point,
+        "thresholds": scorer.scope,
+        "max_pixels": scorer.max_pixels,
+        "max_body_bytes": scorer.max_bytes,
+        "columns": list(scorer.columns),
+        "working_folder": os.fsencode(os.getcwd()).decode("utf-8", "backslashreplace"),  # of relative paths
+    }
+
+
+def _drop_leftover(out: Path, partial: Path) -> None:
+    """Remove the journal of the run that made `out`, killed just before it could do so itself."""
+    if out.exists() and partial.exists() and partial.stat().st_mtime_ns <= out.stat().st_mtime_ns:
+        partial.unlink()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)

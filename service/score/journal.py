@@ -1,0 +1,114 @@
+"""The rows of an unfinished run, beside its output: append-only JSON lines under a header that says what made them.
+
+KILL at any moment leaves whole lines and at most one half, which is dropped. Rows are found by their path, so files
+that came or went between two runs do no harm; a file whose content changed in between keeps the row that it has.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from service.score.errors import ScoreError
+from service.score.rows import Row
+
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # ASCII: surrogate escapes pass through it
+HEADER = "tailguard-score"
+
+
+class Journal:
+    """Opens or begins the journal at `path` and holds it against other processes until closed.
+
+    `header` is everything that shapes a row. Raises ScoreError when another process holds it, or when it was begun with
+    another header.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
+        try:
+            self._lock()
+            self._offsets: dict[str, int] = {}  # path of an image → where its line begins
+            self._begin((ENCODER.encode({HEADER: 1, **header}) + "\n").encode("ascii"))
+            self._reader = path.open("rb")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._reader.close()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._offsets
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Keep `rows`; when this returns, they outlive the process."""
+        self._file.write("".join(ENCODER.encode(row) + "\n" for row in rows).encode("ascii"))
+        self._file.flush()
+
+    def row(self, path: str) -> Row:
+        """The row that was kept for `path` when the journal was opened. Raises KeyError when there was none."""
+        self._reader.seek(self._offsets[path])
+        row: Row = json.loads(self._reader.readline())
+        return row
+
+    def remove(self) -> None:
+        """The output is complete: the journal has done its work."""
+        self.path.unlink()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+        except OSError as error:
+            raise ScoreError(f"another process is writing {self.path}: wait for it, or choose another --out") from error
+
+    def _begin(self, header: bytes) -> None:
+        """Check the header, find the rows, cut what is no whole row."""
+        self._file.seek(0)
+        first = self._file.readline()
+        if header.startswith(first) and first != header:  # new, or killed within its header
+            self._file.truncate(0)
+            self._file.write(header)
+            self._file.flush()
+            return
+        if first != header:
+            raise ScoreError(_other(self.path, first, header))
+        end = len(header)
+        for line in self._file:
+            path = _path_of(line)
+            if path is None:
+                break
+            self._offsets[path] = end
+            end += len(line)
+        self._file.truncate(end)  # opened for appending: what comes next is written behind this
+
+
+def _path_of(line: bytes) -> str | None:
+    """The path in a whole line of the journal, else None."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row["path"] if isinstance(row, dict) and isinstance(row.get("path"), str) else None
+
+
+def _other(path: Path, first: bytes, header: bytes) -> str:
+    try:
+        before, now = json.loads(first), json.loads(header)
+        key = next(k for k in now if before[HEADER] and before.get(k) != now[k])
+    except (ValueError, TypeError, KeyError, StopIteration):
+        return f"{path} is no journal of this command: remove it, or choose another --out"
+    return (
+        f"{path} was begun with {key} {before.get(key)}, now it is {now[key]}: give the same to go on, "
+        "remove it to start over, or choose another --out"
+    )

@@ -1,0 +1,149 @@
+"""Files to rows: read, decode, run the graph, decide; a batch at a time, in any thread."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import images
+from service.bundle import Manifest
+from service.decision import Scope, decide
+from service.engine import Outputs
+from service.errors import BodyTooLarge, TailGuardError, kind_of
+from service.images import Loaded
+from service.pipeline import Runs
+from service.score.errors import slug
+
+Type = Literal["string", "int32", "float32", "float64"]
+Value = str | int | float | None
+Row = dict[str, Value]
+
+
+def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
+    """The columns of a row, in order, and the narrowest type that holds what POST /classify answers.
+
+    All but `path` are null in a row with an `error`; a float is null where the graph gave no finite number.
+    """
+    found: dict[str, Type] = {
+        "path": "string",
+        "decision": "string",
+        "label": "string",
+        "class_index": "int32",
+        "group": "string",
+        "probability": "float32",
+        **{f"score_{name}": "float32" for name in manifest.scores},
+        "deciding_score": "float32",
+        "threshold": "float64",
+        "p_value": "float64",
+        "width_px": "int32",
+        "height_px": "int32",
+        "error": "string",  # the slug of its kind
+        "error_detail": "string",
+    }
+    if probabilities:
+        found |= {f"probability_{c.name}": "float32" for c in manifest.classes}
+    return found
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Everything that shapes a row. May be called from several threads at once."""
+
+    engine: Runs
+    operating_point: str
+    scope: Scope
+    max_pixels: int
+    max_bytes: int
+    probabilities: bool
+
+    @cached_property
+    def columns(self) -> dict[str, Type]:
+        """The names of the values in a row and their types."""
+        return columns(self.engine.manifest, probabilities=self.probabilities)
+
+    def score(self, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[Row]:
+        """One row per path, in order; no row at all when `stopped` says so in between.
+
+        Raises EngineError when the graph fails: then no file is to blame.
+        """
+        found: list[Loaded | tuple[str, str]] = []
+        for path in paths:
+            if stopped():
+                return []
+            found.append(self._load(path))
+        good = [loaded for loaded in found if isinstance(loaded, Loaded)]
+        answers = iter(self._answers(good) if good else ())
+        empty = dict.fromkeys(self.columns)
+        rows: list[Row] = []
+        for path, loaded in zip(paths, found, strict=True):
+            if isinstance(loaded, Loaded):
+                rows.append(dict(zip(self.columns, (path, *next(answers)), strict=True)))
+            else:
+                rows.append(empty | {"path": path, "error": loaded[0], "error_detail": loaded[1]})
+        return rows
+
+    def _load(self, path: str) -> Loaded | tuple[str, str]:
+        """The decoded file, or the slug and the message of its fault."""
+        try:
+            return images.load(_read(path, self.max_bytes), self.engine.manifest.input, max_pixels=self.max_pixels)
+        except TailGuardError as error:
+            return kind_of(error).slug, str(error)
+        except OSError as error:
+            return slug(error), error.strerror or str(error)
+        except ValueError as error:  # a path that no file can have, with a NUL in it
+            return "not-found", str(error)
+
+    def _answers(self, batch: Sequence[Loaded]) -> list[tuple[Value, ...]]:
+        """What stands behind `path` in the rows of `batch`."""
+        manifest = self.engine.manifest
+        pixels = [loaded.pixels for loaded in batch]
+        outputs: Outputs = self.engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+        best = outputs.probabilities.argmax(axis=1)
+        top = _finite(np.take_along_axis(outputs.probabilities, best[:, None], axis=1)[:, 0])
+        scores = list(zip(*(_finite(values) for values in outputs.scores.values()), strict=True))
+        raw = outputs.scores[manifest.deciding_score]
+        deciding = _finite(raw)
+        every = [_finite(row) for row in outputs.probabilities] if self.probabilities else [[]] * len(batch)
+        answers: list[tuple[Value, ...]] = []
+        for i, (loaded, index, value) in enumerate(zip(batch, best.tolist(), raw.tolist(), strict=True)):
+            verdict = decide(manifest, index, value, self.operating_point, self.scope)
+            info = manifest.classes[index]
+            answer = (
+                verdict.decision, info.name, index, info.group, top[i], *scores[i], deciding[i], verdict.threshold,
+                verdict.p_value, loaded.width_px, loaded.height_px, None, None, *every[i],
+            )  # fmt: skip
+            answers.append(answer)
+        return answers
+
+
+def _finite(values: NDArray[Any]) -> list[float | None]:
+    """float [N] to a list with None for what JSON does not know."""
+    listed: list[float | None] = values.tolist()
+    good = np.isfinite(values)
+    return listed if good.all() else [v if g else None for v, g in zip(listed, good, strict=True)]
+
+
+def _read(path: str, limit: int) -> bytes:
+    """The content of a plain file. Raises OSError, ValueError (NUL in the path), BodyTooLarge before reading it."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer for ever
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "Not a plain file")
+        if status.st_size > limit:
+            raise BodyTooLarge(
+                f"the file has {status.st_size} bytes, the limit is {limit}: send a smaller file, "
+                "or raise TAILGUARD_MAX_BODY_BYTES"
+            )
+        data = os.read(file, status.st_size)
+        while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
+            data += more  # some network file systems give less at once
+        return data
+    finally:
+        os.close(file)
