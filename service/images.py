@@ -6,6 +6,7 @@ Orientation, alpha, grey, CMYK, palettes and 16-bit depths are settled here once
 calibration meets the same pixels in service. An image that already has the target size passes unchanged.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,10 +24,13 @@ from PIL import (  # plugins by name: the first two uploads, in two threads, mus
     UnidentifiedImageError,
     WebPImagePlugin,
 )
+from PIL.ImageFile import ImageFile
 
 from service.bundle import Input
 from service.errors import InvalidImage, TailGuardError, UnsupportedMedia
 
+# What a damaged file makes Pillow warn of is said in the answer, or does not matter; the log is not the place.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -47,8 +51,9 @@ STRIP_PIXELS = 2**20  # values of deeper images are scaled so many at a time
 
 PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20  # of all compressed texts; 64 MiB fit in a file of 100 KB otherwise
 # Pillow's WebP decoder holds the interpreter while it works, and takes three times the memory of the others: at 50
-# megapixels it would silence the whole service, health included, for half a second.
-WEBP_DIVISOR = 4
+# megapixels it would silence the whole service, health included, for half a second. That of run-length encoded BMPs is
+# written in Python: at 50 megapixels, which fit in a kilobyte, it works for six seconds.
+DIVISORS = {"WebP": 4, "run-length encoded BMP": 64}  # of `max_pixels`
 Image.MAX_IMAGE_PIXELS = None  # Pillow's check only warns up to twice its limit; `max_pixels` refuses outright
 
 
@@ -66,7 +71,7 @@ def load(data: bytes | bytearray | memoryview, target: Input, *, max_pixels: int
 
     `bytes` are read in place. Raises UnsupportedMedia for bytes of another kind, InvalidImage for a file that is empty,
     damaged, cut short, of no known range of values, of more than MAX_SCANS JPEG scans, or of more than `max_pixels`
-    (a quarter of it for WebP) by its header; nothing is decoded then.
+    by its header (less for the kinds in DIVISORS); nothing is decoded then.
     """
     if not data:
         raise InvalidImage("the image is empty (0 bytes): send the content of an image file")
@@ -75,12 +80,7 @@ def load(data: bytes | bytearray | memoryview, target: Input, *, max_pixels: int
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
-        limit = max_pixels // WEBP_DIVISOR if image.format == "WEBP" else max_pixels
-        if width * height > limit:
-            what = "the limit for WebP" if image.format == "WEBP" else "the limit"
-            raise InvalidImage(
-                f"the image has {width} x {height} = {width * height} pixels, {what} is {limit}: shrink it"
-            )
+        _limit_pixels(image, max_pixels)
         _limit_scans(image, data)
         _draft(image, target)
         image.load()
@@ -133,6 +133,18 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     elif image.mode == "L":
         values = values[..., None]
     return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
+
+
+def _limit_pixels(image: Image.Image, max_pixels: int) -> None:
+    kind = "WebP" if image.format == "WEBP" else ""
+    if image.format == "BMP" and isinstance(image, ImageFile) and image.tile and image.tile[0][0] == "bmp_rle":
+        kind = "run-length encoded BMP"
+    limit, of_kind = max_pixels // DIVISORS.get(kind, 1), f" for {kind}" if kind else ""
+    pixels = image.width * image.height
+    if pixels > limit:
+        raise InvalidImage(
+            f"the image has {image.width} x {image.height} = {pixels} pixels, the limit{of_kind} is {limit}: shrink it"
+        )
 
 
 def _limit_scans(image: Image.Image, data: bytes) -> None:

@@ -294,6 +294,19 @@ def test_the_limit_itself_is_allowed(form: str, limit: int) -> None:
         load(data, target(4, 4), max_pixels=limit - 1)
 
 
+def test_run_length_encoded_bmp_has_a_lower_limit() -> None:
+    """Its decoder is written in Python: a kilobyte would keep a thread for seconds."""
+    for width, fits in ((100, True), (1_000_000, False)):
+        header = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 8, 1, 2, 0, 0, 256, 0)
+        runs = bytes([width, 7]) + b"\0\1" if fits else b"\0\1"
+        data = b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + bytes(1024) + runs
+        if fits:
+            assert read(data).width_px == width
+        else:
+            with pytest.raises(InvalidImage, match="the limit for run-length encoded BMP is 781250"):
+                read(data)
+
+
 def test_damaged_exif_does_not_matter() -> None:
     data = encode(RGB, "JPEG", exif=b"Exif\0\0garbage that is no TIFF header", quality=95)
     np.testing.assert_array_equal(read(data).pixels, np.asarray(Image.open(BytesIO(data))))
