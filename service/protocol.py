@@ -23,6 +23,7 @@ class Protocol(HttpToolsProtocol):
 
     on_lost: Callable[[], None] | None = None
     lost = False
+    _chunk_bytes = 0
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -51,6 +52,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._chunks: list[bytes] = []
+        self._chunk_bytes = 0
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[SCOPE_KEY] = self
         if self._head_timer is None:
@@ -62,12 +65,26 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         # The application wants the body whole: it is not woken for every packet, but at its end or when much waits.
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) >= WAKE_BYTES:
+        # uvicorn would copy every packet into a bytearray, and that into bytes.
+        if not self.cycle.response_complete:
+            self._chunks.append(body)
+            self._chunk_bytes += len(body)
+            if self._chunk_bytes >= WAKE_BYTES:
+                self._hand_over()
                 self.flow.pause_reading()
-                cycle.message_event.set()
+                self.cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._hand_over()
+        super().on_message_complete()
+
+    def _hand_over(self) -> None:
+        if self._chunks:
+            held = [bytes(self.cycle.body)] if self.cycle.body else []
+            chunks = held + self._chunks
+            # bytes where uvicorn has a bytearray: it only ever reads them, takes their length and replaces them
+            self.cycle.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)  # type: ignore[assignment]
+            self._chunks, self._chunk_bytes = [], 0
 
     def _await_head(self) -> None:
         self._head_bytes = 0
