@@ -1,6 +1,7 @@
 """The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out. No HTTP in here."""
 
 import ctypes
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class Engine:
         if driver is not None:
             driver.close()
         del buckets
+        gc.collect()  # sessions hang in cycles, and the service collects seldom
         trim_heap()
 
     def _use_device(self, device: str, max_batch_images: int) -> None:

@@ -16,6 +16,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT_WORKSPACE_BYTES = 2**30
 
+ort.disable_telemetry_events()  # what runs here is nobody else's business
 ort.set_default_logger_severity(4)  # fatal: what matters is raised, and said in one line
 
 

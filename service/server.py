@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from service import process
 from service.app import create_app
 from service.errors import SettingsError
 from service.protocol import Protocol
@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, fail: Callable[[str], int]) -> int:
     """Run the service until a signal. The exit code: 0 after a drain, `fail(message)` when it could not start."""
+    process.prepare()
     log.info("settings", **settings.printable())
     app = create_app(settings)
     service: Service = app.state.service
@@ -93,7 +94,6 @@ def serve(settings: Settings, fail: Callable[[str], int]) -> int:
     )
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: _reload(service))
-    sys.setswitchinterval(0.001)  # 5 ms is how long a thread may keep the event loop waiting for the interpreter
     try:
         server.run()
     except SystemExit as stop:  # uvicorn's way to say that it could not start

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from service import bundle, settings
+from service import bundle, process, settings
 from service.engine import Engine
 from service.score import inputs, outputs
 from service.score.errors import ScoreError
@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
     Raises BundleError or TailGuardError, one clear line, when it refuses or cannot go on; the rows so far are kept.
     """
+    process.quiet()
     partial = args.out.with_name(args.out.name + ".partial")
     with stoppable() as stop:
         try:

@@ -1,0 +1,1 @@
+"""Fuzzing: mutated images through the decoder, generated requests through the OpenAPI document."""
