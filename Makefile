@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/digits
 BUNDLES ?= runs/models
 
-.PHONY: serve test lint train-digits clean
+.PHONY: serve test lint train-digits demo-traffic clean
 
 serve: .venv/.serve
 	$(BIN)/python -m service serve
@@ -26,6 +26,10 @@ train-digits: .venv/.train
 	$(BIN)/python -m training calibrate $(RUN)
 	$(BIN)/python -m training export $(RUN) --out $(BUNDLES)
 	$(BIN)/python -m tests.live $(BUNDLES)/digits/1
+
+# Traffic like the training images, then out of distribution: rejection and drift move before your eyes.
+demo-traffic: .venv/.dev
+	$(BIN)/python -m tests.demo.traffic
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,50 @@
+"""The README's tables of speed and of the hard tests, from the JSON that the measurements wrote."""
+
+from typing import Any
+
+
+def bench(service: dict[str, Any], resnet: dict[str, Any], framework: dict[str, Any]) -> str:
+    """The levels of `python -m service bench` on two bundles, and `--framework`."""
+    lines = [
+        "| bundle | connections | req/s | p50 ms | p90 ms | p99 ms | refused/s | CPU-ms/request | CPU : limit | "
+        "health p99 ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, report in (("embedded (int8, 32 px)", service), ("ResNet-18 (fp32, 224 px)", resnet)):
+        lines += [_level(name, level) for level in report["levels"] if level["image"] == "640x427"]
+    limits = [limit for report in (service, resnet) for limit in report["limits"] if limit["image"] == "640x427"]
+    environment = service["environment"]
+    lines += [
+        "",
+        f"{environment['cpus']} cores of {environment['cpu']}, which the load generator shares. A 640 x 427 JPEG of "
+        "155 KB. *CPU : limit* compares the service's CPU per answered request with threads that only decode and run "
+        f"the graph in a loop ({limits[0]['cpu_ms']:.2f} and {limits[1]['cpu_ms']:.1f} ms an image); refusing costs CPU "
+        "too, so it rises at 256.",
+        "",
+        "| what the service itself costs: CPU-ms per request, decoding and model replaced by no-ops | raw body | form |",
+        "|---|---:|---:|",
+    ]
+    shares: dict[str, dict[str, float]] = {}
+    for level in framework["framework"]:
+        shares.setdefault(level["image"], {})[level["body"]] = level["cpu_ms"]
+    lines += [f"| {image} | {share['raw']:.2f} | {share['form']:.2f} |" for image, share in shares.items()]
+    return "\n".join(lines)
+
+
+def hard(results: dict[str, Any]) -> str:
+    """One line per hard test, as `python -m tests.hard.run` prints them."""
+    lines = ["| test | passed | figures |", "|---|---|---|"]
+    for name, test in results["tests"].items():
+        lines.append(f"| {name} | {'yes' if test['passed'] else 'no'} | {'; '.join(test['figures'])} |")
+    return "\n".join(lines)
+
+
+def _level(name: str, level: dict[str, Any]) -> str:
+    tally = level["tally"]
+    shed = sum(count for status, count in tally["statuses"].items() if status in ("429", "503")) / tally["seconds"]
+    cells = [
+        name, str(level["connections"]), f"{level['req_s']:,.0f}",
+        *(f"{tally[f'p{p}_ms']:.1f}" for p in (50, 90, 99)),
+        f"{shed:,.0f}", f"{level['cpu_ms']:.2f}", f"{level['limit_cpu_ratio']:.2f}", f"{level['health_p99_ms']:.1f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
