@@ -69,6 +69,8 @@ class Metrics:
         self.ledger_held_rows = Gauge("ledger_held_rows", "Rows in the ledger", **where)
         self.ledger_bytes = Gauge("ledger_bytes", "Size of the ledger", **where)
         self._model: ModelMetrics | None = None
+        for route in ("/classify", "/classify/batch"):
+            self.requests.labels(route, "POST", "200")
         for counter, values in (
             (self.swaps, ("done", "refused")),
             (self.refused, SHED),

@@ -1,0 +1,82 @@
+"""Prometheus' configuration, rules and alerts through the real promtool."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.monitoring.stack import PROMETHEUS, prometheus_configuration, shortened
+
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    return found
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "rules" / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_configuration(promtool: str) -> None:
+    run(promtool, "check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml")
+
+
+def test_configuration_and_rules_as_the_live_test_has_them(promtool: str, tmp_path: Path) -> None:
+    config = prometheus_configuration(tmp_path, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    assert "rule files" in run(promtool, "check", "config", config)
+
+
+def test_rules(promtool: str) -> None:
+    run(promtool, "check", "rules", *RULES)
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_where_they_should_and_nowhere_else(promtool: str, path: Path) -> None:
+    run(promtool, "test", "rules", path)
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    tested = "".join(path.read_text() for path in TESTS)
+    for alert in alerts():
+        firing = rf'alertname="{alert["alert"]}",alertstate="firing"'
+        assert firing in tested, alert["alert"]
+        assert alert["labels"]["severity"] in ("info", "warning", "critical")
+        assert set(alert["annotations"]) == {"summary", "description", "action"}
+        assert all(len(text) > 15 for text in alert["annotations"].values())
+
+
+def test_an_alert_that_no_longer_fires_is_noticed(promtool: str, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "tests").mkdir()
+    for path in RULES:
+        deaf = path.read_text().replace("tailguard_ks:images >= 500", "tailguard_ks:images >= 5e9")
+        (tmp_path / "rules" / path.name).write_text(deaf)
+    copied = shutil.copy(PROMETHEUS / "tests" / "decisions.yml", tmp_path / "tests")
+    done = subprocess.run([promtool, "test", "rules", copied], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "TailGuardScoreDrift" in done.stdout + done.stderr
+
+
+def test_only_durations_differ_in_the_live_test() -> None:
+    def without(text: str) -> str:
+        return re.sub(r"\[\w+\]|(?m:^ +for: \w+$)", "", text)
+
+    for path in RULES:
+        assert without(shortened(path.read_text())) == without(path.read_text())
