@@ -8,7 +8,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import perf_counter
+from time import perf_counter, time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -16,12 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.middleware.cors import CORSMiddleware
 
-from service import admin, describe, oip, uploads
+from service import admin, describe, feedback, oip, stats, uploads
 from service.answers import answer, milliseconds
 from service.deadline import deadline_of
 from service.decision import decide
 from service.errors import InvalidParameter, NotReady, TailGuardError, kind_of, problem
 from service.forms import Upload
+from service.ledger_rows import Entry
 from service.middleware import Direct, Observe
 from service.model import Choice, Model
 from service.openapi import MANY_FILES, ONE_FILE, UPLOAD_ERRORS, problems
@@ -49,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for part in (router, describe.router, admin.router, oip.router):
+    for part in (router, describe.router, stats.router, feedback.router, admin.router, oip.router):
         app.include_router(part)
     refusals = Refusals(service.metrics)
     refusals.install(app)
@@ -99,7 +100,7 @@ async def classify(request: Request, wishes: Annotated[Wishes, Query()]) -> Resp
         received = _received(request, service)
         async with uploads.dropped_when_client_leaves(request):
             with current.pipeline.reserve(1):
-                found = await _classify_one(request, service, current, choice, upload, received, deadline)
+                found = await _classify_one(request, service, current, choice, 0, upload, received, deadline)
     return Response(to_json(found), media_type="application/json")
 
 
@@ -125,7 +126,7 @@ async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -
         async def item(position: int, upload: Upload) -> dict[str, Any]:
             name = upload.filename or str(position)
             try:
-                found = await _classify_one(request, service, current, choice, upload, received, deadline)
+                found = await _classify_one(request, service, current, choice, position, upload, received, deadline)
                 return {"file": name, "answer": found, "problem": None}
             except TailGuardError as error:
                 service.metrics.refused.labels(kind_of(error).slug).inc()
@@ -142,7 +143,14 @@ async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -
 
 
 async def _classify_one(
-    request: Request, service: Service, current: Model, choice: Choice, upload: Upload, received: float, deadline: float
+    request: Request,
+    service: Service,
+    current: Model,
+    choice: Choice,
+    position: int,
+    upload: Upload,
+    received: float,
+    deadline: float,
 ) -> dict[str, Any]:
     """bytes → row → verdict → answer. The caller holds a slot of the pipeline."""
     row = await current.pipeline.submit(upload.data, deadline)
@@ -169,6 +177,12 @@ async def _classify_one(
         current.scope,
     ):
         service.shadow.offer(upload.data, found["label"], verdict.decision)
+    if service.ledger is not None:
+        key: str | None = getattr(request.state, "key", None)
+        request_id: str = request.state.request_id
+        service.ledger.record(
+            Entry(time(), request_id, position, current.manifest, best, row.scores, verdict, key, upload.data)
+        )
     if service.tracer is not None:
         _trace(request, received, done, row.decode_s, row.inference_s, found)
     return found

@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from service.bundle import GROUPS, ClassInfo, Group, Manifest, Measured
 from service.errors import NotFound
+from service.ledger_figures import Live
 from service.model import Model
 from service.openapi import problems
 from service.schemas import (
@@ -19,6 +20,7 @@ from service.schemas import (
     ModelSummary,
     OperatingPointSummary,
 )
+from service.stats import live
 
 EXAMPLES = "examples/"
 EXAMPLE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -45,15 +47,20 @@ async def model_summary(request: Request) -> ModelSummary:
 
 @router.get("/model/classes", responses=problems("/model/classes", 401, 429, 500, 503))
 async def model_classes(request: Request) -> ClassesAnswer:
-    """The tail as measured on held-out images: per class, and per group at the operating point in force."""
+    """The tail as measured on held-out images, and live: per class, and per group at the operating point in force."""
     current = _model(request)
     manifest = current.manifest
+    since, found = live(request.app.state.service.ledger, current)
     return ClassesAnswer(
         model=ModelName(name=manifest.name, version=manifest.version),
         operating_point=current.operating_point,
         threshold_scope=current.scope,
-        classes=[ClassMetrics(class_index=i, **info.model_dump()) for i, info in enumerate(manifest.classes)],
-        groups={group: _group_metrics(current, group) for group in GROUPS},
+        since=since,
+        classes=[
+            ClassMetrics(class_index=i, **info.model_dump(), live=found.classes[i])
+            for i, info in enumerate(manifest.classes)
+        ],
+        groups={group: _group_metrics(current, group, found.groups[group]) for group in GROUPS},
     )
 
 
@@ -134,7 +141,7 @@ def _costs(measured: Measured) -> dict[str, Any]:
     return {"calibration": measured.calibration, "test": measured.test}
 
 
-def _group_metrics(current: Model, group: Group) -> GroupMetrics:
+def _group_metrics(current: Model, group: Group, live: Live) -> GroupMetrics:
     members = [c for c in current.manifest.classes if c.group == group]
     point = current.manifest.operating_points[current.operating_point]
     cost = (point.global_cost if current.scope == "global" else point.group_cost).calibration
@@ -145,6 +152,7 @@ def _group_metrics(current: Model, group: Group) -> GroupMetrics:
         rejected=_mean(members, "rejected"),
         calibration_id_rejected=cost.id_rejected_by_group.get(group),
         calibration_outliers_caught=cost.outliers_caught_by_predicted_group.get(group),
+        live=live,
     )
 
 

@@ -67,6 +67,9 @@ class ModelMetrics(Collector):
             "feedback", "True labels told afterwards; class: the true one",
             [*ours, "class", "group", "outcome", "decision"], **where,
         )  # fmt: skip
+        self._corrections = Counter(
+            "feedback_corrections", "True labels counted in feedback and later replaced by another", ours, **where
+        ).labels(*self._ours)
         both = ("accept", "reject")
         self._decisions = [
             {d: decisions.labels(*self._ours, info.name, info.group, d) for d in both} for info in manifest.classes
@@ -144,15 +147,13 @@ class ModelMetrics(Collector):
         self._p_value.observe(verdict.p_value)
 
     def told(self, class_index: int | None, outcome: str, decision: str, count: int = 1) -> None:
-        """Count one true label; `class_index` None: an outlier. A correction takes the one before back: count=-1.
+        """Count one true label; `class_index` None: an outlier. With count=-1 an earlier one has been corrected.
 
-        Raises KeyError for an outcome or decision that is none.
+        To Prometheus a counter that falls has been reset, and `increase` would count everything again: corrections
+        are counted apart, and GET /stats is exact. Raises KeyError for an outcome or decision that is none.
         """
         series = self._feedback[class_index, outcome, decision]
-        if count < 0:
-            series._value.inc(count)  # Counter.inc refuses; Prometheus sees a small reset
-        else:
-            series.inc(count)
+        (series if count > 0 else self._corrections).inc(abs(count))
 
     def collect(self) -> Iterator[Metric]:
         yield from self._registry.collect()

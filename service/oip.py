@@ -9,7 +9,7 @@ Beside JSON the binary tensor data extension is spoken. All images of a request 
 """
 
 import asyncio
-from time import perf_counter
+from time import perf_counter, time
 
 from fastapi import APIRouter, Request, Response
 
@@ -17,6 +17,7 @@ from service import oip_answer, oip_request, uploads
 from service.deadline import deadline_of
 from service.decision import decide
 from service.errors import InvalidImage, NotFound, NotReady, UnsupportedMedia
+from service.ledger_rows import Entry
 from service.model import Choice, Model
 from service.oip_request import FILES, PIXELS, Asked, Images
 from service.oip_schemas import (
@@ -143,7 +144,7 @@ async def infer(request: Request) -> Response:
             with current.pipeline.reserve(len(asked.images)):
                 rows = await _rows(current.pipeline, asked.images, deadline)
     done = perf_counter()
-    body = _decided(service, current, choice, asked, rows, done - received)
+    body = _decided(request, current, choice, asked, rows, done - received)
     if service.tracer is not None:
         request.state.stages = {
             "receive": (request.state.started, received),
@@ -190,12 +191,14 @@ async def _rows(pipeline: Pipeline, images: Images, deadline: float) -> list[Row
 
 
 def _decided(
-    service: Service, current: Model, choice: Choice, asked: Asked, rows: list[Row], seconds: float
+    request: Request, current: Model, choice: Choice, asked: Asked, rows: list[Row], seconds: float
 ) -> Response:
     """rows → verdicts → answer, counted. `seconds`: from the received body to the last row."""
-    manifest = current.manifest
+    service, manifest = of(request), current.manifest
+    request_id: str = request.state.request_id
+    key: str | None = getattr(request.state, "key", None)
     best, verdicts = [], []
-    for image, row in zip(asked.images, rows, strict=True):
+    for position, (image, row) in enumerate(zip(asked.images, rows, strict=True)):
         index = int(row.probabilities.argmax())
         score = row.scores[manifest.deciding_score]
         verdict = decide(manifest, index, score, choice.operating_point, choice.scope)
@@ -206,6 +209,9 @@ def _decided(
         current.metrics.decided(index, row.scores, verdict)
         if service.shadow is not None and choice.is_default and isinstance(image, bytes):
             service.shadow.offer(image, manifest.classes[index].name, verdict.decision)
+        if service.ledger is not None:
+            file = image if isinstance(image, bytes) else None
+            service.ledger.record(Entry(time(), request_id, position, manifest, index, row.scores, verdict, key, file))
     return _answer(current, choice, asked, oip_answer.columns(manifest, rows, best, verdicts))
 
 

@@ -1,11 +1,13 @@
 """The bodies of the HTTP answers. Times are in milliseconds, sizes in pixels, shares and probabilities in [0, 1]."""
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.bundle import Cost, Group
 from service.decision import Decision, Scope
+from service.ledger_figures import Live
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
@@ -172,6 +174,7 @@ class ClassMetrics(BaseModel):
     train_count: int
     accuracy: float | None
     rejected: float | None
+    live: Live
 
 
 class GroupMetrics(BaseModel):
@@ -183,12 +186,14 @@ class GroupMetrics(BaseModel):
     rejected: float | None
     calibration_id_rejected: float | None
     calibration_outliers_caught: float | None
+    live: Live
 
 
 class ClassesAnswer(BaseModel):
     model: ModelName
     operating_point: str
     threshold_scope: Scope
+    since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
     classes: list[ClassMetrics]
     groups: dict[Group, GroupMetrics]
 

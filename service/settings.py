@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     cors_origins: str = ""  # comma-separated; empty: no other origin's page may read answers
 
+    # Ledger
+    ledger: str = ":memory:"  # or the path of an SQLite file, or a postgresql:// URL, or "off"; see service/ledger.py
+    ledger_max_rows: int = Field(default=1_000_000, gt=0)
+    ledger_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
+    ledger_images: bool = False  # keep the bytes of every image too
+
     log_format: Literal["console", "json"] = "console"
     otlp_endpoint: str | None = None  # OpenTelemetry traces go there, if its packages are installed
 
@@ -109,6 +115,7 @@ class Settings(BaseSettings):
         """The settings for the log at start: a secret is only said to be set or not."""
         shown = self.model_dump(mode="json")
         shown |= {name: "not set" if getattr(self, name) is None else "set" for name in SECRETS}
+        shown["ledger"] = _without_password(self.ledger)
         return shown
 
 
@@ -135,6 +142,12 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         shown = "" if str(first["loc"][0]) in SECRETS else f"={first['input']}"
         raise SettingsError(f"{name}{shown} is not valid: {message}") from error
+
+
+def _without_password(ledger: str) -> str:
+    """A URL without user, password and options; anything else as it is."""
+    scheme, mark, rest = ledger.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if mark else ledger
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,6 +12,8 @@ from service import model, tracing
 from service.decision import Scope
 from service.errors import InvalidParameter, NotReady, SettingsError
 from service.keys import Keys
+from service.ledger import Ledger
+from service.ledger_rows import OUTLIER, Told, key_of
 from service.metrics import Metrics
 from service.model import Deciding, Model
 from service.providers import KINDS
@@ -31,6 +33,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     model: Model | None = None
     shadow: Shadow | None = None
+    ledger: Ledger | None = None
     draining: bool = False
     in_flight: int = 0
     failure: Exception | None = None  # why the start failed
@@ -58,6 +61,7 @@ class Service:
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
             self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
+        self.ledger = Ledger.open(settings, self.metrics, self._told)
         log.info("model ready", **self.model.described())
 
     async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
@@ -130,10 +134,19 @@ class Service:
             self.model.close()
         if self.shadow is not None:
             self.shadow.close()
+        if self.ledger is not None:
+            await asyncio.to_thread(self.ledger.close)
         for task in list(self._retiring):
             task.cancel()
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
+
+    def _told(self, told: Told, change: int) -> None:
+        """Count feedback, in the ledger's thread; that about a model no longer in service is in the ledger only."""
+        if self.model is not None and key_of(self.model.manifest) == told.model:
+            names = [info.name for info in self.model.manifest.classes]
+            index = None if told.truth == OUTLIER else names.index(told.truth)
+            self.model.metrics.told(index, told.outcome, told.decision, change)
 
     async def _retire(self, old: Model) -> None:
         # No new request can take the old model; those that have it are bounded by their deadline.

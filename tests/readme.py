@@ -9,12 +9,15 @@ import httpx
 
 from service.bundle import Manifest, read
 from tests import live
+from tests.bench import tables as speed
+from tests.bench.peers import table as peers
 from training import tables
 
 README = live.ROOT / "README.md"
 BUNDLE = live.ROOT / "models" / "cifar10-lt" / "1"
 RESULTS = live.ROOT / "training" / "results"
 EXAMPLE = "models/cifar10-lt/1/examples/ship.png"
+MEASURED = live.ROOT / "tests" / "bench" / "results"
 VOLATILE = ("request_id", "stage_times")
 
 
@@ -96,10 +99,15 @@ def tables_block() -> str:
     return "\n".join(part.rstrip() + "\n" for part in parts).rstrip()
 
 
+def measured(name: str) -> Any:
+    """What a measurement wrote: see tests/bench and tests/hard."""
+    return json.loads((MEASURED / name).read_text(encoding="utf-8"))
+
+
 def tree_block() -> str:
     """One line per file: the first line of its docstring."""
     lines = ["```text"]
-    for folder in ("service", "training", "training/audit", "training/tables"):
+    for folder in ("service", "service/bench", "service/score", "training", "training/audit", "training/tables"):
         lines.append(f"{folder}/")
         for path in sorted((live.ROOT / folder).glob("*.py")):
             doc = re.match(r'"""(.+)', path.read_text(encoding="utf-8"))
@@ -115,6 +123,8 @@ def blocks(url: str) -> dict[str, str]:
     return {
         "answer": answer_block(url), "results": results_block(manifest),
         "candidates": candidates_block(manifest), "tables": tables_block(), "tree": tree_block(),
+        "bench": speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json")),
+        "peers": peers.markdown(measured("peers.json")), "hard": speed.hard(measured("hard.json")),
     }  # fmt: skip
 
 

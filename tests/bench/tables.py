@@ -18,10 +18,10 @@ def bench(service: dict[str, Any], resnet: dict[str, Any], framework: dict[str, 
         "",
         f"{environment['cpus']} cores of {environment['cpu']}, which the load generator shares. A 640 x 427 JPEG of "
         "155 KB. *CPU : limit* compares the service's CPU per answered request with threads that only decode and run "
-        f"the graph in a loop ({limits[0]['cpu_ms']:.2f} and {limits[1]['cpu_ms']:.1f} ms an image); refusing costs CPU "
-        "too, so it rises at 256.",
+        f"the graph in a loop ({limits[0]['cpu_ms']:.2f} and {limits[1]['cpu_ms']:.1f} ms an image); refusing costs "
+        "CPU too, so it rises at 256.",
         "",
-        "| what the service itself costs: CPU-ms per request, decoding and model replaced by no-ops | raw body | form |",
+        "| CPU-ms per request of the service itself (decoding and model are no-ops) | raw body | form |",
         "|---|---:|---:|",
     ]
     shares: dict[str, dict[str, float]] = {}

@@ -70,6 +70,6 @@ def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) 
 def test_several_applications_in_one_process(settings: Settings) -> None:
     with TestClient(service.app.create_app(settings)) as one, TestClient(service.app.create_app(settings)) as two:
         one.post("/classify", content=RED, headers=PNG)
-        line = 'tailguard_decisions_total{class="red",decision="accept",group="many"}'
+        line = 'tailguard_decisions_total{class="red",decision="accept",group="many",model="tiny",version="1"}'
         assert f"{line} 1.0" in one.get("/metrics").text
         assert f"{line} 0.0" in two.get("/metrics").text

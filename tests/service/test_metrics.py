@@ -98,16 +98,19 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
         assert live / len(tiny.ID_SCORES) == pytest.approx(promised)
 
 
-def test_told_labels_are_counted_and_taken_back(client: TestClient) -> None:
+def test_told_labels_are_counted_and_corrections_apart(client: TestClient) -> None:
     metrics = client.app.state.service.model.metrics  # type: ignore[attr-defined]
     metrics.told(0, "correct", "accept")
     metrics.told(2, "wrong", "reject")
-    metrics.told(2, "wrong", "reject", -1)
+    metrics.told(2, "wrong", "reject", -1)  # corrected: no counter may ever fall
     metrics.told(None, "outlier", "reject")
     found = samples(client)
     told = {tuple(dict(labels)[k] for k in ("class", "outcome", "decision")): v
             for (name, labels), v in found.items() if name == "tailguard_feedback_total" and v}  # fmt: skip
-    assert told == {("red", "correct", "accept"): 1, ("outlier", "outlier", "reject"): 1}
+    assert told == {
+        ("red", "correct", "accept"): 1, ("blue", "wrong", "reject"): 1, ("outlier", "outlier", "reject"): 1,
+    }  # fmt: skip
+    assert found[("tailguard_feedback_corrections_total", tuple(sorted(OURS.items())))] == 1
 
 
 def test_deciding_bounds_are_finest_where_calibration_lies(tiny_bundle: Path) -> None:

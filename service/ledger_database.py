@@ -1,0 +1,188 @@
+"""The two databases that can hold the ledger, behind one small seam: SQLite, and PostgreSQL through psycopg.
+
+Statements are written once, with `?` for values, and with {id}, {blob} and {newest} where the two must differ. A
+connection is used by one thread. Whatever goes wrong is raised as the driver's own error.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.errors import SettingsError
+from service.settings import PREFIX
+
+MEMORY = ":memory:"
+LOCK_S = 1.0  # how long a transaction waits for its turn
+CONNECT_S = 5
+STATEMENT_S = 10
+SCHEMA = "tailguard"  # of PostgreSQL, where other applications may have tables too
+TURN = 0x7A11_60A2D  # any number that no other application takes for an advisory lock
+POSTGRESQL = ("postgresql://", "postgres://")
+
+
+class Database(Protocol):
+    """One connection."""
+
+    words: dict[str, str]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, and one at a time among all that write to this ledger."""
+        yield
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> None: ...
+
+    def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+    def size_bytes(self, tables: Sequence[str]) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Sqlite:
+    """A file, or the memory of this process. Readers and the writer do not wait for each other (WAL).
+
+    synchronous=NORMAL: a killed process loses nothing that was committed; a power cut may take back the last commits,
+    and never damages the file (https://sqlite.org/pragma.html#pragma_synchronous).
+    """
+
+    def __init__(self, where: str) -> None:
+        self.words = {"id": "INTEGER PRIMARY KEY", "blob": "BLOB", "newest": ""}  # its indexes end with the row anyway
+        self._path = None if where == MEMORY else Path(where)
+        self._connection = sqlite3.connect(where, timeout=LOCK_S, isolation_level=None)
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.Error:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        self._connection.execute(statement, values)
+
+    def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._connection.executemany(statement, rows)
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, values).fetchall()
+
+    def size_bytes(self, tables: Sequence[str]) -> int:
+        """Of the file and its write-ahead log. Deleted rows leave room inside for new ones."""
+        if self._path is None:
+            return int(self.fetch("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0][0])
+        files = (self._path, self._path.with_name(self._path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Postgres:
+    """A server that several replicas may share. Transactions take turns by an advisory lock, as SQLite's do by itself.
+
+    The limits on waiting are there so that a server that hangs costs a failed attempt and no more.
+    """
+
+    def __init__(self, where: str) -> None:
+        import psycopg
+
+        self.words = {"id": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "blob": "BYTEA", "newest": ", row"}
+        self._connection = psycopg.connect(
+            where,
+            autocommit=True,
+            connect_timeout=CONNECT_S,
+            application_name="tailguard",
+            tcp_user_timeout=STATEMENT_S * 1000,
+        )
+        try:
+            for limit, seconds in (
+                ("lock_timeout", LOCK_S),
+                ("statement_timeout", STATEMENT_S),
+                ("idle_in_transaction_session_timeout", STATEMENT_S),
+            ):
+                self.execute(f"SET {limit} = {int(seconds * 1000)}")
+            if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", (SCHEMA,)):
+                with self._connection.transaction():
+                    self.execute("SELECT pg_advisory_xact_lock(?)", (TURN,))
+                    self.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            self.execute(f"SET search_path = {SCHEMA}")
+        except psycopg.Error:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._connection.transaction():
+            self.execute("SELECT pg_advisory_xact_lock(?)", (TURN,))
+            yield
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        self._connection.execute(_percent(statement), values)
+
+    def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.executemany(_percent(statement), rows)
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(_percent(statement), values).fetchall()
+
+    def size_bytes(self, tables: Sequence[str]) -> int:
+        """Of the tables with their indexes and images."""
+        found = self.fetch(
+            "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(?::text[]) AS name", (list(tables),)
+        )
+        return int(found[0][0])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _percent(statement: str) -> bytes:
+    return statement.replace("?", "%s").encode()
+
+
+def check(where: str) -> None:
+    """Raises SettingsError, one line without any password, when `where` can never work: before the port is opened.
+
+    A database that is away, locked or full at this moment is no error here: the service starts, and tries again.
+    """
+    if where == MEMORY:
+        return
+    if not where.startswith(POSTGRESQL):
+        if "://" in where:
+            scheme = where.partition("://")[0]
+            raise SettingsError(f"{PREFIX}LEDGER names {scheme}://…: give the path of a file or a postgresql:// URL")
+        if not (folder := Path(where).absolute().parent).is_dir():
+            raise SettingsError(f"{PREFIX}LEDGER={where}: there is no folder {folder}: make it, or name another")
+        return
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise SettingsError(
+            f"{PREFIX}LEDGER names PostgreSQL and psycopg is not installed: pip install 'tailguard[postgres]'"
+        ) from error
+    try:
+        conninfo_to_dict(where)
+    except ProgrammingError:  # its message may repeat the password
+        raise SettingsError(f"{PREFIX}LEDGER is not a postgresql:// URL that libpq can read") from None
+
+
+def connect(where: str) -> Database:
+    """A connection to the ledger at `where`: a path, ":memory:" or a postgresql:// URL."""
+    return Postgres(where) if where.startswith(POSTGRESQL) else Sqlite(where)
