@@ -106,13 +106,13 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         provider=settings.provider,
         intra_op_threads=settings.intra_op_threads,
         gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
-        max_batch_images=settings.max_batch_images,
+        max_batch_images=settings.largest_batch,
     )
     on_cpu = settings.provider in ("cpu", "openvino")
     dials = Dials(
         max_pixels=settings.max_pixels,
-        queue_images=2 * settings.max_batch_images if shadow else settings.queue_images,
-        max_batch_images=settings.max_batch_images,
+        queue_images=2 * settings.largest_batch if shadow else settings.queue_images,
+        max_batch_images=settings.largest_batch,
         decode_threads=1 if shadow else settings.decode_threads,
         inference_threads=1 if shadow or not on_cpu else settings.inference_threads,
         fused=on_cpu,

@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     decode_threads: int = Field(default_factory=available_cpus, gt=0)  # with an accelerator; on the CPU one thread
     inference_threads: int = Field(default_factory=available_cpus, gt=0)  # decodes and infers; one of them per CPU
     intra_op_threads: int = Field(default=1, gt=0)  # of each inference thread
-    max_batch_images: int = Field(default=16, gt=0)
+    # None: 16 with a GPU; 4 on the CPU, where more gain nothing and whoever comes next waits for all of them
+    max_batch_images: int | None = Field(default=None, gt=0)
     gpu_mem_limit_bytes: int | None = Field(default=None, gt=0)
     shadow_bundle: Path | None = None
     shadow_share: float = Field(default=0.1, gt=0, le=1)  # of the classified images
@@ -110,6 +111,11 @@ class Settings(BaseSettings):
                 f"{PREFIX}KEYS_FILE), or {PREFIX}ALLOW_ANONYMOUS=true to serve everybody"
             )
         return self
+
+    @property
+    def largest_batch(self) -> int:
+        """Images that run through the graph together at most."""
+        return self.max_batch_images or (16 if self.provider in ("cuda", "tensorrt") else 4)
 
     def printable(self) -> dict[str, Any]:
         """The settings for the log at start: a secret is only said to be set or not."""

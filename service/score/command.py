@@ -26,6 +26,7 @@ from service.score.stopping import Interrupted, Stop, stoppable
 from service.score.summary import Tally
 from service.settings import PREFIX, Settings
 
+BATCH_IMAGES = 16  # unless asked otherwise: nobody waits for one image here
 AHEAD_BATCHES = 4  # of each thread: rows are kept in order, and one slow file must not stop the others
 
 
@@ -80,7 +81,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     try:
         _drop_leftover(out, partial)
         with Journal(partial, header) as journal:
-            plan = Plan(journal, paths, threads, config.max_batch_images)
+            plan = Plan(journal, paths, threads, config.max_batch_images or BATCH_IMAGES)
             with closing(_rows(plan, scorer, stop)) as rows:
                 outputs.write(out, scorer.columns, tally.over(rows), header)
             journal.remove()
@@ -188,7 +189,7 @@ def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
             provider=config.provider,
             intra_op_threads=config.intra_op_threads,
             gpu_mem_limit_bytes=config.gpu_mem_limit_bytes,
-            max_batch_images=config.max_batch_images,
+            max_batch_images=config.max_batch_images or BATCH_IMAGES,
         ),
         operating_point=point,
         scope=config.threshold_scope or manifest.threshold_scope,
