@@ -52,7 +52,7 @@ def _only_part(body: bytes, boundary: bytes, fields: tuple[str, ...]) -> Upload 
     head = body.find(b"\r\n\r\n", len(start), len(start) + MAX_PART_HEAD_BYTES)
     if head < 0 or not body.startswith(start) or not body.endswith(end) or len(body) - len(end) < head + 4:
         return None
-    if body.find(b"\r\n--" + boundary, head + 2) != len(body) - len(end):
+    if body.rfind(b"\r\n--" + boundary, head + 2, len(body) - 5) >= 0:  # another before the last, whose end is cut off
         return None
     found = ONLY_DISPOSITION.fullmatch(body, len(start), head)
     if found is None or found[1].decode() not in fields:

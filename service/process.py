@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 SWITCH_INTERVAL_S = 0.001  # Python's own 5 ms is how long a thread may keep the event loop waiting
 
 
@@ -19,6 +19,8 @@ def prepare() -> None:
         # process had grown by a fifth, with two arenas by a twentieth.
         mallopt(M_ARENA_MAX, 2)
         mallopt(M_MMAP_THRESHOLD, 2**20)
+        # Bodies come and go at the top of the heap: given back each time, their pages would be faulted in each time.
+        mallopt(M_TRIM_THRESHOLD, 2**25)
 
 
 def quiet() -> None:

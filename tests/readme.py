@@ -11,6 +11,7 @@ from service.bundle import Manifest, read
 from tests import live
 from tests.bench import tables as speed
 from tests.bench.peers import table as peers
+from tests.drift import report as drift
 from training import tables
 
 README = live.ROOT / "README.md"
@@ -104,6 +105,18 @@ def measured(name: str) -> Any:
     return json.loads((MEASURED / name).read_text(encoding="utf-8"))
 
 
+def bench_block() -> str:
+    return speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json"))
+
+
+def peers_block() -> str:
+    return peers.markdown(measured("peers.json"))
+
+
+def hard_block() -> str:
+    return speed.hard(measured("hard.json"))
+
+
 def tree_block() -> str:
     """One line per file: the first line of its docstring."""
     lines = ["```text"]
@@ -113,6 +126,7 @@ def tree_block() -> str:
             doc = re.match(r'"""(.+)', path.read_text(encoding="utf-8"))
             said = doc[1].removesuffix('"""').split(". ")[0].rstrip(".") if doc else ""
             lines.append(f"  {path.name:18} {said}")
+    lines += ["docker/              prometheus/, grafana/, alertmanager/, k8s/, compose overrides, training.Dockerfile"]
     lines += ["models/              bundles: <name>/<version>/{model.onnx, manifest.json, CARD.md, examples/}"]
     lines += ["tests/               mirrors the modules; test_end_to_end.py goes the whole way", "```"]
     return "\n".join(lines)
@@ -123,8 +137,7 @@ def blocks(url: str) -> dict[str, str]:
     return {
         "answer": answer_block(url), "results": results_block(manifest),
         "candidates": candidates_block(manifest), "tables": tables_block(), "tree": tree_block(),
-        "bench": speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json")),
-        "peers": peers.markdown(measured("peers.json")), "hard": speed.hard(measured("hard.json")),
+        "bench": bench_block(), "peers": peers_block(), "hard": hard_block(), "drift": drift.block(),
     }  # fmt: skip
 
 

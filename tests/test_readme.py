@@ -34,6 +34,10 @@ def test_the_generated_tables_are_up_to_date() -> None:
     assert shown["results"] == readme.results_block(manifest)
     assert shown["candidates"] == readme.candidates_block(manifest)
     assert shown["tables"] == readme.tables_block()
+    assert shown["bench"] == readme.bench_block()
+    assert shown["peers"] == readme.peers_block()
+    assert shown["hard"] == readme.hard_block()
+    assert shown["drift"] == readme.drift.block()
     assert shown["tree"] == readme.tree_block(), "run python -m tests.readme"
 
 

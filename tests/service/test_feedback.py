@@ -61,6 +61,7 @@ def test_outliers_mistakes_and_corrections_are_counted(client: TestClient) -> No
     assert tell(client, "c", "outlier").json()["outcome"] == "outlier"
     assert counted(client) == {
         ("blue", "few", "wrong", "accept"): 1,
+        ("red", "many", "wrong", "accept"): 1,  # corrected by the next: counters never fall, corrections count apart
         ("blue", "few", "correct", "accept"): 1,
         ("outlier", "none", "outlier", "reject"): 1,
     }
