@@ -93,7 +93,7 @@ async def classify(request: Request, wishes: Annotated[Wishes, Query()]) -> Resp
     choice = current.choose(wishes)
     current.pipeline.check_room()  # a full queue is told before the body is read
     deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
-    with service.memory.share() as share:
+    with current.pipeline.visit(), service.memory.share() as share:
         with uploads.slow_body_as_problem(timeout_s):
             async with asyncio.timeout_at(deadline):
                 upload = await uploads.receive_one(request, service.settings.max_body_bytes, share)
@@ -113,7 +113,7 @@ async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -
     choice = current.choose(wishes)
     current.pipeline.check_room()
     deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
-    with service.memory.share() as share:
+    with current.pipeline.visit(), service.memory.share() as share:
         with uploads.slow_body_as_problem(timeout_s):
             async with asyncio.timeout_at(deadline):
                 files = await uploads.receive_many(request, service.settings.max_body_bytes, share)
@@ -172,10 +172,7 @@ async def _classify_one(
         "total_ms": milliseconds(done - started),
     }
     found = answer(request.state.request_id, current, choice, row, best, verdict, times)
-    if service.shadow is not None and (choice.operating_point, choice.scope) == (
-        current.operating_point,
-        current.scope,
-    ):
+    if service.shadow is not None and choice.is_default:
         service.shadow.offer(upload.data, found["label"], verdict.decision)
     if service.ledger is not None:
         key: str | None = getattr(request.state, "key", None)

@@ -34,7 +34,7 @@ from service.settings import PREFIX, Settings
 OFF = "off"
 QUEUE_ROWS = 10_000  # about 10 MB without images
 QUEUE_IMAGE_BYTES = 64 * 2**20
-MEMORY_ROWS = 50_000  # of a ledger in memory: about 20 MB
+MEMORY_ROWS = 10_000  # of a ledger in memory: about 4 MB
 FLUSH_S = 0.2  # how long rows gather
 TICK_S = 10.0  # without any, retention, sizes and what other replicas have counted
 RETRY_S = 1.0  # after an attempt that failed

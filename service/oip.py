@@ -133,7 +133,7 @@ async def infer(request: Request) -> Response:
     current = _asked_for(request)
     current.pipeline.check_room()  # a full queue is told before the body is read
     deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
-    with service.memory.share() as share:
+    with current.pipeline.visit(), service.memory.share() as share:
         with uploads.slow_body_as_problem(timeout_s):
             async with asyncio.timeout_at(deadline):
                 asked = await _receive(request, service, current, share)

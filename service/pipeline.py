@@ -84,6 +84,7 @@ class Pipeline:
         self._image_s: float | None = None  # seconds of one worker per image, measured
         self._empty = asyncio.Event()
         self._empty.set()
+        self._visitors = 0
         self.held = 0
         workers, niceness = dials.inference_threads, dials.niceness
         self._front: Batcher[Image, Row] | Batcher[Image, Decoded]
@@ -133,8 +134,18 @@ class Pipeline:
             yield
         finally:
             self.held -= count
-            if self.held == 0:
-                self._empty.set()
+            self._perhaps_empty()
+
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        """While a request is under way that may yet submit images: a pipeline that is to be closed waits for it."""
+        self._visitors += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._visitors -= 1
+            self._perhaps_empty()
 
     async def submit(self, image: Image, deadline: float) -> Row:
         """The row of one image; `deadline` is in the event loop's time. The caller holds a slot.
@@ -148,7 +159,7 @@ class Pipeline:
         return found
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is held. False when `timeout_s` passes first."""
+        """Wait until nothing is held and nobody visits. False when `timeout_s` passes first."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
@@ -162,6 +173,10 @@ class Pipeline:
         self._front.close()
         if self._back is not None:
             self._back.close()
+
+    def _perhaps_empty(self) -> None:
+        if not self.held and not self._visitors:
+            self._empty.set()
 
     def _measured(self, count: int, seconds: float) -> None:
         each_s = seconds / count

@@ -20,7 +20,7 @@ def prepare() -> None:
         mallopt(M_ARENA_MAX, 2)
         mallopt(M_MMAP_THRESHOLD, 2**20)
         # Bodies come and go at the top of the heap: given back each time, their pages would be faulted in each time.
-        mallopt(M_TRIM_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**23)
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import service.app
+from service.errors import NotReady
 from service.settings import Settings
 from tests.service import asgi, tiny
 from tests.service.asgi import assert_problem
@@ -83,6 +84,33 @@ def test_request_in_flight_is_answered_by_the_bundle_it_began_with(administered:
             gate.opened.set()
             answer = (await held).json()
             assert (answer["model"]["version"], answer["label"]) == ("1", "red")
+
+    asyncio.run(body())
+
+
+def test_request_whose_body_still_comes_keeps_its_bundle(administered: Settings, second: Path) -> None:
+    async def body() -> None:
+        async with asgi.running(administered) as (app, client):
+            swapped = asyncio.Event()
+            parts = [RED[:50], RED[50:]]
+
+            async def receive() -> dict[str, Any]:
+                if len(parts) == 1:
+                    await swapped.wait()
+                if not parts:
+                    await asyncio.Event().wait()
+                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+            slow = asyncio.create_task(asgi.post(app, "/classify", PNG | ADMIN, receive))
+            await asyncio.sleep(0)
+            first = app.state.service.model
+            assert (await client.put("/admin/bundle", json={"path": str(second)}, headers=ADMIN)).status_code == 200
+            await asyncio.sleep(0.05)  # time for the old bundle to be retired, were nobody holding it
+            swapped.set()
+            status, _, answer = await slow
+            assert (status, answer["model"]["version"]) == (200, "1")
+            with pytest.raises(NotReady):
+                await _closed(first.pipeline.submit, RED)
 
     asyncio.run(body())
 
