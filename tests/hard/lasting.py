@@ -34,8 +34,8 @@ def soak(report: Report) -> None:
         report.need(server.queued() == 0, f"{server.queued()} images are still counted as queued")
         statuses = ", ".join(f"{number:,} × {status}" for status, number in seen.statuses().items())
         report.say(
-            f"{count:,} requests after {first:,}, RSS {before / MIB:.1f} → {after / MIB:.1f} MiB ({grown:+.1%}), {descriptors} "
-            f"descriptors, {threads} threads; {seen.rate(200):,.0f} good req/s; {statuses}",
+            f"{count:,} requests after {first:,}, RSS {before / MIB:.1f} → {after / MIB:.1f} MiB ({grown:+.1%}), "
+            f"{descriptors} descriptors, {threads} threads; {seen.rate(200):,.0f} good req/s; {statuses}",
             rss_before_mib=before / MIB, rss_after_mib=after / MIB, rss_grown=grown,
         )  # fmt: skip
 
