@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from service.engine import Engine, Outputs
 from service.errors import DeadlineExceeded, InvalidImage, NotReady, Overloaded, UnsupportedMedia
 from service.pipeline import Dials, Pipeline, Row
 from tests.service import tiny
-
-WAIT_S = 10  # only reached when something is broken
+from tests.service.test_batcher import WAIT_S, later, run, turns
 
 
 class FakeEngine:
@@ -64,23 +63,6 @@ async def made(engine: FakeEngine | Engine, chosen: Dials) -> AsyncIterator[Pipe
         if isinstance(engine, FakeEngine):
             engine.gate.set()
         pipeline.close()
-
-
-def later() -> float:
-    return asyncio.get_running_loop().time() + WAIT_S
-
-
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(3 * WAIT_S):
-            await test()
-
-    asyncio.run(bounded())
 
 
 @pytest.mark.parametrize("fused", [True, False])
