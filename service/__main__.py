@@ -1,12 +1,15 @@
-"""python -m service serve | inspect | score | bench. Settings are TAILGUARD_ variables: see service/settings.py."""
+"""python -m service serve | inspect | score. Settings are TAILGUARD_ variables: see service/settings.py."""
 
 import argparse
 import json
 import sys
 
-from service import bench, bundle, describe, logs, score, server, settings
-from service.bundle import BundleError
+from service import logs, score, settings
+from service.contract import bundle
+from service.contract.bundle import BundleError
 from service.errors import TailGuardError
+from service.web import server
+from service.web.routes import model as describe
 
 
 def inspect(path: str) -> int:
@@ -23,15 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
     commands.add_parser("inspect", help="verify a bundle and print its summary").add_argument("bundle")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
-    bench.add_arguments(commands.add_parser("bench", help="measure the service against the limit of this machine"))
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "inspect":
             return inspect(chosen.bundle)
         if chosen.command == "score":
             return score.main(chosen)
-        if chosen.command == "bench":
-            return bench.main(chosen)
         config = settings.load()
         logs.configure(config.log_format)
         return server.serve(config, _fail)

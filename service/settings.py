@@ -72,14 +72,16 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None  # one key, named "default"
     api_keys: SecretStr | None = None  # name=key,name=key
     admin_keys: SecretStr | None = None  # name=key,name=key
-    keys_file: Path | None = None  # TOML, see service/keys.py; read again on HUP
+    keys_file: Path | None = None  # TOML, see service/web/access.py; read again on HUP
     requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of each key; None: no limit
     burst_requests: int = Field(default=100, gt=0)  # what a key may send at once within that limit
     allow_anonymous: bool = False
     cors_origins: str = ""  # comma-separated; empty: no other origin's page may read answers
 
     # Ledger
-    ledger: str = ":memory:"  # or the path of an SQLite file, or a postgresql:// URL, or "off"; see service/ledger.py
+    ledger: str = (
+        ":memory:"  # or the path of an SQLite file, or a postgresql:// URL, or "off"; see service/ledger/writer.py
+    )
     ledger_max_rows: int = Field(default=1_000_000, gt=0)
     ledger_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     ledger_images: bool = False  # keep the bytes of every image too

@@ -74,7 +74,7 @@ def rejected(answers: list[dict[str, Any]]) -> float:
 
 def report(bundle: Path, images: np.ndarray, labels: np.ndarray, ood: dict[str, np.ndarray]) -> dict[str, float]:
     """Print, and return, what the served bundle does beside what its manifest says."""
-    from service.bundle import read
+    from service.contract.bundle import read
 
     manifest = read(bundle)
     point = manifest.operating_points["id95"]
@@ -102,11 +102,11 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--ood", type=Path)
     given = parser.parse_args()
-    from training import data, readers
+    from training.data import loading, readers
 
     if given.cifar:
         test = readers.cifar(given.cifar, hundred=False)[1]
-        ood = data.ood_sets([given.ood], 32) if given.ood else {}
+        ood = loading.ood_sets([given.ood], 32) if given.ood else {}
     else:
         _, test, _, nines = readers.digits()
         ood = {"nines": nines}

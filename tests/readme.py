@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from service.bundle import Manifest, read
+from service.contract.bundle import Manifest, read
 from tests import live
 from tests.bench import tables as speed
 from tests.bench.peers import table as peers

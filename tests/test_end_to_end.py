@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service import bundle
+from service.contract import bundle
 from tests import live
-from training import readers
+from training.data import readers
 
 
 def run(*arguments: object) -> str:

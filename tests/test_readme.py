@@ -3,7 +3,7 @@
 import json
 import re
 
-from service.bundle import read
+from service.contract.bundle import read
 from tests import live, readme
 
 

@@ -16,7 +16,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from service.bundle import BundleError
+from service.contract.bundle import BundleError
 from training.config import Config, options
 from training.finished import Calibrate, Evaluate, Export, Pareto
 
@@ -30,7 +30,8 @@ class Train(Config):
     """Go on from the checkpoint in --out, with the settings it holds."""
 
     def cli_cmd(self) -> None:
-        from training import checkpoint, trainer
+        from training import trainer
+        from training.runs import checkpoint
 
         given = Config.model_validate(self.model_dump(exclude={"out", "resume"}))
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
@@ -84,7 +85,9 @@ class Table(BaseModel):
     """Train nothing: print what the finished runs say."""
 
     def cli_cmd(self) -> None:
-        from training import evaluate, runs, tables
+        from training import tables
+        from training.evaluation import evaluate
+        from training.runs import several as runs
         from training.tables.compact import compact
 
         table = tables.find(self.name)
@@ -105,7 +108,7 @@ class Table(BaseModel):
 
     def _require_data(self, table: Any) -> None:
         """ValueError before anything is trained when the table's runs would lack data."""
-        from training.methods import find
+        from training.methods.methods import find
 
         if self.dataset == "digits":  # brings its own outliers and OOD set
             return
@@ -120,7 +123,7 @@ class Table(BaseModel):
 
     def _jobs(self, table: Any, imbalance: float) -> list[Any]:
         """The runs that the table needs on data of this imbalance."""
-        from training import runs
+        from training.runs import several as runs
 
         balanced = imbalance <= 1
         settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | runs.BUDGETS[self.budget]
@@ -137,7 +140,7 @@ class Methods(BaseModel):
     """The methods there are, and the parts they are made of."""
 
     def cli_cmd(self) -> None:
-        from training.methods import screen
+        from training.methods.methods import screen
 
         print(screen())
 
@@ -160,7 +163,8 @@ class Audit(BaseModel):
     """Write the whole report to this file too."""
 
     def cli_cmd(self) -> None:
-        from training import audit, evaluate
+        from training import audit
+        from training.evaluation import evaluate
 
         report = audit.audit(
             self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from training.config import Config
-from training.data import Batches, Data
-from training.evaluate import Json
-from training.methods import build_network, resolve
-from training.network import place
-from training.objective import autocast, stage1_losses
-from training.readers import ImageSet
+from training.data.batches import Batches
+from training.data.loading import Data
+from training.data.readers import ImageSet
+from training.evaluation.evaluate import Json
+from training.methods.methods import build_network, resolve
+from training.methods.objective import autocast, stage1_losses
+from training.network.network import place
 from training.trainer import find_device
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
-from training.files import RESULTS_FILE
+from training.runs.files import RESULTS_FILE
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -23,16 +23,17 @@ class OnRun(BaseModel):
 
     def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
         """(run, data, OOD sets, deciding score)."""
-        from training import checkpoint, data
+        from training.data import loading
+        from training.runs import checkpoint
 
         run = checkpoint.trained(self.run)
-        loaded = data.load(run.config)
+        loaded = loading.load(run.config)
         checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
         paths = self.ood
         if not paths and (self.run / RESULTS_FILE).is_file():
             paths = [Path(p) for p in json.loads((self.run / RESULTS_FILE).read_text())["ood_paths"]]
         self._paths = [str(p.resolve()) for p in paths]
-        return run, loaded, {**loaded.ood, **data.ood_sets(paths, loaded.size_px)}, self.score or run.method.score
+        return run, loaded, {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}, self.score or run.method.score
 
     def best_device(self) -> torch.device:
         from training.trainer import find_device
@@ -46,7 +47,7 @@ class Evaluate(OnRun):
     """Every metric on the test images and OOD sets, into results.json; what pictures are made of, into outputs.npz."""
 
     def cli_cmd(self) -> None:
-        from training import evaluate
+        from training.evaluation import evaluate
 
         run, data, ood, score = self.prepare()
         results = evaluate.evaluate_run(run, data, ood, score, self.best_device())
@@ -58,7 +59,8 @@ class Calibrate(OnRun):
     """Temperature, operating points and their cost, into calibration.json; never from test images."""
 
     def cli_cmd(self) -> None:
-        from training import calibrate, checkpoint, evaluate, measure, predict
+        from training.evaluation import calibrate, evaluate, measure, predict
+        from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
         device = self.best_device()
@@ -93,7 +95,8 @@ class Export(OnRun):
     """More scores for the graph to give beside energy, MSP and the deciding one; may be repeated."""
 
     def cli_cmd(self) -> None:
-        from training import export, readers
+        from training.data import readers
+        from training.export import bundle as export
 
         run, data, ood, _ = self.prepare()
         calibration = calibrated(self.run)
@@ -115,7 +118,8 @@ class Pareto(BaseModel):
     out: Path = Path("pareto.json")
 
     def cli_cmd(self) -> None:
-        from training import evaluate, pareto
+        from training.evaluation import evaluate
+        from training.export import candidates as pareto
 
         rows = [pareto.candidate(run, calibrated(run)) for run in self.runs]
         evaluate.write_json(self.out, rows)  # type: ignore[arg-type]

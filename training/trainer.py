@@ -19,16 +19,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from training import checkpoint, distributed
 from training.config import Config
-from training.data import Batch, Batches, Data, Easiness, Features, load
-from training.methods import NONE, Method, build_network, resolve
-from training.network import Network, place
-from training.objective import Losses, easiness, stage1_losses, stage2_losses
-from training.predict import embed
-from training.readers import ImageSet
-from training.signals import on_stop
-from training.stage2 import STAGES, Solving, branch, prepare
+from training.data.batches import Batch, Batches, Easiness, Features
+from training.data.loading import Data, load
+from training.data.readers import ImageSet
+from training.evaluation.predict import embed
+from training.methods.methods import NONE, Method, build_network, resolve
+from training.methods.objective import Losses, easiness, stage1_losses, stage2_losses
+from training.methods.stage2 import STAGES, Solving, branch, prepare
+from training.network import distributed
+from training.network.network import Network, place
+from training.runs import checkpoint
+from training.runs.signals import on_stop
 
 
 class Interrupted(Exception):
@@ -208,7 +210,7 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         copied.load_state_dict(state["branch"])
     images: ImageSet | Features = data.train
     if stage.on_features:
-        from training.smote import smote  # imbalanced-learn takes seconds to import
+        from training.methods.smote import smote  # imbalanced-learn takes seconds to import
 
         features = torch.from_numpy(embed(network, data.train.images, device)).to(device)
         labels = torch.from_numpy(data.train.labels).to(device)

@@ -16,8 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from service import bundle, process, settings
-from service.engine import Engine
+from service import process, settings
+from service.contract import bundle
+from service.inference.engine import Engine
 from service.score import inputs, outputs
 from service.score.errors import ScoreError
 from service.score.journal import Journal

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images
-from service.bundle import Manifest
-from service.decision import Scope, decide
-from service.engine import Outputs
+from service.contract import images
+from service.contract.bundle import Manifest
+from service.contract.decision import Scope, decide
+from service.contract.images import Loaded
 from service.errors import BodyTooLarge, TailGuardError, kind_of
-from service.images import Loaded
-from service.pipeline import Runs
+from service.inference.engine import Outputs
+from service.inference.pipeline import Runs
 from service.score.errors import slug
 
 Type = Literal["string", "int32", "float32", "float64"]

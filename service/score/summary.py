@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from service.bundle import GROUPS, Manifest
-from service.decision import Scope
+from service.contract.bundle import GROUPS, Manifest
+from service.contract.decision import Scope
 from service.score.rows import Row
 
 

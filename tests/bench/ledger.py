@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service import bundle
-from service.decision import Verdict
-from service.ledger import QUEUE_ROWS, Ledger
-from service.ledger_database import connect
-from service.ledger_rows import Entry
-from service.ledger_tables import Tables
-from service.metrics import Metrics
+from service.contract import bundle
+from service.contract.decision import Verdict
+from service.ledger.database import connect
+from service.ledger.rows import Entry
+from service.ledger.tables import Tables
+from service.ledger.writer import QUEUE_ROWS, Ledger
+from service.observe.metrics import Metrics
 from service.settings import ROOT, Settings
 
 BUNDLE = ROOT / "models" / "cifar10-lt" / "1"

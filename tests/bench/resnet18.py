@@ -15,9 +15,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service import bundle, images
-from service.bench import photos
-from service.bundle import Input
+from service.contract import bundle, images
+from service.contract.bundle import Input
+from tests.bench import photos
 from tests.service import tiny
 
 SIDE = 224

@@ -12,11 +12,11 @@ from dataclasses import asdict
 
 import pytest
 
-from service.bench import level, photos
-from service.bench.level import Level, Load
-from service.bench.load import Spec
-from service.bench.processes import BenchError, Server
 from service.settings import ROOT
+from tests.bench import level, photos
+from tests.bench.level import Level, Load
+from tests.bench.load import Spec
+from tests.bench.processes import BenchError, Server
 from tests.service import tiny
 
 PNG = photos.Photo("a.png", tiny.photo(), "image/png")
@@ -103,7 +103,7 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def test_a_generator_with_an_error_of_its_own_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from service.bench import load; load.Connection._send = lambda self: 1 / 0; load.main()"
+    code = "from tests.bench import load; load.Connection._send = lambda self: 1 / 0; load.main()"
     with alternating() as server:
         spec = Spec(server.host, server.port, "", 1, 0.1, 60)
         done = subprocess.run(
@@ -117,8 +117,6 @@ def test_a_generator_with_an_error_of_its_own_is_no_measurement(monkeypatch: pyt
 
 
 def test_the_generator_stays_light() -> None:
-    code = (
-        "import sys, service.bench.load; print(sorted({'numpy', 'fastapi', 'onnxruntime', 'PIL'} & set(sys.modules)))"
-    )
+    code = "import sys, tests.bench.load; print(sorted({'numpy', 'fastapi', 'onnxruntime', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from service import bundle, images
-from service.bench import command, photos, report
-from service.bench.limit import Limit
-from service.engine import Engine
-from tests.bench import resnet18
+from service.contract import bundle, images
+from service.inference.engine import Engine
+from tests.bench import command, photos, report, resnet18
+from tests.bench.limit import Limit
 from tests.bench.peers import table, venvs
-from tests.service.test_bench import a_level
+from tests.bench.test_bench import a_level
 
 
 def test_peers_table_says_who_sheds_and_who_could_not_be_measured() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.bench import processes
-from service.bench.processes import BenchError
+from tests.bench import processes
+from tests.bench.processes import BenchError
 
 BURN = "import time\nwhile time.process_time() < 0.5: pass\n"
 
@@ -61,7 +61,7 @@ def test_whatever_a_server_leaves_behind_is_ended(end: str, monkeypatch: pytest.
 def test_term_ends_the_server_too() -> None:
     end = "time.sleep(600)"
     code = (
-        "import os, sys, time\nfrom service.bench.processes import started\n"
+        "import os, sys, time\nfrom tests.bench.processes import started\n"
         f"with started([sys.executable, '-c', {ORPHAN + end!r}], os.environ) as server:\n"
         "    print(server.pid, flush=True)\n    time.sleep(600)"
     )

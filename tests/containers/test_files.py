@@ -211,7 +211,7 @@ def test_the_manifests_speak_of_one_another() -> None:
 
 
 def test_the_metric_that_scales_exists() -> None:
-    from service.metrics import Metrics
+    from service.observe.metrics import Metrics
 
     query = load(ROOT / "docker/k8s/scaledobject.yaml")["spec"]["triggers"][0]["metadata"]["query"]
     assert "tailguard_requests_in_flight" in query

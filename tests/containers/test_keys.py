@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import Keys
 from service.settings import Settings
+from service.web.access import Keys
 from tests.containers.files import ROOT
 
 

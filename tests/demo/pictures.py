@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.bundle import GROUPS, Manifest
-from service.engine import Engine
+from service.contract.bundle import GROUPS, Manifest
+from service.inference.engine import Engine
 from tests.drift.scores import Scored
 
 Pixels = NDArray[np.uint8]

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bundle import GROUPS, read
-from service.decision import decide
-from service.engine import Engine
-from service.metrics import Metrics
-from service.metrics_model import ModelMetrics
+from service.contract.bundle import GROUPS, read
+from service.contract.decision import decide
+from service.inference.engine import Engine
+from service.observe.metrics import Metrics
+from service.observe.model_metrics import ModelMetrics
 from tests.demo import traffic
 from tests.demo.display import Display, sparkline
 from tests.demo.pictures import Familiar, strange

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from service.bundle import read
+from service.contract.bundle import read
 from tests.demo.display import Display
 from tests.demo.pictures import Familiar, Pixels, strange
 from tests.demo.watch import Prometheus, Scraped, Witness

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.bundle import GROUPS
+from service.contract.bundle import GROUPS
 from tests.drift.rules import KS_C
 
 ROWS = ("all", *GROUPS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import GROUPS
+from service.contract.bundle import GROUPS
 from tests.drift.streams import Counts, Floats, over_window
 
 EVALUATION_S = 15

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Manifest, read
+from service.contract.bundle import Manifest, read
 from tests.live import ROOT
 
 BUNDLE = ROOT / "models" / "cifar10-lt" / "1"
@@ -40,17 +40,17 @@ def load(path: Path = KEPT) -> dict[str, Scored]:
 
 def images(folder: Path, manifest: Manifest) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64] | None]]:
     """uint8 [N, 32, 32, 3] and labels by set; the calibration split is cut again as training cut it."""
-    from training import data, readers
+    from training.data import loading, readers, splits
 
     recipe = manifest.evaluation["recipe"]
     train, test = readers.cifar(folder, hundred=False)
-    tailed = data.long_tail_cut(train, recipe["imbalance"])
-    calibration = data.calibration_split(tailed, recipe["calibration_fraction"])[1]
+    tailed = splits.long_tail_cut(train, recipe["imbalance"])
+    calibration = splits.calibration_split(tailed, recipe["calibration_fraction"])[1]
     found: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64] | None]] = {
         "calibration": (calibration.images, calibration.labels),
         "test": (test.images, test.labels),
     }
-    ood = data.ood_sets([folder / "ood"], 32) | {"cifar100": readers.cifar(folder, hundred=True)[1].images}
+    ood = loading.ood_sets([folder / "ood"], 32) | {"cifar100": readers.cifar(folder, hundred=True)[1].images}
     random = np.random.default_rng(0)
     for name in manifest.evaluation["ood"]:
         count = min(IMAGES_PER_OOD_SET, len(ood[name]))
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DIR")
     given = parser.parse_args()
-    from service.engine import Engine
+    from service.inference.engine import Engine
 
     manifest = read(BUNDLE)
     engine = Engine(BUNDLE, manifest)

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import GROUPS, Manifest
-from service.decision import threshold
-from service.metrics_model import deciding_bounds
+from service.contract.bundle import GROUPS, Manifest
+from service.contract.decision import threshold
+from service.observe.model_metrics import deciding_bounds
 from tests.drift.scores import Scored
 
 Floats = NDArray[np.float64]

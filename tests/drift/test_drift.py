@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bundle import GROUPS, read
+from service.contract.bundle import GROUPS, read
 from tests.drift import report, rules
 from tests.drift.rules import EVALUATION_S, HOLD_S, Expected, firing, ks, rejection, wilson_lower, z_score
 from tests.drift.scores import BUNDLE, IN_DISTRIBUTION

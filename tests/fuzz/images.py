@@ -1,4 +1,4 @@
-"""Mutated images through service.images.load: an image or a refusal; no other error, no crash, no hang, no growth.
+"""Mutated images through contract.images.load: an image or a refusal; no other error, no crash, no hang, no growth.
 
     python -m tests.fuzz.images [--count 100000] [--seed 0] [--jobs 2] [--http 2000] [--save DIR]
     python -m tests.fuzz.images --only 4711          # one input again, in this process
@@ -25,8 +25,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from service import images
-from service.bundle import Input
+from service.contract import images
+from service.contract.bundle import Input
 from service.errors import InvalidImage, UnsupportedMedia
 from tests.fuzz.mutators import mutated
 from tests.fuzz.seeds import seeds

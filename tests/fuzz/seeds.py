@@ -1,4 +1,4 @@
-"""Small intact images of every format and mode that service/images.py reads: what the fuzzer mutates."""
+"""Small intact images of every format and mode that service/contract/images.py reads: what the fuzzer mutates."""
 
 import io
 import struct

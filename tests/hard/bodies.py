@@ -18,7 +18,7 @@ GROWTH = 32 * MIB
 PIECE = 1 << 16
 BODY = 300 * MIB
 TIMEOUT_S = 2  # of a request, so that the test is short
-HEAD_TIMEOUT_S = 10  # service/protocol.py
+HEAD_TIMEOUT_S = 10  # service/web/connection.py
 SLACK_S = 5.0  # a busy machine
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import DIVISORS
+from service.contract.images import DIVISORS
 
 ROWS_BYTES = 1 << 22  # of zeros that are compressed at a time
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from service.bench.photos import photo
+from tests.bench.photos import photo
 from tests.hard import load, plan
 from tests.hard.load import Running
 from tests.hard.plan import Plan, Sample, Seen

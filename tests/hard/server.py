@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import service
-from service.bench.processes import cpu_s, tree
+from tests.bench.processes import cpu_s, tree
 
 ROOT = Path(service.__file__).resolve().parent.parent
 BUNDLE = ROOT / "models/cifar10-lt/1"

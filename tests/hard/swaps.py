@@ -6,8 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from service import bundle
-from service.bench.photos import photo
+from service.contract import bundle
+from tests.bench.photos import photo
 from tests.hard import load, plan
 from tests.hard.load import Running
 from tests.hard.plan import Plan, Sample

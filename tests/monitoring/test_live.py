@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import bundle
+from service.contract import bundle
 from tests.live import ROOT
 from tests.monitoring import stack, traffic
 from tests.monitoring.stack import SHORT_S, Stack, wait

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import bundle, decision
-from service.engine import Engine
+from service.contract import bundle, decision
+from service.inference.engine import Engine
 from tests.live import png
 
 VARIANTS = 4000

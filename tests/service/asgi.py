@@ -12,11 +12,11 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from service.app import create_app
-from service.engine import Outputs
-from service.schemas import Problem
+from service.inference.engine import Outputs
+from service.runtime import Service
 from service.settings import Settings
-from service.state import Service
+from service.web.app import create_app
+from service.web.schemas import Problem
 
 WAIT_S = 10
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-import service.app
 from service.settings import Settings
+from service.web.app import create_app
 from tests.service import tiny
 
 
@@ -26,7 +26,7 @@ def settings(tiny_bundle: Path) -> Settings:
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """The whole application on the tiny bundle, started and stopped."""
-    with TestClient(service.app.create_app(settings)) as started:
+    with TestClient(create_app(settings)) as started:
         yield started
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service import bundle
+from service.contract import bundle
 
 SIDE = 8
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -102,7 +102,7 @@ def golden(file: str, colour: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
-    """The fields that service.bundle.write takes, with `changes` at the top level."""
+    """The fields that service.contract.bundle.write takes, with `changes` at the top level."""
     levels = (0.0, 0.5, 1.0)
     quantiles = {
         "energy": {"all": (-10.0, -7.5, -5.1), "outliers": (-7.0, -4.0, -1.5)},

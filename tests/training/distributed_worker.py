@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training import distributed, trainer
+from training import trainer
 from training.config import Config
+from training.network import distributed
 
 
 def norm_step(batch: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:

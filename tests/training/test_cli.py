@@ -10,9 +10,9 @@ import pytest
 
 from tests.training import tiny
 from training import __main__ as commands
-from training import checkpoint
 from training import finished as on_run
-from training.methods import METHODS
+from training.methods.methods import METHODS
+from training.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

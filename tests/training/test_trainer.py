@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from tests.training import tiny
-from training import checkpoint, data, objective, trainer
+from training import trainer
+from training.data import loading
+from training.methods import objective
+from training.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]  # before anything ran here
@@ -47,7 +50,7 @@ def test_history_of_a_run(finished):
         assert h["outlier"] >= np.log(8)  # the entropy of the uniform distribution
     assert state["history"][1]["class"] < state["history"][0]["class"]
     assert state["classes"] == list("01234567")
-    assert state["train_counts"] == data.load(tiny.config()).train.counts.tolist()
+    assert state["train_counts"] == loading.load(tiny.config()).train.counts.tolist()
 
 
 def test_one_seed_gives_the_same_run_twice(finished, tmp_path):
@@ -252,7 +255,7 @@ def test_msp_does_not_look_at_outliers(tmp_path, monkeypatch):
 
     def without(config):
         found = load(config)
-        return data.Data(**vars(found) | {"outliers": found.outliers[:0]})
+        return loading.Data(**vars(found) | {"outliers": found.outliers[:0]})
 
     monkeypatch.setattr(trainer, "load", without)
     tiny.assert_same_run(one, trainer.train(tiny.config(method="msp", epochs=1), tmp_path / "two"))

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import checkpoint
 from training.config import Config
-from training.network import Network
-from training.step import Step
+from training.methods.step import Step
+from training.network.network import Network
+from training.runs import checkpoint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "golden" / "pascl.json"

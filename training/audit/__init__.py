@@ -29,7 +29,7 @@ from training.audit.report import (
     Unreadable,
     render,
 )
-from training.metrics import class_groups
+from training.evaluation.metrics import class_groups
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
 COMPARED = (("train", "test"), ("train", "val"), ("outliers", "test"), ("outliers", "ood"))  # for near duplicates

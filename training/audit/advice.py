@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from service.bundle import GROUPS, Group
-from training.calibrate import LEVEL, SHRINK_IMAGES
+from service.contract.bundle import GROUPS, Group
 from training.config import Config, flag
-from training.data import calibration_split
-from training.readers import ImageSet
+from training.data.readers import ImageSet
+from training.data.splits import calibration_split
+from training.evaluation.calibrate import LEVEL, SHRINK_IMAGES
 
 BEST = "tailguard"  # the row of METHODS to take where there are outliers
 OUTLIER_FREE = "mahalanobis"  # and where there are none

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.readers import Labels, Pixels
+from training.data.readers import Labels, Pixels
 
 GRID = 8  # thumbnails are GRID x GRID x 3
 NEAR_COSINE = 0.985  # of thumbnails; on CIFAR-10-LT every pair above it is the same photograph

@@ -6,10 +6,10 @@ from typing import get_args
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from service.bundle import Group
+from service.contract.bundle import Group
 from training.audit.report import Report
-from training.card_plots import LOOKS
-from training.files import replacing
+from training.export.plots import LOOKS
+from training.runs.files import replacing
 
 NAMED_CLASSES = 25  # up to so many have their names on the axis
 HATCHES = {"many": "", "medium": "//", "few": ".."}  # the groups stay apart without colour

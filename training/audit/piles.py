@@ -1,6 +1,6 @@
 """What `audit` looks at: the images of a data set, its outliers and OOD sets, with all that cannot be read.
 
-Unlike training.readers, which stops at the first fault, this goes on and lists them all. Pixels are the same.
+Unlike training.data.readers, which stops at the first fault, this goes on and lists them all. Pixels are the same.
 """
 
 from collections import Counter
@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training import readers
 from training.audit.duplicates import GRID, Pile
-from training.data import long_tail_cut
-from training.readers import SUFFIXES, DataError, ImageSet, Labels, Pixels
+from training.data import readers
+from training.data.readers import SUFFIXES, DataError, ImageSet, Labels, Pixels
+from training.data.splits import long_tail_cut
 
 Kind = Literal["cifar10", "cifar100", "folder"]
 KINDS: tuple[Kind, ...] = ("cifar10", "cifar100", "folder")

@@ -2,10 +2,10 @@
 
 import textwrap
 
-from service.bundle import GROUPS, Group
+from service.contract.bundle import GROUPS, Group
 from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed, option
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
-from training.calibrate import LEVEL
+from training.evaluation.calibrate import LEVEL
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
 EXAMPLES = 5  # of each kind of fault in the text; the JSON has all

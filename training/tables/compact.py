@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import MACHINE_KEYS
+from training.runs.checkpoint import MACHINE_KEYS
 from training.tables.cells import Json
 
 KEPT = ("images", "auroc", "aupr", "fpr95", "fpr95_id_positive", "aupr_id_positive", "acc_at_tpr", "acc_at_fpr")

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from training import card_plots
+from training.export import plots as card_plots
 from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs
 from training.tables.grids import Table
 

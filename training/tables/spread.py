@@ -7,19 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from service.bundle import GROUPS
-from training.card_plots import LOOKS
-from training.tables.series import (
-    GREY,
-    MARKERS,
-    OOD_COLOUR,
-    Floats,
-    Picture,
-    Series,
-    png,
-    seeds_of,
-    tidy,
-)  # fmt: skip
+from service.contract.bundle import GROUPS
+from training.export.plots import LOOKS
+from training.tables.series import GREY, MARKERS, OOD_COLOUR, Floats, Picture, Series, png, seeds_of, tidy
 
 KEPT = 0.95  # share of the in-distribution test images that the rejection threshold of a picture keeps
 BINS = 40

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from service import settings
-from service.bench import command, level, limit, photos, report
-from service.bench.level import Level, Load
-from service.bench.limit import Limit
-from service.bench.processes import BenchError, started
 from service.settings import ROOT, Settings
-from tests.bench import resnet18
+from tests.bench import command, level, limit, photos, report, resnet18
+from tests.bench.level import Level, Load
+from tests.bench.limit import Limit
 from tests.bench.peers import venvs
 from tests.bench.peers.table import markdown
+from tests.bench.processes import BenchError, started
 
 FOLDER = Path.home() / ".cache" / "tailguard-bench"
 SECONDS = 10.0

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service import bundle, images
+from service.contract import bundle, images
 
 MAX_PIXELS = 50_000_000
 

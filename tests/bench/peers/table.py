@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.bench.load import SHED
+from tests.bench.load import SHED
 
 
 def markdown(results: dict[str, Any]) -> str:

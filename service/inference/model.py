@@ -1,0 +1,130 @@
+"""A bundle in service: manifest, engine, the pipeline before it, and what decides unless a request says otherwise."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.contract import bundle
+from service.contract.bundle import Manifest
+from service.contract.decision import Scope
+from service.errors import InvalidParameter, SettingsError
+from service.inference.engine import Engine
+from service.inference.pipeline import NICENESS, Dials, Pipeline
+from service.observe.metrics import Metrics
+from service.observe.model_metrics import ModelMetrics
+from service.settings import Settings
+from service.web.schemas import Wishes
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What one request asked for, checked against the model."""
+
+    top_k: int
+    operating_point: str
+    scope: Scope
+    is_default: bool  # decided as the deployment decides
+
+
+@dataclass(frozen=True)
+class Model:
+    """A request takes one Model at its beginning and keeps it, so another may take its place meanwhile."""
+
+    folder: Path
+    manifest: Manifest
+    engine: Engine
+    pipeline: Pipeline
+    metrics: ModelMetrics
+    operating_point: str
+    scope: Scope
+
+    def choose(self, wishes: Wishes) -> Choice:
+        """The request's wishes with the deployment's defaults. Raises InvalidParameter naming the valid values."""
+        classes, top_k, point = len(self.manifest.classes), wishes.top_k, wishes.operating_point
+        if top_k is not None and not 1 <= top_k <= classes:
+            raise InvalidParameter(f"top_k={top_k} is not valid: this model has {classes} classes, so 1 to {classes}")
+        if point is None:
+            point = self.operating_point
+        elif point not in self.manifest.operating_points:
+            known = ", ".join(self.manifest.operating_points)
+            raise InvalidParameter(f"operating_point={point[:100]} is none of this model's: {known}")
+        scope = wishes.thresholds or self.scope
+        is_default = (point, scope) == (self.operating_point, self.scope)
+        return Choice(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+
+    def deciding_by(self, operating_point: str | None, scope: Scope | None) -> "Model":
+        """The same model with other defaults; None leaves one as it is. From now on its metrics say so."""
+        changed = replace(self, operating_point=operating_point or self.operating_point, scope=scope or self.scope)
+        self.metrics.in_force(changed.operating_point, changed.scope)
+        return changed
+
+    def described(self) -> dict[str, Any]:
+        """What the log says of it."""
+        return {
+            "bundle": str(self.folder),
+            "model": f"{self.manifest.name}/{self.manifest.version}",
+            "provider": self.engine.provider,
+            "operating_point": self.operating_point,
+            "scope": self.scope,
+        }
+
+    def close(self) -> None:
+        """End the threads and free the graph. Requests that still wait are refused with NotReady."""
+        self.pipeline.close()
+        self.engine.close()
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """Which operating point and thresholds the deployment has chosen; None: what each bundle prefers itself."""
+
+    operating_point: str | None = None
+    scope: Scope | None = None
+    said_in: str = "operating_point"  # for the error when a bundle lacks it
+
+    def within(self, path: Path, manifest: Manifest) -> tuple[str, Scope]:
+        """What decides with this bundle. Raises SettingsError when it has no such operating point."""
+        point = self.operating_point or manifest.default_operating_point
+        if point not in manifest.operating_points:
+            known = ", ".join(manifest.operating_points)
+            raise SettingsError(f"{self.said_in}={point[:100]} is none of {path}'s: {known}")
+        return point, self.scope or manifest.threshold_scope
+
+
+def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *, shadow: bool = False) -> Model:
+    """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others.
+
+    Raises BundleError, EngineError or SettingsError, each with one clear line.
+    """
+    manifest = bundle.read(path)
+    point, scope = deciding.within(path, manifest)
+    engine = Engine(
+        path,
+        manifest,
+        provider=settings.provider,
+        intra_op_threads=settings.intra_op_threads,
+        gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
+        max_batch_images=settings.largest_batch,
+    )
+    on_cpu = settings.provider in ("cpu", "openvino")
+    dials = Dials(
+        max_pixels=settings.max_pixels,
+        queue_images=2 * settings.largest_batch if shadow else settings.queue_images,
+        max_batch_images=settings.largest_batch,
+        decode_threads=1 if shadow else settings.decode_threads,
+        inference_threads=1 if shadow or not on_cpu else settings.inference_threads,
+        fused=on_cpu,
+        niceness=19 if shadow else NICENESS,
+    )
+    pipeline = Pipeline(engine, dials, on_batch=(lambda images, seconds: None) if shadow else metrics.ran)
+    return Model(
+        folder=path,
+        manifest=manifest,
+        engine=engine,
+        pipeline=pipeline,
+        metrics=ModelMetrics(manifest, engine.provider, point, scope),
+        operating_point=point,
+        scope=scope,
+    )

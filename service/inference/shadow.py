@@ -1,0 +1,70 @@
+"""A second bundle that sees a share of the traffic and answers nobody: how often would it decide otherwise?
+
+It gets one thread of the lowest priority and a short queue; what does not fit is counted as skipped, so that the
+model in service never waits for it.
+"""
+
+import asyncio
+import random
+from pathlib import Path
+
+import structlog
+
+from service.contract.decision import decide
+from service.errors import TailGuardError
+from service.inference import model
+from service.inference.model import Deciding
+from service.inference.pipeline import Row
+from service.observe.metrics import Metrics
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+class Shadow:
+    """`offer` is called after an answer has been made; it costs the request one draw and, for its share, one task."""
+
+    def __init__(self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding) -> None:
+        """Raises as model.load."""
+        self.model = model.load(folder, settings, metrics, deciding, shadow=True)
+        self._share = settings.shadow_share
+        self._timeout_s = settings.request_timeout_s
+        self._images = metrics.shadow_images
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draw = random.Random(0).random
+        log.info("shadow ready", share=self._share, **self.model.described())
+
+    def offer(self, data: bytes, label: str, decision: str) -> None:
+        """Perhaps score the image that was answered so, later and elsewhere."""
+        if self._draw() >= self._share:
+            return
+        if self.model.pipeline.held >= self.model.pipeline.queue_images:
+            self._images.labels("skipped").inc()
+            return
+        task = asyncio.get_running_loop().create_task(self._compare(data, label, decision))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self.model.close()
+
+    async def _compare(self, data: bytes, label: str, decision: str) -> None:
+        pipeline = self.model.pipeline
+        try:
+            with pipeline.reserve(1):
+                row = await pipeline.submit(data, asyncio.get_running_loop().time() + self._timeout_s)
+        except TailGuardError:
+            self._images.labels("failed").inc()
+            return
+        self._images.labels(self._outcome(row, label, decision)).inc()
+
+    def _outcome(self, row: Row, label: str, decision: str) -> str:
+        manifest = self.model.manifest
+        best = int(row.probabilities.argmax())
+        score = row.scores[manifest.deciding_score]
+        verdict = decide(manifest, best, score, self.model.operating_point, self.model.scope)
+        if verdict.decision != decision:
+            return "decision-differs"
+        return "same" if manifest.classes[best].name == label else "label-differs"

@@ -1,0 +1,105 @@
+"""What the ledger's tallies say about a model: rejection, accuracy from feedback, each share with its interval.
+
+Rejection is that of the operating point and scope in force, so that it compares with what the calibration promises
+of them; accuracy counts whatever decided. Images are grouped by the predicted class as long as nobody has told the
+true one, and by the true class in everything that comes from feedback. Feedback is a sample that somebody chose to
+label: its shares are those of the stream only when the choice was random.
+"""
+
+import math
+from collections import Counter
+
+from pydantic import BaseModel, Field
+
+from service.contract.bundle import GROUPS, Group, Manifest
+from service.contract.decision import Scope
+from service.ledger.rows import OUTLIER, TallyKey
+
+Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
+
+
+class Share(BaseModel):
+    """`count` of `of` images, with the 95% interval of Wilson (1927); null where there are no images."""
+
+    count: int
+    of: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+class Live(BaseModel):
+    """Of one class or group, or of all."""
+
+    rejected: Share = Field(description="of the images predicted so; expected: calibration, by predicted group")
+    accuracy: Share = Field(description="of the images that feedback says are so: predicted right")
+    confirmed_rejected: Share = Field(description="of the images that feedback says are so: rejected all the same")
+
+
+class Figures(BaseModel):
+    """One model's tallies, summed up. `classes` are in the manifest's order."""
+
+    all: Live
+    groups: dict[Group, Live]
+    classes: list[Live]
+    outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
+
+
+def share(count: int, of: int) -> Share:
+    """A share and its interval. Raises ValueError unless 0 <= count <= of."""
+    if not 0 <= count <= of:
+        raise ValueError(f"{count} of {of} is no share")
+    if of == 0:
+        return Share(count=0, of=0, share=None, low=None, high=None)
+    low, high = wilson(count, of)
+    return Share(count=count, of=of, share=count / of, low=low, high=high)
+
+
+def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
+    """The score interval for a binomial proportion (Wilson 1927): right for small numbers and for shares near 0 and 1,
+    where the one of the textbooks, p ± z·sqrt(p(1 - p)/n), is not. `of` is at least 1."""
+    p, zz = count / of, z * z
+    middle = (p + zz / (2 * of)) / (1 + zz / of)
+    half = z / (1 + zz / of) * math.sqrt(p * (1 - p) / of + zz / (4 * of * of))
+    return max(0.0, middle - half) if count else 0.0, min(1.0, middle + half) if count < of else 1.0
+
+
+def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str, scope: Scope) -> Figures:
+    """Sum tallies up by class and group of `manifest`."""
+    by_class: dict[str, Counter[str]] = {info.name: Counter() for info in manifest.classes}
+    truths = {*by_class, OUTLIER, ""}
+    outliers: Counter[str] = Counter()
+    for (point, its_scope, label, decision, truth), count in images.items():
+        if label not in by_class or truth not in truths:
+            continue  # of a bundle whose classes were renamed under the same version
+        in_force = (point, its_scope) == (operating_point, scope)
+        rejected = count if decision == "reject" else 0
+        if truth == OUTLIER:
+            if in_force:
+                outliers.update(images=count, rejected=rejected)
+        elif not truth:
+            if in_force:
+                by_class[label].update(images=count, rejected=rejected)
+        else:
+            by_class[truth].update(told=count, correct=count if truth == label else 0)
+            if in_force:
+                by_class[truth].update(confirmed=count, confirmed_rejected=rejected)
+    by_group: dict[Group, Counter[str]] = {group: Counter() for group in GROUPS}
+    total: Counter[str] = Counter()
+    for info in manifest.classes:
+        by_group[info.group].update(by_class[info.name])
+        total.update(by_class[info.name])
+    return Figures(
+        all=_live(total),
+        groups={group: _live(sums) for group, sums in by_group.items()},
+        classes=[_live(by_class[info.name]) for info in manifest.classes],
+        outliers_rejected=share(outliers["rejected"], outliers["images"]),
+    )
+
+
+def _live(sums: Counter[str]) -> Live:
+    return Live(
+        rejected=share(sums["rejected"], sums["images"]),
+        accuracy=share(sums["correct"], sums["told"]),
+        confirmed_rejected=share(sums["confirmed_rejected"], sums["confirmed"]),
+    )

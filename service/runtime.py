@@ -1,0 +1,162 @@
+"""What all requests share: settings, model, keys, memory and metrics; and how one model takes the place of another."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from fastapi import Request
+
+from service.contract.decision import Scope
+from service.errors import InvalidParameter, NotReady, SettingsError
+from service.inference import model
+from service.inference.model import Deciding, Model
+from service.inference.providers import KINDS
+from service.inference.shadow import Shadow
+from service.ledger.rows import OUTLIER, Told, key_of
+from service.ledger.writer import Ledger
+from service.observe import tracing
+from service.observe.metrics import Metrics
+from service.observe.tracing import Tracer
+from service.settings import PREFIX, Settings
+from service.web.access import Keys
+from service.web.body import Memory
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Service:
+    """At `app.state.service`. `model` is None until it is loaded and verified."""
+
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+    model: Model | None = None
+    shadow: Shadow | None = None
+    ledger: Ledger | None = None
+    draining: bool = False
+    in_flight: int = 0
+    failure: Exception | None = None  # why the start failed
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.settings.max_receiving_bytes)
+        self.keys = Keys.load(self.settings)
+        self.tracer: Tracer | None = tracing.load(self.settings)
+        settings = self.settings
+        self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
+        self.metrics.provider_asked.labels(KINDS[settings.provider].name).set(1)
+        self._swapping = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def ready(self) -> Model:
+        """The model in service. Raises NotReady while there is none."""
+        if self.model is None:
+            raise NotReady("the service is starting: ask again in a second")
+        return self.model
+
+    def start(self) -> None:
+        """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
+        settings = self.settings
+        self.model = model.load(settings.bundle, settings, self.metrics, self.deciding)
+        self.metrics.bind(self.model.metrics)
+        if settings.shadow_bundle is not None:
+            self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
+        self.ledger = Ledger.open(settings, self.metrics, self._told)
+        log.info("model ready", **self.model.described())
+
+    async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
+        """Put the bundle at `path` in service and retire the one before; the new model and the seconds it took.
+
+        It is loaded, verified and warmed up beside the running one, which answers meanwhile. Without an operating point
+        or scope those that the deployment has chosen stay, or else the new bundle's own hold. Raises BundleError,
+        EngineError or SettingsError, and then nothing has changed.
+        """
+        async with self._swapping:
+            started = time.perf_counter()
+            old = self.ready()
+            deciding = Deciding(operating_point or self.deciding.operating_point, scope or self.deciding.scope)
+            loaded = await asyncio.to_thread(model.load, path, self.settings, self.metrics, deciding)
+            if self.draining:
+                loaded.close()
+                raise NotReady("the service is shutting down: nothing was swapped")
+            self.deciding = deciding
+            self.model = loaded  # the requests that hold the old one keep it to their end
+            self.metrics.bind(loaded.metrics)
+            seconds = time.perf_counter() - started
+            log.info("model swapped", seconds=round(seconds, 3), before=str(old.folder), **loaded.described())
+            task = asyncio.create_task(self._retire(old))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            return loaded, seconds
+
+    def set_operating_point(self, operating_point: str | None, scope: Scope | None) -> Model:
+        """Decide by another operating point or scope from the next request on. Raises InvalidParameter."""
+        current = self.ready()
+        known = current.manifest.operating_points
+        if operating_point is not None and operating_point not in known:
+            raise InvalidParameter(
+                f"operating_point={operating_point[:100]} is none of this model's: {', '.join(known)}"
+            )
+        chosen = self.deciding
+        self.deciding = Deciding(operating_point or chosen.operating_point, scope or chosen.scope)
+        self.model = current.deciding_by(operating_point, scope)
+        log.info("operating point set", **self.model.described())
+        return self.model
+
+    def reload_keys(self) -> int:
+        """Read the keys again; their number. Raises SettingsError, and then the old ones stay."""
+        try:
+            self.keys.reload()
+        except SettingsError as error:
+            log.error("the keys were not read again, the old ones stay", error=str(error))
+            raise
+        log.info("keys read again", keys=len(self.keys.names))
+        return len(self.keys.names)
+
+    def render_metrics(self) -> bytes:
+        """The text for Prometheus, with what is only known when asked."""
+        metrics = self.metrics
+        metrics.requests_in_flight.set(self.in_flight)
+        metrics.ready.set(self.model is not None and not self.draining)
+        if self.model is not None:
+            metrics.queue_images.set(self.model.pipeline.held)
+            metrics.queue_limit_images.set(self.model.pipeline.queue_images)
+            if (used := self.model.engine.device_memory_bytes()) is not None:
+                metrics.device_memory_bytes.labels(self.settings.provider).set(used)
+        return metrics.render()
+
+    async def stop(self) -> None:
+        """Answer what is in the pipeline, then let go of everything."""
+        self.draining = True
+        if self.model is not None:
+            if not await self.model.pipeline.drain(self.settings.drain_s):
+                log.warning("images were still in work at the end of the drain", images=self.model.pipeline.held)
+            self.model.close()
+        if self.shadow is not None:
+            self.shadow.close()
+        if self.ledger is not None:
+            await asyncio.to_thread(self.ledger.close)
+        for task in list(self._retiring):
+            task.cancel()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
+
+    def _told(self, told: Told, change: int) -> None:
+        """Count feedback, in the ledger's thread; that about a model no longer in service is in the ledger only."""
+        if self.model is not None and key_of(self.model.manifest) == told.model:
+            names = [info.name for info in self.model.manifest.classes]
+            index = None if told.truth == OUTLIER else names.index(told.truth)
+            self.model.metrics.told(index, told.outcome, told.decision, change)
+
+    async def _retire(self, old: Model) -> None:
+        # No new request can take the old model; those that have it are bounded by their deadline.
+        await old.pipeline.drain(self.settings.request_timeout_s + 1)
+        old.pipeline.close()
+        await asyncio.to_thread(old.engine.close)
+
+
+def of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,237 @@
+"""The bodies of the HTTP answers. Times are in milliseconds, sizes in pixels, shares and probabilities in [0, 1]."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.contract.bundle import Cost, Group
+from service.contract.decision import Decision, Scope
+from service.ledger.figures import Live
+
+NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
+
+
+class Wishes(BaseModel):
+    """What a request may ask for beyond the deployment's defaults: the query of POST /classify."""
+
+    top_k: int | None = Field(default=None, ge=1, description="classes to name, at most all; default 5")
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    thresholds: Scope | None = Field(default=None, description="by group of the predicted class, or one for all")
+
+
+class ModelName(BaseModel):
+    name: str
+    version: str
+
+
+class ClassProbability(BaseModel):
+    label: str
+    class_index: int
+    probability: float | None = Field(description=NOT_FINITE)
+
+
+class DecidingScore(BaseModel):
+    """The score compared with the threshold: the image is rejected when `value` is strictly larger."""
+
+    name: str
+    value: float | None = Field(description=NOT_FINITE)
+    threshold: float
+    scope: Scope = Field(description="group: the threshold of the predicted class's group; global: one for all")
+    operating_point: str
+
+
+class ImageSize(BaseModel):
+    """The upload as a viewer shows it, after EXIF orientation."""
+
+    width_px: int
+    height_px: int
+
+
+class StageTimes(BaseModel):
+    """queue_ms: waiting for a decode thread and for the engine; total_ms: from the first byte to the decision."""
+
+    receive_ms: float
+    decode_ms: float
+    queue_ms: float
+    inference_ms: float
+    total_ms: float
+
+
+class Answer(BaseModel):
+    """One classified image."""
+
+    request_id: str
+    model: ModelName
+    label: str
+    class_index: int
+    group: Group
+    probability: float | None = Field(description=NOT_FINITE)
+    top_k: list[ClassProbability]
+    scores: dict[str, float | None] = Field(description="every score of the bundle, larger = more outlying")
+    deciding_score: DecidingScore
+    p_value: float = Field(description="share of calibration images at least as outlying; bounds false alarms only")
+    decision: Decision
+    image: ImageSize
+    stage_times: StageTimes
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": "3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f",
+                    "model": {"name": "cifar10-lt", "version": "1"},
+                    "label": "cat",
+                    "class_index": 3,
+                    "group": "medium",
+                    "probability": 0.91,
+                    "top_k": [{"label": "cat", "class_index": 3, "probability": 0.91}],
+                    "scores": {"energy": -7.2, "msp": 0.09},
+                    "deciding_score": {
+                        "name": "energy",
+                        "value": -7.2,
+                        "threshold": -4.1,
+                        "scope": "group",
+                        "operating_point": "id95",
+                    },
+                    "p_value": 0.63,
+                    "decision": "accept",
+                    "image": {"width_px": 640, "height_px": 427},
+                    "stage_times": {
+                        "receive_ms": 0.4,
+                        "decode_ms": 2.1,
+                        "queue_ms": 0.2,
+                        "inference_ms": 4.8,
+                        "total_ms": 7.6,
+                    },
+                }
+            ]
+        }
+    )
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+
+
+class BatchItem(BaseModel):
+    """Either an answer or a problem, never both."""
+
+    file: str = Field(description="the file name of the part, or its position")
+    answer: Answer | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    request_id: str
+    results: list[BatchItem] = Field(description="one for each file, in the order sent")
+
+
+class OperatingPointSummary(BaseModel):
+    description: str
+    threshold: float
+    group_thresholds: dict[Group, float]
+    global_cost: dict[str, Cost | None] = Field(description="of the one threshold, on calibration and test images")
+    group_cost: dict[str, Cost | None] = Field(description="of the thresholds by group, on the same images")
+
+
+class ModelSummary(BaseModel):
+    """What is in service and what decides."""
+
+    name: str
+    version: str
+    created: str
+    sha256: str = Field(description="of the graph")
+    precision: str
+    passes: int
+    method: str
+    dataset: str
+    provider: str
+    input: dict[str, Any]
+    classes: list[str]
+    scores: list[str]
+    deciding_score: str
+    operating_point: str = Field(description="in force unless a request names another")
+    threshold_scope: Scope
+    operating_points: dict[str, OperatingPointSummary]
+    calibration: dict[str, Any]
+    evaluation: dict[str, Any]
+    provenance: dict[str, Any]
+    examples: list[str] = Field(description="names for GET /model/examples/{name}")
+
+
+class ClassMetrics(BaseModel):
+    name: str
+    class_index: int
+    group: Group
+    train_count: int
+    accuracy: float | None
+    rejected: float | None
+    live: Live
+
+
+class GroupMetrics(BaseModel):
+    """Means over the classes of a group that were measured, and the costs of the operating point in force."""
+
+    classes: int
+    train_count: int
+    accuracy: float | None
+    rejected: float | None
+    calibration_id_rejected: float | None
+    calibration_outliers_caught: float | None
+    live: Live
+
+
+class ClassesAnswer(BaseModel):
+    model: ModelName
+    operating_point: str
+    threshold_scope: Scope
+    since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
+    classes: list[ClassMetrics]
+    groups: dict[Group, GroupMetrics]
+
+
+class OperatingPointWish(BaseModel):
+    """The body of PUT /admin/operating-point; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    threshold_scope: Scope | None = None
+
+
+class BundleWish(BaseModel):
+    """The body of PUT /admin/bundle; what is left out is as the deployment chose it, else the bundle decides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, description="folder of the bundle on the service's disk")
+    operating_point: str | None = None
+    threshold_scope: Scope | None = None
+
+
+class InForce(BaseModel):
+    """What decides from now on."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+    operating_point: str
+    threshold_scope: Scope
+    seconds: float | None = Field(description="how long loading, verifying and warming up took")
+
+
+class KeysRead(BaseModel):
+    keys: int
+
+
+class Health(BaseModel):
+    status: str

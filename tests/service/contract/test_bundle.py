@@ -1,0 +1,93 @@
+"""service/contract/bundle.py: what is written is read back; anything damaged is refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.contract import bundle
+from service.contract.bundle import BundleError
+from tests.service import tiny
+
+
+def test_written_is_read_back(tmp_path: Path) -> None:
+    written = bundle.write(tmp_path / "models" / "tiny" / "1", tiny.manifest(), tiny.files())
+    assert bundle.read(tmp_path / "models" / "tiny" / "1") == written
+    assert written.sha256 == written.files["model.onnx"]
+    assert [c.name for c in written.classes] == list(tiny.CLASSES)
+
+
+def test_nothing_but_the_bundle_is_left(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_changed_file_is_named(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "1")
+    (folder / "examples/red.png").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"examples/red\.png has sha256 .* restore the file"):
+        bundle.read(folder)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "1")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"incomplete: model\.onnx cannot be read"):
+        bundle.read(folder)
+
+
+def test_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(tiny.graph())  # as a killed writer of another kind would leave it
+    with pytest.raises(BundleError, match="is not a bundle"):
+        bundle.read(tmp_path)
+
+
+def test_half_written_manifest(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "1")
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text[: len(text) // 2])
+    with pytest.raises(BundleError, match=r"manifest\.json is invalid"):
+        bundle.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"deciding_score": "depth"}, "deciding_score 'depth' is none of"),
+        ({"default_operating_point": "id99"}, "default_operating_point 'id99' is none of"),
+        ({"name": "Not A Name"}, "name"),
+        ({"surprise": 1}, "surprise"),
+        ({"scores": {"msp": {"formula": "", "temperature": 1}}, "deciding_score": "msp"}, r"scores lack \['energy'\]"),
+        ({"golden": [tiny.golden("examples/none.png", (1, 2, 3))]}, "is not among the files"),
+        ({"threshold_scope": "class"}, "threshold_scope"),
+        ({"classes": []}, "classes"),
+    ],
+)
+def test_invalid_manifest_writes_nothing(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        bundle.write(tmp_path / "1", tiny.manifest(**changes), tiny.files())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_folder_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "mine").write_text("kept")
+    with pytest.raises(BundleError, match="exists already"):
+        tiny.write(tmp_path / "1")
+    assert (tmp_path / "1" / "mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "manifest.json"])
+def test_files_stay_inside(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="is not a path inside a bundle"):
+        tiny.write(tmp_path / "1", files=tiny.files() | {name: b""})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_cannot_point_outside(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="is not a path inside a bundle"):
+        bundle.read(folder)

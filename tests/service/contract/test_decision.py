@@ -1,0 +1,67 @@
+"""service/contract/decision.py against values worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from service.contract import bundle
+from service.contract.bundle import Manifest
+from service.contract.decision import decide, p_value, rejects
+from tests.service import tiny
+
+
+@pytest.fixture
+def manifest(tiny_bundle: Path) -> Manifest:
+    return bundle.read(tiny_bundle)
+
+
+def test_strictly_larger_is_rejected() -> None:
+    assert rejects(1.0001, 1.0)
+    assert not rejects(1.0, 1.0)
+    assert not rejects(-math.inf, 1.0)
+    assert rejects(math.inf, 1.0)
+    assert rejects(math.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("class_index", "scope", "threshold"),
+    [(0, "group", -5.5), (1, "group", -5.25), (2, "group", -5.0), (0, "global", -5.5), (2, "global", -5.5)],
+)
+def test_threshold_in_force(manifest: Manifest, class_index: int, scope: str, threshold: float) -> None:
+    below = decide(manifest, class_index, threshold, "id95", scope)  # type: ignore[arg-type]
+    above = decide(manifest, class_index, threshold + 1e-6, "id95", scope)  # type: ignore[arg-type]
+    assert (below.decision, above.decision) == ("accept", "reject")
+    assert (below.threshold, below.scope, below.operating_point) == (threshold, scope, "id95")
+
+
+def test_operating_point_decides(manifest: Manifest) -> None:
+    assert decide(manifest, 0, -6.0, "id95", "global").decision == "accept"
+    assert decide(manifest, 0, -6.0, "ood95", "global").decision == "reject"
+    with pytest.raises(KeyError):
+        decide(manifest, 0, -6.0, "id99", "global")
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (-100.0, (1 + 99) / 100),  # below all 99 calibration scores
+        (100.0, 1 / 100),  # above all of them
+        (tiny.ID_SCORES[-1], (1 + 1) / 100),  # equal to the largest: it counts
+        (tiny.ID_SCORES[50], (1 + 49) / 100),
+        (math.nan, 1 / 100),
+    ],
+)
+def test_p_value(manifest: Manifest, score: float, expected: float) -> None:
+    assert p_value(manifest, score) == pytest.approx(expected, abs=1e-12)
+
+
+def test_p_value_of_thinned_scores_is_rounded_up(manifest: Manifest) -> None:
+    """Three scores kept of n = 10: one at or above is a third of 10, which counts as 4."""
+    thinned = manifest.calibration.model_copy(update={"id_scores": (1.0, 2.0, 3.0), "in_distribution_images": 10})
+    assert p_value(manifest.model_copy(update={"calibration": thinned}), 2.5) == pytest.approx((1 + 4) / 11)
+
+
+def test_not_a_number_is_rejected_everywhere(manifest: Manifest) -> None:
+    for point in manifest.operating_points:
+        assert decide(manifest, 0, math.nan, point, "group").decision == "reject"

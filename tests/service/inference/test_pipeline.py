@@ -1,0 +1,202 @@
+"""service/inference/pipeline.py: the bound in images, the rate it measures, its two shapes, and its end."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.contract import bundle
+from service.contract.bundle import Manifest
+from service.errors import DeadlineExceeded, InvalidImage, NotReady, Overloaded, UnsupportedMedia
+from service.inference.engine import Engine, Outputs
+from service.inference.pipeline import Dials, Pipeline, Row
+from tests.service import tiny
+from tests.service.inference.test_batcher import WAIT_S, later, run, turns
+
+
+class FakeEngine:
+    """Answers each image with its own value. Closed, it holds every batch until `gate` is set."""
+
+    def __init__(self) -> None:
+        self.manifest = Manifest.model_validate(tiny.manifest() | {"format": 1, "files": bundle.digests(tiny.files())})
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+        values = batch[:, 0, 0, 0].astype(int).tolist()
+        self.batches.append(values)
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        column = np.array(values, np.float32)
+        return Outputs(np.stack([column, -column], 1), {"energy": column})
+
+    async def busy(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=WAIT_S)
+
+
+def image(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+def dials(fused: bool = True, **changes: int) -> Dials:
+    given = {"max_pixels": 10_000, "queue_images": 100, "max_batch_images": 4, "decode_threads": 2,
+             "inference_threads": 1} | changes  # fmt: skip
+    return Dials(**given, fused=fused)
+
+
+@asynccontextmanager
+async def made(engine: FakeEngine | Engine, chosen: Dials) -> AsyncIterator[Pipeline]:
+    pipeline = Pipeline(engine, chosen)
+    try:
+        yield pipeline
+    finally:
+        if isinstance(engine, FakeEngine):
+            engine.gate.set()
+        pipeline.close()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_files_and_pixels_good_and_bad_each_get_their_own(tiny_bundle: Path, fused: bool) -> None:
+    async def body() -> None:
+        engine = Engine(tiny_bundle, bundle.read(tiny_bundle))
+        red, blue = tiny.photo((220, 30, 30), (20, 10)), tiny.photo((10, 20, 200))
+        pixels = np.full((tiny.SIDE, tiny.SIDE, 3), (30, 220, 30), np.uint8)
+        sent = [red, b"hello", pixels, tiny.photo()[:45], blue, tiny.photo((1, 2, 3), (200, 200))]
+        async with made(engine, dials(fused)) as pipeline:
+            rows = await asyncio.gather(*(pipeline.submit(x, later()) for x in sent), return_exceptions=True)
+        found = [tiny.CLASSES[int(r.probabilities.argmax())] if isinstance(r, Row) else type(r) for r in rows]
+        assert found == ["red", UnsupportedMedia, "green", InvalidImage, "blue", InvalidImage]
+        assert isinstance(rows[0], Row)
+        assert (rows[0].width_px, rows[0].height_px) == (20, 10)
+        assert "40000 pixels, the limit is 10000" in str(rows[5])
+
+    run(body)
+
+
+@given(st.sets(st.integers(1, 11)), st.sets(st.integers(1, 11)), st.integers(1, 5), st.booleans())
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_cancelled_requests_give_their_slots_back(early: set[int], late: set[int], max_batch: int, fused: bool) -> None:
+    """`early` leave while they wait in the queue, `late` when their batch is in the engine already."""
+
+    async def body() -> None:
+        engine = FakeEngine()
+        async with made(engine, dials(fused, max_batch_images=max_batch)) as pipeline:
+            engine.gate.clear()
+
+            async def ask(value: int) -> Row:
+                with pipeline.reserve(1):
+                    return await pipeline.submit(image(value), later())
+
+            tasks = {0: asyncio.create_task(ask(0))}
+            await engine.busy()
+            tasks |= {i: asyncio.create_task(ask(i)) for i in range(1, 12)}
+            await turns()
+            for i in early:
+                tasks[i].cancel()
+            await turns()
+            assert pipeline.held == 12 - len(early)
+            engine.gate.set()
+            if len(early) < 11:
+                await engine.busy()
+            for i in late:
+                tasks[i].cancel()
+            done = dict(zip(tasks, await asyncio.gather(*tasks.values(), return_exceptions=True), strict=True))
+            for i, result in done.items():
+                if i not in early | late:
+                    assert isinstance(result, Row)
+                    assert result.scores["energy"] == i
+            assert await pipeline.drain(WAIT_S)
+            with pipeline.reserve(1):
+                assert (await pipeline.submit(image(99), later())).scores["energy"] == 99
+
+    run(body)
+
+
+def test_queue_counts_images_and_refuses_all_or_nothing() -> None:
+    async def body() -> None:
+        async with made(FakeEngine(), dials(queue_images=10)) as pipeline:
+            with pipeline.reserve(6):
+                with pytest.raises(Overloaded, match=r"6 images are queued and 5 more would pass the limit of 10"):
+                    pipeline.reserve(5).__enter__()
+                with pipeline.reserve(4):
+                    assert pipeline.held == 10
+                    with pytest.raises(Overloaded):
+                        pipeline.check_room()
+                assert pipeline.held == 6
+            assert pipeline.held == 0
+
+    run(body)
+
+
+def test_retry_after_comes_from_the_measured_rate() -> None:
+    async def body() -> None:
+        async with made(FakeEngine(), dials(inference_threads=2)) as pipeline:
+            assert pipeline.retry_after_s == 1  # nothing measured yet
+            pipeline._measured(2, 1.0)  # half a second an image: two workers do four images a second
+            with pipeline.reserve(40), pytest.raises(Overloaded) as refused:
+                pipeline.reserve(61).__enter__()
+            assert refused.value.retry_after_s == pytest.approx(10)
+            pipeline._measured(1, 1.5)
+            assert pipeline._image_s == pytest.approx(0.8 * 0.5 + 0.2 * 1.5)
+
+    run(body)
+
+
+def test_image_that_nobody_waits_for_is_not_decoded(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        engine = FakeEngine()
+        async with made(engine, dials()) as pipeline:
+            engine.gate.clear()
+            first = asyncio.create_task(pipeline.submit(image(1), later()))
+            await engine.busy()
+            monkeypatch.setattr("service.contract.images.load", lambda *_, **__: 1 / 0)
+            with pytest.raises(DeadlineExceeded):
+                await pipeline.submit(tiny.photo(), asyncio.get_running_loop().time() + 0.01)
+            engine.gate.set()
+            assert (await first).scores["energy"] == 1
+            assert (await pipeline.submit(image(3), later())).scores["energy"] == 3
+            assert engine.batches == [[1], [3]]
+
+    run(body)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_drain_waits_for_what_is_held_and_close_refuses_the_rest(fused: bool) -> None:
+    async def body() -> None:
+        engine = FakeEngine()
+        async with made(engine, dials(fused)) as pipeline:
+            assert await pipeline.drain(0.01)
+            engine.gate.clear()
+
+            async def ask(value: int) -> Row:
+                with pipeline.reserve(1):
+                    return await pipeline.submit(image(value), later())
+
+            inside = asyncio.create_task(ask(1))
+            await engine.busy()
+            waiting = asyncio.create_task(ask(2))
+            await turns()
+            assert not await pipeline.drain(0.01)
+            pipeline.close()
+            with pytest.raises(NotReady):
+                await waiting
+            with pytest.raises(NotReady):
+                pipeline.reserve(1).__enter__()
+            with pytest.raises(NotReady):
+                await pipeline.submit(image(3), later())
+            engine.gate.set()
+            assert (await inside).scores["energy"] == 1
+            assert await pipeline.drain(WAIT_S)
+            assert engine.batches == [[1]]
+
+    run(body)

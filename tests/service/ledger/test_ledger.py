@@ -1,0 +1,428 @@
+"""service/ledger/writer.py on SQLite and on a real PostgreSQL: nothing lost, nothing twice, no request waits."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract import bundle
+from service.contract.decision import Verdict
+from service.errors import InvalidParameter, NotFound, NotReady, SettingsError
+from service.ledger import database as ledger_database
+from service.ledger import writer as ledger
+from service.ledger.database import MEMORY, Database, Sqlite, check, connect
+from service.ledger.rows import Entry, TallyKey, Told
+from service.ledger.writer import Ledger
+from service.observe.metrics import Metrics
+from service.settings import ROOT, Settings
+from tests.service import postgres, tiny
+from tests.service.test_process import serving
+
+LIMIT_S = 30
+RED = TallyKey("id95", "group", "red", "accept", "")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Path]:
+    if reason := postgres.missing():
+        pytest.skip(reason)
+    with postgres.server() as folder:
+        yield folder
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty ledger's place, of either kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "ledger.sqlite3")
+    return postgres.new_database(request.getfixturevalue("server"), f"t{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> bundle.Manifest:
+    return bundle.read(tiny_bundle)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((ledger, "RETRY_S"), (ledger, "TICK_S"), (ledger_database, "LOCK_S")):
+        monkeypatch.setattr(module, name, 0.05)
+
+
+class Kept:
+    """A ledger beside what it has said."""
+
+    def __init__(self, where: str, **settings: Any) -> None:
+        self.metrics = Metrics()
+        self.told: list[tuple[str, str, int]] = []
+        opened = Ledger.open(Settings(ledger=where, **settings), self.metrics, self._on_told)
+        assert opened is not None
+        self.ledger = opened
+
+    def _on_told(self, told: Told, change: int) -> None:
+        self.told.append((told.truth, told.outcome, change))
+
+    def rows(self, outcome: str) -> float:
+        return float(self.metrics.ledger_rows.labels(outcome)._value.get())
+
+    def __enter__(self) -> "Kept":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close(LIMIT_S)
+
+    def tell(self, *what: Any) -> Told:
+        request_id, position, truth, *key = what
+        return asyncio.run(self.ledger.tell(request_id, position, truth, key[0] if key else None))
+
+
+def entry(manifest: bundle.Manifest, request_id: str, position: int = 0, **changes: Any) -> Entry:
+    verdict = Verdict("accept", -5.5, "id95", "group", 0.5)
+    scores = {"energy": -7.0, "msp": 0.25}
+    return Entry(time.time(), request_id, position, manifest, 0, scores, verdict, None, None)._replace(**changes)
+
+
+def read(where: str, statement: str) -> list[tuple[Any, ...]]:
+    database: Database = connect(where)
+    try:
+        return database.fetch(statement)
+    finally:
+        database.close()
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_row_holds_what_was_answered(where: str, manifest: bundle.Manifest) -> None:
+    rejected = Verdict("reject", -5.25, "ood95", "global", 0.01)
+    scores, now = {"energy": float("nan"), "msp": 0.5}, time.time()
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a", time=now, key="ci"))
+        kept.ledger.record(entry(manifest, "a", 1, time=now + 1, class_index=2, verdict=rejected, scores=scores))
+    columns = (
+        "time, request_id, position, label, class_group, decision, score, threshold, p_value, operating_point, scope, "
+        "scores, api_key, image"
+    )
+    first, second = read(where, f"SELECT {columns} FROM decisions ORDER BY row")
+    common = ("a", 0, "red", "many", "accept", -7.0, -5.5, 0.5, "id95", "group", '{"energy": -7.0, "msp": 0.25}')
+    assert first == (now, *common, "ci", None)
+    assert second[1:6] == ("a", 1, "blue", "few", "reject")
+    assert second[6:] == (None, -5.25, 0.01, "ood95", "global", '{"energy": null, "msp": 0.5}', None, None)
+    assert read(where, "SELECT name, version, sha256 FROM models") == [("tiny", "1", manifest.sha256)]
+    assert kept.rows("written") == 2
+
+
+def test_image_bytes_are_kept_only_if_asked_for(
+    where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a", image=b"pixels"))
+    monkeypatch.setattr(ledger, "QUEUE_IMAGE_BYTES", 10)
+    with Kept(where, ledger_images=True) as kept:
+        kept.ledger.record(entry(manifest, "b", image=b"pixels"))
+        until(lambda: kept.rows("written") == 1)  # so its bytes are out of the queue again
+        kept.ledger.record(entry(manifest, "c", image=b"PIXELS"))
+        kept.ledger.record(entry(manifest, "d", image=b"more than there is room for"))
+    images = read(where, "SELECT request_id, image FROM decisions ORDER BY row")
+    assert images == [("a", None), ("b", b"pixels"), ("c", b"PIXELS"), ("d", None)]
+
+
+def test_feedback_is_idempotent_and_a_correction_is_appended(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        first = kept.tell("a", 0, "green", "ci")  # its row is still in the queue
+        assert (first.label, first.truth, first.outcome, first.decision) == ("red", "green", "wrong", "accept")
+        assert kept.tell("a", 0, "green") == first
+        assert kept.tell("a", 0, "red").outcome == "correct"
+        assert kept.tell("a", 0, "red").outcome == "correct"
+        assert kept.tell("a", 0, "outlier").outcome == "outlier"
+        assert kept.told == [
+            ("green", "wrong", 1),
+            ("green", "wrong", -1), ("red", "correct", 1),
+            ("red", "correct", -1), ("outlier", "outlier", 1),
+        ]  # fmt: skip
+        tally = kept.ledger.tally(manifest)
+        assert tally is not None
+        assert +tally.images == {RED: 1, RED._replace(truth="outlier"): 1}
+    assert read(where, "SELECT label, api_key FROM feedback ORDER BY row") == [
+        ("green", "ci"), ("red", None), ("outlier", None)
+    ]  # fmt: skip
+
+
+def test_feedback_that_means_nothing_is_refused(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        with pytest.raises(NotFound, match="no image 0 of request b"):
+            kept.tell("b", 0, "red")
+        with pytest.raises(NotFound, match="no image 1 of request a"):
+            kept.tell("a", 1, "red")
+        with pytest.raises(
+            InvalidParameter, match=r"'cat' is no class of tiny version 1.*red, green, blue, or outlier"
+        ):
+            kept.tell("a", 0, "cat")
+        assert kept.tell("a", 0, "blue").outcome == "wrong"  # the refusals have spoilt nothing
+    assert read(where, "SELECT count(*) FROM feedback") == [(1,)]
+
+
+def test_a_repeated_request_id_means_its_latest_answer(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        kept.ledger.record(entry(manifest, "a", class_index=2))
+        assert kept.tell("a", 0, "blue").outcome == "correct"
+        kept.ledger.record(entry(manifest, "a", class_index=1))
+        assert kept.tell("a", 0, "green").outcome == "correct"
+    assert read(where, "SELECT decision_row, label FROM feedback ORDER BY row") == [(2, "blue"), (3, "green")]
+
+
+def test_the_same_feedback_at_once_to_two_replicas_counts_once(where: str, manifest: bundle.Manifest) -> None:
+    images = 40
+    with Kept(where) as one, Kept(where) as other:
+        for i in range(images):
+            one.ledger.record(entry(manifest, "a", i))
+        until(lambda: one.rows("written") == images)
+
+        async def all_at_once(position: int) -> list[Told]:
+            return await asyncio.gather(*(k.ledger.tell("a", position, "green", None) for k in [one, other] * 3))
+
+        for i in range(images):  # one at a time, so that both replicas are idle and begin together
+            assert len(set(asyncio.run(all_at_once(i)))) == 1
+        assert one.told + other.told == [("green", "wrong", 1)] * images
+        for kept in (one, other):  # each learns what the other has counted
+
+            def both(kept: Kept = kept) -> bool:
+                tally = kept.ledger.tally(manifest)
+                return tally is not None and tally.images == {RED: images, RED._replace(truth="green"): images}
+
+            until(both)
+    assert read(where, "SELECT count(*) FROM feedback") == [(images,)]
+
+
+def test_tallies_outlive_the_process_and_agree_with_the_rows(where: str, manifest: bundle.Manifest) -> None:
+    for start in range(3):
+        with Kept(where) as kept:
+            for i in range(10):
+                kept.ledger.record(entry(manifest, f"{start}-{i}", class_index=i % 2))
+            kept.tell(f"{start}-0", 0, "red")
+    with Kept(where) as kept:
+        until(lambda: kept.ledger.tally(manifest) is not None)
+        tally = kept.ledger.tally(manifest)
+    assert tally is not None
+    assert tally.images == {RED: 15, RED._replace(label="green"): 15, RED._replace(truth="red"): 3}
+    counted = read(where, "SELECT label, count(*) FROM decisions GROUP BY label ORDER BY label")
+    assert counted == [("green", 15), ("red", 15)]
+
+
+def test_retention_by_count(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where, ledger_max_rows=1000) as kept:
+        for i in range(3500):
+            kept.ledger.record(entry(manifest, str(i)))
+            if i % 500 == 0:
+                kept.tell(str(i), 0, "red")
+        until(lambda: read(where, "SELECT count(*) FROM decisions") == [(1000,)])
+        with pytest.raises(NotFound):
+            kept.tell("2499", 0, "red")
+        assert kept.tell("2500", 0, "red").outcome == "correct"
+        until(lambda: kept.metrics.ledger_held_rows._value.get() == 1000)
+        assert kept.metrics.ledger_bytes._value.get() > 100_000
+        tally = kept.ledger.tally(manifest)
+    assert tally is not None
+    assert tally.images == {RED: 3500, RED._replace(truth="red"): 7}
+    assert read(where, "SELECT min(decision_row), max(decision_row), count(*) FROM feedback") == [(2501, 3001, 2)]
+
+
+def test_retention_by_age(where: str, manifest: bundle.Manifest) -> None:
+    day_s, now = 86_400, time.time()
+    with Kept(where, ledger_max_age_days=7) as kept:
+        for i in range(2500):
+            kept.ledger.record(entry(manifest, str(i), time=now - (8 if i < 2200 else 6) * day_s))
+        until(lambda: kept.rows("written") == 2500)
+        until(lambda: read(where, "SELECT count(*) FROM decisions") == [(300,)])
+    assert read(where, "SELECT min(time) FROM decisions") == [(pytest.approx(now - 6 * day_s),)]
+
+
+@contextmanager
+def locked(where: str) -> Iterator[None]:
+    """Somebody else keeps everybody out."""
+    if where.startswith("postgresql"):
+        import psycopg
+
+        with psycopg.connect(where) as connection:
+            connection.execute("LOCK TABLE tailguard.decisions IN ACCESS EXCLUSIVE MODE")
+            yield
+    else:
+        other = sqlite3.connect(where, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.close()
+
+
+def test_a_locked_ledger_is_counted_and_its_rows_wait(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "before"))
+        until(lambda: kept.rows("written") == 1)
+        with locked(where):
+            for i in range(50):
+                kept.ledger.record(entry(manifest, str(i)))
+            until(lambda: kept.rows("failed") >= 50)
+            with pytest.raises(NotReady, match="cannot be written now"):
+                kept.tell("before", 0, "red")
+            assert kept.rows("written") == 1
+        until(lambda: kept.rows("written") == 51)
+        assert kept.tell("49", 0, "red").outcome == "correct"
+        assert kept.rows("dropped") == 0
+    assert read(where, "SELECT count(*) FROM decisions") == [(51,)]
+    assert read(where, "SELECT count(*) FROM feedback") == [(1,)]
+
+
+def test_a_full_queue_drops_and_counts(where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "QUEUE_ROWS", 5)
+    kept = Kept(where)
+    kept.ledger.record(entry(manifest, "before"))
+    until(lambda: kept.rows("written") == 1)
+    with locked(where):
+        kept.ledger.record(entry(manifest, "first"))
+        until(lambda: kept.rows("failed") >= 1)
+        for i in range(2000):
+            kept.ledger.record(entry(manifest, str(i)))
+        assert 900 <= kept.rows("dropped") <= 1995
+        with pytest.raises(NotReady):
+            kept.tell("before", 0, "red")
+        dropped = kept.rows("dropped")
+        kept.ledger.close(0.2)
+    assert kept.rows("dropped") + kept.rows("written") == 2002  # nothing vanishes uncounted
+    assert kept.rows("dropped") > dropped
+
+
+def test_a_full_disk_is_counted_and_its_rows_wait(
+    tmp_path: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = True
+
+    class Full(Sqlite):
+        def __init__(self, where: str) -> None:
+            super().__init__(where)
+            if full:
+                self.execute("PRAGMA max_page_count = 20")
+
+    monkeypatch.setattr(ledger, "connect", Full)
+    path = str(tmp_path / "ledger.sqlite3")
+    with Kept(path) as kept:
+        for i in range(2000):
+            kept.ledger.record(entry(manifest, str(i)))
+        until(lambda: kept.rows("failed") >= 1000)
+        assert kept.rows("written") == 0
+        full = False
+        until(lambda: kept.rows("written") == 2000)
+    assert read(path, "SELECT count(*) FROM decisions") == [(2000,)]
+    assert read(path, "SELECT images FROM tallies") == [(2000,)]
+
+
+def test_a_connection_that_breaks_is_made_anew(server: Path, manifest: bundle.Manifest) -> None:
+    where = postgres.new_database(server, "broken")
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        until(lambda: kept.rows("written") == 1)
+        ended = read(
+            where,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid()",
+        )
+        assert ended == [(True,)]
+        kept.ledger.record(entry(manifest, "b"))
+        until(lambda: kept.rows("written") == 2)
+        assert kept.tell("b", 0, "red").outcome == "correct"
+
+
+def test_a_place_that_cannot_be_opened_fails_no_start(tmp_path: Path, manifest: bundle.Manifest) -> None:
+    (tmp_path / "folder").mkdir()
+    kept = Kept(str(tmp_path / "folder"))
+    kept.ledger.record(entry(manifest, "a"))
+    until(lambda: kept.rows("failed") >= 1)
+    kept.ledger.close(0.1)
+    assert kept.rows("dropped") == 1
+
+
+def test_in_memory_and_off(manifest: bundle.Manifest) -> None:
+    with Kept(MEMORY) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        assert kept.tell("a", 0, "red").outcome == "correct"
+    assert Ledger.open(Settings(ledger="off"), Metrics(), kept._on_told) is None
+
+
+def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="there is no folder /nowhere"):
+        check("/nowhere/ledger.sqlite3")
+    with pytest.raises(SettingsError, match=r"names mysql://…: give the path"):
+        check("mysql://me:hunter2@host/x")
+    check(str(tmp_path / "new.sqlite3"))
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r"pip install 'tailguard\[postgres\]'"):
+        check("postgresql://me:hunter2@host/x")
+
+
+def test_a_bad_url_is_refused_without_its_password() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(SettingsError) as caught:
+        check("postgresql://me:hunter2@host/x?hunter2")
+    assert "hunter2" not in str(caught.value)
+    shown = Settings(ledger="postgresql://me:hunter2@db:5432/ledger?sslpassword=hunter2").printable()
+    assert shown["ledger"] == "postgresql://db:5432/ledger"
+
+
+ENDLESS = """
+import sys, time
+from tests.service.ledger.test_ledger import Kept, entry
+from service import bundle
+kept, manifest, i = Kept(sys.argv[1]), bundle.read(sys.argv[2]), 0
+while True:
+    for _ in range(100):
+        kept.ledger.record(entry(manifest, "r", i))
+        i += 1
+    print(int(kept.rows("written")), flush=True)
+    time.sleep(0.005)
+"""
+
+
+def test_kill_damages_nothing_and_takes_only_what_was_not_committed(tmp_path: Path, tiny_bundle: Path) -> None:
+    path = str(tmp_path / "ledger.sqlite3")
+    command = [sys.executable, "-c", ENDLESS, path, str(tiny_bundle)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        committed = next(n for line in process.stdout if (n := int(line)) > 5000)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert read(path, "PRAGMA integrity_check") == [("ok",)]
+    rows, last = read(path, "SELECT count(*), max(position) FROM decisions")[0]
+    assert rows >= committed
+    assert last == rows - 1  # a prefix of what was recorded, without holes
+    assert read(path, "SELECT sum(images) FROM tallies") == [(rows,)]
+
+
+def test_term_loses_no_row(where: str, tiny_bundle: Path) -> None:
+    answered = 0
+    with serving(BUNDLE=str(tiny_bundle), LEDGER=where) as (process, port):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as client:
+            files = [("files", ("a.png", tiny.photo(), "image/png"))] * 20
+            for _ in range(5):
+                answered += len(client.post("/classify/batch", files=files).raise_for_status().json()["results"])
+        process.send_signal(signal.SIGTERM)  # within a fifth of a second of the last answer
+        assert process.wait(LIMIT_S) == 0
+    assert answered == 100
+    assert read(where, "SELECT count(*), count(DISTINCT position) FROM decisions") == [(100, 20)]
+    if not where.startswith("postgresql"):
+        assert os.listdir(Path(where).parent) == ["ledger.sqlite3"]  # the write-ahead log is in the file

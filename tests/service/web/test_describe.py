@@ -1,0 +1,78 @@
+"""service/web/routes/model.py and the OpenAPI document: what the service says of itself is true."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.contract import bundle
+from service.settings import Settings
+from service.web.app import create_app
+from service.web.schemas import Answer, Problem
+from tests.service import tiny
+
+PNG = {"content-type": "image/png"}
+RED = tiny.photo((220, 30, 30))
+
+
+def test_model_summary(client: TestClient, tiny_bundle: Path) -> None:
+    summary = client.get("/model").json()
+    manifest = bundle.read(tiny_bundle)
+    assert (summary["sha256"], summary["classes"]) == (manifest.sha256, list(tiny.CLASSES))
+    assert summary["operating_points"]["id95"]["group_thresholds"] == {"many": -5.5, "medium": -5.25, "few": -5.0}
+    assert summary["operating_points"]["id95"]["group_cost"]["calibration"]["id_rejected"] == 0.05
+    assert (summary["operating_point"], summary["threshold_scope"]) == ("id95", "group")
+    assert summary["examples"] == ["blue.png", "red.png"]
+    assert client.get("/model/examples/red.png").content == (tiny_bundle / "examples/red.png").read_bytes()
+
+
+def test_model_classes(client: TestClient) -> None:
+    answer = client.get("/model/classes").json()
+    assert [(c["name"], c["group"], c["train_count"]) for c in answer["classes"]] == [
+        ("red", "many", 1000), ("green", "medium", 100), ("blue", "few", 10),
+    ]  # fmt: skip
+    few = answer["groups"]["few"]
+    assert (few["classes"], few["accuracy"], few["calibration_id_rejected"]) == (1, pytest.approx(0.7), 0.06)
+    assert few["calibration_outliers_caught"] is None
+
+
+def test_page_is_self_contained(client: TestClient) -> None:
+    response = client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "http://" not in response.text
+    assert "https://" not in response.text
+    assert '<html lang="en">' in response.text
+
+
+def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) -> None:
+    content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert "image/jpeg" in content
+    assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
+        "top_k", "operating_point", "thresholds", "X-Request-Timeout-Ms",
+    }  # fmt: skip
+    for path, methods in document["paths"].items():
+        if path.startswith("/v2"):
+            continue  # another protocol with errors of another shape: test_oip.py
+        for method, operation in methods.items():
+            assert "500" in operation["responses"], (path, method)
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    example = response["content"]["application/problem+json"]["example"]
+                    assert Problem.model_validate(example, extra="forbid").status == int(status)
+    Answer.model_validate(document["components"]["schemas"]["Answer"]["examples"][0], extra="forbid")
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_several_applications_in_one_process(settings: Settings) -> None:
+    with (
+        TestClient(create_app(settings)) as one,
+        TestClient(create_app(settings)) as two,
+    ):
+        one.post("/classify", content=RED, headers=PNG)
+        line = 'tailguard_decisions_total{class="red",decision="accept",group="many",model="tiny",version="1"}'
+        assert f"{line} 1.0" in one.get("/metrics").text
+        assert f"{line} 0.0" in two.get("/metrics").text

@@ -1,0 +1,102 @@
+"""What calibration can support, by hand, and the rules behind the advice."""
+
+import shlex
+
+import numpy as np
+import pytest
+
+from service.contract.bundle import GROUPS
+from tests.training.pictures import chosen, save, write_folder
+from training.audit import advice, audit, render
+from training.config import Config
+from training.methods import methods
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path)
+
+
+# ---- What calibration can support ----
+
+
+@pytest.mark.parametrize(("level", "images"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_images_needed_and_the_level_they_give_agree(level, images):
+    assert advice.images_needed(level) == images
+    assert advice.highest_level(images) == pytest.approx(level)
+
+
+def test_no_images_support_nothing():
+    assert advice.highest_level(0) == 0
+
+
+def test_calibration_support_by_hand():
+    counts = np.array([1000, 100, 40, 4])
+    groups = ["many", "medium", "medium", "few"]
+    found = advice.support(counts, groups, outliers=250, fraction=0.1)  # held out: 100, 10, 4, 0
+    rows = {g: (s.classes, s.train_images, s.calibration_images, s.supported) for g, s in found.groups.items()}
+    assert rows == {"many": (1, 1000, 100, True), "medium": (2, 140, 14, False), "few": (1, 4, 0, False)}
+    assert [found.groups[g].own_weight for g in GROUPS] == pytest.approx([100 / 120, 14 / 34, 0])
+    assert found.classes_by_level == {"80%": 3, "90%": 2, "95%": 1, "99%": 1}
+    assert found.outliers == 25
+
+
+@pytest.mark.parametrize(("few", "fraction"), [(200, 0.1), (100, 0.2), (70, 0.3), (20, 0.1)])
+def test_the_calibration_fraction_is_the_smallest_that_helps(few, fraction):
+    counts = np.array([1000, 500, few])
+    found, reason = advice.calibration_fraction(counts, ["many", "medium", "few"])
+    assert found == fraction
+    assert ("leans on the global one" in reason) == (few == 20)
+
+
+# ---- Advice ----
+
+
+@pytest.mark.parametrize(("tail", "outliers", "method"), [
+    (True, True, advice.BEST), (True, False, advice.OUTLIER_FREE), (False, True, "oe"), (False, False, "msp"),
+])  # fmt: skip
+def test_the_method_follows_tail_and_outliers(folder, tail, outliers, method):
+    if outliers:
+        save(folder / "outliers" / "0.png", 600)
+    if not tail:
+        for i in range(2, 6):
+            save(folder / "train" / "cow" / f"{i}.png", 650 + i)
+    assert chosen(audit(folder))["method"] == method
+
+
+def advised(counts, **changes):
+    given = {
+        "dataset": "folder", "data": "DATA", "imbalance": None, "outliers": "OUT", "median_side_px": 32,
+        "counts": np.array(counts), "groups": ["many"] * len(counts),
+    }  # fmt: skip
+    return {s.name: s.value for s in advice.advise(**given | changes).settings}
+
+
+@pytest.mark.parametrize(("side", "size"), [(20, 32), (32, 32), (47, 32), (48, 48), (63, 48), (640, 64)])
+def test_the_image_size_enlarges_no_more_than_half(side, size):
+    assert advised([500, 20], median_side_px=side)["image_size_px"] == size
+    assert "image_size_px" not in advised([500, 20], median_side_px=side, dataset="cifar10")
+
+
+@pytest.mark.parametrize(("counts", "batch", "epochs"), [
+    ([11_000, 111], 256, 246),  # 10,000 remain: 39 steps, 246 of which make 9,594
+    ([300, 20], 32, 400),  # 288 remain: 9 steps, epochs at their limit
+    ([100_000, 11_112], 256, 30),  # 390 steps, epochs at their least
+])  # fmt: skip
+def test_batch_and_epochs_follow_the_images_that_remain(counts, batch, epochs):
+    found = advised(counts)
+    assert (found["batch_images"], found["epochs"]) == (batch, epochs)
+
+
+def test_the_command_is_one_that_train_takes(folder):
+    save(folder / "out liers" / "0.png", 600)
+    report = audit(folder, outliers=folder / "out liers")
+    words = shlex.split(report.advice.command)
+    assert words[:4] == ["python", "-m", "training", "train"]
+    given = {k.removeprefix("--").replace("-", "_"): v for k, v in zip(words[4::2], words[5::2], strict=True)}
+    config = Config(**given)
+    assert config.data == folder
+    assert config.outliers == folder / "out liers"
+    methods.resolve(config)
+    printed = render(report).split("python -m training", 1)[1].split("\n\n")[0]
+    assert shlex.split("python -m training" + printed.replace("\\\n", " ")) == words

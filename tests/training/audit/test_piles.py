@@ -1,0 +1,130 @@
+"""What lies in the folders is read to the end: data sets are detected and every faulty file is listed."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training import tiny
+from tests.training.pictures import chosen, copies, part, picture, save, write_folder
+from training.audit import audit, render
+from training.data.readers import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path)
+
+
+# ---- Files ----
+
+
+def test_every_unreadable_file_is_listed_and_the_rest_counted(folder):
+    whole = (folder / "train" / "ant" / "00.png").read_bytes()
+    (folder / "train" / "ant" / "empty.png").write_bytes(b"")
+    (folder / "train" / "bee" / "text.jpg").write_bytes(b"not an image")
+    (folder / "test" / "cow" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "train" / "cow" / "notes.TXT").write_text("ignored")
+    report = audit(folder)
+    reasons = {u.path.rsplit("/", 1)[-1]: u.reason for u in report.unreadable}
+    assert reasons.keys() == {"empty.png", "text.jpg", "cut.png"}
+    assert "empty" in reasons["empty.png"]
+    assert "no image" in reasons["text.jpg"]
+    assert part(report, "train").counts == [12, 6, 2]
+    assert part(report, "train").ignored == {".txt": 1}
+    text = render(report)
+    assert all(u.path in text for u in report.unreadable)
+    assert ".txt 1" in text
+
+
+def test_sizes_formats_and_greyscale(folder):
+    save(folder / "train" / "ant" / "wide.jpg", 800, size=(120, 30))
+    picture(801, size=(40, 50)).convert("L").save(folder / "train" / "ant" / "grey.png")
+    train = part(audit(folder), "train")
+    assert train.width_px.model_dump() == {"minimum": 40, "median": 40, "maximum": 120}
+    assert train.height_px.model_dump() == {"minimum": 30, "median": 32, "maximum": 50}
+    assert train.aspect.model_dump() == {"minimum": 0.8, "median": 1.25, "maximum": 4}
+    assert train.formats == {"PNG": 21, "JPEG": 1}
+    assert train.modes == {"RGB": 21, "L": 1}
+    assert train.grey == 1
+
+
+def test_flat_images_are_counted(folder):
+    for split in ("train", "test"):
+        Image.new("RGB", (40, 32), "white").save(folder / split / "ant" / "white.png")
+    report = audit(folder)
+    assert (part(report, "train").flat, part(report, "test").flat) == (1, 1)
+    assert copies(report).keys() == {("train", "test")}
+    assert [n.images for n in report.look_alikes] == [0]
+
+
+# ---- Data sets ----
+
+
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
+def test_cifar_pickles_are_detected(tmp_path, inner):
+    tiny.write_cifar10(tmp_path / inner)
+    report = audit(tmp_path)
+    assert (report.dataset, report.size_px) == ("cifar10", 32)
+    assert part(report, "train").counts == [5] * 10
+    assert part(report, "test").counts == [1] * 10
+    assert part(report, "train").width_px.median == 32
+    assert chosen(report)["method"] == "msp"
+    assert report.gini == 0
+
+
+def test_cifar_names_are_class_and_rank(tmp_path):
+    images, _ = tiny.write_cifar10(tmp_path, per_batch=20)
+    np.save(tmp_path / "junk.npy", images[[13]])
+    assert copies(audit(tmp_path, outliers=tmp_path / "junk.npy")) == {
+        ("train", "outliers"): [("train/cat/1", "outliers/0")]
+    }
+
+
+def test_a_folder_of_neither_form_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DataError, match=r"train/<class>/ .* batches\.meta .* meta or cifar-100-python"):
+        audit(tmp_path)
+
+
+def test_bad_input_names_the_value_and_the_remedy(folder, tmp_path):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        audit(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="'mnist' cannot be audited: name one of cifar10"):
+        audit(folder, dataset="mnist")
+    with pytest.raises(DataError, match=r"none\.npy is missing"):
+        audit(folder, outliers=tmp_path / "none.npy")
+    with pytest.raises(DataError, match="size_px 4"):
+        audit(folder, size_px=4)
+    with pytest.raises(DataError, match="two OOD sets are called 'test'"):
+        audit(folder, ood=[folder / "test", folder / "train" / "ant" / ".." / ".." / "test"])
+
+
+def test_cifar100_is_detected_though_its_train_is_a_file(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for name in ("train", "test"):
+        tiny.dump(tmp_path / name, {"data": tiny.cifar_rows(images), "fine_labels": [0, 0, 0, 1, 1, 2]})
+    tiny.dump(tmp_path / "meta", {"fine_label_names": ["apple", "bear", "cup"]})
+    report = audit(tmp_path)
+    assert report.dataset == "cifar100"
+    assert {pair: len(examples) for pair, examples in copies(report).items()} == {("train", "test"): 6}
+
+
+def test_two_data_sets_in_one_folder_need_a_choice(folder):
+    tiny.write_cifar10(folder / "cifar-10-batches-py")
+    with pytest.raises(DataError, match="cifar10 and folder: choose one"):
+        audit(folder)
+    assert audit(folder, dataset="cifar10").dataset == "cifar10"
+    assert audit(folder, dataset="folder").dataset == "folder"
+
+
+@pytest.mark.parametrize(("missing", "found"), [("test", "test is missing"), ("train", "train is missing")])
+def test_a_folder_without_train_or_test_is_refused(folder, missing, found):
+    (folder / missing).rename(folder / "elsewhere")
+    with pytest.raises(DataError, match=found):
+        audit(folder, dataset="folder")
+
+
+def test_no_readable_training_image_is_refused(folder):
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"no training image can be read \(20 files tried\)"):
+        audit(folder)

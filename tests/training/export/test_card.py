@@ -1,0 +1,210 @@
+"""The card: complete, true to the manifest, and robust to what a manifest may lack; the plots: present and small."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.contract.bundle import GROUPS, Manifest
+from training.export import card
+
+LEVELS = [i / 100 for i in range(101)]
+NAMES = ["plane", "car", "bird", "cat"]
+
+
+def _cost(shift=0.0, caught=0.8):
+    return {
+        "in_distribution_images": 200,
+        "outlier_images": 300,
+        "id_rejected": 0.05 + shift,
+        "id_rejected_by_group": {"many": 0.0123, "medium": 0.04, "few": None},
+        "id_rejected_by_predicted_group": {"many": 0.01, "medium": 0.04, "few": 0.2},
+        "outliers_caught": caught,
+        "outliers_caught_by_predicted_group": {"many": 0.8, "medium": 0.8, "few": None},
+    }
+
+
+def _point(threshold, test=True):
+    measured = {"calibration": _cost(), "test": _cost(0.01) if test else None}
+    groups = {"many": threshold - 0.05, "medium": threshold, "few": threshold + 0.1}
+    return {
+        "description": "keeps 95%",
+        "threshold": threshold,
+        "group_thresholds": groups,
+        "global_cost": measured,
+        "group_cost": measured,
+    }
+
+
+def _evaluation():
+    found = {"auroc": 0.91234, "aupr": 0.8, "fpr95": 0.4, "fpr95_id_positive": 0.5, "aupr_id_positive": 0.7}
+    found |= {"images": 1000, "acc_at_tpr": {"0.95": 0.88}}
+    return {
+        "conventions": "OOD is the positive class.",
+        "images": 10000,
+        "accuracy": 0.75,
+        "class_accuracy": [0.9, 0.8, 0.7, None],
+        "group_accuracy": {"many": 0.9, "medium": 0.75, "few": None},
+        "ood": {"svhn": found, "a|b": found},
+        "mean": found,
+        "acc_at_fpr": {"0.0001": 0.7501, "0.1": 0.8},
+        "reliability": {
+            "confidence": [None, 0.3, 0.5, 0.7, 0.95],
+            "accuracy": [None, 0.2, 0.4, 0.72, 0.9],
+            "images": [0, 100, 200, 700, 9000],
+            "ece": 0.0321,
+        },
+        "score": "msp",
+        "int8_against_fp32": {"accuracy": -0.0012, "auroc": 0.0, "fpr95": 0.004, "decisions_changed": 0.011},
+        "candidates": [
+            {"name": "w32", "int8_bytes": 2800000, "ms_per_image": 1.234567, "auroc": 0.9, "shipped": True},
+            {"name": "w64", "int8_bytes": 11200000, "accuracy": 0.8},
+        ],
+        "recipe": {"epochs": 100, "lr": 0.1, "views": [1, 2], "note": None},
+        "data": {"train_images": 12406, "calibration_images": 200, "outlier_images": 300},
+    }
+
+
+def _quantiles():
+    spread = {"many": (1.2, 9), "medium": (1.6, 6), "few": (2, 4), "all": (1.4, 6), "outliers": (6, 2)}
+    random = np.random.default_rng(0)
+    drawn = {k: np.quantile(random.beta(a, b, 2000), LEVELS).tolist() for k, (a, b) in spread.items()}
+    return {"msp": drawn, "energy": drawn}
+
+
+def make(evaluation=None, test=True, **changes):
+    score = {"formula": "1 - max softmax", "temperature": 1.0}
+    groups = ["many", "medium", "medium", "few"]
+    fields = {
+        "format": 1,
+        "name": "toy",
+        "version": "1",
+        "created": "2025-01-02T03:04:05Z",
+        "precision": "int8",
+        "passes": 2,
+        "input": {"height_px": 32, "width_px": 32, "fit": "stretch", "resampling": "bilinear"},
+        "classes": [
+            {"name": n, "train_count": 5000 // 4**i, "group": groups[i], "accuracy": 0.9 - i / 10, "rejected": None}
+            for i, n in enumerate(NAMES)
+        ],
+        "scores": {"energy": score, "msp": score},
+        "deciding_score": "msp",
+        "operating_points": {"id95": _point(0.42, test), "ood95": _point(0.46, test)},
+        "default_operating_point": "id95",
+        "threshold_scope": "group",
+        "calibration": {
+            "temperature": 1.25,
+            "in_distribution_images": 200,
+            "outlier_images": 300,
+            "images_by_group": {"many": 100, "medium": 80, "few": 20},
+            "id_scores": [0.1, 0.2],
+            "quantile_levels": LEVELS,
+            "quantiles": _quantiles(),
+        },
+        "evaluation": _evaluation() if evaluation is None else evaluation,
+        "provenance": {
+            "method": "pascl-abf",
+            "dataset": "cifar10-lt",
+            "seed": 7,
+            "command": "python -m training train",
+            "commit": "abc1234",
+            "versions": {"torch": "2.13.0"},
+        },
+        "golden": [],
+        "files": {"model.onnx": "f" * 64},
+    }
+    return Manifest.model_validate(fields | changes)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return card.render(make())
+
+
+def _row(text, *cells):
+    pattern = r"\| " + r" \| ".join(re.escape(c) for c in cells)
+    return re.search(pattern, text)
+
+
+def test_every_section_is_there(text):
+    sections = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert sections == [
+        "For and not for", "Data", "Recipe", "By group", "By class", "Operating points", "By OOD set", "Calibration",
+        "Candidates", "int8 against fp32", "Provenance", "Licence",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("", "75.00%", "91.23%", "80.00%", "40.00%"),
+        ("train images", "12406"),
+        ("epochs", "100"),
+        ("note", "-"),
+        ("many", "1", "5000", "5000", "90.00%", "1.23%"),
+        ("medium", "2", "312 to 1250", "1562", "75.00%", "4.00%"),
+        ("few", "1", "78", "78", "-", "-"),
+        ("all", "4", "-", "6640", "75.00%", "6.00%"),
+        ("car", "medium", "1250", "80.00%", "-"),
+        ("`id95`", "0.42", "0.37", "0.42", "0.52"),
+        ("`id95`", "global", "calibration", "200", "5.00%", "1.23%", "4.00%", "-", "80.00%"),
+        ("`ood95`", "group", "test", "200", "6.00%", "1.23%", "4.00%", "-", "80.00%"),
+        ("svhn", "1000", "91.23%", "80.00%", "40.00%", "70.00%", "50.00%"),
+        ("**mean**", "-", "91.23%"),
+        ("95% of OOD images caught", "88.00%"),
+        ("0.01% of in-distribution images rejected", "75.01%"),
+        ("w32", "2800000", "1.235", "90.00%", "yes", "-"),
+        ("w64", "11200000", "-", "-", "-", "80.00%"),
+        ("accuracy", "-0.12 points"),
+        ("decisions changed", "1.10%"),
+        ("seed", "7"),
+        ("torch", "2.13.0"),
+    ],
+)
+def test_a_row_of_each_table(text, cells):
+    assert _row(text, *cells), cells
+
+
+def test_statements(text):
+    assert "chosen on the calibration split: 200 in-distribution images (100 many, 80 medium, 20 few)" in text
+    assert "OOD is the positive class." in text
+    assert "Apache-2.0" in text
+    assert "python -m training train" in text
+
+
+def test_tables_are_well_formed(text):
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1, block[0]
+
+
+def test_plots_are_named_as_the_card_refers_to_them(text):
+    manifest = make()
+    drawn = card.plots(manifest)
+    assert sorted(re.findall(r"\]\((plots/\S+)\)", text)) == sorted(drawn)
+    for content in drawn.values():
+        assert Image.open(io.BytesIO(content)).format == "PNG"
+        assert len(content) < 60_000
+
+
+@pytest.mark.parametrize("empty", [{}, {"reliability": {"images": [0], "confidence": [None], "accuracy": [None]}}])
+def test_a_manifest_without_results(empty):
+    manifest = make(evaluation=empty, test=False)
+    text = card.render(manifest)
+    assert _row(text, "`id95`", "group", "test", "-", "-", "-", "-", "-", "-")
+    assert _row(text, "**mean**", "-", "-")
+    assert "Candidates" not in text
+    assert list(card.plots(manifest)) == re.findall(r"\]\((plots/\S+)\)", text) == ["plots/scores.png"]
+
+
+def test_one_operating_point_and_no_outliers():
+    point = _point(0.4) | {"description": "only one"}
+    manifest = make(operating_points={"id95": point}, threshold_scope="global")
+    quantiles = {"msp": {g: manifest.calibration.quantiles["msp"][g] for g in GROUPS}}
+    bare = make(operating_points={"id95": point}, calibration=manifest.calibration.model_dump() | {
+        "quantiles": quantiles, "outlier_images": 0,
+    })  # fmt: skip
+    assert "only one" in card.render(bare)
+    assert card.plots(bare)["plots/scores.png"]

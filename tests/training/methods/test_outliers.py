@@ -1,0 +1,213 @@
+"""What teaches from outliers: each term by hand, and against the formula of its paper written out again."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.training import tiny
+from training.methods.outliers import (
+    OUTLIER_TERMS,
+    LogGamma,
+    energy_margins,
+    oecc,
+    outlier_class,
+    outlier_exposure,
+    sofl,
+)
+
+
+def exposure(logits):
+    return outlier_exposure(tiny.step(outlier_logits=logits))
+
+
+def random(*shape, seed=0, scale=1.0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+# ---- Outlier Exposure ----
+
+
+def test_golden(reference):
+    for case in reference["outlier_exposure"]:
+        logits = torch.tensor(case["logits"], dtype=torch.float64)
+        assert exposure(logits).item() == pytest.approx(case["loss"], abs=1e-6)
+
+
+def test_exposure_by_hand():
+    logits = torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])  # log 4 − (log 3)/2, and log 2
+    assert exposure(logits).item() == pytest.approx((math.log(4) - math.log(3) / 2 + math.log(2)) / 2)
+
+
+def test_exposure_is_cross_entropy_from_uniform():
+    logits = random(20, 7, scale=10)
+    expected = F.cross_entropy(logits, torch.full((20, 7), 1 / 7, dtype=torch.float64))
+    assert exposure(logits).item() == pytest.approx(expected.item(), abs=1e-12)
+    assert exposure(logits + 1000).item() == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_uniform_is_the_minimum_of_exposure():
+    logits = torch.full((3, 10), 2.0, dtype=torch.float64, requires_grad=True)
+    loss = exposure(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(10))
+    assert logits.grad.abs().max() < 1e-12
+
+
+# ---- Energy margins ----
+
+
+@pytest.mark.parametrize(("num_classes", "in_below"), [(10, -23), (49, -23), (50, -27), (100, -27)])
+def test_energy_margins_by_hand(num_classes, in_below):
+    """One image whose energy lies 3 above its margin, one outlier 2 below its own: 3² + 2²."""
+    inside = torch.full((1, num_classes), -1000.0, dtype=torch.float64)
+    inside[0, 0] = -(in_below + 3)
+    outside = torch.full((1, num_classes), -1000.0, dtype=torch.float64)
+    outside[0, 1] = 7
+    found = energy_margins(tiny.step(logits=inside, outlier_logits=outside))
+    assert found.item() == pytest.approx(9 + 4, abs=1e-9)
+
+
+def test_energies_within_their_margins_cost_nothing():
+    inside, outside = torch.full((4, 10), 30.0), torch.full((3, 10), 1.0)  # energies −32.3 and −3.3
+    assert energy_margins(tiny.step(logits=inside, outlier_logits=outside)).item() == 0
+
+
+def test_energy_margins_by_loops():
+    inside, outside = random(2, 5, 10, seed=1, scale=12), random(7, 10, seed=2, scale=6)
+
+    def energy(z):
+        return -math.log(sum(math.exp(x) for x in z.tolist()))
+
+    ins = [max(0, energy(z) + 23) ** 2 for z in inside.flatten(0, 1)]
+    outs = [max(0, -5 - energy(z)) ** 2 for z in outside]
+    found = energy_margins(tiny.step(logits=inside, labels=torch.zeros(5).long(), outlier_logits=outside))
+    assert found.item() == pytest.approx(sum(ins) / len(ins) + sum(outs) / len(outs), abs=1e-9)
+
+
+# ---- OECC ----
+
+
+def test_oecc_by_hand():
+    """p = (3/4, 1/4) twice, one of two right, so A = 1/2; an outlier at (3/4, 1/4) is 1/4 + 1/4 from uniform."""
+    sure = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]], dtype=torch.float64)
+    found = oecc(tiny.step(logits=sure, labels=torch.tensor([0, 1]), outlier_logits=sure[:1]))
+    assert found.item() == pytest.approx(0.07 * 128 * (1 / 4) ** 2 + 0.05 * 256 * (1 / 2))
+
+
+def test_oecc_by_loops():
+    inside, outside = random(2, 6, 5, seed=3), random(4, 5, seed=4)
+    labels = torch.arange(6) % 5
+    rows = [z.tolist() for view in inside for z in view]
+
+    def softmax(z):
+        total = sum(math.exp(x) for x in z)
+        return [math.exp(x) / total for x in z]
+
+    right = [z.index(max(z)) == y for z, y in zip(rows, labels.tolist() * 2, strict=True)]
+    accuracy = sum(right) / len(right)
+    confidence = sum((max(softmax(z)) - accuracy) ** 2 for z in rows) / len(rows)
+    distance = sum(sum(abs(p - 1 / 5) for p in softmax(z.tolist())) for z in outside) / len(outside)
+    found = oecc(tiny.step(logits=inside, labels=labels, outlier_logits=outside))
+    # against accuracy in float32
+    assert found.item() == pytest.approx(0.07 * 128 * confidence + 0.05 * 256 * distance, rel=1e-6)
+
+
+# ---- Reject classes ----
+
+
+def test_outlier_class_is_cross_entropy_to_the_class_past_the_last():
+    z, reject = random(9, 6, scale=3), random(9, 1, seed=1)
+    found = outlier_class(tiny.step(outlier_logits=z, outlier_reject=reject))
+    expected = F.cross_entropy(torch.cat([z, reject], dim=1), torch.full((9,), 6))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_outlier_class_by_hand():
+    found = outlier_class(tiny.step(outlier_logits=torch.zeros(2, 3), outlier_reject=torch.full((2, 1), math.log(3))))
+    assert found.item() == pytest.approx(math.log(2))  # 3 of 1 + 1 + 1 + 3
+
+
+def sofl_targets(classes, rejects, *, seed=0):
+    """Where SOFL pulls each outlier: the logit whose gradient is negative."""
+    joint = torch.cat([classes, rejects], dim=1).requires_grad_(True)
+    c = classes.shape[1]
+    step = tiny.step(
+        outlier_logits=joint[:, :c], outlier_reject=joint[:, c:], generator=torch.Generator().manual_seed(seed)
+    )
+    loss = sofl(step)
+    loss.backward()
+    assert ((joint.grad < 0).sum(dim=1) == 1).all()
+    targets = (joint.grad < 0).int().argmax(dim=1)
+    assert loss.item() == pytest.approx(F.cross_entropy(joint, targets).item(), abs=1e-12)
+    return targets.tolist()
+
+
+def test_sofl_keeps_an_outlier_in_the_reject_class_it_is_in():
+    rejects = torch.zeros(5, 5, dtype=torch.float64) + 9 * torch.eye(5, dtype=torch.float64)
+    assert sofl_targets(torch.zeros(5, 4, dtype=torch.float64), rejects) == [4, 5, 6, 7, 8]
+
+
+def test_sofl_sends_an_outlier_in_a_class_to_a_random_reject_class():
+    classes, rejects = torch.zeros(200, 4, dtype=torch.float64), torch.full((200, 5), -1.0, dtype=torch.float64)
+    found = sofl_targets(classes, rejects)
+    assert set(found) == {4, 5, 6, 7, 8}
+    assert max(found.count(c) for c in range(4, 9)) < 70  # 40 each, by chance
+    assert sofl_targets(classes, rejects) == found  # the generator alone decides
+    assert sofl_targets(classes, rejects, seed=1) != found
+
+
+@pytest.mark.parametrize(("num_classes", "rejects"), [(10, 5), (49, 5), (50, 10), (100, 10)])
+def test_sofl_has_5_or_10_reject_classes(num_classes, rejects):
+    assert OUTLIER_TERMS["sofl"].reject(num_classes) == rejects
+
+
+# ---- Every term ----
+
+
+def full_step(*, n=4, m=3, views=2, num_classes=8, rejects=2, grown=True):
+    """A Step with everything in it, whose tensors take gradients, and those tensors."""
+    sizes = {
+        "logits": (views, n, num_classes), "reject": (views, n, rejects), "features": (views, n, 16),
+        "outlier_logits": (m, num_classes), "outlier_reject": (m, rejects), "outlier_features": (m, 16),
+    }  # fmt: skip
+    tensors = {k: random(*size, seed=i).float().requires_grad_(grown) for i, (k, size) in enumerate(sizes.items())}
+    network = nn.Module()
+    network.learned = nn.ModuleDict({"outlier": LogGamma(16, num_classes)})
+    return tiny.step(**tensors, labels=torch.arange(n) % num_classes, network=network), tensors
+
+
+@pytest.mark.parametrize("name", OUTLIER_TERMS)
+def test_without_outliers_every_term_is_finite(name):
+    """A batch without outliers gives no NaN, in the term or its gradient; what only looks at outliers gives 0."""
+    step, tensors = full_step(m=0)
+    loss = OUTLIER_TERMS[name].term(step)
+    loss.backward()
+    assert torch.isfinite(loss)
+    grads = [t.grad for t in tensors.values() if t.grad is not None]
+    assert grads
+    assert all(torch.isfinite(g).all() for g in grads)
+    if name in ("oe", "outlier-class", "sofl"):
+        assert loss.item() == 0
+
+
+@pytest.mark.parametrize("name", OUTLIER_TERMS)
+def test_the_order_of_the_outliers_changes_nothing(name):
+    step, tensors = full_step(grown=False, rejects=1)
+    order = torch.tensor([2, 0, 1])
+    other = {k: t[order] if k.startswith("outlier") else t for k, t in tensors.items()}
+    shuffled = tiny.step(**other, labels=step.labels, network=step.network)
+    term = OUTLIER_TERMS[name].term
+    assert term(shuffled).item() == pytest.approx(term(step).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OUTLIER_TERMS)
+def test_a_small_step_against_the_gradient_lowers_the_term(name):
+    step, tensors = full_step(rejects=1)
+    term = OUTLIER_TERMS[name].term
+    before = term(step)
+    before.backward()
+    moved = {k: t.detach() - 1e-3 * (0 if t.grad is None else t.grad) for k, t in tensors.items()}
+    assert term(tiny.step(**moved, labels=step.labels, network=step.network)) < before

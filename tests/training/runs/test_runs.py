@@ -1,0 +1,273 @@
+"""The runs of a table: which are needed, in which order, what is skipped, resumed, refused and reported."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from training import __main__ as commands
+from training.runs import checkpoint, several as runs
+from training.config import Config
+from training.methods.methods import METHODS
+from training.tables.compact import compact
+
+ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.timeout(900)  # nine processes import torch: minutes on a busy machine
+CONFIG = Config(dataset="digits", imbalance=10, width=8, epochs=1, batch_images=32, device="cpu")
+
+
+def plan(methods, *, seeds=1, budget="small", out=Path("out"), base=CONFIG):
+    return runs.plan(base, methods, seeds, budget, out)
+
+
+def names(jobs):
+    return [(j.config.method, j.config.seed) for j in jobs]
+
+
+# ---- What is needed ----
+
+
+def test_first_stages_stand_before_the_rows_that_take_them():
+    jobs = plan(["pascl-abf", "la-posthoc", "mahalanobis", "tailguard"])
+    assert names(jobs) == [(m, 0) for m in ("pascl", "pascl-abf", "msp", "la-posthoc", "logit-adjustment",
+                                            "mahalanobis", "tailguard")]  # fmt: skip
+    folders = {j.config.method: j.folder for j in jobs}
+    after = {j.config.method: j.after for j in jobs if j.after}
+    assert after == {
+        "pascl-abf": folders["pascl"], "la-posthoc": folders["msp"], "mahalanobis": folders["logit-adjustment"],
+    }  # fmt: skip
+    assert all(j.config.stage1_from == j.after for j in jobs)
+
+
+def test_a_shared_first_stage_is_trained_once():
+    jobs = plan(["crt", "msp", "abf", "lws"])
+    assert names(jobs) == [("msp", 0), ("crt", 0), ("abf", 0), ("lws", 0)]
+    assert len({j.folder for j in jobs}) == 4
+
+
+def test_in_the_small_budget_only_some_rows_have_every_seed():
+    jobs = plan(["oe", "focal", "abf"], seeds=3)
+    assert names(jobs) == [("oe", 0), ("oe", 1), ("oe", 2), ("focal", 0), ("msp", 0), ("abf", 0)]
+    full = plan(["oe", "focal", "abf"], seeds=3, budget="full")
+    assert sorted(names(full)) == sorted((m, s) for m in ("oe", "focal", "abf", "msp") for s in range(3))
+    assert {j.after.name[-2:] for j in full if j.config.method == "abf"} == {"s0", "s1", "s2"}
+
+
+def test_seeded_rows_exist_with_their_first_stages():
+    for name in runs.SEEDED:
+        assert name in METHODS
+        first = runs.first_stage_of(name)
+        assert first is None or first in runs.SEEDED  # or a seed would train a stage that no table shows
+
+
+def test_folders_differ_where_settings_do():
+    changes = [{}, {"imbalance": 1}, {"width": 16}, {"epochs": 2}, {"batch_images": 64}, {"views": 1}]
+    jobs = [plan(["oe"], base=CONFIG.model_copy(update=change))[0] for change in changes]
+    assert len({j.folder for j in jobs}) == len(changes)
+    assert jobs[0].folder == Path("out/runs/digits-lt10-oe-w8-e1-b32-s0")
+    assert jobs[1].folder.name.startswith("digits-balanced-")
+
+
+def test_command_line_holds_the_settings_of_the_job(monkeypatch):
+    """Read back as `python -m training train` reads it."""
+    given = {}
+
+    def train(config, out, *, resume=False):
+        given.update(config=config, out=out, resume=resume)
+
+    from training import trainer
+
+    monkeypatch.setattr(trainer, "train", train)
+    base = CONFIG.model_copy(update={"partial": False, "outliers": Path("a b.npy"), "views": 2})
+    job = plan(["pascl-abf"], base=base)[1]
+    training, evaluation = runs.commands(job, [Path("/ood/svhn.npy")], 2)
+    monkeypatch.setattr(sys, "argv", ["python -m training", *training[3:]])
+    commands.main()
+    assert given["config"] == job.config.model_copy(update={"threads": 2})
+    assert (given["out"], given["resume"]) == (job.folder, False)
+    assert evaluation[3:] == ["evaluate", str(job.folder), "--ood", "/ood/svhn.npy"]
+
+
+# ---- How it runs: with small commands in the place of training ----
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """Jobs whose commands append to a log and write results.json; (plan of these methods, what happened)."""
+    log = tmp_path / "happened"
+    log.touch()
+    failing: set[str] = set()
+
+    def commands(job, ood, threads):
+        name, done = job.config.method, job.folder / runs.RESULTS_FILE
+        if name in failing:
+            return [["sh", "-c", f"echo {name} broke its leg >&2; exit 3"]]
+        content = json.dumps({"config": job.config.model_dump(mode="json")})
+        return [
+            ["sh", "-c", f"echo begin {name} >> {log}; sleep .3"],
+            ["sh", "-c", f"echo end {name} >> {log}; cat > {done} <<'END'\n{content}\nEND"],
+        ]
+
+    monkeypatch.setattr(runs, "commands", commands)
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+
+    def jobs(*methods, **changes):
+        return plan(methods, out=tmp_path, base=CONFIG.model_copy(update=changes))
+
+    jobs.failing = failing
+    jobs.happened = lambda: log.read_text().splitlines()
+    return jobs
+
+
+def test_one_at_a_time_in_order(scripted):
+    runs.run(scripted("oe", "abf"), [])
+    assert scripted.happened() == [f"{what} {name}" for name in ("oe", "msp", "abf") for what in ("begin", "end")]
+
+
+def test_two_at_once_and_a_second_stage_after_its_first(scripted):
+    runs.run(scripted("oe", "abf", "crt"), [], at_once=2)
+    happened = scripted.happened()
+    assert sorted(happened[:2]) == ["begin msp", "begin oe"]
+    assert happened.index("end msp") < min(happened.index("begin abf"), happened.index("begin crt"))
+    running = most = 0
+    for line in happened:
+        running += 1 if line.startswith("begin") else -1
+        most = max(most, running)
+    assert most == 2
+
+
+def test_what_is_done_is_skipped(scripted):
+    runs.run(scripted("oe"), [])
+    runs.run(scripted("oe", "msp"), [])
+    assert scripted.happened() == ["begin oe", "end oe", "begin msp", "end msp"]
+    runs.run(scripted("oe", "msp"), [])
+    assert len(scripted.happened()) == 4
+
+
+def test_a_run_with_another_setting_is_refused(scripted):
+    runs.run(scripted("oe"), [])
+    with pytest.raises(ValueError, match=r"-oe-.* holds a run with tail_fraction 0\.4 instead of 0\.5: choose another"):
+        runs.run(scripted("oe", "msp", tail_fraction=0.5), [])
+    assert len(scripted.happened()) == 2  # before anything else is trained
+    runs.run(scripted("oe", device="auto", threads=2), [])  # how the machine is used may differ
+
+
+def test_a_failing_run_is_reported_while_the_others_finish(scripted):
+    scripted.failing.add("msp")
+    jobs = scripted("abf", "oe")
+    with pytest.raises(ValueError, match="these runs failed") as caught:
+        runs.run(jobs, [])
+    said = str(caught.value).splitlines()
+    folders = {j.config.method: j.folder for j in jobs}
+    log = folders["msp"] / runs.LOG_FILE
+    assert said[1:] == [
+        f"{folders['msp'].name}: see {log}", f"{folders['abf'].name}: waits for {folders['msp']}",
+    ]  # fmt: skip
+    assert "msp broke its leg" in log.read_text()
+    assert scripted.happened() == ["begin oe", "end oe"]
+    scripted.failing.clear()
+    runs.run(jobs, [])
+    assert all(job.done for job in jobs)
+
+
+def test_signal_handlers_are_put_back(scripted):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    runs.run(scripted("oe"), [])
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# ---- The real thing: a table interrupted and resumed ----
+
+
+def table(out, *more):
+    """The command as a user gives it."""
+    settings = "--dataset digits --imbalance 10 --width 8 --epochs 5 --batch-images 32 --device cpu --threads 1"
+    return [sys.executable, "-m", "training", "table", "per-set", *settings.split(), "--out", str(out), *more]
+
+
+def wait_for(condition, process, seconds=240):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def interrupted_and_resumed(tmp_path_factory):
+    """(folder, jobs, what stood there after Ctrl-C, what the table printed in the end)."""
+    out = tmp_path_factory.mktemp("tables")
+    jobs = plan(["oe", "pascl", "pascl-abf", "tailguard"], out=out, base=CONFIG.model_copy(update={"epochs": 5}))
+    first = jobs[0].folder / checkpoint.CHECKPOINT_FILE
+    with subprocess.Popen(table(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(first.exists, process)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 1, errors
+    assert "interrupted; what was trained is kept: give the same command again to go on" in errors
+    state = checkpoint.load(jobs[0].folder)
+    done = subprocess.run(table(out, "--results", str(out / "small")), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, jobs, state, done.stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint(interrupted_and_resumed):
+    _, _, state, _ = interrupted_and_resumed
+    assert state["stage"] == "stage1"
+    assert 1 <= state["epoch"] < 5
+
+
+def test_the_same_command_goes_on(interrupted_and_resumed):
+    out, jobs, state, printed = interrupted_and_resumed
+    assert all(job.done for job in jobs)
+    history = checkpoint.load(jobs[0].folder)["history"]
+    assert history[: state["epoch"]] == state["history"]  # kept, not trained again
+    assert [h["epoch"] for h in history] == list(range(5))
+    assert "PASCL" in printed or "pascl" in printed
+    assert (out / "per-set.md").is_file()
+
+
+def test_results_to_commit_hold_no_path(interrupted_and_resumed):
+    out, jobs, _, _ = interrupted_and_resumed
+    files = sorted((out / "small").glob("*.json"))
+    assert [f.stem for f in files] == sorted(job.folder.name for job in jobs)
+    for file in files:
+        text = file.read_text()
+        assert str(out) not in text
+        assert str(ROOT) not in text
+        assert '"/' not in text
+        compact = json.loads(text)
+        assert compact["method"] in ("oe", "pascl", "pascl-abf", "tailguard")
+        assert set(compact["provenance"]) == {"commit", "versions"}
+
+
+def test_compact_keeps_numbers_and_drops_paths(interrupted_and_resumed):
+    _, jobs, _, _ = interrupted_and_resumed
+    result = runs.results(jobs, "small")[0]
+    result["config"] |= {"data": "/home/me/cifar", "outliers": "/home/me/tiny.npy", "stage1_from": "/home/me/run"}
+    found = compact(result)
+    assert found["config"]["outliers"] == "tiny.npy"
+    assert "/home" not in json.dumps(found)
+    assert found["config"]["width"] == CONFIG.width
+    assert found["accuracy"] == pytest.approx(result["accuracy"], abs=1e-6)
+    assert found["mean"]["auroc"] == pytest.approx(result["mean"]["auroc"], abs=1e-6)
+
+
+def test_everything_done_starts_nothing(interrupted_and_resumed, monkeypatch):
+    _, jobs, _, _ = interrupted_and_resumed
+    monkeypatch.setattr(subprocess, "Popen", None)
+    runs.run(jobs, [])
+    assert {method for method, *_ in runs.outputs(jobs)} == {"oe", "pascl", "pascl-abf", "tailguard"}
+
+
+def test_resumed_run_is_the_uninterrupted_one(interrupted_and_resumed, tmp_path):
+    from training import trainer
+
+    _, jobs, _, _ = interrupted_and_resumed
+    config = jobs[0].config.model_copy(update={"threads": 1})
+    tiny.assert_same_run(jobs[0].folder, trainer.train(config, tmp_path / "run"))

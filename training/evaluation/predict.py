@@ -1,0 +1,131 @@
+"""From a network, or an exported graph, to what a decision needs: one interface for evaluating and calibrating both."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.data.readers import ImageSet, Pixels
+from training.network.network import Network, place, to_input
+from training.runs.checkpoint import Run
+from training.scores.scores import SCORES, Fitted, Reference, Seen, fitted
+
+BATCH_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Of N images: probabilities [N, C], and one array [N] per score."""
+
+    probabilities: NDArray[np.float32]
+    scores: dict[str, NDArray[np.float32]]
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        return np.asarray(self.probabilities.argmax(axis=1), np.int64)
+
+
+Predict = Callable[[Pixels], Outputs]  # uint8 [N, H, W, 3] → Outputs
+
+
+class Deployed(nn.Module):
+    """The graph that ships: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`.
+
+    Scores come from the stage-1 network, probabilities from the stage-2 logits divided by the temperature. Where only
+    the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see.
+    """
+
+    def __init__(
+        self, scoring: Network, classifying: Network, scores: Mapping[str, Fitted], *, passes: int, temperature: float,
+        shift: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.scoring, self.passes, self.temperature = scoring, passes, temperature
+        self.trunk = classifying.trunk if passes == 2 else None
+        self.head = classifying.head
+        self.shared = classifying.head is scoring.head
+        self.score_names = tuple(scores)
+        self.scores = nn.ModuleList(scores.values())
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = to_input(images)
+        features = self.scoring.trunk(x)
+        logits = self.scoring.head(features)
+        class_logits = logits if self.shared else self.head(self.trunk(x) if self.trunk is not None else features)
+        seen = Seen(
+            features, logits if self.shift is None else logits + self.shift, self.scoring.rejects(features)
+        )  # fmt: skip
+        return ((class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores))
+
+
+ALWAYS = ("energy", "msp")  # what every bundle offers beside the score that decides
+
+
+def deployed(
+    run: Run, temperature: float = 1.0, *, scores: Sequence[str] = (), train: ImageSet | None = None
+) -> Deployed:
+    """The module of a finished run, in eval mode, with energy, MSP, and `scores` (not given: the method's).
+
+    `train` are the images that scores with constants are fitted on. Raises ValueError where a score does not fit the
+    network, or needs `train`.
+    """
+    names = list(dict.fromkeys([*ALWAYS, *(scores or [run.method.score])]))
+    shift = None
+    if run.method.score_tau:
+        counts = torch.tensor(run.train_counts)
+        shift = -run.method.score_tau * (counts / counts.sum()).log()
+    reference = None
+    if train is not None and any(SCORES[name].fit for name in names if name in SCORES):
+        reference = refer(run.scoring, train, shift)
+    has_reject = run.scoring.reject is not None
+    built = {name: fitted(name, reference, has_reject) for name in names}
+    return Deployed(
+        run.scoring, run.classifying, built, passes=run.method.passes, temperature=temperature, shift=shift
+    ).eval()
+
+
+def refer(network: Network, train: ImageSet, shift: Tensor | None) -> Reference:
+    """Features and logits of the training images as they are, and the head."""
+    weight, bias = (t.detach().cpu() for t in network.linear())
+    bias = bias if shift is None else bias + shift
+    features = torch.from_numpy(embed(network, train.images, next(network.parameters()).device))
+    return Reference(features, features @ weight.T + bias, torch.from_numpy(train.labels), weight, bias)
+
+
+@torch.no_grad()
+def embed(network: Network, images: Pixels, device: torch.device) -> NDArray[np.float32]:
+    """Features [N, F] of images as they are, in eval mode and full precision."""
+    trunk = network.eval().trunk.to(device)
+    starts = tqdm(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
+    batches = (torch.from_numpy(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in starts)
+    found = [trunk(to_input(batch.to(device))).float().cpu().numpy() for batch in batches]
+    return np.concatenate(found) if found else np.empty((0, trunk.features), np.float32)
+
+
+def torch_predict(module: Deployed, device: torch.device) -> Predict:
+    module = place(module, device)
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        with torch.inference_mode():
+            return [t.float().cpu().numpy() for t in module(torch.from_numpy(images).to(device))]
+
+    return in_batches(run, module.score_names)
+
+
+def in_batches(run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]], scores: Sequence[str]) -> Predict:
+    """Predict from a function that gives [probabilities, *scores in the order of `scores`] of one batch."""
+
+    def predict(images: Pixels) -> Outputs:
+        starts = range(0, len(images), BATCH_IMAGES)
+        bar = tqdm(starts, desc="predict", unit="batch", leave=False, disable=len(images) < 2000)
+        parts = [run(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in bar]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return Outputs(columns[0], dict(zip(scores, columns[1:], strict=True)))
+
+    return predict

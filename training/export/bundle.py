@@ -1,0 +1,187 @@
+"""Networks → one ONNX graph → a bundle, its thresholds calibrated on that very graph."""
+
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from service.contract import bundle
+from service.contract.bundle import Input
+from service.contract.images import load as load_image
+from training.config import Config
+from training.data.loading import Data
+from training.data.readers import MAX_PIXELS, Pixels
+from training.evaluation import calibrate
+from training.evaluation.evaluate import Json
+from training.evaluation.measure import measure
+from training.evaluation.metrics import class_groups
+from training.evaluation.predict import Outputs, deployed, torch_predict
+from training.export import card, examples
+from training.export.graph import onnx_predict, quantize, to_onnx
+from training.runs.checkpoint import Run
+from training.scores.scores import SCORES
+
+PARITY_IMAGES = 2000
+PARITY_SHARE = 0.001
+QUANTIZATION_IMAGES = 512
+
+
+class ExportError(ValueError):
+    """The graph does not decide as the network does; nothing was written."""
+
+
+# ------------------------------------------------------------------------------------------------------ the checks
+
+
+def decisions(outputs: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> NDArray[np.int64]:
+    """[N, 1 + points]: the class, then accept or reject at each operating point with the thresholds by group."""
+    columns = [outputs.predictions]
+    for point in points.values():
+        columns.append(
+            calibrate.rejected(outputs.scores[score], groups[outputs.predictions], point, "group").astype(np.int64)
+        )
+    return np.stack(columns, axis=1)
+
+
+def changed(one: Outputs, two: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> float:
+    """Share of images whose class or any accept/reject differs."""
+    both = (decisions(o, points, score, groups) for o in (one, two))
+    return float((next(both) != next(both)).any(axis=1).mean())
+
+
+def real_images(data: Data, count: int) -> Pixels:
+    """`count` images that are neither test nor OOD test, half of them outliers where there are any.
+
+    A small data set is gone through again, each time shifted by another pixel.
+    """
+    inside = np.concatenate([data.calibration.images, data.train.images])
+    outside = np.concatenate([data.calibration_outliers, data.outliers])
+    n = min(len(outside), count // 2)
+    images = np.concatenate([inside[: count - n], outside[:n]])
+    rounds = [np.roll(images, shift, axis=2) for shift in range(-(-count // len(images)))]
+    return np.concatenate(rounds)[:count]
+
+
+# ------------------------------------------------------------------------------------------------------ the bundle
+
+
+def build(
+    run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = ()
+) -> tuple[bytes, Json]:
+    """(graph with `score` and the `extra` ones, parity record).
+
+    Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
+    """
+    images = real_images(data, PARITY_IMAGES)
+    groups = np.array(class_groups(run.train_counts))
+    module = deployed(run, temperature, scores=[score, *extra], train=data.train)
+    expected = torch_predict(module, torch.device("cpu"))(images)
+    graph = to_onnx(module, data.size_px)
+    onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
+    full = onnx_predict(graph)(images)
+    share = changed(expected, full, points, score, groups)
+    if share > PARITY_SHARE:
+        raise ExportError(
+            f"torch and ONNX decide differently on {share:.2%} of {len(images)} images (at most {PARITY_SHARE:.1%} is "
+            "allowed): nothing was written"
+        )
+    record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
+    if precision == "int8":
+        graph = quantize(graph, data.train.images[:: max(1, len(data.train.images) // QUANTIZATION_IMAGES)])
+        record["int8_against_onnx_decisions_changed"] = changed(
+            full, onnx_predict(graph)(images), points, score, groups
+        )
+    return graph, record
+
+
+def golden_examples(
+    graph: bytes, shape: Input, classes: tuple[str, ...], images: dict[str, bytes]
+) -> tuple[dict[str, bytes], list[Json]]:
+    """(files, golden records) of example images by name, through the very functions of the service."""
+    files, golden = {}, []
+    predict = onnx_predict(graph)
+    for name, content in images.items():
+        pixels = load_image(content, shape, max_pixels=MAX_PIXELS).pixels
+        out = predict(pixels[None])
+        files[f"examples/{name}"] = content
+        golden.append(
+            {
+                "file": f"examples/{name}",
+                "label": classes[int(out.predictions[0])],
+                "probabilities": [float(p) for p in out.probabilities[0]],
+                "scores": {key: float(value[0]) for key, value in out.scores.items()},
+            }
+        )
+    return files, golden
+
+
+def export(
+    run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
+    candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
+) -> bundle.Manifest:  # fmt: skip
+    """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
+
+    `scores` are exported beside the deciding one, energy and MSP. `example_images` (name → content of an image file)
+    become the golden examples; not given: the drawn ones.
+    Raises ExportError when `out` exists or torch and ONNX decide differently.
+    """
+    if out.exists():
+        raise ExportError(f"{out} exists already: choose another version, or remove it first")
+    score, temperature = calibration["score"], calibration["temperature"]
+    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores)
+    measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
+    exported = measured["calibration"]["quantiles"]
+    evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
+    if precision == "int8":
+        evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
+    if candidates:
+        evaluation["candidates"] = candidates
+    shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
+    files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw())
+    files[bundle.GRAPH_FILE] = graph
+    fields = measured | {
+        "name": out.parent.name,
+        "version": out.name,
+        "created": datetime.now(UTC).replace(microsecond=0),
+        "precision": precision,
+        "passes": run.method.passes,
+        "input": shape,
+        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
+        "deciding_score": score,
+        "default_operating_point": "id95",
+        "threshold_scope": "group",
+        "evaluation": evaluation,
+        "provenance": {
+            "method": run.config.method,
+            "dataset": f"{run.config.dataset}, imbalance {run.config.imbalance or 'as it is'}",
+            "seed": run.config.seed,
+            "command": run.provenance["command"],
+            "commit": run.provenance["commit"],
+            "versions": run.provenance["versions"] | {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
+        },
+        "golden": golden,
+    }
+    draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
+    files |= card.plots(draft)
+    files["CARD.md"] = card.render(draft).encode()
+    return bundle.write(out, fields, files)
+
+
+def recipe(config: Config) -> Json:
+    """The settings that made the model; of paths only the name, of the machine nothing."""
+    kept = config.model_dump(mode="json", exclude={"data", "device", "threads", "checkpoint_epochs", "stage1_from"})
+    return kept | {"outliers": config.outliers.name if config.outliers else None}
+
+
+def compare(full: Json, int8: Json, parity: Json) -> Json:
+    """int8 minus fp32: accuracy, and AUROC and FPR95 as means over the OOD sets; decisions changed."""
+    out: Json = {"accuracy": int8["accuracy"] - full["accuracy"]}
+    if "mean" in full and "mean" in int8:
+        out |= {key: int8["mean"][key] - full["mean"][key] for key in ("auroc", "fpr95")}
+    return out | {"decisions_changed": parity["int8_against_onnx_decisions_changed"]}

@@ -1,0 +1,237 @@
+"""CARD.md and its two plots, made from a bundle's manifest and from nothing else.
+
+A card says what the model is for and not for, what it was made of, and what its decisions cost. Shares are printed in
+percent; what the manifest does not hold is printed as a dash. The plots lie beside the card, under plots()'s names.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from service.contract.bundle import Cost, Manifest
+from training.config import Config
+from training.export.plots import GROUPS, RELIABILITY_PLOT, SCORES_PLOT, plots
+
+__all__ = ["plots", "render"]
+
+DASH = "-"
+SHARES = ("acc", "auroc", "aupr", "fpr", "tpr", "rejected", "caught", "share", "changed", "ece")  # printed in percent
+OOD_COLUMNS = {
+    "images": "images",
+    "AUROC": "auroc",
+    "AUPR": "aupr",
+    "FPR95": "fpr95",
+    "AUPR (ID positive)": "aupr_id_positive",
+    "FPR95 (ID positive)": "fpr95_id_positive",
+}
+
+# ---- The card -------------------------------------------------------------------------------------------------------
+
+
+def render(manifest: Manifest) -> str:
+    """The text of CARD.md, in Markdown. It refers to the plots by the relative paths under which plots() names them."""
+    parts = [_purpose, _ingredients, _groups, _operating_points, _ood, _calibration, _choice, _provenance]
+    return "\n\n".join(block.strip("\n") for part in parts for block in part(manifest)) + "\n"
+
+
+def _purpose(m: Manifest) -> Iterable[str]:
+    results = m.evaluation
+    mean = results.get("mean") or {}
+    yield f"# {m.name}, version {m.version}"
+    yield (
+        f"An image classifier for {len(m.classes)} classes with a long tail that can say it does not know. It takes "
+        f"{m.input.width_px}x{m.input.height_px} pixel images, gives a class and the scores "
+        f"{_and(f'`{s}`' for s in m.scores)}, and rejects an image whose `{m.deciding_score}` lies above a calibrated "
+        f"threshold. Graph: {m.precision}, {m.passes} pass{'es' if m.passes > 1 else ''} through the trunk per image."
+    )
+    yield _table(
+        ["on the test images", "accuracy", "mean AUROC", "mean AUPR", "mean FPR95"],
+        [["", *map(_share, (results.get("accuracy"), mean.get("auroc"), mean.get("aupr"), mean.get("fpr95")))]],
+    )
+    yield "## For and not for"
+    yield (
+        f"For: sorting images that look like `{m.provenance.dataset}` into {_and(c.name for c in m.classes)}, setting "
+        "aside what resembles none of them, and trying out TailGuard.\n\n"
+        "Not for: classes outside this list; decisions about people or safety without a person who checks them; images "
+        "from another source (another camera, size or style) before the thresholds are calibrated on such images. An "
+        "accepted image is not thereby in-distribution: the tables below show what slips through. The p-value bounds "
+        "false alarms on in-distribution images only; it does not say how many outliers are caught."
+    )
+
+
+def _ingredients(m: Manifest) -> Iterable[str]:
+    data, recipe = m.evaluation.get("data") or {}, m.evaluation.get("recipe") or {}
+    yield "## Data"
+    given = {k: _cell(k, v) for k, v in data.items()}
+    trained = sum(c.train_count for c in m.classes)
+    yield _pairs({"dataset": m.provenance.dataset, "training images of all classes": trained, **given})
+    yield "## Recipe"
+    yield _against_the_paper(recipe)
+    yield _pairs({"method": m.provenance.method, **{k: _cell(k, v) for k, v in recipe.items()}})
+
+
+def _groups(m: Manifest) -> Iterable[str]:
+    accuracy = m.evaluation.get("group_accuracy") or {}
+    point = m.operating_points[m.default_operating_point]
+    test = (point.group_cost if m.threshold_scope == "group" else point.global_cost).test
+    default = f"`{m.default_operating_point}`, thresholds: {m.threshold_scope}"
+    rows: list[list[Any]] = []
+    for group in GROUPS:
+        counts = [c.train_count for c in m.classes if c.group == group]
+        span = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else DASH
+        rejected = test.id_rejected_by_group.get(group) if test else None
+        rows.append([group, len(counts), span, sum(counts), _share(accuracy.get(group)), _share(rejected)])
+    overall, every = _share(m.evaluation.get("accuracy")), _share(test.id_rejected if test else None)
+    rows.append(["all", len(m.classes), DASH, sum(c.train_count for c in m.classes), overall, every])
+    yield "## By group"
+    yield f"Test images. Rejected: good images turned away at the default operating point ({default})."
+    yield _table(["group", "classes", "train images per class", "train images", "accuracy", "rejected"], rows)
+    yield "## By class"
+    yield _table(
+        ["class", "group", "train images", "accuracy", "rejected"],
+        [[c.name, c.group, c.train_count, _share(c.accuracy), _share(c.rejected)] for c in m.classes],
+    )
+
+
+def _operating_points(m: Manifest) -> Iterable[str]:
+    yield "## Operating points"
+    yield "\n".join(f"- `{name}`: {point.description}" for name, point in m.operating_points.items())
+    yield (
+        f"An image is rejected when its `{m.deciding_score}` is strictly larger than the threshold, which is one for "
+        "all images or one for each group of the predicted class."
+    )
+    limits = [
+        [f"`{name}`", _number(p.threshold), *(_number(p.group_thresholds[g]) for g in GROUPS)]
+        for name, p in m.operating_points.items()
+    ]
+    yield _table(["threshold", "global", *GROUPS], limits)
+    rows = []
+    for name, point in m.operating_points.items():
+        for scope, cost in (("global", point.global_cost), ("group", point.group_cost)):
+            rows += [[f"`{name}`", scope, "calibration", *_costs(cost.calibration)]]
+            rows += [[f"`{name}`", scope, "test", *_costs(cost.test)]]
+    groups = [f"{g} rejected" for g in GROUPS]
+    yield _table(["point", "thresholds", "measured on", "ID images", "ID rejected", *groups, "outliers caught"], rows)
+    yield "Groups of the true class. On test images, outliers caught is the unweighted mean over the OOD sets."
+
+
+def _costs(cost: Cost | None) -> list[Any]:
+    if cost is None:
+        return [DASH] * 6
+    groups = [_share(cost.id_rejected_by_group.get(g)) for g in GROUPS]
+    return [cost.in_distribution_images, _share(cost.id_rejected), *groups, _share(cost.outliers_caught)]
+
+
+def _ood(m: Manifest) -> Iterable[str]:
+    sets: Mapping[str, Mapping[str, Any]] = m.evaluation.get("ood") or {}
+    mean = m.evaluation.get("mean") or {}
+    yield "## By OOD set"
+    yield m.evaluation.get("conventions") or (
+        "OOD is the positive class: FPR95 is the share of in-distribution images flagged when 95% of OOD images are "
+        "caught. The other convention is named: the share of OOD images accepted when 95% of in-distribution is kept."
+    )
+    rows = [[name, *(_cell(k, found.get(k)) for k in OOD_COLUMNS.values())] for name, found in sets.items()]
+    rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
+    yield _table(["set", *OOD_COLUMNS], rows)
+    yield f"In-distribution test images: {_cell('images', m.evaluation.get('images'))}. Score: `{m.deciding_score}`."
+    at_tpr, at_fpr = mean.get("acc_at_tpr") or {}, m.evaluation.get("acc_at_fpr") or {}
+    kept = [[f"{100 * float(n):g}% of OOD images caught", _share(v)] for n, v in at_tpr.items()]
+    kept += [[f"{100 * float(n):g}% of in-distribution images rejected", _share(v)] for n, v in at_fpr.items()]
+    if kept:
+        yield _table(["accuracy on the images kept with", ""], kept)
+
+
+def _calibration(m: Manifest) -> Iterable[str]:
+    c = m.calibration
+    by_group = ", ".join(f"{c.images_by_group.get(g, 0)} {g}" for g in GROUPS)
+    ece = (m.evaluation.get("reliability") or {}).get("ece")
+    yield "## Calibration"
+    yield (
+        f"Temperature {_number(c.temperature)} and all thresholds were chosen on the calibration split: "
+        f"{c.in_distribution_images} in-distribution images ({by_group}) and {c.outlier_images} outliers, none of them "
+        f"test images. Expected calibration error on the test images: {_share(ece)}."
+    )
+    yield f"![Scores of in-distribution images and outliers]({SCORES_PLOT})"
+    if ece is not None:
+        yield f"![Reliability of the probabilities]({RELIABILITY_PLOT})"
+
+
+def _choice(m: Manifest) -> Iterable[str]:
+    if candidates := m.evaluation.get("candidates"):
+        columns = list(dict.fromkeys(key for row in candidates for key in row))
+        yield "## Candidates"
+        yield "Chosen on the calibration split: none of these figures was measured on test images."
+        yield _table(columns, [[_cell(k, row.get(k)) for k in columns] for row in candidates])
+    if against := m.evaluation.get("int8_against_fp32"):
+        yield "## int8 against fp32"
+        yield "What quantisation changed on the same images: int8 less fp32, and the share of decisions that differ."
+        yield _pairs({k: _change(k, v) for k, v in against.items()})
+
+
+def _provenance(m: Manifest) -> Iterable[str]:
+    p = m.provenance
+    facts = {"created": m.created.isoformat(timespec="seconds"), "seed": p.seed, "commit": f"`{p.commit}`"}
+    yield "## Provenance"
+    yield _pairs({**facts, "sha256 of the graph": f"`{m.sha256}`", **p.versions})
+    yield f"```\n{p.command}\n```"
+    yield "## Licence"
+    licence = m.evaluation.get("licence") or "Apache-2.0"
+    yield f"{licence}. The bundle holds no image of its data sets, whose own terms apply to them."
+
+
+# ---- Cells ----------------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _against_the_paper(recipe: Mapping[str, Any]) -> str:
+    """Where a run stayed below the recipe of PASCL, the defaults of Config."""
+    paper = Config().model_dump()
+    keys = ("width", "epochs", "batch_images", "stage2_epochs")
+    differ = [k for k in keys if recipe.get(k) not in (None, paper[k])]
+    other = [f"{k.replace('_', ' ')} {recipe[k]} instead of {paper[k]}" for k in differ]
+    if not other:
+        return "PASCL's own sizes and lengths (Wang et al. 2022)."
+    return f"Not PASCL's own sizes and lengths (Wang et al. 2022), but what the machine afforded: {', '.join(other)}."
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return _table(["", ""], [[key.replace("_", " "), value] for key, value in values.items()])
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _share(value: Any) -> str:
+    return DASH if _absent(value) else f"{100 * value:.2f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _cell(key: str, value: Any) -> str:
+    """A value of unknown kind, by its key: a share, a number, a flag, text; lists and mappings as JSON."""
+    if _absent(value):
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return _share(value) if any(word in key for word in SHARES) else _number(value)
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _change(key: str, value: Any) -> str:
+    """A difference of shares in signed percentage points; decisions_changed is itself a share."""
+    signed = isinstance(value, float) and not math.isnan(value) and "changed" not in key
+    return f"{100 * value:+.2f} points" if signed else _cell(key, value)
+
+
+def _and(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,128 @@
+"""Terms that teach the network from images that belong to no class: Step → scalar."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.methods.step import Step
+
+OECC_BATCH, OECC_OUTLIERS = 128, 256  # Papadopoulos et al. sum over batches of these sizes
+
+
+def outlier_exposure(step: Step) -> Tensor:
+    """Outlier Exposure (Hendrycks et al. 2019): mean over outliers of logsumexp_k z_k − mean_k z_k.
+
+    This is the cross entropy from the uniform distribution to softmax(z).
+    """
+    z = step.outlier_logits
+    return _mean(z.logsumexp(dim=1) - z.mean(dim=1))
+
+
+def energy_margins(step: Step, *, out_above: float = -5.0) -> Tensor:
+    """EnergyOE (Liu et al. 2020): mean relu(E_in − m_in)² + mean relu(m_out − E_out)², E = −logsumexp_k z_k.
+
+    m_in is −23 below 50 classes and −27 from there on (CIFAR-10 and CIFAR-100), m_out = `out_above`.
+    """
+    in_below = -23.0 if step.logits.shape[-1] < 50 else -27.0
+    inside, outside = -step.inliers.logsumexp(dim=1), -step.outlier_logits.logsumexp(dim=1)
+    return _mean(F.relu(inside - in_below).square()) + _mean(F.relu(out_above - outside).square())
+
+
+def oecc(step: Step, *, confidence_weight: float = 0.07, uniform_weight: float = 0.05) -> Tensor:
+    """OECC (Papadopoulos et al. 2021): λ1 Σ_in (max p − A)² + λ2 Σ_out Σ_k |p_k − 1/C|.
+
+    Their sums run over 128 images and 256 outliers; here they are means times those sizes, so that the batch size does
+    not change the weights. A is the training accuracy: of this batch, where they use the finished baseline's.
+    """
+    logits, labels = step.inliers, step.inlier_labels
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    confidence = (logits.softmax(dim=1).amax(dim=1) - accuracy).square()
+    distance = (step.outlier_logits.softmax(dim=1) - 1 / logits.shape[1]).abs().sum(dim=1)
+    return (
+        confidence_weight * OECC_BATCH * _mean(confidence) + uniform_weight * OECC_OUTLIERS * _mean(distance)
+    )  # fmt: skip
+
+
+def outlier_class(step: Step) -> Tensor:
+    """Cross entropy of the outliers to the one reject class beside the C classes (NTOM, COCL)."""
+    z = step.outlier_joint
+    return _mean(z.logsumexp(dim=1) - z[:, -1])
+
+
+def sofl(step: Step) -> Tensor:
+    """SOFL (Mohseni et al. 2020): cross entropy of each outlier to a reject class.
+
+    The reject class is the one it falls into, or a random one while it falls into a class that is not for outliers.
+    """
+    z, classes = step.outlier_joint, step.outlier_logits.shape[1]
+    rejects = step.outlier_reject.shape[1]
+    found = z.argmax(dim=1)
+    drawn = torch.randint(rejects, found.shape, generator=step.generator, device=z.device) + classes
+    target = torch.where(found >= classes, found, drawn)
+    return _mean(z.logsumexp(dim=1) - z.gather(1, target[:, None]).squeeze(1))
+
+
+class LogGamma(nn.Linear):
+    """ImOOD's log γ(x): C numbers from the features, their bias starting at 0."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        nn.init.zeros_(self.bias)
+
+
+def imood(step: Step) -> Tensor:
+    """ImOOD (Liu et al. 2024), training form: L_bin + L_β with g the one reject logit, P(in) = sigmoid(g).
+
+    β(x) = mean_k γ_k(x)·p(k|x)/π_k; p is the smoothed label (.2) inside and the network's own softmax outside.
+        L_β   = mean relu(log β + log sigmoid(g)), g held fixed: keeps β·P(in) ≤ 1
+        δ     = clamp(β + (β − 1)·e^g, .1, 10), at least 1 inside and at most 1 outside, held fixed
+        L_bin = BCE(sigmoid(g − log δ), in)
+    """
+    inside, labels = step.inliers, step.inlier_labels
+    num_classes = inside.shape[1]
+    smoothed = F.one_hot(labels, num_classes).float() * 0.8 + 0.2 / num_classes
+    posterior = torch.cat([smoothed, step.outlier_logits.detach().softmax(dim=1)])
+    features = torch.cat([step.features.flatten(0, 1), step.outlier_features]).float()
+    g = torch.cat([step.reject.flatten(0, 1), step.outlier_reject])[:, 0]
+    is_in = torch.arange(len(g), device=g.device) < len(inside)
+    gamma = step.network.learned["outlier"](features).exp().clamp(min=1e-4)
+    prior = step.counts / step.counts.sum()
+    beta = (gamma * posterior / prior).mean(dim=1)
+    bound = F.relu(beta.log() + F.logsigmoid(g.detach())).mean()
+    delta = (beta + (beta - 1) * g.exp()).detach().clamp(0.1, 10)
+    delta = torch.where(is_in, delta.clamp(min=1), delta.clamp(max=1))
+    return F.binary_cross_entropy_with_logits(g - delta.log(), is_in.float()) + bound
+
+
+@dataclass(frozen=True)
+class OutlierTerm:
+    """A term, its paper, its default weight λ1, the score it trains, and the reject logits it adds to the network.
+
+    `joint`: the reject logits share the softmax of the classes, so that the class loss pushes them down.
+    """
+
+    term: Callable[[Step], Tensor]
+    paper: str
+    weight: float
+    score: str = "msp"
+    reject: Callable[[int], int] = lambda num_classes: 0
+    joint: bool = True
+    learned: Callable[[int, int], nn.Module] | None = None
+
+
+OUTLIER_TERMS = {
+    "oe": OutlierTerm(outlier_exposure, "Hendrycks et al. 2019", 0.5),
+    "energy-margins": OutlierTerm(energy_margins, "Liu et al. 2020", 0.1, "energy"),
+    "oecc": OutlierTerm(oecc, "Papadopoulos et al. 2021", 1.0),
+    "outlier-class": OutlierTerm(outlier_class, "Chen et al. 2021", 1.0, "reject-mass", reject=lambda c: 1),
+    "sofl": OutlierTerm(sofl, "Mohseni et al. 2020", 5.0, "reject-mass", reject=lambda c: 5 if c < 50 else 10),
+    "imood": OutlierTerm(imood, "Liu et al. 2024", 0.5, "in-or-out", reject=lambda c: 1, joint=False, learned=LogGamma),
+}
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, and 0 (not NaN) of nothing."""
+    return values.mean() if len(values) else values.sum()

@@ -1,0 +1,138 @@
+"""The second stage: a copy of the stage-1 network, part of which learns again, or whose head is solved for."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.methods import losses
+from training.network.network import Network
+
+
+class Solving(NamedTuple):
+    """What a closed form of the head may look at."""
+
+    weight: Tensor  # [C, F], of stage 1's head
+    bias: Tensor  # [C]
+    counts: Tensor  # int [C]: training images per class
+    features: Tensor  # [M, F], of the calibration images
+    labels: Tensor  # int [M]
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """`learns` picks what learns from `sampler` and `loss`; `solve` gives a linear head in closed form instead.
+
+    `rebuild` changes the copy's structure before it learns (and before a finished one is loaded into it).
+    """
+
+    paper: str
+    learns: Callable[[Network], list[nn.Module]] | None = None
+    solve: Callable[[Solving], tuple[Tensor, Tensor]] | None = None
+    rebuild: Callable[[Network], None] | None = None
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] = losses.cross_entropy
+    sampler: str = "natural"
+    on_features: bool = False  # learns from SMOTE's features [N', F] instead of images
+    learning_rate: float = 5e-4
+    passes: int = 1  # through the trunk at inference: 2 when the trunk's own state changes
+
+
+# ---- What learns ----
+
+
+def norms_and_head(network: Network) -> list[nn.Module]:
+    """Every BatchNorm of the trunk, and the head."""
+    return [m for m in network.trunk.modules() if isinstance(m, nn.BatchNorm2d)] + [network.head]
+
+
+def head_only(network: Network) -> list[nn.Module]:
+    return [network.head]
+
+
+def fresh_head(network: Network) -> None:
+    """A linear head with new random weights."""
+    weight, _ = network.linear()
+    network.head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.device)
+
+
+class ClassScales(nn.Module):
+    """s_c · z_c of logits [N, C] (learnable weight scaling, Kang et al. 2020)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.scales * logits
+
+
+def scaled_head(network: Network) -> None:
+    weight, _ = network.linear()
+    network.head = nn.Sequential(network.head, ClassScales(len(weight)).to(weight.device))
+
+
+def scales_only(network: Network) -> list[nn.Module]:
+    assert isinstance(network.head, nn.Sequential)
+    return [network.head[1]]
+
+
+# ---- Closed forms: (weight [C, F], bias [C]) of the new head ----
+
+
+def tau_norm(at: Solving) -> tuple[Tensor, Tensor]:
+    """w_c / ‖w_c‖^τ without bias (Kang et al. 2020); τ from 0, .1, … 2 by mean class accuracy on calibration images.
+
+    Raises ValueError when there are no calibration images.
+    """
+    if len(at.labels) == 0:
+        raise ValueError("tau-norm chooses τ on calibration images: use --calibration-fraction above 0")
+    norms = at.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    truth = F.one_hot(at.labels, len(at.counts)).double()
+    images = truth.sum(dim=0)
+
+    def mean_class_accuracy(weight: Tensor) -> float:
+        hit = (at.features @ weight.T).argmax(dim=1) == at.labels
+        return ((truth * hit[:, None]).sum(dim=0) / images)[images > 0].mean().item()
+
+    heads = [at.weight / norms ** (step / 10) for step in range(21)]
+    return max(heads, key=mean_class_accuracy), torch.zeros_like(at.bias)  # of equal ones the smallest τ
+
+
+def prior_correction(at: Solving) -> tuple[Tensor, Tensor]:
+    """z − log π: logit adjustment after training (Menon et al. 2021, τ = 1)."""
+    return at.weight, at.bias - (at.counts / at.counts.sum()).log()
+
+
+STAGES = {
+    # Auxiliary branch finetuning: BN + head from logit-adjusted cross entropy.
+    "abf": Stage2("Wang et al. 2022", norms_and_head, loss=losses.logit_adjustment, passes=2),
+    # The same over the head alone: the trunk is shared, so an image needs one pass.
+    "abf-head": Stage2("Wang et al. 2022", head_only, loss=losses.logit_adjustment),
+    "crt": Stage2("Kang et al. 2020", head_only, rebuild=fresh_head, sampler="balanced", learning_rate=5e-3),
+    "crt-smote": Stage2("Chawla et al. 2002", head_only, rebuild=fresh_head, on_features=True, learning_rate=5e-3),
+    "lws": Stage2("Kang et al. 2020", scales_only, rebuild=scaled_head, sampler="balanced", learning_rate=5e-3),
+    "tau-norm": Stage2("Kang et al. 2020", rebuild=fresh_head, solve=tau_norm),
+    "la-posthoc": Stage2("Menon et al. 2021", rebuild=fresh_head, solve=prior_correction),
+}
+
+
+def branch(network: Network, stage: Stage2) -> Network:
+    """A copy of `network` in the structure that `stage` gives it."""
+    made = copy.deepcopy(network)
+    if stage.rebuild:
+        stage.rebuild(made)
+    return made
+
+
+def prepare(network: Network, stage: Stage2) -> list[nn.Parameter]:
+    """Freeze everything but what learns, and set train mode there only, so that only its BN statistics move."""
+    assert stage.learns is not None
+    network.requires_grad_(False).eval()
+    learning = stage.learns(network)
+    for module in learning:
+        module.requires_grad_(True).train()
+    return [p for module in learning for p in module.parameters()]

@@ -1,0 +1,1 @@
+"""What computes features and logits? Trunk, heads and projection, on one process or on several."""

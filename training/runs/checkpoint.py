@@ -1,0 +1,124 @@
+"""A run's folder: what is written while it trains, and how a trained network comes back from it."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.config import Config
+from training.data.loading import Data
+from training.runs.files import replacing
+from training.methods.methods import NONE, OVERRIDES, Method, build_network, resolve
+from training.network.network import Network
+from training.methods.stage2 import STAGES, branch
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint; a kill at any moment leaves a whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CHECKPOINT_FILE) as temporary:
+        torch.save(state, temporary)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run; ValueError when there is none or it cannot be read."""
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name the folder of a run (train --out)")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}): train again") from error
+    assert isinstance(state, dict)
+    return state
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: `scoring` is the stage-1 network, `classifying` the stage-2 one (the same without a stage 2)."""
+
+    folder: Path
+    config: Config
+    method: Method
+    classes: tuple[str, ...]
+    train_counts: list[int]
+    scoring: Network
+    classifying: Network
+    provenance: dict[str, Any]
+    history: list[dict[str, float]]
+
+
+def trained(folder: Path) -> Run:
+    """The finished run in `folder`, in eval mode on the CPU. ValueError when it has not finished."""
+    state = load(folder)
+    if state["stage"] != "done":
+        raise ValueError(
+            f"{folder} has not finished (stage {state['stage']}, epoch {state['epoch']}): "
+            f"python -m training train --out {folder} --resume"
+        )
+    config = Config.model_validate(state["config"])
+    method = resolve(config)
+    scoring = build_network(method, len(state["classes"]), config.width)
+    scoring.load_state_dict(state["network"])
+    classifying = scoring
+    if method.stage2 != NONE:
+        classifying = branch(scoring, STAGES[method.stage2])
+        classifying.load_state_dict(state["branch"])
+    return Run(
+        folder, config, method, tuple(state["classes"]), state["train_counts"], scoring.eval(), classifying.eval(),
+        state["provenance"], state["history"],
+    )  # fmt: skip
+
+
+def require_same_data(where: Path, classes: list[str], train_counts: list[int], data: Data) -> None:
+    """ValueError when the classes, their order or their counts are not those that a run was trained on."""
+    now = list(data.train.classes)
+    if classes != now:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(classes, now, strict=False)) if a != b), min(len(classes), len(now))
+        )
+        raise ValueError(
+            f"{where} was trained on other classes, or on the same in another order: class {at} was "
+            f"{classes[at : at + 1]}, the data say {now[at : at + 1]}; restore the data it was trained on"
+        )
+    if train_counts != data.train.counts.tolist():
+        raise ValueError(f"{where} was trained on other images: the counts of its classes differ from the data's")
+
+
+STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}
+MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
+
+
+def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """What a new run takes over from the finished stage 1 of `folder`; ValueError when settings or data differ."""
+    old = load(folder)
+    if old["stage"] == "stage1":
+        raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
+    free = STAGE2_KEYS | MACHINE_KEYS
+    before = Config.model_validate(old["config"])
+    then = before.model_dump(mode="json")
+    differ = [k for k in new["config"] if k not in free and new["config"][k] != then[k]]
+    differ += [k for k in ("classes", "train_counts") if new[k] != old[k]]
+    if resolve(Config.model_validate(new["config"])).stage1() != resolve(before).stage1():
+        differ.append("method")
+    if differ:
+        raise ValueError(f"stage 1 of {folder} was trained with another {', '.join(differ)}: give the same")
+    kept = [h for h in old["history"] if h["stage"] == "stage1"]
+    return {"stage": "stage2", "epoch": 0, "step": 0, "network": old["network"], "branch": None, "history": kept}
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the commit and the versions that make a result."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return {
+        "command": " ".join(["python -m training", *sys.argv[1:]]),
+        "commit": git.stdout.strip() or "unknown",
+        "versions": {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__},
+    }

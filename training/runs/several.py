@@ -1,0 +1,214 @@
+"""The runs that a table needs: what is missing is trained and evaluated, k at once, each in a process of its own.
+
+A run lies in <out>/runs/<name>/. It is finished when its results.json stands there; a checkpoint without one is
+resumed; a second stage starts from the first stage of the row that shares it, so that no stage is trained twice.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from training.runs import checkpoint
+from training.runs.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
+from training.config import Config, options
+from training.evaluation.evaluate import Json
+from training.runs.files import OUTPUTS_FILE, RESULTS_FILE
+from training.methods.methods import METHODS, NONE, find
+from training.runs.signals import on_stop
+from training.tables.cells import BALANCED, LONG_TAILED
+
+LOG_FILE = "log.txt"
+Budget = Literal["full", "small"]
+# full: PASCL's recipe. small: what two CPU cores train in minutes.
+BUDGETS: dict[Budget, dict[str, Any]] = {
+    "full": {"width": 64, "epochs": 200, "batch_images": 256},
+    "small": {"width": 16, "epochs": 12, "batch_images": 128},
+}
+# Balanced CIFAR-10 has 4.03 times the images of the long-tailed cut: in the small budget it takes as many steps.
+BALANCED_EPOCHS: dict[Budget, int] = {"full": 200, "small": 3}
+# In the small budget only these rows get every seed, the others the first one.
+SEEDED = ("msp", "oe", "pascl", "pascl-abf", "tailguard")
+POLL_SECONDS = 0.5
+
+
+class Interrupted(Exception):
+    """Ctrl-C or TERM: every run was asked to write its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its settings, its folder, and the folder whose finished stage 1 it takes."""
+
+    config: Config
+    folder: Path
+    after: Path | None
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / RESULTS_FILE).is_file()
+
+
+def first_stage_of(name: str) -> str | None:
+    """The row without a second stage that trains the same stage 1; None for a row that trains its own."""
+    stage1 = find(name).stage1()
+    before = itertools.takewhile(lambda other: other != name, METHODS)
+    return next((n for n in before if METHODS[n].stage2 == NONE and METHODS[n].stage1() == stage1), None)
+
+
+def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: Path) -> list[Job]:
+    """The jobs of `methods` and of the rows whose stage 1 they share, those first. `base` holds data and overrides."""
+    everyone = budget == "full"
+    jobs: dict[Path, Job] = {}
+
+    def add(method: str, seed: int) -> Path:
+        first = first_stage_of(method)
+        after = add(first, seed) if first else None
+        config = base.model_copy(update={"method": method, "seed": seed, "stage1_from": after})
+        folder = out / "runs" / name_of(config)
+        jobs.setdefault(folder, Job(config, folder, after))
+        return folder
+
+    for method in methods:
+        for seed in range(seeds if everyone or method in SEEDED else 1):
+            add(method, seed)
+    return list(jobs.values())
+
+
+def name_of(config: Config) -> str:
+    """Names what differs between the runs of a table."""
+    cut = f"lt{config.imbalance:g}" if config.imbalance and config.imbalance > 1 else "balanced"
+    views = f"-v{config.views}" if config.views else ""
+    return (
+        f"{config.dataset}-{cut}-{config.method}{views}-w{config.width}-e{config.epochs}-b{config.batch_images}"
+        f"-s{config.seed}"
+    )
+
+
+def require_same_settings(job: Job) -> None:
+    """ValueError when the folder of a job holds a run, finished or not, with other settings."""
+    if job.done:
+        kept = Config.model_validate(json.loads((job.folder / RESULTS_FILE).read_text())["config"])
+    elif (job.folder / CHECKPOINT_FILE).is_file():
+        kept = Config.model_validate(checkpoint.load(job.folder)["config"])
+    else:
+        return
+    free = {*MACHINE_KEYS, "data", "stage1_from"}
+    if find(job.config.method).stage2 == NONE:
+        free |= {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
+    one, two = (c.model_dump(exclude=free) | {"outliers": c.outliers and c.outliers.name} for c in (kept, job.config))
+    if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
+        raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
+
+
+def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[str]]:
+    """Train (or resume), then evaluate."""
+    start = [sys.executable, "-m", "training"]
+    threading = ["--threads", str(threads)] if threads else []
+    if (job.folder / CHECKPOINT_FILE).is_file():
+        train = ["--out", str(job.folder), "--resume"]
+    else:
+        given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
+        train = [*options(given), "--out", str(job.folder)]
+    sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
+    return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]
+
+
+def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: int | None = None) -> None:
+    """Train and evaluate what is missing, `at_once` runs side by side.
+
+    Raises ValueError when a run failed (the others are finished first), Interrupted on Ctrl-C or TERM.
+    """
+    for job in jobs:
+        require_same_settings(job)
+    waiting = [job for job in jobs if not job.done]
+    running: dict[Job, _Process] = {}
+    failed: list[str] = []
+    asked_to_stop: list[int] = []
+    with on_stop(lambda number, frame: asked_to_stop.append(number)), tqdm(
+        total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True
+    ) as bar:  # fmt: skip
+        while waiting or running:
+            ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
+            for job in ready[: at_once - len(running)]:
+                waiting.remove(job)
+                running[job] = _Process(job, commands(job, ood, threads))
+            if not running:  # what is left waits for a run that failed
+                break
+            time.sleep(POLL_SECONDS)
+            for job in [job for job, process in running.items() if process.finished()]:
+                del running[job]
+                if not job.done:
+                    failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
+                bar.update()
+            bar.set_postfix_str("; ".join(p.last_line() for p in running.values()))
+            if asked_to_stop:
+                for process in running.values():
+                    process.stop()
+                raise Interrupted
+    failed += [f"{job.folder.name}: waits for {job.after}" for job in waiting]
+    if failed:
+        raise ValueError("these runs failed:\n" + "\n".join(failed))
+
+
+class _Process:
+    """The commands of one job, one after another, what they print in its log."""
+
+    def __init__(self, job: Job, steps: list[list[str]]) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self.job, self.steps = job, steps
+        self.path = job.folder / LOG_FILE
+        self._next()
+
+    def _next(self) -> None:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        with self.path.open("ab") as log:  # in a session of its own: a Ctrl-C reaches it once, from us
+            self.process = subprocess.Popen(
+                self.steps.pop(0), stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def finished(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        if self.process.returncode == 0 and self.steps:
+            self._next()
+            return False
+        return True
+
+    def last_line(self) -> str:
+        """The name and how far it is, from the progress bar in the log."""
+        with self.path.open("rb") as log:
+            log.seek(max(0, self.path.stat().st_size - 400))
+            said = log.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1]
+        return f"{self.job.config.method} {said.split('|')[0].strip()[:30]}"
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and wait for it."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+
+
+# ------------------------------------------------------------------------------------------------------- the results
+
+
+def results(jobs: Sequence[Job], budget: Budget) -> list[Json]:
+    """What the finished runs of `jobs` measured."""
+    return [json.loads((job.folder / RESULTS_FILE).read_text()) | {"budget": budget} for job in jobs if job.done]
+
+
+def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
+    """(method, seed, LONG_TAILED or BALANCED) → the run's outputs.npz."""
+    found = {
+        (j.config.method, j.config.seed, BALANCED if j.config.imbalance == 1 else LONG_TAILED): j.folder / OUTPUTS_FILE
+        for j in jobs
+    }
+    return {key: path for key, path in found.items() if path.is_file()}

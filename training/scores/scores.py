@@ -1,0 +1,152 @@
+"""Outlier scores, the literature on one screen: Seen of N images → [N], larger = more outlying, here only.
+
+Each can stand in an exported graph. `fitted` makes the module for a network; the scores that are first fitted on
+training images are in training/scores/fitted.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.scores import fitted as posthoc
+from training.scores.fitted import Constants, Reference, Seen
+
+__all__ = ["SCORES", "Fitted", "Reference", "Score", "Seen", "fitted"]
+
+GEN_GAMMA, GEN_CLASSES = 0.1, 100
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of SCORES."""
+
+    formula: str  # one line, shown in the bundle's manifest; z logits, f features, p softmax
+    paper: str
+    value: Callable[..., Tensor]  # value(seen, **constants) → [N]
+    fit: Callable[[Reference], Constants] | None = None
+    needs_reject: bool = False
+    cost: str = "negligible"  # beyond the trunk, per image; C classes, F features
+
+
+def energy(seen: Seen) -> Tensor:
+    """−T·logsumexp_k(z_k / T) with T = 1 (Liu et al. 2020). Any real number."""
+    return -seen.logits.logsumexp(dim=1)
+
+
+def msp(seen: Seen) -> Tensor:
+    """1 − max_k softmax(z)_k (maximum softmax probability, Hendrycks & Gimpel 2017). In [0, 1)."""
+    return 1 - seen.logits.softmax(dim=1).amax(dim=1)
+
+
+def max_logit(seen: Seen) -> Tensor:
+    """−max_k z_k (Hendrycks et al. 2022). Any real number."""
+    return -seen.logits.amax(dim=1)
+
+
+def gen(seen: Seen) -> Tensor:
+    """Σ over the 100 largest p_k of (p_k·(1 − p_k))^0.1, p = softmax(z) (generalised entropy, Liu et al. 2023). ≥ 0."""
+    p = seen.logits.softmax(dim=1).sort(dim=1, descending=True).values
+    # 1 − p of the first class as the sum of the others: 1 − p itself rounds to 0 or 6e-8, which ^0.1 makes 0 or 0.19
+    rest = torch.cat([p[:, 1:].sum(dim=1, keepdim=True), 1 - p[:, 1:]], dim=1)
+    return (p * rest)[:, :GEN_CLASSES].pow(GEN_GAMMA).sum(dim=1)
+
+
+def reject_mass(seen: Seen) -> Tensor:
+    """Log-odds of the reject classes' probability m among all C + R: log m/(1 − m) = logsumexp r − logsumexp z.
+
+    It ranks as m does, without ties where m rounds to 0 or 1. Any real number.
+    """
+    return seen.reject.logsumexp(dim=1) - seen.logits.logsumexp(dim=1)
+
+
+def in_or_out(seen: Seen) -> Tensor:
+    """−g, g the one reject logit of a network trained with P(in-distribution) = sigmoid(g) (ImOOD, Liu et al. 2024)."""
+    return -seen.reject[:, 0]
+
+
+SCORES: dict[str, Score] = {
+    "energy": Score("-T*logsumexp(z/T), z the stage-1 logits", "Liu et al. 2020", energy),
+    "msp": Score("1 - max softmax(z), z the stage-1 logits", "Hendrycks & Gimpel 2017", msp),
+    "max-logit": Score("-max z", "Hendrycks et al. 2022", max_logit),
+    "gen": Score("sum over the 100 largest p of (p*(1-p))^0.1, p = softmax(z)", "Liu et al. 2023 (GEN)", gen),
+    "reject-mass": Score(
+        "logsumexp(r) - logsumexp(z), r the reject logits: log-odds of their mass",
+        "Mohseni et al. 2020 (SOFL); Wei et al. 2024 (EAT)", reject_mass, needs_reject=True,
+    ),
+    "in-or-out": Score("-g, P(in) = sigmoid(g)", "Liu et al. 2024 (ImOOD)", in_or_out, needs_reject=True),
+    "react": Score(
+        "-logsumexp(W*min(f, c) + b), c the 90th percentile of training activations",
+        "Sun et al. 2021 (ReAct)", posthoc.react, posthoc.fit_react, cost="C*F multiply-adds",
+    ),
+    "fdbd": Score(
+        "-mean over k != c* of (z_c* - z_k)/||w_c* - w_k||, divided by ||f - mean f||",
+        "Liu & Qin 2024 (fDBD)", posthoc.fdbd, posthoc.fit_fdbd, cost="C + F multiply-adds, C*C constants",
+    ),
+    "nci": Score(
+        "-w_c*.(f - mean f)/||f - mean f|| - 0.001*||f||_1",
+        "Liu & Qin 2025 (NCI)", posthoc.nci, posthoc.fit_nci, cost="2*F multiply-adds",
+    ),
+    "vim": Score(
+        "a*||R'(f - u)|| - logsumexp(z), R the minor half of the training features' directions",
+        "Wang et al. 2022 (ViM)", posthoc.vim, posthoc.fit_vim, cost="F*F/2 multiply-adds",
+    ),
+    "mahalanobis": Score(
+        "min_c (f - m_c)' S^-1 (f - m_c)",
+        "Lee et al. 2018", posthoc.mahalanobis, posthoc.fit_mahalanobis, cost="F*F + C*F multiply-adds",
+    ),
+    "mahalanobis-pp": Score(
+        "min_c (f - m_c)' S^-1 (f - m_c), f of length 1", "Mueller & Hein 2025 (Mahalanobis++); HPM 2026",
+        posthoc.mahalanobis_pp, posthoc.fit_mahalanobis_pp, cost="F*F + C*F multiply-adds",
+    ),
+    "rmds": Score(
+        "min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m)",
+        "Ren et al. 2021 (RMDS)", posthoc.rmds, posthoc.fit_rmds, cost="2*F*F + C*F multiply-adds",
+    ),
+    "rmds-pp": Score(
+        "min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m), f of length 1",
+        "Mueller & Hein 2025 (RMDS++)", posthoc.rmds_pp, posthoc.fit_rmds_pp, cost="2*F*F + C*F multiply-adds",
+    ),
+    "knn": Score(
+        "-(K-th largest cosine of f to a bank of training images), K = 0.1% of the bank",
+        "Sun et al. 2022 (KNN)", posthoc.knn, posthoc.fit_knn,
+        cost="bank*F multiply-adds, 4*bank*F bytes in the graph; bank of 4,096, F = 512: 2.1 M and 8.4 MB",
+    ),
+}  # fmt: skip
+
+
+class Fitted(nn.Module):
+    """A score with its constants as buffers. Seen of N images → [N]."""
+
+    def __init__(self, score: Score, constants: Constants) -> None:
+        super().__init__()
+        self.score = score
+        for name, constant in constants.items():
+            self.register_buffer(name, constant.detach().clone(memory_format=torch.contiguous_format))
+
+    def forward(self, seen: Seen) -> Tensor:
+        return self.score.value(seen, **dict(self.named_buffers()))
+
+
+def fitted(name: str, reference: Reference | None, has_reject: bool) -> Fitted:
+    """The score `name`, fitted on `reference` where it needs that. Raises ValueError where it cannot be computed."""
+    score = SCORES.get(name)
+    if score is None:
+        raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}.")
+    if score.needs_reject and not has_reject:
+        free = ", ".join(other for other, row in SCORES.items() if not row.needs_reject)
+        raise ValueError(
+            f"Score {name!r} reads reject logits, and this network has none. Train it with a method that adds them, "
+            f"or choose from: {free}."
+        )
+    if score.fit is None:
+        return Fitted(score, {})
+    if reference is None:
+        free = ", ".join(other for other, row in SCORES.items() if row.fit is None)
+        raise ValueError(
+            f"Score {name!r} is fitted on training images, and none were given. Pass a Reference, "
+            f"or choose from those that need no fitting: {free}."
+        )
+    with torch.no_grad():
+        return Fitted(score, score.fit(reference))
