@@ -117,26 +117,11 @@ def hard_block() -> str:
     return speed.hard(measured("hard.json"))
 
 
-def tree_block() -> str:
-    """One line per file: the first line of its docstring."""
-    lines = ["```text"]
-    for folder in ("service", "service/bench", "service/score", "training", "training/audit", "training/tables"):
-        lines.append(f"{folder}/")
-        for path in sorted((live.ROOT / folder).glob("*.py")):
-            doc = re.match(r'"""(.+)', path.read_text(encoding="utf-8"))
-            said = doc[1].removesuffix('"""').split(". ")[0].rstrip(".") if doc else ""
-            lines.append(f"  {path.name:18} {said}")
-    lines += ["docker/              prometheus/, grafana/, alertmanager/, k8s/, compose overrides, training.Dockerfile"]
-    lines += ["models/              bundles: <name>/<version>/{model.onnx, manifest.json, CARD.md, examples/}"]
-    lines += ["tests/               mirrors the modules; test_end_to_end.py goes the whole way", "```"]
-    return "\n".join(lines)
-
-
 def blocks(url: str) -> dict[str, str]:
     manifest = read(BUNDLE)
     return {
         "answer": answer_block(url), "results": results_block(manifest),
-        "candidates": candidates_block(manifest), "tables": tables_block(), "tree": tree_block(),
+        "candidates": candidates_block(manifest), "tables": tables_block(),
         "bench": bench_block(), "peers": peers_block(), "hard": hard_block(), "drift": drift.block(),
     }  # fmt: skip
 
