@@ -78,7 +78,7 @@ def report(bundle: Path, images: np.ndarray, labels: np.ndarray, ood: dict[str, 
 
     manifest = read(bundle)
     point = manifest.operating_points["id95"]
-    costs = point.group_cost if manifest.threshold_scope == "group" else point.global_cost
+    costs = point.cost(manifest.threshold_scope)
     assert costs.test is not None
     found: dict[str, float] = {}
     with serving(bundle) as url:

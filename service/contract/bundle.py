@@ -88,6 +88,10 @@ class OperatingPoint(Frozen):
     global_cost: Measured
     group_cost: Measured
 
+    def cost(self, scope: Literal["group", "global"]) -> Measured:
+        """What the thresholds of `scope` cost, on calibration and on test images."""
+        return self.global_cost if scope == "global" else self.group_cost
+
     @model_validator(mode="after")
     def _every_group(self) -> "OperatingPoint":
         if missing := set(GROUPS) - set(self.group_thresholds):

@@ -1,9 +1,18 @@
-"""Scores and thresholds to accept or reject. Used by the service, and by training to measure what a decision costs."""
+"""Scores and thresholds to accept or reject: the one place where a row of the graph becomes a decision.
+
+    decide_row(manifest, probabilities, scores, "id95", "group").decision
+
+Used by the service, by bulk scoring, and by training to measure what a decision costs.
+"""
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.bundle import Group, Manifest, OperatingPoint
 
@@ -13,8 +22,10 @@ Scope = Literal["group", "global"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided about one image and why."""
+    """What was decided about one image and why. `score` is the deciding score; it may be NaN."""
 
+    class_index: int  # predicted
+    score: float
     decision: Decision
     threshold: float
     operating_point: str
@@ -51,9 +62,26 @@ def decide(manifest: Manifest, class_index: int, score: float, operating_point: 
     """
     limit = threshold(manifest.operating_points[operating_point], scope, manifest.classes[class_index].group)
     return Verdict(
+        class_index=class_index,
+        score=score,
         decision="reject" if rejects(score, limit) else "accept",
         threshold=limit,
         operating_point=operating_point,
         scope=scope,
         p_value=p_value(manifest, score),
     )
+
+
+def decide_row(
+    manifest: Manifest,
+    probabilities: NDArray[np.float32],
+    scores: Mapping[str, float],
+    operating_point: str,
+    scope: Scope,
+) -> Verdict:
+    """The verdict on one image from what the graph gives for it: `probabilities` [C] and every score by name.
+
+    The predicted class is the most probable one, the first of equals. Raises KeyError as `decide`.
+    """
+    best = int(probabilities.argmax())
+    return decide(manifest, best, scores[manifest.deciding_score], operating_point, scope)

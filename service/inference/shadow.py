@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from service.contract.decision import decide
+from service.contract.decision import decide_row
 from service.errors import TailGuardError
 from service.inference import model
 from service.inference.model import Deciding
@@ -62,9 +62,7 @@ class Shadow:
 
     def _outcome(self, row: Row, label: str, decision: str) -> str:
         manifest = self.model.manifest
-        best = int(row.probabilities.argmax())
-        score = row.scores[manifest.deciding_score]
-        verdict = decide(manifest, best, score, self.model.operating_point, self.model.scope)
+        verdict = decide_row(manifest, row.probabilities, row.scores, self.model.operating_point, self.model.scope)
         if verdict.decision != decision:
             return "decision-differs"
-        return "same" if manifest.classes[best].name == label else "label-differs"
+        return "same" if manifest.classes[verdict.class_index].name == label else "label-differs"

@@ -26,7 +26,6 @@ class Entry(NamedTuple):
     request_id: str
     position: int
     manifest: Manifest
-    class_index: int
     scores: dict[str, float]
     verdict: Verdict
     key: str | None  # the name of the API key

@@ -127,9 +127,9 @@ class Tables:
 
     def _append(self, entries: Iterable[Entry], written: Written) -> None:
         rows = []
-        for time_s, request_id, position, manifest, class_index, scores, verdict, key, image in entries:
+        for time_s, request_id, position, manifest, scores, verdict, key, image in entries:
             number = self._number(manifest, time_s)
-            info = manifest.classes[class_index]
+            info = manifest.classes[verdict.class_index]
             point, scope, decision = verdict.operating_point, verdict.scope, verdict.decision
             finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
             rows.append(

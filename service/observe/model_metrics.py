@@ -125,7 +125,7 @@ class ModelMetrics(Collector):
     def in_force(self, operating_point: str, scope: Scope) -> None:
         """Publish what decides from now on, and what it is expected to cost."""
         point = self._manifest.operating_points[operating_point]
-        cost = (point.global_cost if scope == "global" else point.group_cost).calibration
+        cost = point.cost(scope).calibration
         self._info.clear()
         self._info.labels(*self._identity, operating_point, scope).set(1)
         self._expected.clear()
@@ -135,15 +135,14 @@ class ModelMetrics(Collector):
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)
 
-    def decided(self, class_index: int, scores: dict[str, float], verdict: Verdict) -> None:
+    def decided(self, scores: dict[str, float], verdict: Verdict) -> None:
         """Count one classified image."""
-        self._decisions[class_index][verdict.decision].inc()
+        self._decisions[verdict.class_index][verdict.decision].inc()
         for name, value in scores.items():
             if math.isfinite(value):  # one NaN would spoil the sum for good
                 self._scores[name].observe(value)
-        deciding = scores[self._manifest.deciding_score]
-        if math.isfinite(deciding):
-            self._deciding[self._manifest.classes[class_index].group].observe(deciding)
+        if math.isfinite(verdict.score):
+            self._deciding[self._manifest.classes[verdict.class_index].group].observe(verdict.score)
         self._p_value.observe(verdict.p_value)
 
     def told(self, class_index: int | None, outcome: str, decision: str, count: int = 1) -> None:

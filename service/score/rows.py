@@ -1,19 +1,19 @@
 """Files to rows: read, decode, run the graph, decide; a batch at a time, in any thread."""
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Manifest
-from service.contract.decision import Scope, decide
+from service.contract.decision import Scope, decide_row
 from service.contract.images import Loaded
 from service.errors import BodyTooLarge, TailGuardError, kind_of
 from service.inference.engine import Outputs
@@ -104,29 +104,27 @@ class Scorer:
         manifest = self.engine.manifest
         pixels = [loaded.pixels for loaded in batch]
         outputs: Outputs = self.engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
-        best = outputs.probabilities.argmax(axis=1)
-        top = _finite(np.take_along_axis(outputs.probabilities, best[:, None], axis=1)[:, 0])
-        scores = list(zip(*(_finite(values) for values in outputs.scores.values()), strict=True))
-        raw = outputs.scores[manifest.deciding_score]
-        deciding = _finite(raw)
-        every = [_finite(row) for row in outputs.probabilities] if self.probabilities else [[]] * len(batch)
+        columns = {name: values.tolist() for name, values in outputs.scores.items()}
         answers: list[tuple[Value, ...]] = []
-        for i, (loaded, index, value) in enumerate(zip(batch, best.tolist(), raw.tolist(), strict=True)):
-            verdict = decide(manifest, index, value, self.operating_point, self.scope)
+        for i, loaded in enumerate(batch):
+            probabilities = outputs.probabilities[i]
+            scores = {name: column[i] for name, column in columns.items()}
+            verdict = decide_row(manifest, probabilities, scores, self.operating_point, self.scope)
+            index = verdict.class_index
             info = manifest.classes[index]
+            every = probabilities.tolist()
             answer = (
-                verdict.decision, info.name, index, info.group, top[i], *scores[i], deciding[i], verdict.threshold,
-                verdict.p_value, loaded.width_px, loaded.height_px, None, None, *every[i],
+                verdict.decision, info.name, index, info.group, _finite(every[index]), *map(_finite, scores.values()),
+                _finite(verdict.score), verdict.threshold, verdict.p_value, loaded.width_px, loaded.height_px,
+                None, None, *(map(_finite, every) if self.probabilities else ()),
             )  # fmt: skip
             answers.append(answer)
         return answers
 
 
-def _finite(values: NDArray[Any]) -> list[float | None]:
-    """float [N] to a list with None for what JSON does not know."""
-    listed: list[float | None] = values.tolist()
-    good = np.isfinite(values)
-    return listed if good.all() else [v if g else None for v, g in zip(listed, good, strict=True)]
+def _finite(value: float) -> float | None:
+    """`value`, or None for what JSON does not know."""
+    return value if math.isfinite(value) else None
 
 
 def _read(path: str, limit: int) -> bytes:

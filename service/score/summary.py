@@ -28,7 +28,7 @@ class Tally:
     def text(self, manifest: Manifest, operating_point: str, scope: Scope) -> str:
         """Shares rejected, overall and by the group of the predicted class, beside those of the calibration images."""
         point = manifest.operating_points[operating_point]
-        cost = (point.group_cost if scope == "group" else point.global_cost).calibration
+        cost = point.cost(scope).calibration
         accepted = {g: self.decided[g, "accept"] for g in GROUPS}
         rejected = {g: self.decided[g, "reject"] for g in GROUPS}
         good, bad = sum(accepted.values()), sum(rejected.values())

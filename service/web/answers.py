@@ -10,14 +10,14 @@ from service.inference.pipeline import Row
 
 
 def answer(
-    request_id: str, current: Model, choice: Choice, row: Row, best: int, verdict: Verdict, times: dict[str, float]
+    request_id: str, current: Model, choice: Choice, row: Row, verdict: Verdict, times: dict[str, float]
 ) -> dict[str, Any]:
     """The answer for one image: its `choice.top_k` classes in falling order of probability, scores and verdict.
 
     A plain dictionary: its shape is written down once, in schemas.Answer, and held to that by the tests; building and
     validating the model for every request would cost more than everything else here.
     """
-    manifest = current.manifest
+    manifest, best = current.manifest, verdict.class_index
     top = top_classes(manifest, row, choice.top_k)
     return {
         "request_id": request_id,
@@ -30,7 +30,7 @@ def answer(
         "scores": {name: finite(value) for name, value in row.scores.items()},
         "deciding_score": {
             "name": manifest.deciding_score,
-            "value": finite(row.scores[manifest.deciding_score]),
+            "value": finite(verdict.score),
             "threshold": verdict.threshold,
             "scope": verdict.scope,
             "operating_point": verdict.operating_point,

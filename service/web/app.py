@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.middleware.cors import CORSMiddleware
 
-from service.contract.decision import decide
+from service.contract.decision import decide_row
 from service.errors import InvalidParameter, NotReady, TailGuardError, kind_of, problem
 from service.inference.model import Choice, Model
 from service.ledger.rows import Entry
@@ -158,13 +158,11 @@ async def _classify_one(
     """bytes → row → verdict → answer. The caller holds a slot of the pipeline."""
     row = await current.pipeline.submit(upload.data, deadline)
     done = perf_counter()
-    best = int(row.probabilities.argmax())
-    score = row.scores[current.manifest.deciding_score]
-    verdict = decide(current.manifest, best, score, choice.operating_point, choice.scope)
+    verdict = decide_row(current.manifest, row.probabilities, row.scores, choice.operating_point, choice.scope)
     queue_s = done - received - row.decode_s - row.inference_s
     service.metrics.decode_seconds.observe(row.decode_s)
     service.metrics.queue_seconds.observe(max(0.0, queue_s))
-    current.metrics.decided(best, row.scores, verdict)
+    current.metrics.decided(row.scores, verdict)
     request.state.decided = done
     started: float = request.state.started
     times = {
@@ -174,14 +172,14 @@ async def _classify_one(
         "inference_ms": milliseconds(row.inference_s),
         "total_ms": milliseconds(done - started),
     }
-    found = answer(request.state.request_id, current, choice, row, best, verdict, times)
+    found = answer(request.state.request_id, current, choice, row, verdict, times)
     if service.shadow is not None and choice.is_default:
         service.shadow.offer(upload.data, found["label"], verdict.decision)
     if service.ledger is not None:
         key: str | None = getattr(request.state, "key", None)
         request_id: str = request.state.request_id
         service.ledger.record(
-            Entry(time(), request_id, position, current.manifest, best, row.scores, verdict, key, upload.data)
+            Entry(time(), request_id, position, current.manifest, row.scores, verdict, key, upload.data)
         )
     if service.tracer is not None:
         _trace(request, received, done, row.decode_s, row.inference_s, found)

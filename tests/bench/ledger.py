@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.contract import bundle
-from service.contract.decision import Verdict
+from service.contract.decision import Decision, Verdict
 from service.ledger.database import connect
 from service.ledger.rows import Entry
 from service.ledger.tables import Tables
@@ -49,8 +49,10 @@ def entries(manifest: bundle.Manifest, numbers: Iterable[int]) -> Iterable[Entry
     scores = dict.fromkeys(manifest.scores, -7.123456789)
     classes = len(manifest.classes)
     for i in numbers:
-        verdict = Verdict("reject" if i % 20 == 0 else "accept", -4.1, manifest.default_operating_point, "group", 0.63)
-        yield Entry(time.time(), request_id(i), 0, manifest, i % classes, scores, verdict, "ci", None)
+        decision: Decision = "reject" if i % 20 == 0 else "accept"
+        point = manifest.default_operating_point
+        verdict = Verdict(i % classes, -7.123456789, decision, -4.1, point, "group", 0.63)
+        yield Entry(time.time(), request_id(i), 0, manifest, scores, verdict, "ci", None)
 
 
 def wait_for(ledger: Ledger, room: int) -> None:
@@ -77,7 +79,7 @@ def making_us(manifest: bundle.Manifest) -> float:
     made, n = next(iter(entries(manifest, [1]))), 100_000
     before = time.thread_time()
     for _ in range(n):
-        Entry(time.time(), made.request_id, 0, manifest, made.class_index, made.scores, made.verdict, made.key, None)
+        Entry(time.time(), made.request_id, 0, manifest, made.scores, made.verdict, made.key, None)
     return (time.thread_time() - before) / n * 1e6
 
 

@@ -39,7 +39,7 @@ def in_distribution(folder: Path, count: int, seed: int = 0) -> Images:
     limits = np.array([decision.threshold(point, scope, c.group) for c in manifest.classes])[predicted]
     reference = np.array(manifest.calibration.id_scores)
     wanted = np.quantile(reference, (np.arange(count) + 0.5) / count)
-    due = (point.group_cost if scope == "group" else point.global_cost).calibration.id_rejected
+    due = point.cost(scope).calibration.id_rejected
     rejected = wanted > np.quantile(reference, 1 - due)
     distance = np.abs(scores[None] - wanted[:, None]) + 10.0 * ((scores > limits)[None] != rejected[:, None])
     return variants[random.permutation(distance.argmin(1))]

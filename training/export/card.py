@@ -74,7 +74,7 @@ def _ingredients(m: Manifest) -> Iterable[str]:
 def _groups(m: Manifest) -> Iterable[str]:
     accuracy = m.evaluation.get("group_accuracy") or {}
     point = m.operating_points[m.default_operating_point]
-    test = (point.group_cost if m.threshold_scope == "group" else point.global_cost).test
+    test = point.cost(m.threshold_scope).test
     default = f"`{m.default_operating_point}`, thresholds: {m.threshold_scope}"
     rows: list[list[Any]] = []
     for group in GROUPS:

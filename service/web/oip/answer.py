@@ -29,9 +29,10 @@ def output_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
     }
 
 
-def columns(manifest: Manifest, rows: list[Row], best: list[int], verdicts: list[Verdict]) -> dict[str, Column]:
+def columns(manifest: Manifest, rows: list[Row], verdicts: list[Verdict]) -> dict[str, Column]:
     """The output tensors, flat, by name."""
     scores = {name: [row.scores[name] for row in rows] for name in manifest.scores}
+    best = [verdict.class_index for verdict in verdicts]
     return {
         **scores,
         "probabilities": [value for row in rows for value in row.probabilities.tolist()],

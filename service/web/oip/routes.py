@@ -13,7 +13,7 @@ from time import perf_counter, time
 
 from fastapi import APIRouter, Request, Response
 
-from service.contract.decision import decide
+from service.contract.decision import decide_row
 from service.errors import InvalidImage, NotFound, NotReady, UnsupportedMedia
 from service.inference.model import Choice, Model
 from service.inference.pipeline import Image, Pipeline, Row
@@ -199,22 +199,19 @@ def _decided(
     service, manifest = of(request), current.manifest
     request_id: str = request.state.request_id
     key: str | None = getattr(request.state, "key", None)
-    best, verdicts = [], []
+    verdicts = []
     for position, (image, row) in enumerate(zip(asked.images, rows, strict=True)):
-        index = int(row.probabilities.argmax())
-        score = row.scores[manifest.deciding_score]
-        verdict = decide(manifest, index, score, choice.operating_point, choice.scope)
-        best.append(index)
+        verdict = decide_row(manifest, row.probabilities, row.scores, choice.operating_point, choice.scope)
         verdicts.append(verdict)
         service.metrics.decode_seconds.observe(row.decode_s)
         service.metrics.queue_seconds.observe(max(0.0, seconds - row.decode_s - row.inference_s))
-        current.metrics.decided(index, row.scores, verdict)
+        current.metrics.decided(row.scores, verdict)
         if service.shadow is not None and choice.is_default and isinstance(image, bytes):
-            service.shadow.offer(image, manifest.classes[index].name, verdict.decision)
+            service.shadow.offer(image, manifest.classes[verdict.class_index].name, verdict.decision)
         if service.ledger is not None:
             file = image if isinstance(image, bytes) else None
-            service.ledger.record(Entry(time(), request_id, position, manifest, index, row.scores, verdict, key, file))
-    return _answer(current, choice, asked, oip_answer.columns(manifest, rows, best, verdicts))
+            service.ledger.record(Entry(time(), request_id, position, manifest, row.scores, verdict, key, file))
+    return _answer(current, choice, asked, oip_answer.columns(manifest, rows, verdicts))
 
 
 def _answer(current: Model, choice: Choice, asked: Asked, found: dict[str, oip_answer.Column]) -> Response:

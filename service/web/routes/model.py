@@ -144,7 +144,7 @@ def _costs(measured: Measured) -> dict[str, Any]:
 def _group_metrics(current: Model, group: Group, live: Live) -> GroupMetrics:
     members = [c for c in current.manifest.classes if c.group == group]
     point = current.manifest.operating_points[current.operating_point]
-    cost = (point.global_cost if current.scope == "global" else point.group_cost).calibration
+    cost = point.cost(current.scope).calibration
     return GroupMetrics(
         classes=len(members),
         train_count=sum(c.train_count for c in members),

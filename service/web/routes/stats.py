@@ -106,7 +106,7 @@ async def stats(request: Request) -> StatsAnswer:
 
 def _cost(current: Model) -> Cost:
     point = current.manifest.operating_points[current.operating_point]
-    return (point.global_cost if current.scope == "global" else point.group_cost).calibration
+    return point.cost(current.scope).calibration
 
 
 def _promised(manifest: Manifest, cost: Cost, group: Group) -> Promised:

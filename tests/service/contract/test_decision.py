@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.contract import bundle
 from service.contract.bundle import Manifest
-from service.contract.decision import decide, p_value, rejects
+from service.contract.decision import decide, decide_row, p_value, rejects
 from tests.service import tiny
 
 
@@ -65,3 +66,15 @@ def test_p_value_of_thinned_scores_is_rounded_up(manifest: Manifest) -> None:
 def test_not_a_number_is_rejected_everywhere(manifest: Manifest) -> None:
     for point in manifest.operating_points:
         assert decide(manifest, 0, math.nan, point, "group").decision == "reject"
+
+
+def test_a_row_is_decided_by_its_most_probable_class_and_the_deciding_score(manifest: Manifest) -> None:
+    scores = {"energy": -5.2, "msp": 0.9}  # energy decides; -5.2 is above the thresholds of classes 0 and 1 only
+    for probabilities, class_index, decision in (
+        ([0.1, 0.7, 0.2], 1, "reject"),
+        ([0.1, 0.2, 0.7], 2, "accept"),
+        ([0.4, 0.4, 0.2], 0, "reject"),  # the first of equals
+    ):
+        verdict = decide_row(manifest, np.array(probabilities, np.float32), scores, "id95", "group")
+        assert (verdict.class_index, verdict.score, verdict.decision) == (class_index, -5.2, decision)
+        assert verdict == decide(manifest, class_index, -5.2, "id95", "group")

@@ -87,10 +87,10 @@ class Kept:
         return asyncio.run(self.ledger.tell(request_id, position, truth, key[0] if key else None))
 
 
-def entry(manifest: bundle.Manifest, request_id: str, position: int = 0, **changes: Any) -> Entry:
-    verdict = Verdict("accept", -5.5, "id95", "group", 0.5)
+def entry(manifest: bundle.Manifest, request_id: str, position: int = 0, class_index: int = 0, **changes: Any) -> Entry:
+    verdict = Verdict(class_index, -7.0, "accept", -5.5, "id95", "group", 0.5)
     scores = {"energy": -7.0, "msp": 0.25}
-    return Entry(time.time(), request_id, position, manifest, 0, scores, verdict, None, None)._replace(**changes)
+    return Entry(time.time(), request_id, position, manifest, scores, verdict, None, None)._replace(**changes)
 
 
 def read(where: str, statement: str) -> list[tuple[Any, ...]]:
@@ -109,11 +109,11 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_a_row_holds_what_was_answered(where: str, manifest: bundle.Manifest) -> None:
-    rejected = Verdict("reject", -5.25, "ood95", "global", 0.01)
+    rejected = Verdict(2, float("nan"), "reject", -5.25, "ood95", "global", 0.01)
     scores, now = {"energy": float("nan"), "msp": 0.5}, time.time()
     with Kept(where) as kept:
         kept.ledger.record(entry(manifest, "a", time=now, key="ci"))
-        kept.ledger.record(entry(manifest, "a", 1, time=now + 1, class_index=2, verdict=rejected, scores=scores))
+        kept.ledger.record(entry(manifest, "a", 1, time=now + 1, verdict=rejected, scores=scores))
     columns = (
         "time, request_id, position, label, class_group, decision, score, threshold, p_value, operating_point, scope, "
         "scores, api_key, image"
@@ -387,7 +387,7 @@ def test_a_bad_url_is_refused_without_its_password() -> None:
 ENDLESS = """
 import sys, time
 from tests.service.ledger.test_ledger import Kept, entry
-from service import bundle
+from service.contract import bundle
 kept, manifest, i = Kept(sys.argv[1]), bundle.read(sys.argv[2]), 0
 while True:
     for _ in range(100):

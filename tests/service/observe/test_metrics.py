@@ -90,7 +90,7 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
     current = client.app.state.service.model  # type: ignore[attr-defined]
     for score in tiny.ID_SCORES:
         verdict = decide(current.manifest, 0, score, "id95", "group")
-        current.metrics.decided(0, {"energy": score, "msp": 0.1}, verdict)
+        current.metrics.decided({"energy": score, "msp": 0.1}, verdict)
     found = samples(client)
     for le in bounds("calibration_cdf"):
         live = found[("tailguard_deciding_score_bucket", tuple(sorted((OURS | {"group": "many", "le": le}).items())))]
