@@ -145,9 +145,7 @@ class Manifest(Frozen):
     default_operating_point: str
     threshold_scope: Literal["group", "global"]  # which thresholds decide unless the deployment says otherwise
     calibration: Calibration
-    evaluation: dict[
-        str, Any
-    ]  # the results of training.evaluation.evaluate on this very graph, the conventions named inside
+    evaluation: dict[str, Any]  # of this graph, by training.evaluation.evaluate; the conventions are named inside
     provenance: Provenance
     golden: tuple[Golden, ...]
     files: dict[str, str]  # path inside the bundle → sha256 in hex
@@ -158,10 +156,8 @@ class Manifest(Frozen):
             raise ValueError(f"scores lack {sorted(missing)}")
         if self.deciding_score not in self.scores:
             raise ValueError(f"deciding_score {self.deciding_score!r} is none of {sorted(self.scores)}")
-        if self.default_operating_point not in self.operating_points:
-            raise ValueError(
-                f"default_operating_point {self.default_operating_point!r} is none of {sorted(self.operating_points)}"
-            )
+        if (point := self.default_operating_point) not in self.operating_points:
+            raise ValueError(f"default_operating_point {point!r} is none of {sorted(self.operating_points)}")
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ValueError("class names repeat")

@@ -204,7 +204,7 @@ def test_a_dead_collector_ends_with_few_words(collector: Collector) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     code = f"""
-from service import tracing
+from service.observe import tracing
 from service.settings import Settings
 tracer = tracing.load(Settings(otlp_endpoint="http://127.0.0.1:{port}"))
 for _ in range(5000):
@@ -223,7 +223,7 @@ print("ended")
 def test_off_imports_nothing() -> None:
     code = """
 import sys
-from service import tracing
+from service.observe import tracing
 from service.settings import Settings
 assert tracing.load(Settings()) is None
 print([name for name in sys.modules if name.startswith("opentelemetry")])
