@@ -24,9 +24,10 @@ from PIL import (  # plugins by name: the first two uploads, in two threads, mus
     UnidentifiedImageError,
     WebPImagePlugin,
 )
-from PIL.ImageFile import ImageFile
 
 from service.contract.bundle import Input
+from service.contract.images.fitting import fit
+from service.contract.images.limits import draft_size, limit_pixels, limit_scans
 from service.errors import InvalidImage, TailGuardError, UnsupportedMedia
 
 # What a damaged file makes Pillow warn of is said in the answer, or does not matter; the log is not the place.
@@ -34,7 +35,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-DRAFT_FACTOR = 2  # a JPEG is decoded at no less than this times the target, so the resize still averages real pixels
 ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,15 +46,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-MAX_SCANS = 64  # of a JPEG; encoders make about ten, and each costs a pass over every pixel
 STRIP_PIXELS = 2**20  # values of deeper images are scaled so many at a time
-
-PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20  # of all compressed texts; 64 MiB fit in a file of 100 KB otherwise
-# Pillow's WebP decoder holds the interpreter while it works, and takes three times the memory of the others: at 50
-# megapixels it would silence the whole service, health included, for half a second. That of run-length encoded BMPs is
-# written in Python: at 50 megapixels, which fit in a kilobyte, it works for six seconds.
-DIVISORS = {"WebP": 4, "run-length encoded BMP": 64}  # of `max_pixels`
-Image.MAX_IMAGE_PIXELS = None  # Pillow's check only warns up to twice its limit; `max_pixels` refuses outright
 
 
 @dataclass(frozen=True)
@@ -80,9 +72,10 @@ def load(data: bytes | bytearray | memoryview, target: Input, *, max_pixels: int
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
-        _limit_pixels(image, max_pixels)
-        _limit_scans(image, data)
-        _draft(image, target)
+        limit_pixels(image, max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            limit_scans(data)
+            _draft(image, target)
         image.load()
         orientation = _orientation(image)  # after loading: Pillow turns a TIFF itself while it loads
         image = _simple(image)
@@ -105,68 +98,10 @@ def load(data: bytes | bytearray | memoryview, target: Input, *, max_pixels: int
         raise InvalidImage(f"the image is damaged or cut short ({error}): send an intact file") from error
 
 
-def fit(image: Image.Image, target: Input) -> NDArray[np.uint8]:
-    """An upright image resized to uint8 [target.height_px, target.width_px, 3], bilinear with antialiasing.
-
-    `image` is RGB or L, or RGBa or La (alpha premultiplied), whose alpha is laid on white.
-    """
-    size = (target.width_px, target.height_px)
-    if image.size == size:
-        return _rgb(image)
-    box = None
-    if target.fit == "crop":
-        scale = max(size[0] / image.width, size[1] / image.height)
-        wide, high = min(size[0] / scale, image.width), min(size[1] / scale, image.height)
-        left, top = (image.width - wide) / 2, (image.height - high) / 2
-        if scale == 1:  # a crop alone must not blur by half a pixel
-            left, top = int(left), int(top)
-        box = (left, top, left + wide, top + high)
-    return _rgb(image.resize(size, Image.Resampling.BILINEAR, box=box))
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] of what `fit` takes. On white, a premultiplied value gains what alpha leaves open."""
-    values = np.asarray(image)
-    if image.mode.endswith("a"):
-        colour, alpha = values[..., :-1], values[..., -1:]
-        values = np.minimum(colour, alpha) + (255 - alpha)  # rounding in a resize may put a colour above its alpha
-    elif image.mode == "L":
-        values = values[..., None]
-    return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
-
-
-def _limit_pixels(image: Image.Image, max_pixels: int) -> None:
-    kind = "WebP" if image.format == "WEBP" else ""
-    if image.format == "BMP" and isinstance(image, ImageFile) and image.tile and image.tile[0][0] == "bmp_rle":
-        kind = "run-length encoded BMP"
-    limit, of_kind = max_pixels // DIVISORS.get(kind, 1), f" for {kind}" if kind else ""
-    pixels = image.width * image.height
-    if pixels > limit:
-        raise InvalidImage(
-            f"the image has {image.width} x {image.height} = {pixels} pixels, the limit{of_kind} is {limit}: shrink it"
-        )
-
-
-def _limit_scans(image: Image.Image, data: bytes) -> None:
-    """Refuse a JPEG of a great many scans: 100 KB may hold thousands, each a pass over all of 50 megapixels."""
-    if image.format not in ("JPEG", "MPO"):
-        return
-    values = np.frombuffer(data, np.uint8)  # bytes.count takes three times as long
-    scans = int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
-    if scans > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has {scans} scans, the limit is {MAX_SCANS}: save it again with the usual ones")
-
-
 def _draft(image: Image.Image, target: Input) -> None:
     """Ask the JPEG decoder for a reduced size: 12 megapixels then take 12 ms instead of 80."""
-    side = DRAFT_FACTOR * max(target.width_px, target.height_px)  # either way up: the orientation is not known yet
-    width, height = image.size
-    if target.fit == "stretch":
-        wanted = (side, side)
-    else:
-        scale = side / min(width, height)
-        wanted = (round(width * scale), round(height * scale))
-    if wanted[0] <= width and wanted[1] <= height:
+    wanted = draft_size(*image.size, target)
+    if wanted[0] <= image.width and wanted[1] <= image.height:
         image.draft(image.mode, wanted)
 
 
