@@ -14,7 +14,7 @@ from service.inference import model
 from service.inference.model import Deciding, Model
 from service.inference.providers import KINDS
 from service.inference.shadow import Shadow
-from service.ledger.rows import OUTLIER, Told, key_of
+from service.ledger.rows import OUTLIER, FeedbackRecord, key_of
 from service.ledger.writer import Ledger
 from service.observe import tracing
 from service.observe.metrics import Metrics
@@ -62,7 +62,7 @@ class Service:
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
             self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
-        self.ledger = Ledger.open(settings, self.metrics, self._told)
+        self.ledger = Ledger.open(settings, self.metrics, self._count_feedback)
         log.info("model ready", **self.model.described())
 
     async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
@@ -142,12 +142,13 @@ class Service:
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
 
-    def _told(self, told: Told, change: int) -> None:
+    def _count_feedback(self, record: FeedbackRecord, change: int) -> None:
         """Count feedback, in the ledger's thread; that about a model no longer in service is in the ledger only."""
-        if self.model is not None and key_of(self.model.manifest) == told.model:
-            names = [info.name for info in self.model.manifest.classes]
-            index = None if told.truth == OUTLIER else names.index(told.truth)
-            self.model.metrics.told(index, told.outcome, told.decision, change)
+        current = self.model  # read once: the event loop may put another in its place
+        if current is not None and key_of(current.manifest) == record.model:
+            names = [info.name for info in current.manifest.classes]
+            index = None if record.truth == OUTLIER else names.index(record.truth)
+            current.metrics.count_feedback(index, record.outcome, record.decision, change)
 
     async def _retire(self, old: Model) -> None:
         # No new request can take the old model; those that have it are bounded by their deadline.

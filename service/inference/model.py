@@ -13,19 +13,18 @@ from service.inference.pipeline import NICENESS, Dials, Pipeline
 from service.observe.metrics import Metrics
 from service.observe.model_metrics import ModelMetrics
 from service.settings import Settings
-from service.web.schemas import Wishes
 
 DEFAULT_TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What one request asked for, checked against the model."""
+class DecisionParameters:
+    """How one request is decided: what it asked for, checked against the model, with the deployment's defaults."""
 
     top_k: int
     operating_point: str
     scope: Scope
-    is_default: bool  # decided as the deployment decides
+    is_default: bool  # operating point and scope are the deployment's own
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,11 @@ class Model:
     operating_point: str
     scope: Scope
 
-    def choose(self, wishes: Wishes) -> Choice:
-        """The request's wishes with the deployment's defaults. Raises InvalidParameter naming the valid values."""
-        classes, top_k, point = len(self.manifest.classes), wishes.top_k, wishes.operating_point
+    def decision_parameters(
+        self, *, top_k: int | None = None, operating_point: str | None = None, thresholds: Scope | None = None
+    ) -> DecisionParameters:
+        """What a request asks for, None for the deployment's default. Raises InvalidParameter naming valid values."""
+        classes, point = len(self.manifest.classes), operating_point
         if top_k is not None and not 1 <= top_k <= classes:
             raise InvalidParameter(f"top_k={top_k} is not valid: this model has {classes} classes, so 1 to {classes}")
         if point is None:
@@ -50,14 +51,14 @@ class Model:
         elif point not in self.manifest.operating_points:
             known = ", ".join(self.manifest.operating_points)
             raise InvalidParameter(f"operating_point={point[:100]} is none of this model's: {known}")
-        scope = wishes.thresholds or self.scope
+        scope = thresholds or self.scope
         is_default = (point, scope) == (self.operating_point, self.scope)
-        return Choice(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+        return DecisionParameters(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
 
     def deciding_by(self, operating_point: str | None, scope: Scope | None) -> "Model":
         """The same model with other defaults; None leaves one as it is. From now on its metrics say so."""
         changed = replace(self, operating_point=operating_point or self.operating_point, scope=scope or self.scope)
-        self.metrics.in_force(changed.operating_point, changed.scope)
+        self.metrics.set_in_force(changed.operating_point, changed.scope)
         return changed
 
     def described(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         fused=on_cpu,
         niceness=19 if shadow else NICENESS,
     )
-    pipeline = Pipeline(engine, dials, on_batch=(lambda images, seconds: None) if shadow else metrics.ran)
+    pipeline = Pipeline(engine, dials, on_batch=(lambda images, seconds: None) if shadow else metrics.count_batch)
     return Model(
         folder=path,
         manifest=manifest,

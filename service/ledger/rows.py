@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     image: bytes | None
 
 
-class Told(NamedTuple):
+class FeedbackRecord(NamedTuple):
     """What feedback says about one decision. `outcome` is of the predicted label against the true one."""
 
     model: ModelKey
@@ -51,7 +51,7 @@ class Feedback(NamedTuple):
     position: int
     truth: str
     key: str | None
-    answer: Future[Told]
+    answer: Future[FeedbackRecord]
 
 
 class TallyKey(NamedTuple):
@@ -73,8 +73,8 @@ class Written(NamedTuple):
     """What a transaction has done, to be said once it is committed."""
 
     entries: int
-    answers: list[tuple[Feedback, Told | TailGuardError]]
-    told: list[tuple[Told, int]]  # what counts from now on (1), and what no longer does (-1)
+    answers: list[tuple[Feedback, FeedbackRecord | TailGuardError]]
+    feedback: list[tuple[FeedbackRecord, int]]  # what counts from now on (1), and what no longer does (-1)
     tallies: dict[int, Counter[TallyKey]]
 
 

@@ -20,7 +20,18 @@ from itertools import groupby
 from service.contract.bundle import Group, Manifest
 from service.errors import InvalidParameter, NotFound, TailGuardError
 from service.ledger.database import Database
-from service.ledger.rows import OUTLIER, Entry, Feedback, ModelKey, Tally, TallyKey, Told, Written, key_of, outcome
+from service.ledger.rows import (
+    OUTLIER,
+    Entry,
+    Feedback,
+    FeedbackRecord,
+    ModelKey,
+    Tally,
+    TallyKey,
+    Written,
+    key_of,
+    outcome,
+)
 
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 TABLES = ("decisions", "feedback", "tallies", "models")
@@ -48,7 +59,7 @@ APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_
 FIND = """SELECT d.row, d.model, d.operating_point, d.scope, d.label, d.class_group, d.decision,
     (SELECT f.label FROM feedback f WHERE f.decision_row = d.row ORDER BY f.row DESC LIMIT 1)
     FROM decisions d WHERE d.request_id = ? AND d.position = ? ORDER BY d.row DESC LIMIT 1"""
-TELL = "INSERT INTO feedback (time, decision_row, label, api_key) VALUES (?, ?, ?, ?)"
+INSERT_FEEDBACK = "INSERT INTO feedback (time, decision_row, label, api_key) VALUES (?, ?, ?, ?)"
 TALLY = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope, label, decision,
     truth) DO UPDATE SET images = tallies.images + excluded.images"""
 ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from the end of the index
@@ -76,7 +87,7 @@ class Tables:
                     for item in items:
                         assert isinstance(item, Feedback)
                         try:
-                            written.answers.append((item, self._tell(item, written)))
+                            written.answers.append((item, self._record_feedback(item, written)))
                         except TailGuardError as error:
                             written.answers.append((item, error))
             self._database.execute_many(
@@ -139,7 +150,7 @@ class Tables:
             written.tallies.setdefault(number, Counter())[TallyKey(point, scope, info.name, decision, "")] += 1
         self._database.execute_many(APPEND, rows)
 
-    def _tell(self, feedback: Feedback, written: Written) -> Told:
+    def _record_feedback(self, feedback: Feedback, written: Written) -> FeedbackRecord:
         found = self._database.fetch(FIND, (feedback.request_id, feedback.position))
         if not found:
             raise NotFound(
@@ -149,8 +160,8 @@ class Tables:
         row, number, point, scope, label, group, decision, before = found[0]
         model, classes, _ = self._model(number)
 
-        def told(truth: str) -> Told:
-            return Told(model, label, group, decision, truth, outcome(label, truth))
+        def record(truth: str) -> FeedbackRecord:
+            return FeedbackRecord(model, label, group, decision, truth, outcome(label, truth))
 
         if feedback.truth != OUTLIER and feedback.truth not in classes:
             raise InvalidParameter(
@@ -158,13 +169,13 @@ class Tables:
                 f"that request: send one of {', '.join(classes)}, or {OUTLIER}"
             )
         if feedback.truth == before:
-            return told(before)
-        self._database.execute(TELL, (feedback.time, row, feedback.truth, feedback.key))
+            return record(before)
+        self._database.execute(INSERT_FEEDBACK, (feedback.time, row, feedback.truth, feedback.key))
         for truth, change in ((before, -1), (feedback.truth, 1)):
             if truth is not None:
-                written.told.append((told(truth), change))
+                written.feedback.append((record(truth), change))
                 written.tallies.setdefault(number, Counter())[TallyKey(point, scope, label, decision, truth)] += change
-        return told(feedback.truth)
+        return record(feedback.truth)
 
     def _number(self, manifest: Manifest, since: float) -> int:
         key = key_of(manifest)

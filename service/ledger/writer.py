@@ -1,7 +1,7 @@
 """The ledger: every decision and every true label told later, kept by one thread that no request waits for.
 
     ledger.record(entry)              # on the request path: an append to a queue in memory, some microseconds
-    told = await ledger.tell(...)     # feedback: answered once it is committed
+    await ledger.record_feedback(...) # answered once it is committed
 
 The thread writes what has gathered in one transaction, a fifth of a second after the first of it came, and deletes
 the oldest rows beyond `ledger_max_rows` and `ledger_max_age_days` a thousand at a time. A database that is locked,
@@ -26,7 +26,7 @@ import structlog
 from service.contract.bundle import Manifest
 from service.errors import NotReady, TailGuardError
 from service.ledger.database import MEMORY, check, connect
-from service.ledger.rows import Entry, Feedback, ModelKey, Tally, Told, Written, key_of
+from service.ledger.rows import Entry, Feedback, FeedbackRecord, ModelKey, Tally, Written, key_of
 from service.ledger.tables import CHUNK_ROWS, Tables
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
@@ -43,17 +43,19 @@ CLOSE_S = 1.5  # within what service/web/server.py leaves after the drain
 DAY_S = 86_400.0
 UNAVAILABLE = "the ledger cannot be written now, its log says why: send the feedback again later"
 
+OnFeedback = Callable[[FeedbackRecord, int], None]
+
 log = structlog.get_logger()
 
 
 class Ledger:
-    """`Ledger.open(settings, …)` starts the thread. `record` and `tell` are called from the event loop.
+    """`Ledger.open(settings, …)` starts the thread. `record` and `record_feedback` are called from the event loop.
 
-    `on_told(told, 1)` is called from the ledger's thread for feedback once it is committed, and `on_told(told, -1)` for
-    what it corrects.
+    `on_feedback(record, 1)` is called from the ledger's thread for feedback once it is committed, and
+    `on_feedback(record, -1)` for what it corrects.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, on_told: Callable[[Told, int], None]) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, on_feedback: OnFeedback) -> None:
         """Raises SettingsError when the ledger named can never work."""
         check(settings.ledger)
         self._where = settings.ledger
@@ -64,7 +66,7 @@ class Ledger:
             log.info(f"the ledger is in memory and ends with the process: set {PREFIX}LEDGER to keep it")
         self._max_age_s = settings.ledger_max_age_days * DAY_S
         self._timeout_s = settings.request_timeout_s
-        self._metrics, self._on_told = metrics, on_told
+        self._metrics, self._on_feedback = metrics, on_feedback
         rows = metrics.ledger_rows
         self._written, self._dropped, self._failed = (rows.labels(o) for o in ("written", "dropped", "failed"))
         self._pending: deque[Entry | Feedback] = deque()
@@ -81,9 +83,9 @@ class Ledger:
         self._thread.start()
 
     @classmethod
-    def open(cls, settings: Settings, metrics: Metrics, on_told: Callable[[Told, int], None]) -> "Ledger | None":
+    def open(cls, settings: Settings, metrics: Metrics, on_feedback: OnFeedback) -> "Ledger | None":
         """The ledger that the settings name; None for "off". Raises SettingsError as __init__ does."""
-        return None if settings.ledger == OFF else cls(settings, metrics, on_told)
+        return None if settings.ledger == OFF else cls(settings, metrics, on_feedback)
 
     # From the event loop ----------------------------------------------------------------------------------------------
 
@@ -102,14 +104,14 @@ class Ledger:
         if not self._wake.is_set():
             self._wake.set()
 
-    async def tell(self, request_id: str, position: int, truth: str, key: str | None) -> Told:
+    async def record_feedback(self, request_id: str, position: int, truth: str, key: str | None) -> FeedbackRecord:
         """Keep the true label of an image; what it means, once that is committed. The same again changes nothing.
 
         Raises NotFound, InvalidParameter for a label that the deciding model does not have, and NotReady.
         """
         if len(self._pending) >= QUEUE_ROWS or self._end.is_set():
             raise NotReady(UNAVAILABLE)
-        answer: Future[Told] = Future()
+        answer: Future[FeedbackRecord] = Future()
         self._pending.append(Feedback(time.time(), request_id, position, truth, key, answer))
         self._hurry.set()
         self._wake.set()
@@ -193,8 +195,8 @@ class Ledger:
             model, since = tables.model(number)
             with self._lock:
                 self._tallies.setdefault(model, Tally(since, Counter())).images.update(images)
-        for told, change in written.told:
-            self._on_told(told, change)
+        for record, change in written.feedback:
+            self._on_feedback(record, change)
         for feedback, found in written.answers:  # last, so that whoever is answered finds it counted
             _answer(feedback, found)
 
@@ -221,7 +223,7 @@ def _opened(where: str) -> Tables:
         raise
 
 
-def _answer(feedback: Feedback, found: Told | TailGuardError) -> None:
+def _answer(feedback: Feedback, found: FeedbackRecord | TailGuardError) -> None:
     if not feedback.answer.set_running_or_notify_cancel():
         return  # nobody waits any more
     if isinstance(found, TailGuardError):

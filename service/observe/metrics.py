@@ -87,7 +87,7 @@ class Metrics:
         self._model = model
         self.registry.register(model)
 
-    def ran(self, images: int, seconds: float) -> None:
+    def count_batch(self, images: int, seconds: float) -> None:
         """Count one run of the graph."""
         self.batch_images.observe(images)
         self.inference_seconds.observe(seconds)

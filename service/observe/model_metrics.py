@@ -58,7 +58,7 @@ class ModelMetrics(Collector):
         self._count_decisions(where)
         self._count_scores(where)
         self._publish_calibration(where)
-        self.in_force(operating_point, scope)
+        self.set_in_force(operating_point, scope)
 
     def _count_decisions(self, where: _Where) -> None:
         ours, manifest = ["model", "version"], self._manifest
@@ -122,7 +122,7 @@ class ModelMetrics(Collector):
         for info in manifest.classes:
             share.labels(*self._ours, info.name, info.group).set(info.train_count / total if total else 0.0)
 
-    def in_force(self, operating_point: str, scope: Scope) -> None:
+    def set_in_force(self, operating_point: str, scope: Scope) -> None:
         """Publish what decides from now on, and what it is expected to cost."""
         point = self._manifest.operating_points[operating_point]
         cost = point.cost(scope).calibration
@@ -135,7 +135,7 @@ class ModelMetrics(Collector):
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)
 
-    def decided(self, scores: dict[str, float], verdict: Verdict) -> None:
+    def count_decision(self, scores: dict[str, float], verdict: Verdict) -> None:
         """Count one classified image."""
         self._decisions[verdict.class_index][verdict.decision].inc()
         for name, value in scores.items():
@@ -145,7 +145,7 @@ class ModelMetrics(Collector):
             self._deciding[self._manifest.classes[verdict.class_index].group].observe(verdict.score)
         self._p_value.observe(verdict.p_value)
 
-    def told(self, class_index: int | None, outcome: str, decision: str, count: int = 1) -> None:
+    def count_feedback(self, class_index: int | None, outcome: str, decision: str, count: int = 1) -> None:
         """Count one true label; `class_index` None: an outlier. With count=-1 an earlier one has been corrected.
 
         To Prometheus a counter that falls has been reset, and `increase` would count everything again: corrections

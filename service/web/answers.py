@@ -5,20 +5,20 @@ from typing import Any
 
 from service.contract.bundle import Manifest
 from service.contract.decision import Verdict
-from service.inference.model import Choice, Model
+from service.inference.model import DecisionParameters, Model
 from service.inference.pipeline import Row
 
 
 def answer(
-    request_id: str, current: Model, choice: Choice, row: Row, verdict: Verdict, times: dict[str, float]
+    request_id: str, current: Model, parameters: DecisionParameters, row: Row, verdict: Verdict, times: dict[str, float]
 ) -> dict[str, Any]:
-    """The answer for one image: its `choice.top_k` classes in falling order of probability, scores and verdict.
+    """The answer for one image: its `parameters.top_k` classes in falling order of probability, scores and verdict.
 
     A plain dictionary: its shape is written down once, in schemas.Answer, and held to that by the tests; building and
     validating the model for every request would cost more than everything else here.
     """
     manifest, best = current.manifest, verdict.class_index
-    top = top_classes(manifest, row, choice.top_k)
+    top = top_classes(manifest, row, parameters.top_k)
     return {
         "request_id": request_id,
         "model": {"name": manifest.name, "version": manifest.version},

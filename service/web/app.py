@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.contract.decision import decide_row
 from service.errors import InvalidParameter, NotReady, TailGuardError, kind_of, problem
-from service.inference.model import Choice, Model
+from service.inference.model import DecisionParameters, Model
 from service.ledger.rows import Entry
 from service.runtime import Service, of
 from service.settings import Settings
@@ -93,7 +93,7 @@ async def classify(request: Request, wishes: Annotated[Wishes, Query()]) -> Resp
     """Classify one image and decide whether the model knows what it sees."""
     service = of(request)
     current = service.ready()
-    choice = current.choose(wishes)
+    parameters = current.decision_parameters(**wishes.model_dump())
     current.pipeline.check_room()  # a full queue is told before the body is read
     deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
     with current.pipeline.visit(), service.memory.share() as share:
@@ -103,7 +103,7 @@ async def classify(request: Request, wishes: Annotated[Wishes, Query()]) -> Resp
         received = _received(request, service)
         async with uploads.dropped_when_client_leaves(request):
             with current.pipeline.reserve(1):
-                found = await _classify_one(request, service, current, choice, 0, upload, received, deadline)
+                found = await _classify_one(request, service, current, parameters, 0, upload, received, deadline)
     return Response(to_json(found), media_type="application/json")
 
 
@@ -113,7 +113,7 @@ async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -
     """Classify several images: an answer or a problem for each, in the order sent."""
     service = of(request)
     current = service.ready()
-    choice = current.choose(wishes)
+    parameters = current.decision_parameters(**wishes.model_dump())
     current.pipeline.check_room()
     deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
     with current.pipeline.visit(), service.memory.share() as share:
@@ -129,7 +129,7 @@ async def classify_batch(request: Request, wishes: Annotated[Wishes, Query()]) -
         async def item(position: int, upload: Upload) -> dict[str, Any]:
             name = upload.filename or str(position)
             try:
-                found = await _classify_one(request, service, current, choice, position, upload, received, deadline)
+                found = await _classify_one(request, service, current, parameters, position, upload, received, deadline)
                 return {"file": name, "answer": found, "problem": None}
             except TailGuardError as error:
                 service.metrics.refused.labels(kind_of(error).slug).inc()
@@ -149,7 +149,7 @@ async def _classify_one(
     request: Request,
     service: Service,
     current: Model,
-    choice: Choice,
+    parameters: DecisionParameters,
     position: int,
     upload: Upload,
     received: float,
@@ -158,11 +158,11 @@ async def _classify_one(
     """bytes → row → verdict → answer. The caller holds a slot of the pipeline."""
     row = await current.pipeline.submit(upload.data, deadline)
     done = perf_counter()
-    verdict = decide_row(current.manifest, row.probabilities, row.scores, choice.operating_point, choice.scope)
+    verdict = decide_row(current.manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
     queue_s = done - received - row.decode_s - row.inference_s
     service.metrics.decode_seconds.observe(row.decode_s)
     service.metrics.queue_seconds.observe(max(0.0, queue_s))
-    current.metrics.decided(row.scores, verdict)
+    current.metrics.count_decision(row.scores, verdict)
     request.state.decided = done
     started: float = request.state.started
     times = {
@@ -172,8 +172,8 @@ async def _classify_one(
         "inference_ms": milliseconds(row.inference_s),
         "total_ms": milliseconds(done - started),
     }
-    found = answer(request.state.request_id, current, choice, row, verdict, times)
-    if service.shadow is not None and choice.is_default:
+    found = answer(request.state.request_id, current, parameters, row, verdict, times)
+    if service.shadow is not None and parameters.is_default:
         service.shadow.offer(upload.data, found["label"], verdict.decision)
     if service.ledger is not None:
         key: str | None = getattr(request.state, "key", None)

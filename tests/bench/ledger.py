@@ -83,12 +83,14 @@ def making_us(manifest: bundle.Manifest) -> float:
     return (time.thread_time() - before) / n * 1e6
 
 
-async def tell(ledger: Ledger, manifest: bundle.Manifest, count: int) -> float:
+async def label(ledger: Ledger, manifest: bundle.Manifest, count: int) -> float:
     """Feedback per second, answered."""
     names, started = [info.name for info in manifest.classes], time.perf_counter()
     for first in range(0, count, AT_ONCE):
         numbers = range(first, min(first + AT_ONCE, count))
-        await asyncio.gather(*(ledger.tell(request_id(i), 0, names[i * 7 % len(names)], "ci") for i in numbers))
+        await asyncio.gather(
+            *(ledger.record_feedback(request_id(i), 0, names[i * 7 % len(names)], "ci") for i in numbers)
+        )
     return count / (time.perf_counter() - started)
 
 
@@ -102,7 +104,7 @@ def measure(where: str, count: int) -> None:
         say("request path: make an entry, record it", f"{made_us:.2f} + {record_us:.2f} µs CPU")
         say("the ledger's thread", f"{rows_s / count * 1e6:.1f} µs CPU per row, {rate:,.0f} rows/s")
         say(f"size with {count:,} decisions", look(where)[1])
-        rate = asyncio.run(tell(ledger, manifest, count))
+        rate = asyncio.run(label(ledger, manifest, count))
         labels_s = ledger_cpu_s() - rows_s
         say("feedback", f"{labels_s / count * 1e6:.1f} µs CPU of that thread per label, {rate:,.0f} labels/s")
         say(f"size with {count:,} labels too", look(where)[1])

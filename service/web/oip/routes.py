@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.contract.decision import decide_row
 from service.errors import InvalidImage, NotFound, NotReady, UnsupportedMedia
-from service.inference.model import Choice, Model
+from service.inference.model import DecisionParameters, Model
 from service.inference.pipeline import Image, Pipeline, Row
 from service.ledger.rows import Entry
 from service.runtime import Service, of
@@ -139,14 +139,14 @@ async def infer(request: Request) -> Response:
         with uploads.slow_body_as_problem(timeout_s):
             async with asyncio.timeout_at(deadline):
                 asked = await _receive(request, service, current, share)
-        choice = current.choose(asked.wishes)
+        parameters = current.decision_parameters(**asked.wishes.model_dump())
         received = perf_counter()
         service.metrics.receive_seconds.observe(received - request.state.started)
         async with uploads.dropped_when_client_leaves(request):
             with current.pipeline.reserve(len(asked.images)):
                 rows = await _rows(current.pipeline, asked.images, deadline)
     done = perf_counter()
-    body = _decided(request, current, choice, asked, rows, done - received)
+    body = _decided(request, current, parameters, asked, rows, done - received)
     if service.tracer is not None:
         request.state.stages = {
             "receive": (request.state.started, received),
@@ -193,7 +193,7 @@ async def _rows(pipeline: Pipeline, images: Images, deadline: float) -> list[Row
 
 
 def _decided(
-    request: Request, current: Model, choice: Choice, asked: Asked, rows: list[Row], seconds: float
+    request: Request, current: Model, parameters: DecisionParameters, asked: Asked, rows: list[Row], seconds: float
 ) -> Response:
     """rows → verdicts → answer, counted. `seconds`: from the received body to the last row."""
     service, manifest = of(request), current.manifest
@@ -201,28 +201,30 @@ def _decided(
     key: str | None = getattr(request.state, "key", None)
     verdicts = []
     for position, (image, row) in enumerate(zip(asked.images, rows, strict=True)):
-        verdict = decide_row(manifest, row.probabilities, row.scores, choice.operating_point, choice.scope)
+        verdict = decide_row(manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
         verdicts.append(verdict)
         service.metrics.decode_seconds.observe(row.decode_s)
         service.metrics.queue_seconds.observe(max(0.0, seconds - row.decode_s - row.inference_s))
-        current.metrics.decided(row.scores, verdict)
-        if service.shadow is not None and choice.is_default and isinstance(image, bytes):
+        current.metrics.count_decision(row.scores, verdict)
+        if service.shadow is not None and parameters.is_default and isinstance(image, bytes):
             service.shadow.offer(image, manifest.classes[verdict.class_index].name, verdict.decision)
         if service.ledger is not None:
             file = image if isinstance(image, bytes) else None
             service.ledger.record(Entry(time(), request_id, position, manifest, row.scores, verdict, key, file))
-    return _answer(current, choice, asked, oip_answer.columns(manifest, rows, verdicts))
+    return _answer(current, parameters, asked, oip_answer.columns(manifest, rows, verdicts))
 
 
-def _answer(current: Model, choice: Choice, asked: Asked, found: dict[str, oip_answer.Column]) -> Response:
+def _answer(
+    current: Model, parameters: DecisionParameters, asked: Asked, found: dict[str, oip_answer.Column]
+) -> Response:
     manifest = current.manifest
     head = {
         "model_name": manifest.name,
         "model_version": manifest.version,
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": {
-            "operating_point": choice.operating_point,
-            "thresholds": choice.scope,
+            "operating_point": parameters.operating_point,
+            "thresholds": parameters.scope,
             "deciding_score": manifest.deciding_score,
         },
     }

@@ -65,16 +65,16 @@ async def feedback(request: Request) -> FeedbackAnswer:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
     wish = await _receive(request)
     key: str | None = getattr(request.state, "key", None)
-    told = await ledger.tell(wish.request_id, wish.index, wish.label, key)
+    record = await ledger.record_feedback(wish.request_id, wish.index, wish.label, key)
     return FeedbackAnswer(
         request_id=wish.request_id,
         index=wish.index,
-        model=ModelName(name=told.model.name, version=told.model.version),
-        predicted=told.label,
-        group=told.group,
-        decision=told.decision,
-        label=told.truth,
-        outcome=told.outcome,
+        model=ModelName(name=record.model.name, version=record.model.version),
+        predicted=record.label,
+        group=record.group,
+        decision=record.decision,
+        label=record.truth,
+        outcome=record.outcome,
     )
 
 

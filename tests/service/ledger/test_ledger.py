@@ -22,7 +22,7 @@ from service.errors import InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
 from service.ledger import writer as ledger
 from service.ledger.database import MEMORY, Database, Sqlite, check, connect
-from service.ledger.rows import Entry, TallyKey, Told
+from service.ledger.rows import Entry, FeedbackRecord, TallyKey
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import ROOT, Settings
@@ -66,12 +66,12 @@ class Kept:
     def __init__(self, where: str, **settings: Any) -> None:
         self.metrics = Metrics()
         self.told: list[tuple[str, str, int]] = []
-        opened = Ledger.open(Settings(ledger=where, **settings), self.metrics, self._on_told)
+        opened = Ledger.open(Settings(ledger=where, **settings), self.metrics, self._on_feedback)
         assert opened is not None
         self.ledger = opened
 
-    def _on_told(self, told: Told, change: int) -> None:
-        self.told.append((told.truth, told.outcome, change))
+    def _on_feedback(self, record: FeedbackRecord, change: int) -> None:
+        self.told.append((record.truth, record.outcome, change))
 
     def rows(self, outcome: str) -> float:
         return float(self.metrics.ledger_rows.labels(outcome)._value.get())
@@ -82,9 +82,9 @@ class Kept:
     def __exit__(self, *_: object) -> None:
         self.ledger.close(LIMIT_S)
 
-    def tell(self, *what: Any) -> Told:
+    def tell(self, *what: Any) -> FeedbackRecord:
         request_id, position, truth, *key = what
-        return asyncio.run(self.ledger.tell(request_id, position, truth, key[0] if key else None))
+        return asyncio.run(self.ledger.record_feedback(request_id, position, truth, key[0] if key else None))
 
 
 def entry(manifest: bundle.Manifest, request_id: str, position: int = 0, class_index: int = 0, **changes: Any) -> Entry:
@@ -196,8 +196,10 @@ def test_the_same_feedback_at_once_to_two_replicas_counts_once(where: str, manif
             one.ledger.record(entry(manifest, "a", i))
         until(lambda: one.rows("written") == images)
 
-        async def all_at_once(position: int) -> list[Told]:
-            return await asyncio.gather(*(k.ledger.tell("a", position, "green", None) for k in [one, other] * 3))
+        async def all_at_once(position: int) -> list[FeedbackRecord]:
+            return await asyncio.gather(
+                *(k.ledger.record_feedback("a", position, "green", None) for k in [one, other] * 3)
+            )
 
         for i in range(images):  # one at a time, so that both replicas are idle and begin together
             assert len(set(asyncio.run(all_at_once(i)))) == 1
@@ -233,7 +235,7 @@ def test_retention_by_count(where: str, manifest: bundle.Manifest) -> None:
             kept.ledger.record(entry(manifest, str(i)))
             if i % 500 == 0:
                 kept.tell(str(i), 0, "red")
-        until(lambda: read(where, "SELECT count(*) FROM decisions") == [(1000,)])
+        until(lambda: read(where, "SELECT min(row), count(*) FROM decisions") == [(2501, 1000)])
         with pytest.raises(NotFound):
             kept.tell("2499", 0, "red")
         assert kept.tell("2500", 0, "red").outcome == "correct"
@@ -361,7 +363,7 @@ def test_in_memory_and_off(manifest: bundle.Manifest) -> None:
     with Kept(MEMORY) as kept:
         kept.ledger.record(entry(manifest, "a"))
         assert kept.tell("a", 0, "red").outcome == "correct"
-    assert Ledger.open(Settings(ledger="off"), Metrics(), kept._on_told) is None
+    assert Ledger.open(Settings(ledger="off"), Metrics(), kept._on_feedback) is None
 
 
 def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

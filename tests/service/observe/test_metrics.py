@@ -90,7 +90,7 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
     current = client.app.state.service.model  # type: ignore[attr-defined]
     for score in tiny.ID_SCORES:
         verdict = decide(current.manifest, 0, score, "id95", "group")
-        current.metrics.decided({"energy": score, "msp": 0.1}, verdict)
+        current.metrics.count_decision({"energy": score, "msp": 0.1}, verdict)
     found = samples(client)
     for le in bounds("calibration_cdf"):
         live = found[("tailguard_deciding_score_bucket", tuple(sorted((OURS | {"group": "many", "le": le}).items())))]
@@ -100,10 +100,10 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
 
 def test_told_labels_are_counted_and_corrections_apart(client: TestClient) -> None:
     metrics = client.app.state.service.model.metrics  # type: ignore[attr-defined]
-    metrics.told(0, "correct", "accept")
-    metrics.told(2, "wrong", "reject")
-    metrics.told(2, "wrong", "reject", -1)  # corrected: no counter may ever fall
-    metrics.told(None, "outlier", "reject")
+    metrics.count_feedback(0, "correct", "accept")
+    metrics.count_feedback(2, "wrong", "reject")
+    metrics.count_feedback(2, "wrong", "reject", -1)  # corrected: no counter may ever fall
+    metrics.count_feedback(None, "outlier", "reject")
     found = samples(client)
     told = {tuple(dict(labels)[k] for k in ("class", "outcome", "decision")): v
             for (name, labels), v in found.items() if name == "tailguard_feedback_total" and v}  # fmt: skip
