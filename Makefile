@@ -4,10 +4,10 @@ BIN := .venv/bin
 RUN := runs/digits
 BUNDLES ?= runs/models
 
-.PHONY: serve test lint train-digits demo-traffic clean
+.PHONY: serve test lint bench train-digits demo-traffic clean
 
 serve: .venv/.serve
-	$(BIN)/python -m service serve
+	$(BIN)/tailguard serve
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -17,14 +17,18 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy service training
 
+# What the service does under load beside what this machine can do at all: make bench ARGS="--framework".
+bench: .venv/.dev
+	$(BIN)/python -m tests.bench $(or $(ARGS),--quick)
+
 # The whole way on scikit-learn's digits: train, evaluate, calibrate, export, serve, decide.
 train-digits: .venv/.train
 	rm -rf $(RUN) $(BUNDLES)/digits
-	$(BIN)/python -m training train --dataset digits --imbalance 10 --width 16 --batch-images 32 \
+	$(BIN)/tailguard train --dataset digits --imbalance 10 --width 16 --batch-images 32 \
 		--stage2-batch-images 32 --epochs 20 --stage2-epochs 5 --calibration-fraction 0.2 --out $(RUN)
-	$(BIN)/python -m training evaluate $(RUN)
-	$(BIN)/python -m training calibrate $(RUN)
-	$(BIN)/python -m training export $(RUN) --out $(BUNDLES)
+	$(BIN)/tailguard evaluate $(RUN)
+	$(BIN)/tailguard calibrate $(RUN)
+	$(BIN)/tailguard export $(RUN) --out $(BUNDLES)
 	$(BIN)/python -m tests.live $(BUNDLES)/digits/1
 
 # Traffic like the training images, then out of distribution: rejection and drift move before your eyes.

@@ -1,4 +1,4 @@
-"""python -m service serve | inspect | score. Settings are TAILGUARD_ variables: see service/settings.py."""
+"""Serve a bundle, inspect it, or score files with it. Settings are TAILGUARD_ variables: see service/README.md."""
 
 import argparse
 import json
@@ -20,13 +20,19 @@ def inspect(path: str) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    """The arguments of serve (the default), inspect and score. `prog` is how the command was called, for its help."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
     commands.add_parser("inspect", help="verify a bundle and print its summary").add_argument("bundle")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
-    chosen = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m service") -> int:
+    """Run one command; the exit status, after one line on standard error where it failed."""
+    chosen = parse(arguments, prog)
     try:
         if chosen.command == "inspect":
             return inspect(chosen.bundle)

@@ -16,8 +16,8 @@ MOST_LINES = 250
 # Each package may import itself and those above it in its list. Loose modules stand under their own names.
 ORDER = {
     "service": (
-        "errors", "logs", "process", "settings", "contract", "observe", "ledger", "inference", "score", "runtime",
-        "web", "__main__",
+        "errors", "logs", "process", "settings", "commands", "contract", "observe", "ledger", "inference", "score",
+        "runtime", "web", "__main__",
     ),
     "training": (
         "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables", "trainer",

@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from service.contract.bundle import BundleError
-from training.config import Config, options
+from training.config import PYTHON_M, Config, options, program
 from training.finished import Calibrate, Evaluate, Export, Pareto
 
 
@@ -47,7 +47,7 @@ class Train(Config):
         try:
             trainer.train(given, out, resume=self.resume)
         except trainer.Interrupted:
-            sys.exit(f"interrupted; the run is kept: python -m training train --out {out} --resume")
+            sys.exit(f"interrupted; the run is kept: {program()} train --out {out} --resume")
         print(f"trained: {out}")
 
 
@@ -200,7 +200,7 @@ class Bench(BaseModel):
         print(json.dumps(bench.bench(Config(**kept), steps=self.steps, rounds=self.rounds)))
 
 
-class Command(BaseSettings, cli_prog_name="python -m training", cli_kebab_case=True, cli_implicit_flags=True,
+class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
               cli_use_class_docs_for_groups=True, use_attribute_docstrings=True):  # fmt: skip
     """TailGuard's offline side: images → bundle."""
 
@@ -229,9 +229,11 @@ class Command(BaseSettings, cli_prog_name="python -m training", cli_kebab_case=T
         CliApp.run_subcommand(self)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, prog: str = PYTHON_M) -> None:
+    """Run one command. Exits with one line where it is refused; `prog` is how it was called, for its help."""
+    Command.model_config["cli_prog_name"] = prog
     try:
-        CliApp.run(Command)
+        CliApp.run(Command, arguments)
     except ValidationError as error:
         sys.exit(
             "\n".join(f"--{'.'.join(map(str, e['loc'][1:])).replace('_', '-')}: {e['msg']}" for e in error.errors())

@@ -1,14 +1,22 @@
 """Everything a run depends on, in one frozen model. An unknown key is an error; units are in the names."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PYTHON_M = "python -m training"
+
+
+def program() -> str:
+    """How the commands were called, for the commands that messages recommend."""
+    return "tailguard" if Path(sys.argv[0]).stem == "tailguard" else PYTHON_M
+
 
 class Config(BaseModel):
-    """The settings of `python -m training train`; the defaults are PASCL's on CIFAR-LT (REFERENCE A4-A6)."""
+    """The settings of `tailguard train`; the defaults are PASCL's on CIFAR-LT (REFERENCE A4-A6)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -26,7 +34,7 @@ class Config(BaseModel):
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
 
     method: str = "pascl-abf"
-    """A row of METHODS; see `python -m training methods`."""
+    """A row of METHODS; see `tailguard methods`."""
     loss: str | None = None
     """Replaces the method's loss (losses.LOSSES), as the next ones do with its other parts."""
     sampler: str | None = None

@@ -1,4 +1,4 @@
-"""What is done with a finished run: evaluate, calibrate, export, compare; the commands of `python -m training`."""
+"""What is done with a finished run: evaluate, calibrate, export, compare; the commands of `tailguard`."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
+from training.config import program
 from training.runs.files import RESULTS_FILE
 
 CALIBRATION_FILE = "calibration.json"
@@ -19,7 +20,7 @@ class OnRun(BaseModel):
     ood: list[Path] = []
     """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
     score: str | None = None
-    """Which score decides; not given: the method's. See `python -m training methods`."""
+    """Which score decides; not given: the method's. See `tailguard methods`."""
 
     def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
         """(run, data, OOD sets, deciding score)."""
@@ -129,7 +130,7 @@ class Pareto(BaseModel):
 def calibrated(run: Path) -> dict[str, Any]:
     path = run / CALIBRATION_FILE
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: python -m training calibrate {run}")
+        raise ValueError(f"{path} does not exist: {program()} calibrate {run}")
     content = json.loads(path.read_text())
     assert isinstance(content, dict)
     return content

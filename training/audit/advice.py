@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import GROUPS, Group
-from training.config import Config, flag
+from training.config import Config, flag, program
 from training.data.readers import ImageSet
 from training.data.splits import calibration_split
 from training.evaluation.calibrate import LEVEL, SHRINK_IMAGES
@@ -141,7 +141,7 @@ def advise(
     settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
     settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
     Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
-    command = " ".join(["python -m training train", *map(option, settings)])
+    command = " ".join([f"{program()} train", *map(option, settings)])
     return Advice(settings=settings, command=command)
 
 

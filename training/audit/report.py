@@ -5,6 +5,7 @@ import textwrap
 from service.contract.bundle import GROUPS, Group
 from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed, option
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
+from training.config import program
 from training.evaluation.calibrate import LEVEL
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
@@ -198,7 +199,7 @@ def _support(report: Report) -> list[str]:
 
 def _advice(report: Report) -> list[str]:
     rows = [["ADVICE", "", ""], *([s.name, str(s.value), s.reason] for s in report.advice.settings)]
-    command = ["python -m training train"]
+    command = [f"{program()} train"]
     for setting in report.advice.settings:
         if len(command[-1]) + len(option(setting)) > WIDTH:
             command[-1] += " \\"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.config import Config
+from training.config import Config, program
 from training.data.loading import Data
 from training.runs.files import replacing
 from training.methods.methods import NONE, OVERRIDES, Method, build_network, resolve
@@ -60,7 +60,7 @@ def trained(folder: Path) -> Run:
     if state["stage"] != "done":
         raise ValueError(
             f"{folder} has not finished (stage {state['stage']}, epoch {state['epoch']}): "
-            f"python -m training train --out {folder} --resume"
+            f"{program()} train --out {folder} --resume"
         )
     config = Config.model_validate(state["config"])
     method = resolve(config)
@@ -118,7 +118,7 @@ def provenance() -> dict[str, Any]:
     here = Path(__file__).resolve().parent
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     return {
-        "command": " ".join(["python -m training", *sys.argv[1:]]),
+        "command": " ".join([program(), *sys.argv[1:]]),
         "commit": git.stdout.strip() or "unknown",
         "versions": {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__},
     }
