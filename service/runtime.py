@@ -12,7 +12,7 @@ from service.contract.decision import Scope
 from service.errors import InvalidParameter, NotReady, SettingsError
 from service.inference import model
 from service.inference.model import Deciding, Model
-from service.inference.providers import KINDS
+from service.inference.providers import PROVIDERS
 from service.inference.shadow import Shadow
 from service.ledger.rows import OUTLIER, FeedbackRecord, key_of
 from service.ledger.writer import Ledger
@@ -45,7 +45,7 @@ class Service:
         self.tracer: Tracer | None = tracing.load(self.settings)
         settings = self.settings
         self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
-        self.metrics.provider_asked.labels(KINDS[settings.provider].name).set(1)
+        self.metrics.provider_asked.labels(PROVIDERS[settings.provider].name).set(1)
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -122,8 +122,6 @@ class Service:
         if self.model is not None:
             metrics.queue_images.set(self.model.pipeline.held)
             metrics.queue_limit_images.set(self.model.pipeline.queue_images)
-            if (used := self.model.engine.device_memory_bytes()) is not None:
-                metrics.device_memory_bytes.labels(self.settings.provider).set(used)
         return metrics.render()
 
     async def stop(self) -> None:

@@ -11,27 +11,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.process import available_cpus
 
 PREFIX = "TAILGUARD_"
 ROOT = Path(__file__).resolve().parent.parent
-CGROUP = Path("/sys/fs/cgroup")
 SECRETS = ("api_key", "api_keys", "admin_keys")
-
-
-def available_cpus(cgroup: Path = CGROUP) -> int:
-    """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
-    cpus = float(len(os.sched_getaffinity(0)))
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup 2
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup 1
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return max(1, int(cpus))
-    if quota not in ("max", "-1"):
-        cpus = min(cpus, int(quota) / int(period))
-    return max(1, int(cpus))
 
 
 class Settings(BaseSettings):
@@ -58,7 +42,7 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=20.0, ge=0)  # after the grace: answer what is in flight, then end
 
     # Engine
-    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = "cpu"
+    provider: Literal["cpu", "cuda"] = "cpu"
     decode_threads: int = Field(default_factory=available_cpus, gt=0)  # with an accelerator; on the CPU one thread
     inference_threads: int = Field(default_factory=available_cpus, gt=0)  # decodes and infers; one of them per CPU
     intra_op_threads: int = Field(default=1, gt=0)  # of each inference thread
@@ -117,7 +101,7 @@ class Settings(BaseSettings):
     @property
     def largest_batch(self) -> int:
         """Images that run through the graph together at most."""
-        return self.max_batch_images or (16 if self.provider in ("cuda", "tensorrt") else 4)
+        return self.max_batch_images or (16 if self.provider == "cuda" else 4)
 
     def printable(self) -> dict[str, Any]:
         """The settings for the log at start: a secret is only said to be set or not."""

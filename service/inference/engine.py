@@ -1,6 +1,5 @@
-"""The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out. No HTTP in here."""
+"""The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out."""
 
-import ctypes
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from service.contract import images
 from service.contract.bundle import GRAPH_FILE, Manifest
 from service.errors import EngineError, TailGuardError
 from service.inference import providers
-from service.inference.gpu import Buckets, Driver
-from service.inference.providers import KINDS, Provider
+from service.inference.gpu import Buckets
+from service.inference.providers import PROVIDERS, Provider
+from service.process import trim_heap
 
 GOLDEN_MAX_PIXELS = 50_000_000
 # Largest difference of a probability allowed at a golden example. fp32 kernels differ in the order of their sums only.
@@ -48,22 +48,21 @@ class Engine:
     ) -> None:
         """Load the graph of the bundle in `folder`, check it against its manifest and golden examples, warm it up.
 
-        `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern cuda and tensorrt
-        only. Raises EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the
-        provider asked for is not the one in use, or a golden example gives another answer.
+        `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern CUDA only. Raises
+        EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the provider asked
+        for is not the one in use, or a golden example gives another answer.
         """
         self.manifest = manifest
         path = folder / GRAPH_FILE
         self._session: Any = providers.session(
             path, provider, intra_op_threads=intra_op_threads, gpu_mem_limit_bytes=gpu_mem_limit_bytes
         )
-        self._driver: Driver | None = None
         self._buckets: Buckets | None = None
         self.provider: str = self._session.get_providers()[0]
         self._names = ["probabilities", *manifest.scores]
         try:
             self._check_signature(path)
-            if (device := KINDS[provider].device) is not None:
+            if (device := PROVIDERS[provider].device) is not None:
                 self._use_device(device, max_batch_images)
             self._verify_golden(folder)
             self.run(np.zeros((1, *self.shape), np.uint8))
@@ -91,41 +90,21 @@ class Engine:
             ) from error
         return Outputs(probabilities, dict(zip(self.manifest.scores, scores, strict=True)))
 
-    def device_memory_bytes(self) -> int | None:
-        """Memory in use on the GPU, by all processes on it; None without a GPU or when its driver does not say."""
-        try:
-            return self._driver.used_bytes() if self._driver is not None else None
-        except OSError:
-            return None
-
     def close(self) -> None:
         """Free the graph and its buffers, once the runs under way have ended. Closing twice does no harm."""
-        buckets, driver = self._buckets, self._driver
-        self._buckets = self._session = self._driver = None
+        buckets = self._buckets
+        self._buckets = self._session = None
         if buckets is not None:
             buckets.close()
-        if driver is not None:
-            driver.close()
         del buckets
-        gc.collect()  # sessions hang in cycles, and the service collects seldom
+        gc.collect()  # sessions are part of reference cycles, and the service collects seldom
         trim_heap()
 
     def _use_device(self, device: str, max_batch_images: int) -> None:
-        try:
-            self._driver = Driver()
-        except OSError:
-            self._driver = None  # then the copies are slower and the memory is not known
         shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.manifest.classes),)}
         shapes |= dict.fromkeys(self.manifest.scores, ())
         try:
-            self._buckets = Buckets(
-                self._session,
-                self.shape,
-                shapes,
-                device=device,
-                max_batch_images=max_batch_images,
-                driver=self._driver,
-            )
+            self._buckets = Buckets(self._session, self.shape, shapes, device=device, max_batch_images=max_batch_images)
         except Exception as error:
             raise EngineError(
                 f"the buffers for batches of up to {max_batch_images} images cannot be made on {device}: "
@@ -188,10 +167,3 @@ class Engine:
         """The size against which an error of a score is judged: its spread at calibration, or itself if larger."""
         levels = [v for row in self.manifest.calibration.quantiles.get(name, {}).values() for v in row]
         return max(abs(value), max(levels) - min(levels) if levels else 0.0, 1.0 if name == "msp" else 0.0, 1e-6)
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system. glibc keeps it otherwise: 28 MB more after 100 loads, 10 with this."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

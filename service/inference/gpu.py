@@ -1,7 +1,9 @@
-"""The path of a GPU: batches padded to warmed sizes, device buffers made once, page-locked memory, its use."""
+"""Batches on a GPU: padded to sizes that are warmed at load, with device buffers made once (onnxruntime's IO binding).
 
-import ctypes
-import mmap
+cuDNN chooses its kernels per shape, and the arena grows when a shape is new. Only the sizes of `bucket_sizes` ever run,
+so no request pays for either.
+"""
+
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,67 +12,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE: page-locked for every thread and context
-
 
 def bucket_sizes(largest: int) -> list[int]:
-    """1, 2, 4, 8, ... and `largest` itself: the only batch sizes that ever run on the device."""
+    """1, 2, 4, 8, ... and `largest` itself: the batch sizes that run on the device."""
     sizes = [1]
     while sizes[-1] < largest:
         sizes.append(min(2 * sizes[-1], largest))
     return sizes
 
 
-class Driver:
-    """What the CUDA driver knows of device 0, through ctypes: onnxruntime's Python says nothing of it.
-
-    The driver rather than NVML: it counts devices as onnxruntime does, after CUDA_VISIBLE_DEVICES. Raises OSError when
-    there is no driver or no device.
-    """
-
-    def __init__(self, library: Any = None) -> None:
-        self._cuda = library or ctypes.CDLL("libcuda.so.1")
-        self._context = ctypes.c_void_p()
-        self._device = ctypes.c_int()
-        self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)  # onnxruntime's own context
-
-    def used_bytes(self) -> int:
-        """Memory in use on the device, by all processes on it: a container cannot tell which of them it is."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self._inside("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        return total.value - free.value
-
-    def lock_pages(self, array: NDArray[np.uint8]) -> bool:
-        """Page-lock the memory of `array`, which the device then reads without a copy in between; False if refused."""
-        address, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        try:
-            self._inside("cuMemHostRegister_v2", address, size, PORTABLE)
-        except OSError:  # the limit on locked memory; slower, and right all the same
-            return False
-        return True
-
-    def unlock_pages(self, array: NDArray[np.uint8]) -> None:
-        self._inside("cuMemHostUnregister", ctypes.c_void_p(array.ctypes.data))
-
-    def close(self) -> None:
-        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
-
-    def _inside(self, name: str, *arguments: Any) -> None:
-        self._call("cuCtxPushCurrent_v2", self._context)  # the current context belongs to the thread
-        try:
-            self._call(name, *arguments)
-        finally:
-            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        if code := getattr(self._cuda, name)(*arguments):
-            raise OSError(f"{name} of the CUDA driver failed with code {code}")
-
-
 class Buckets:
-    """IO binding with buffers on the device made once per batch size. `run` may be called from several threads."""
+    """IO binding with buffers on the device, made once per batch size. `run` may be called from several threads."""
 
     def __init__(
         self,
@@ -80,33 +32,24 @@ class Buckets:
         *,
         device: str,
         max_batch_images: int,
-        driver: Driver | None = None,
     ) -> None:
-        """`shape` of one image, and of each output for one image; `device` is onnxruntime's name for it, "cpu" too.
+        """`shape` of one image, and of each output for one image; `device`: "cuda", or "cpu" in tests.
 
-        With `driver` the images are staged in page-locked memory. Runs every bucket once, so that the first request
-        meets chosen kernels and a grown arena.
+        Runs every size once. Raises what onnxruntime raises when the buffers do not fit.
         """
         self._session, self._shape = session, tuple(shape)
         self._lock = threading.Lock()  # a binding serves one run at a time, and so does the device
         self._sizes = bucket_sizes(max_batch_images)
-        self._driver = driver
-        self._bound: dict[int, tuple[Any, Any, list[Any]]] = {}
-        # Whole pages of its own, as page-locking needs.
-        room = mmap.mmap(-1, max_batch_images * int(np.prod(self._shape)))
-        self._staging = np.frombuffer(room, np.uint8).reshape(max_batch_images, *self._shape)
-        self.page_locked = driver is not None and driver.lock_pages(self._staging)
-        try:
-            self._bound = {size: self._bind(size, outputs, device) for size in self._sizes}
-            # TensorRT builds an engine for the sizes seen so far: after the smallest and the largest it covers all.
-            for size in (1, self._sizes[-1], *self._sizes):
-                self.run(np.zeros((size, *self._shape), np.uint8))
-        except Exception:
-            self.close()
-            raise
+        self._staging = np.zeros((max_batch_images, *self._shape), np.uint8)
+        self._bound = {size: self._bind(size, outputs, device) for size in self._sizes}
+        for size in self._sizes:
+            self.run(np.zeros((size, *self._shape), np.uint8))
 
     def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Outputs for `batch` uint8 [N, H, W, 3] in the order of `outputs`; more than the largest bucket are split."""
+        """Outputs for `batch` uint8 [N, H, W, 3] in the order of `outputs`; more than the largest size are split.
+
+        Raises ValueError for another shape or type, RuntimeError after `close`.
+        """
         if batch.dtype != np.uint8 or batch.shape[1:] != self._shape or not len(batch):
             raise ValueError(f"images must be uint8 [N, {str(self._shape)[1:-1]}], not {batch.dtype} {batch.shape}")
         step = self._sizes[-1]
@@ -120,9 +63,6 @@ class Buckets:
         with self._lock:
             self._bound.clear()
             self._session = None
-            if self._driver is not None and self.page_locked:
-                self._driver.unlock_pages(self._staging)
-                self.page_locked = False
 
     def _run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         count = len(batch)

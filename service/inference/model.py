@@ -109,7 +109,7 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
         max_batch_images=settings.largest_batch,
     )
-    on_cpu = settings.provider in ("cpu", "openvino")
+    on_cpu = settings.provider == "cpu"
     dials = Dials(
         max_pixels=settings.max_pixels,
         queue_images=2 * settings.largest_batch if shadow else settings.queue_images,

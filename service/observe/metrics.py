@@ -58,9 +58,6 @@ class Metrics:
         self.refused = Counter("refused", "Images or requests refused or failed, by reason", ["reason"], **where)
         self.ready = Gauge("ready", "1 while the service takes requests", **where)
         self.provider_asked = Gauge("provider_asked_info", "The provider that the settings name", ["provider"], **where)
-        self.device_memory_bytes = Gauge(
-            "device_memory_bytes", "Memory in use on the accelerator, by all processes", ["provider"], **where
-        )
         self.swaps = Counter("swaps", "Bundles put in service while running, or refused", ["outcome"], **where)
         self.shadow_images = Counter(
             "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where

@@ -75,7 +75,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     stop.check()
     scorer = _scorer(config, probabilities=args.probabilities)
     stop.check()
-    threads = config.decode_threads if config.provider in ("cuda", "tensorrt") else config.inference_threads
+    threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
     header = _header(scorer, config)
     tally = Tally()
     started = perf_counter()

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service import settings
+from service import process, settings
 from service.contract import bundle
 from service.settings import PREFIX, ROOT, Settings
 from tests.bench import level, limit, photos, report
@@ -126,7 +126,7 @@ def _framework(args: argparse.Namespace, given: Settings, seconds: float) -> lis
 def _threads(args: argparse.Namespace, given: Settings, seconds: float) -> list[Limit]:
     """The first image through every combination of threads that fills the CPUs."""
     photo, found = _photos(args)[0], []
-    for threads, intra in limit.combinations(settings.available_cpus()):
+    for threads, intra in limit.combinations(process.available_cpus()):
         _say(f"{threads} x {intra} threads")
         found += limit.measure([photo], own_environ(given), threads, intra, seconds)
     return found

@@ -39,7 +39,7 @@ class Limit:
 
 def threads_of(given: Settings) -> int:
     """As many as the service has for this: with an accelerator the decode threads feed it."""
-    return given.inference_threads if given.provider in ("cpu", "openvino") else given.decode_threads
+    return given.inference_threads if given.provider == "cpu" else given.decode_threads
 
 
 def measure(

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from service.settings import ROOT, Settings, available_cpus
+from service.process import available_cpus
+from service.settings import ROOT, Settings
 from tests.bench.level import Level
 from tests.bench.limit import Limit
 

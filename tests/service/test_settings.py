@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from service import settings
 from service.errors import SettingsError
-from service.settings import SECRETS, Settings, available_cpus
+from service.process import available_cpus
+from service.settings import SECRETS, Settings
 
 
 def test_defaults_are_local_and_without_a_key() -> None:
@@ -119,23 +120,3 @@ def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatc
     assert Settings(bundle=Path("models/none")).bundle == Path("models/none")
     assert Settings(shadow_bundle=Path("models/m")).shadow_bundle == tmp_path / "root" / "models" / "m"
     assert Settings().shadow_bundle is None
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({}, None),
-    ],
-)
-def test_cpus_follow_quota_and_affinity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: int | None
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    assert available_cpus(tmp_path) == (quota or 4)

@@ -59,13 +59,10 @@ def _shadow() -> list[Json]:
 
 
 def _memory() -> list[Json]:
-    device = "max by (instance, provider) (tailguard_device_memory_bytes)"
     spent = f'sum(rate(tailguard_stage_seconds_sum{{stage="inference"}}[{RATE}]))'
     return [
         lines("Memory", "Resident memory of each replica.", "bytes",
-              query('process_resident_memory_bytes{job="tailguard"}', "{{instance}}"), width=8),
-        lines("Device memory", "Memory in use on the accelerator, by all its processes; 0 without one.", "bytes",
-              query(or_zero(device, provider="no accelerator"), "{{provider}} {{instance}}"), width=8),
+              query('process_resident_memory_bytes{job="tailguard"}', "{{instance}}")),
         lines("Inference per image", "Time in the graph divided by images.", "s",
-              query(share(spent, f"sum(rate(tailguard_batch_images_sum[{RATE}]))", "1e-9"), "inference"), width=8),
+              query(share(spent, f"sum(rate(tailguard_batch_images_sum[{RATE}]))", "1e-9"), "inference")),
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service import settings
+from service import process, settings
 from service.settings import ROOT, Settings
 from tests.bench import command, level, limit, photos, report, resnet18
 from tests.bench.level import Level, Load
@@ -62,7 +62,7 @@ def measure(peer: Peer, python: Path, given: Settings, seconds: float) -> dict[i
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environ = command.own_environ(given, TAILGUARD_PORT=str(port))
-    cpus = str(settings.available_cpus())
+    cpus = str(process.available_cpus())
     environ |= {
         "PYTHONPATH": str(ROOT), "PEER_PORT": str(port), "PEER_CPUS": cpus, "PEER_BUNDLE": str(given.bundle),
         "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOST": "127.0.0.1", "BENTOML_PORT": str(port),

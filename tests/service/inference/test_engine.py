@@ -10,34 +10,25 @@ import pytest
 from service.contract import bundle
 from service.errors import EngineError
 from service.inference.engine import Engine
-from service.inference.providers import KINDS
+from service.inference.providers import PROVIDERS
 from tests.service import tiny
 
 
-def load(folder: Path, provider: Any = "cpu") -> Engine:
-    return Engine(folder, bundle.read(folder), provider=provider)
+def load(folder: Path, **options: Any) -> Engine:
+    return Engine(folder, bundle.read(folder), **options)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_outputs_are_those_of_numpy(tiny_bundle: Path, count: int) -> None:
+@pytest.mark.parametrize(("count", "threads"), [(1, 1), (7, 1), (7, 2)])
+def test_outputs_are_those_of_numpy(tiny_bundle: Path, count: int, threads: int) -> None:
     images = np.random.default_rng(count).integers(0, 256, (count, tiny.SIDE, tiny.SIDE, 3), np.uint8)
-    outputs = load(tiny_bundle).run(images)
+    engine = load(tiny_bundle, intra_op_threads=threads)
+    assert engine.provider == "CPUExecutionProvider"
+    outputs = engine.run(images)
     probabilities, scores = tiny.reference(images)
     np.testing.assert_allclose(outputs.probabilities, probabilities, atol=1e-5)
     assert outputs.scores.keys() == scores.keys()
     for name, values in scores.items():
         np.testing.assert_allclose(outputs.scores[name], values, atol=1e-5)
-
-
-def test_provider_is_the_sessions(tiny_bundle: Path) -> None:
-    assert load(tiny_bundle).provider == "CPUExecutionProvider"
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_change_no_answer(tiny_bundle: Path, threads: int) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3), np.uint8)
-    engine = Engine(tiny_bundle, bundle.read(tiny_bundle), intra_op_threads=threads)
-    np.testing.assert_allclose(engine.run(images).probabilities, tiny.reference(images)[0], atol=1e-5)
 
 
 def test_close_frees_and_refuses(tiny_bundle: Path) -> None:
@@ -50,27 +41,17 @@ def test_close_frees_and_refuses(tiny_bundle: Path) -> None:
         engine.run(np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8))
 
 
-def test_device_memory_is_unknown_on_the_cpu(tiny_bundle: Path) -> None:
-    assert load(tiny_bundle).device_memory_bytes() is None
-
-
 def test_with_a_device_the_engine_runs_its_buckets(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GPU with its buffers on the CPU: goldens pass, odd batches too, and closing ends it."""
-    monkeypatch.setitem(KINDS, "cpu", KINDS["cpu"]._replace(device="cpu"))
-    monkeypatch.setattr("service.inference.engine.Driver", absent_driver)
+    monkeypatch.setitem(PROVIDERS, "cpu", PROVIDERS["cpu"]._replace(device="cpu"))
     engine = Engine(tiny_bundle, bundle.read(tiny_bundle), max_batch_images=4)
     images = np.random.default_rng(0).integers(0, 256, (7, tiny.SIDE, tiny.SIDE, 3), np.uint8)
     np.testing.assert_allclose(engine.run(images).scores["energy"], tiny.reference(images)[1]["energy"], atol=1e-5)
-    assert engine.device_memory_bytes() is None
     with pytest.raises(EngineError, match=r"shape \(1, 9, 8, 3\)"):
         engine.run(np.zeros((1, 9, 8, 3), np.uint8))
     engine.close()
     with pytest.raises(EngineError, match="is closed"):
         engine.run(images)
-
-
-def absent_driver() -> Any:
-    raise OSError("libcuda.so.1: cannot open shared object file")
 
 
 def test_wrong_shape_is_an_engine_error(tiny_bundle: Path) -> None:
