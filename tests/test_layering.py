@@ -20,8 +20,8 @@ ORDER = {
         "runtime", "web", "__main__",
     ),
     "training": (
-        "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables", "trainer",
-        "bench", "finished", "__main__",
+        "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",
+        "trainer", "bench", "finished", "table", "__main__",
     ),
 }  # fmt: skip
 # What a package may import of the project beside itself, where that is less than everything above it.

@@ -1,10 +1,9 @@
 """The commands: python -m training train | evaluate | table | calibrate | export | pareto | methods | audit | bench."""
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
@@ -19,6 +18,7 @@ from pydantic_settings import (
 from service.contract.bundle import BundleError
 from training.config import PYTHON_M, Config, options, program
 from training.finished import Calibrate, Evaluate, Export, Pareto
+from training.table import Table
 
 
 class Train(Config):
@@ -51,91 +51,6 @@ class Train(Config):
         print(f"trained: {out}")
 
 
-class Table(BaseModel):
-    """Train what a table lacks, then print it and write it with its pictures: <out>/<name>.md, .csv, .html and .png."""
-
-    name: CliPositionalArg[str]
-    """comparison, ablation, per-set, balance or long-tail."""
-    budget: Literal["full", "small"] = "small"
-    """full: ResNet-18, 200 epochs, PASCL's recipe. small: width 16, 12 epochs, hours on two CPU cores."""
-    seeds: Annotated[int, Field(ge=1)] = 1
-    """Seeds per row; in the small budget of MSP, OE, PASCL and TailGuard, the others have one."""
-    out: Path = Path("runs/tables")
-    """Runs go to <out>/runs, where another table finds them again."""
-    dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
-    data: Path | None = None
-    """As in `train`, as are imbalance, outliers, image_size_px and device."""
-    imbalance: Annotated[float, Field(gt=1)] = 100
-    outliers: Path | None = None
-    image_size_px: int | None = None
-    device: str = "auto"
-    ood: list[Path] = []
-    """OOD test sets, as in `evaluate`."""
-    width: int | None = None
-    """Replaces the budget's, as do epochs and batch_images."""
-    epochs: int | None = None
-    batch_images: int | None = None
-    at_once: Annotated[int, Field(ge=1)] = 1
-    """Runs trained side by side on the device; one CIFAR run does not fill a large GPU, or two cores."""
-    threads: int | None = None
-    """CPU threads per run; not given: the cores shared out."""
-    results: Path | None = None
-    """Also write each run's result, without paths, to this folder."""
-    render_only: bool = False
-    """Train nothing: print what the finished runs say."""
-
-    def cli_cmd(self) -> None:
-        from training import tables
-        from training.evaluation import evaluate
-        from training.runs import several as runs
-        from training.tables.compact import compact
-
-        table = tables.find(self.name)
-        self._require_data(table)
-        jobs = [job for imbalance in table.imbalances for job in self._jobs(table, imbalance)]
-        if not self.render_only:
-            threads = self.threads or max(1, (os.cpu_count() or 1) // self.at_once)
-            try:
-                runs.run(jobs, self.ood, at_once=self.at_once, threads=threads)
-            except runs.Interrupted:
-                sys.exit("interrupted; what was trained is kept: give the same command again to go on")
-        found = runs.results(jobs, self.budget)
-        print(tables.write(self.name, found, runs.outputs(jobs), self.out))
-        if self.results:
-            self.results.mkdir(parents=True, exist_ok=True)
-            for job, result in zip([j for j in jobs if j.done], found, strict=True):
-                evaluate.write_json(self.results / f"{job.folder.name}.json", compact(result))
-
-    def _require_data(self, table: Any) -> None:
-        """ValueError before anything is trained when the table's runs would lack data."""
-        from training.methods.methods import find
-
-        if self.dataset == "digits":  # brings its own outliers and OOD set
-            return
-        if self.data is None:
-            raise ValueError(f"--dataset {self.dataset} needs --data DIR")
-        if self.outliers is None and (names := [n.method for n in table.needs if find(n.method).needs_outliers]):
-            raise ValueError(f"table {self.name} trains {', '.join(dict.fromkeys(names))} on outliers: give --outliers")
-        if not self.ood and table.on_ood:
-            raise ValueError(
-                f"table {self.name} measures OOD detection: give --ood, an array or a folder, once or more"
-            )
-
-    def _jobs(self, table: Any, imbalance: float) -> list[Any]:
-        """The runs that the table needs on data of this imbalance."""
-        from training.runs import several as runs
-
-        balanced = imbalance <= 1
-        settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | runs.BUDGETS[self.budget]
-        if balanced:
-            settings["epochs"] = runs.BALANCED_EPOCHS[self.budget]
-        settings |= {k: v for k in ("width", "epochs", "batch_images") if (v := getattr(self, k)) is not None}
-        settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
-        base = Config(**settings, views=table.views)
-        methods = [need.method for need in table.needs if need.imbalance == imbalance]
-        return runs.plan(base, methods, self.seeds, self.budget, self.out)
-
-
 class Methods(BaseModel):
     """The methods there are, and the parts they are made of."""
 
@@ -164,7 +79,7 @@ class Audit(BaseModel):
 
     def cli_cmd(self) -> None:
         from training import audit
-        from training.evaluation import evaluate
+        from training.runs.files import write_json
 
         report = audit.audit(
             self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px
@@ -173,7 +88,7 @@ class Audit(BaseModel):
         if self.plot:
             audit.plot(report, self.plot)
         if self.json_file:
-            evaluate.write_json(self.json_file, report.model_dump(mode="json"))
+            write_json(self.json_file, report.model_dump(mode="json"))
 
 
 class Bench(BaseModel):

@@ -22,10 +22,10 @@ from training.config import Config
 from training.data.batches import Batches
 from training.data.loading import Data
 from training.data.readers import ImageSet
-from training.evaluation.evaluate import Json
 from training.methods.methods import build_network, resolve
 from training.methods.objective import autocast, stage1_losses
 from training.network.network import place
+from training.runs.files import Json
 from training.trainer import find_device
 
 

@@ -30,6 +30,8 @@ class Config(BaseModel):
     """Training outliers: a .npy or .npz array uint8 [N, H, W, 3], or a folder of images."""
     image_size_px: int | None = Field(default=None, ge=8)
     """Side of the square the network sees (folder data only; default 32)."""
+    augment: Literal["none", "flip", "crop", "paper", "photo"] = "paper"
+    """How a training image is varied: see training/data/augment.py."""
     calibration_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
 

@@ -9,9 +9,8 @@ from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
-from training.runs.files import RESULTS_FILE
-
-CALIBRATION_FILE = "calibration.json"
+from training.layout import columns
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, write_json
 
 
 class OnRun(BaseModel):
@@ -52,7 +51,7 @@ class Evaluate(OnRun):
 
         run, data, ood, score = self.prepare()
         results = evaluate.evaluate_run(run, data, ood, score, self.best_device())
-        evaluate.write_json(self.run / RESULTS_FILE, results | {"ood_paths": self._paths})
+        write_json(self.run / RESULTS_FILE, results | {"ood_paths": self._paths})
         print(summary(results))
 
 
@@ -60,7 +59,7 @@ class Calibrate(OnRun):
     """Temperature, operating points and their cost, into calibration.json; never from test images."""
 
     def cli_cmd(self) -> None:
-        from training.evaluation import calibrate, evaluate, measure, predict
+        from training.evaluation import calibrate, measure, predict
         from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
@@ -73,7 +72,7 @@ class Calibrate(OnRun):
         scaled = predict.torch_predict(module, device)
         measured = measure.measure(scaled, data, ood, score=score, temperature=temperature, scope="group")
         record = {"score": score, "temperature": temperature, **measured, "provenance": checkpoint.provenance()}
-        evaluate.write_json(self.run / CALIBRATION_FILE, evaluate.jsonable(record))
+        write_json(self.run / CALIBRATION_FILE, jsonable(record))
         print(f"temperature {temperature:.3f}, deciding score {score}")
         for name, point in measured["operating_points"].items():
             for kind in ("global", "group"):
@@ -119,11 +118,10 @@ class Pareto(BaseModel):
     out: Path = Path("pareto.json")
 
     def cli_cmd(self) -> None:
-        from training.evaluation import evaluate
         from training.export import candidates as pareto
 
         rows = [pareto.candidate(run, calibrated(run)) for run in self.runs]
-        evaluate.write_json(self.out, rows)  # type: ignore[arg-type]
+        write_json(self.out, rows)  # type: ignore[arg-type]
         print(pareto.table(rows))
 
 
@@ -141,10 +139,8 @@ def summary(results: dict[str, Any]) -> str:
     by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
     lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
     rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
-    width = max(map(len, rows), default=0)
-    lines += [
-        f"{n:{width}}  AUROC {r['auroc']:.2%}  AUPR {r['aupr']:.2%}  FPR95 {r['fpr95']:.2%}" for n, r in rows.items()
-    ]
+    metrics = ("AUROC", "AUPR", "FPR95")
+    lines += columns([[name, *(f"{m} {row[m.lower()]:.2%}" for m in metrics)] for name, row in rows.items()])
     return "\n".join(lines)
 
 

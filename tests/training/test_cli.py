@@ -10,9 +10,9 @@ import pytest
 
 from tests.training import tiny
 from training import __main__ as commands
-from training import finished as on_run
-from training.methods.methods import METHODS
+from training.methods.methods import screen
 from training.runs import checkpoint
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,23 +92,10 @@ def test_missing_data(run, tmp_path):
     assert "Traceback" not in printed
 
 
-def test_methods_lists_every_row(run):
+def test_methods_prints_the_screen(run):
     status, printed = run("methods")
     assert status == 0
-    header, *lines = printed.split("\n\n")[0].strip().splitlines()
-    assert [line.split()[0] for line in lines] == list(METHODS)
-    starts = {title: header.index(title) for title in ("outliers", "views", "second stage", "passes", "score", "paper")}
-
-    def cell(line, title):
-        return line[starts[title] :].split("  ")[0].strip()
-
-    for line, method in zip(lines, METHODS.values(), strict=True):
-        assert cell(line, "paper") == method.paper
-        assert cell(line, "outliers") == (method.outlier_term if method.needs_outliers else "")
-        assert cell(line, "second stage") == (method.stage2 if method.stage2 != "none" else "")
-        assert cell(line, "passes") == ("2" if method.stage2 == "abf" else "1")
-        assert cell(line, "views") == str(method.views)
-        assert cell(line, "score") == method.score
+    assert printed.strip() == screen()
 
 
 # ---- Training and resuming ----
@@ -190,13 +177,13 @@ def test_score_that_the_network_cannot_give(run, copied):
     status, printed = run("evaluate", copied, "--score", "reject-mass")
     assert status == 1
     assert "Score 'reject-mass' reads reject logits, and this network has none" in printed
-    assert not (copied / on_run.RESULTS_FILE).exists()
+    assert not (copied / RESULTS_FILE).exists()
 
 
 def test_another_score_than_the_methods(run, copied):
     status, printed = run("evaluate", copied, "--score", "mahalanobis-pp")
     assert status == 0, printed
-    assert json.loads((copied / on_run.RESULTS_FILE).read_text())["score"] == "mahalanobis-pp"
+    assert json.loads((copied / RESULTS_FILE).read_text())["score"] == "mahalanobis-pp"
 
 
 def test_calibrate_without_calibration_images(run, tmp_path):
@@ -213,7 +200,7 @@ def test_calibrate_without_calibration_images(run, tmp_path):
 def test_evaluate_and_calibrate(run, copied):
     status, printed = run("evaluate", copied)
     assert status == 0, printed
-    results = json.loads((copied / on_run.RESULTS_FILE).read_text())
+    results = json.loads((copied / RESULTS_FILE).read_text())
     assert f"accuracy {results['accuracy']:.2%}" in printed
     assert f"AUROC {results['ood']['nine']['auroc']:.2%}" in printed
     assert (results["method"], results["seed"]) == ("pascl-abf", 0)
@@ -221,7 +208,7 @@ def test_evaluate_and_calibrate(run, copied):
     assert results["images"] == 478
     status, printed = run("calibrate", copied)
     assert status == 0, printed
-    record = json.loads((copied / on_run.CALIBRATION_FILE).read_text())
+    record = json.loads((copied / CALIBRATION_FILE).read_text())
     assert f"temperature {record['temperature']:.3f}, deciding score msp" in printed
     assert list(record["operating_points"]) == ["id95", "ood95"]
     # probabilities differ by the temperature alone, scores not at all
@@ -236,4 +223,4 @@ def test_class_names_in_another_order_are_refused(run, copied):
     status, printed = run("evaluate", copied)
     assert status != 0
     assert "in another order: class 0 was ['1'], the data say ['0']" in printed
-    assert not (copied / on_run.RESULTS_FILE).exists()
+    assert not (copied / RESULTS_FILE).exists()

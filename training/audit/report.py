@@ -7,6 +7,7 @@ from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
 from training.config import program
 from training.evaluation.calibrate import LEVEL
+from training.layout import columns
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
 EXAMPLES = 5  # of each kind of fault in the text; the JSON has all
@@ -121,7 +122,7 @@ def _parts(report: Report) -> list[str]:
         rows.append([p.name, str(p.images), gaps, f"{p.grey / max(p.images, 1):.0%}", str(p.flat), median, least, most,
                      _span(p.aspect), files])  # fmt: skip
     lines = [
-        *_table(rows),
+        *columns(rows),
         "missing: classes without an image; flat: nearly one colour, not searched for near duplicates",
     ]
     if report.dataset != "folder":
@@ -142,7 +143,7 @@ def _tail(report: Report) -> list[str]:
         if len(shown) < len(ordered) and i == EDGE_CLASSES:
             rows.append([f"... {len(ordered) - len(shown)} more", "", "", "", ""])
         rows.append([c.name, c.group, str(c.train), str(c.calibration), f"{c.highest_level:.1%}"])
-    return lines + _table(rows)
+    return lines + columns(rows)
 
 
 def _duplicates(report: Report) -> list[str]:
@@ -190,7 +191,7 @@ def _support(report: Report) -> list[str]:
         for x, (level, n) in zip(LEVELS, s.classes_by_level.items(), strict=True)
     )
     return [
-        *_table(rows),
+        *columns(rows),
         f"at a fraction of {s.fraction:g}; classes with images enough for a threshold of their own:",
         f"    {by_level}",
         f"outliers held out: {s.outliers}" if s.outliers else "no outliers: the point id95 alone",
@@ -205,23 +206,11 @@ def _advice(report: Report) -> list[str]:
             command[-1] += " \\"
             command.append("   ")
         command[-1] += f" {option(setting)}"
-    return [*_table(rows), "", *command]
+    return [*columns(rows), "", *command]
 
 
 def _span(r: Range) -> str:
     return f"{r.minimum:.2f}" if r.minimum == r.maximum else f"{r.minimum:.2f} to {r.maximum:.2f}"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """Columns of their own width: those of numbers to the right, others to the left."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [all(not cell or cell == "-" or cell[0].isdigit() for cell in column[1:]) for column in columns]
-    lines = []
-    for row in rows:
-        cells = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, widths, right, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _counted(n: int, word: str) -> str:

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 
 from service.contract.bundle import GROUPS
 from service.contract.decision import rejects
-from training.evaluation.evaluate import Json
+from training.runs.files import Json
 
 LEVEL = 0.95
 SHRINK_IMAGES = (

@@ -1,9 +1,6 @@
 """A checkpoint, or an exported graph, on the test images and OOD sets → one dictionary of results."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +12,7 @@ from training.evaluation import metrics, predict
 from training.evaluation.predict import Outputs, Predict
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
-from training.runs.files import OUTPUTS_FILE, replacing
+from training.runs.files import OUTPUTS_FILE, Json, jsonable, replacing
 
 CONVENTIONS = (
     "OOD is the positive class and scores are larger = more outlying (PASCL, EAT, ImOOD). fpr95: share of "
@@ -25,7 +22,6 @@ CONVENTIONS = (
 )
 RELIABILITY_BINS = 15
 MAP_IMAGES = 1000
-Json = dict[str, Any]
 
 
 def evaluate(
@@ -131,19 +127,3 @@ def reliability(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -
         "images": [len(c) for c, _ in bins],
         "ece": float(sum(abs(c.mean() - a.mean()) * len(c) for c, a in bins if len(c)) / len(labels)),
     }
-
-
-def jsonable(value: Any) -> Any:
-    """NaN → None, numpy numbers → Python's, all the way down."""
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return None if np.isnan(value) else float(value)
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def write_json(path: Path, content: Json) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -7,9 +7,10 @@ import numpy as np
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
 from training.evaluation import calibrate
-from training.evaluation.evaluate import Json, evaluate, jsonable
+from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import class_accuracy, class_groups, ood_metrics
 from training.evaluation.predict import Outputs, Predict
+from training.runs.files import Json, jsonable
 
 
 def measure(

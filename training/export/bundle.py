@@ -18,13 +18,13 @@ from training.config import Config
 from training.data.loading import Data
 from training.data.readers import MAX_PIXELS, Pixels
 from training.evaluation import calibrate
-from training.evaluation.evaluate import Json
 from training.evaluation.measure import measure
 from training.evaluation.metrics import class_groups
 from training.evaluation.predict import Outputs, deployed, torch_predict
 from training.export import card, examples
 from training.export.graph import onnx_predict, quantize, to_onnx
 from training.runs.checkpoint import Run
+from training.runs.files import Json
 from training.scores.scores import SCORES
 
 PARITY_IMAGES = 2000

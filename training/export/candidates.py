@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from training.data.loading import load
-from training.evaluation.evaluate import Json
 from training.evaluation.measure import split_results
 from training.export.bundle import build
 from training.export.graph import onnx_predict
+from training.layout import markdown_table
 from training.runs import checkpoint
+from training.runs.files import Json
 
 TIMED_IMAGES = 200
 
@@ -41,9 +42,6 @@ def candidate(folder: Path, calibration: Json) -> Json:
 
 def table(rows: list[Json]) -> str:
     """Markdown."""
-    keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
-    lines += [
-        "| " + " | ".join(f"{r[k]:.4f}" if isinstance(r[k], float) else str(r[k]) for k in keys) + " |" for r in rows
-    ]
-    return "\n".join(lines)
+    return markdown_table(
+        list(rows[0]), [[f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
+    )

@@ -6,12 +6,13 @@ percent; what the manifest does not hold is printed as a dash. The plots lie bes
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
 from training.config import Config
 from training.export.plots import GROUPS, RELIABILITY_PLOT, SCORES_PLOT, plots
+from training.layout import markdown_table
 
 __all__ = ["plots", "render"]
 
@@ -45,7 +46,7 @@ def _purpose(m: Manifest) -> Iterable[str]:
         f"{_and(f'`{s}`' for s in m.scores)}, and rejects an image whose `{m.deciding_score}` lies above a calibrated "
         f"threshold. Graph: {m.precision}, {m.passes} pass{'es' if m.passes > 1 else ''} through the trunk per image."
     )
-    yield _table(
+    yield markdown_table(
         ["on the test images", "accuracy", "mean AUROC", "mean AUPR", "mean FPR95"],
         [["", *map(_share, (results.get("accuracy"), mean.get("auroc"), mean.get("aupr"), mean.get("fpr95")))]],
     )
@@ -86,9 +87,9 @@ def _groups(m: Manifest) -> Iterable[str]:
     rows.append(["all", len(m.classes), DASH, sum(c.train_count for c in m.classes), overall, every])
     yield "## By group"
     yield f"Test images. Rejected: good images turned away at the default operating point ({default})."
-    yield _table(["group", "classes", "train images per class", "train images", "accuracy", "rejected"], rows)
+    yield markdown_table(["group", "classes", "train images per class", "train images", "accuracy", "rejected"], rows)
     yield "## By class"
-    yield _table(
+    yield markdown_table(
         ["class", "group", "train images", "accuracy", "rejected"],
         [[c.name, c.group, c.train_count, _share(c.accuracy), _share(c.rejected)] for c in m.classes],
     )
@@ -105,14 +106,16 @@ def _operating_points(m: Manifest) -> Iterable[str]:
         [f"`{name}`", _number(p.threshold), *(_number(p.group_thresholds[g]) for g in GROUPS)]
         for name, p in m.operating_points.items()
     ]
-    yield _table(["threshold", "global", *GROUPS], limits)
+    yield markdown_table(["threshold", "global", *GROUPS], limits)
     rows = []
     for name, point in m.operating_points.items():
         for scope, cost in (("global", point.global_cost), ("group", point.group_cost)):
             rows += [[f"`{name}`", scope, "calibration", *_costs(cost.calibration)]]
             rows += [[f"`{name}`", scope, "test", *_costs(cost.test)]]
     groups = [f"{g} rejected" for g in GROUPS]
-    yield _table(["point", "thresholds", "measured on", "ID images", "ID rejected", *groups, "outliers caught"], rows)
+    yield markdown_table(
+        ["point", "thresholds", "measured on", "ID images", "ID rejected", *groups, "outliers caught"], rows
+    )
     yield "Groups of the true class. On test images, outliers caught is the unweighted mean over the OOD sets."
 
 
@@ -133,13 +136,13 @@ def _ood(m: Manifest) -> Iterable[str]:
     )
     rows = [[name, *(_cell(k, found.get(k)) for k in OOD_COLUMNS.values())] for name, found in sets.items()]
     rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
-    yield _table(["set", *OOD_COLUMNS], rows)
+    yield markdown_table(["set", *OOD_COLUMNS], rows)
     yield f"In-distribution test images: {_cell('images', m.evaluation.get('images'))}. Score: `{m.deciding_score}`."
     at_tpr, at_fpr = mean.get("acc_at_tpr") or {}, m.evaluation.get("acc_at_fpr") or {}
     kept = [[f"{100 * float(n):g}% of OOD images caught", _share(v)] for n, v in at_tpr.items()]
     kept += [[f"{100 * float(n):g}% of in-distribution images rejected", _share(v)] for n, v in at_fpr.items()]
     if kept:
-        yield _table(["accuracy on the images kept with", ""], kept)
+        yield markdown_table(["accuracy on the images kept with", ""], kept)
 
 
 def _calibration(m: Manifest) -> Iterable[str]:
@@ -162,7 +165,7 @@ def _choice(m: Manifest) -> Iterable[str]:
         columns = list(dict.fromkeys(key for row in candidates for key in row))
         yield "## Candidates"
         yield "Chosen on the calibration split: none of these figures was measured on test images."
-        yield _table(columns, [[_cell(k, row.get(k)) for k in columns] for row in candidates])
+        yield markdown_table(columns, [[_cell(k, row.get(k)) for k in columns] for row in candidates])
     if against := m.evaluation.get("int8_against_fp32"):
         yield "## int8 against fp32"
         yield "What quantisation changed on the same images: int8 less fp32, and the share of decisions that differ."
@@ -183,11 +186,6 @@ def _provenance(m: Manifest) -> Iterable[str]:
 # ---- Cells ----------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _against_the_paper(recipe: Mapping[str, Any]) -> str:
     """Where a run stayed below the recipe of PASCL, the defaults of Config."""
     paper = Config().model_dump()
@@ -200,7 +198,7 @@ def _against_the_paper(recipe: Mapping[str, Any]) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return _table(["", ""], [[key.replace("_", " "), value] for key, value in values.items()])
+    return markdown_table(["", ""], [[key.replace("_", " "), value] for key, value in values.items()])
 
 
 def _absent(value: Any) -> bool:

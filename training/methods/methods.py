@@ -5,11 +5,13 @@ A row names its parts, each of which stands under that name in its own module: a
 (scores.py). Settings of a run can replace any part: `python -m training train --method oe --loss focal`.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from training.config import Config, flag
 from training.data.samplers import SAMPLERS
+from training.layout import columns
 from training.methods.contrast import CONTRASTS
 from training.methods.losses import LOSSES
 from training.methods.outliers import OUTLIER_TERMS
@@ -126,6 +128,13 @@ def find(name: str) -> Method:
         raise ValueError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}") from None
 
 
+def first_stage_of(name: str) -> str | None:
+    """The row without a second stage that trains the same stage 1; None for a row that trains its own."""
+    stage1 = find(name).stage1()
+    before = itertools.takewhile(lambda other: other != name, METHODS)
+    return next((n for n in before if METHODS[n].stage2 == NONE and METHODS[n].stage1() == stage1), None)
+
+
 PARTS: dict[str, Mapping[str, object]] = {
     "loss": LOSSES, "sampler": SAMPLERS, "outlier_term": OUTLIER_TERMS, "contrast": CONTRASTS, "stage2": STAGES,
 }  # fmt: skip
@@ -178,9 +187,7 @@ def screen() -> str:
             (name, m.family, m.outlier_term if m.needs_outliers else "", str(m.views), stage2, str(m.passes), m.score,
              m.paper)
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", "parts: train --method ROW with any of these in the place of the row's own"]
+    lines = [*columns(rows), "", "parts: train --method ROW with any of these in the place of the row's own"]
     for part, known in PARTS.items():
         lines.append(f"{flag(part):15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
     lines.append(f"{'--score':15} {', '.join(SCORES)} (evaluate, calibrate; export --scores)")

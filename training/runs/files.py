@@ -1,11 +1,16 @@
-"""The files of a run's folder, and how a file appears: whole or not at all."""
+"""The names of the files in a run's folder, and how a file is written: completely or not at all."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-RESULTS_FILE, OUTPUTS_FILE = "results.json", "outputs.npz"
+import numpy as np
+
+RESULTS_FILE, OUTPUTS_FILE, CALIBRATION_FILE = "results.json", "outputs.npz", "calibration.json"
+Json = dict[str, Any]
 
 
 @contextmanager
@@ -17,3 +22,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def jsonable(value: Any) -> Any:
+    """NaN → None, numpy numbers → Python's, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return None if np.isnan(value) else float(value)
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def write_json(path: Path, content: Json) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,10 +1,9 @@
-"""The runs that a table needs: what is missing is trained and evaluated, k at once, each in a process of its own.
+"""Runs trained and evaluated several at once, each in a process of its own, those that are finished skipped.
 
-A run lies in <out>/runs/<name>/. It is finished when its results.json stands there; a checkpoint without one is
-resumed; a second stage starts from the first stage of the row that shares it, so that no stage is trained twice.
+A run is finished when its results.json is there; a checkpoint without one is resumed; a second stage starts from the
+finished stage 1 of another run, so that no stage is trained twice.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -14,30 +13,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from tqdm import tqdm
 
+from training.config import Config, options
+from training.methods.methods import NONE, find
 from training.runs import checkpoint
 from training.runs.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
-from training.config import Config, options
-from training.evaluation.evaluate import Json
-from training.runs.files import OUTPUTS_FILE, RESULTS_FILE
-from training.methods.methods import METHODS, NONE, find
+from training.runs.files import RESULTS_FILE
 from training.runs.signals import on_stop
-from training.tables.cells import BALANCED, LONG_TAILED
 
 LOG_FILE = "log.txt"
-Budget = Literal["full", "small"]
-# full: PASCL's recipe. small: what two CPU cores train in minutes.
-BUDGETS: dict[Budget, dict[str, Any]] = {
-    "full": {"width": 64, "epochs": 200, "batch_images": 256},
-    "small": {"width": 16, "epochs": 12, "batch_images": 128},
-}
-# Balanced CIFAR-10 has 4.03 times the images of the long-tailed cut: in the small budget it takes as many steps.
-BALANCED_EPOCHS: dict[Budget, int] = {"full": 200, "small": 3}
-# In the small budget only these rows get every seed, the others the first one.
-SEEDED = ("msp", "oe", "pascl", "pascl-abf", "tailguard")
 POLL_SECONDS = 0.5
 
 
@@ -56,42 +42,6 @@ class Job:
     @property
     def done(self) -> bool:
         return (self.folder / RESULTS_FILE).is_file()
-
-
-def first_stage_of(name: str) -> str | None:
-    """The row without a second stage that trains the same stage 1; None for a row that trains its own."""
-    stage1 = find(name).stage1()
-    before = itertools.takewhile(lambda other: other != name, METHODS)
-    return next((n for n in before if METHODS[n].stage2 == NONE and METHODS[n].stage1() == stage1), None)
-
-
-def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: Path) -> list[Job]:
-    """The jobs of `methods` and of the rows whose stage 1 they share, those first. `base` holds data and overrides."""
-    everyone = budget == "full"
-    jobs: dict[Path, Job] = {}
-
-    def add(method: str, seed: int) -> Path:
-        first = first_stage_of(method)
-        after = add(first, seed) if first else None
-        config = base.model_copy(update={"method": method, "seed": seed, "stage1_from": after})
-        folder = out / "runs" / name_of(config)
-        jobs.setdefault(folder, Job(config, folder, after))
-        return folder
-
-    for method in methods:
-        for seed in range(seeds if everyone or method in SEEDED else 1):
-            add(method, seed)
-    return list(jobs.values())
-
-
-def name_of(config: Config) -> str:
-    """Names what differs between the runs of a table."""
-    cut = f"lt{config.imbalance:g}" if config.imbalance and config.imbalance > 1 else "balanced"
-    views = f"-v{config.views}" if config.views else ""
-    return (
-        f"{config.dataset}-{cut}-{config.method}{views}-w{config.width}-e{config.epochs}-b{config.batch_images}"
-        f"-s{config.seed}"
-    )
 
 
 def require_same_settings(job: Job) -> None:
@@ -195,20 +145,3 @@ class _Process:
         """Ask for a checkpoint and wait for it."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait()
-
-
-# ------------------------------------------------------------------------------------------------------- the results
-
-
-def results(jobs: Sequence[Job], budget: Budget) -> list[Json]:
-    """What the finished runs of `jobs` measured."""
-    return [json.loads((job.folder / RESULTS_FILE).read_text()) | {"budget": budget} for job in jobs if job.done]
-
-
-def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
-    """(method, seed, LONG_TAILED or BALANCED) → the run's outputs.npz."""
-    found = {
-        (j.config.method, j.config.seed, BALANCED if j.config.imbalance == 1 else LONG_TAILED): j.folder / OUTPUTS_FILE
-        for j in jobs
-    }
-    return {key: path for key, path in found.items() if path.is_file()}

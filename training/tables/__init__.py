@@ -7,9 +7,9 @@ runs and prints what is there beside the published figures. A missing run is sho
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.runs.files import replacing
+from training.runs.files import Json, replacing
 from training.tables import plots, report, text
-from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs, Section, collect, imbalance
+from training.tables.cells import BALANCED, LONG_TAILED, Runs, Section, collect, imbalance
 from training.tables.grids import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
 from training.tables.published import LONG_TAIL_NOTE
 

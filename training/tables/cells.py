@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Json = dict[str, Any]
+from training.runs.files import Json
+
 LONG_TAILED, BALANCED = 100.0, 1.0
 LEAST_TAIL = 1.5  # largest class to smallest
 # What the seeds of one row must share; a mean over runs that differ in it would mean nothing.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from training.runs.checkpoint import MACHINE_KEYS
-from training.tables.cells import Json
+from training.runs.files import Json
 
 KEPT = ("images", "auroc", "aupr", "fpr95", "fpr95_id_positive", "aupr_id_positive", "acc_at_tpr", "acc_at_fpr")
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from training.runs.files import Json
 from training.tables import published
-from training.tables.cells import BALANCED, LONG_TAILED, METRICS, Cell, Column, Json, Line, Metric, Runs, Section
+from training.tables.cells import BALANCED, LONG_TAILED, METRICS, Cell, Column, Line, Metric, Runs, Section
 from training.tables.cells import published as printed
 from training.tables.published import Figure
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from training.tables.cells import Json, Runs, Section, imbalance
+from training.runs.files import Json
+from training.tables.cells import Runs, Section, imbalance
 from training.tables.grids import Table
 from training.tables.series import Picture
 from training.tables.text import shown_cell

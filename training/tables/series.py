@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from training.export import plots as card_plots
-from training.tables.cells import BALANCED, LONG_TAILED, Json, Runs
+from training.runs.files import Json
+from training.tables.cells import BALANCED, LONG_TAILED, Runs
 from training.tables.grids import Table
 
 Floats = NDArray[np.float64]

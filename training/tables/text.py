@@ -5,7 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from training.tables.cells import LONG_TAILED, SETTINGS, Cell, Column, Json, Line, Runs, Section, imbalance
+from training.layout import markdown_table
+from training.runs.files import Json
+from training.tables.cells import LONG_TAILED, SETTINGS, Cell, Column, Line, Runs, Section, imbalance
 from training.tables.grids import Table
 from training.tables.published import OUTLIERS_NOTE, PER_SET, SETS_NOTE, TRAINING_NOTE
 from training.tables.series import Picture
@@ -54,15 +56,14 @@ def shown_cell(section: Section, line: Line, column: Column) -> str:
 
 
 def markdown_grid(section: Section) -> str:
-    lines = ["| " + " | ".join([section.first, *(c.label for c in section.columns)]) + " |"]
-    lines.append("|---|" + "---:|" * len(section.columns))
+    rows = []
     for line in section.lines:
         cells = [line.label + ("*" if line.note else "")]
         for column in section.columns:
             text = shown_cell(section, line, column)
             cells.append(f"**{text}**" if section.is_best(line, column) else text)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table([section.first, *(c.label for c in section.columns)], rows)
 
 
 def markdown(

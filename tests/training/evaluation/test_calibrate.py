@@ -9,8 +9,8 @@ import pytest
 from training.data import loading
 from training.data.readers import DataError
 from training.evaluation import calibrate, measure, predict
-from training.evaluation.evaluate import jsonable
 from training.evaluation.predict import Outputs
+from training.runs.files import jsonable
 
 RANDOM = np.random.default_rng(0)
 

@@ -1,7 +1,6 @@
 """Results: means, reliability and what is written, all by hand on a predictor that says what the test wants."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from training.data.readers import ImageSet
 from training.evaluation import evaluate
 from training.evaluation.predict import Outputs
+from training.runs.files import write_json
 
 
 def test_unweighted_mean():
@@ -87,24 +87,8 @@ def test_without_ood_sets():
 
 
 def test_json_has_no_nan(results, tmp_path):
-    evaluate.write_json(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
     assert json.loads(text) == results
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_jsonable():
-    given = {1: (np.float32(0.5), math.nan), "n": np.int64(3), "deep": [{"x": np.float64("nan")}], "t": "text"}
-    found = evaluate.jsonable(given)
-    assert found == {"1": [0.5, None], "n": 3, "deep": [{"x": None}], "t": "text"}
-    assert type(found["n"]) is int
-    assert type(found["1"][0]) is float
-
-
-def test_nan_is_refused_and_the_old_file_stays(tmp_path):
-    path = tmp_path / "results.json"
-    evaluate.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        evaluate.write_json(path, {"a": math.nan})
-    assert json.loads(path.read_text()) == {"a": 1}

@@ -14,11 +14,12 @@ from service.contract import bundle
 from training import trainer
 from training.config import Config
 from training.data import loading
-from training.evaluation import calibrate, evaluate, measure, predict
+from training.evaluation import calibrate, measure, predict
 from training.evaluation.metrics import class_groups
 from training.export import bundle as export
 from training.export import graph as graph_module
 from training.runs import checkpoint
+from training.runs.files import jsonable
 from training.scores.scores import fitted
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[checkpoint.Run, 
     run, loaded = checkpoint.trained(out), loading.load(config)
     module = predict.torch_predict(predict.deployed(run, 1.3), CPU)
     measured = measure.measure(module, loaded, loaded.ood, score="msp", temperature=1.3, scope="group")
-    return run, loaded, json.loads(json.dumps(evaluate.jsonable({"score": "msp", "temperature": 1.3, **measured})))
+    return run, loaded, json.loads(json.dumps(jsonable({"score": "msp", "temperature": 1.3, **measured})))
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,10 @@ from tests.training import tiny
 from training.data.samplers import SAMPLERS
 from training.methods.contrast import CONTRASTS, Prototypes
 from training.methods.losses import LOSSES
-from training.methods.methods import COSINE, METHODS, NONE, PARTS, build_network, find, resolve, screen
+from training.methods.methods import COSINE, METHODS, NONE, PARTS, build_network, find, first_stage_of, resolve, screen
 from training.methods.outliers import OUTLIER_TERMS, LogGamma
 from training.methods.stage2 import STAGES
 from training.network.network import CosineHead
-from training.runs.several import first_stage_of
 from training.scores.scores import SCORES
 
 rows = pytest.mark.parametrize("name", METHODS)

@@ -11,9 +11,10 @@ import pytest
 
 from tests.training import tiny
 from training import __main__ as commands
-from training.runs import checkpoint, several as runs
 from training.config import Config
-from training.methods.methods import METHODS
+
+from training.runs import checkpoint, several
+from training.tables import jobs as planned
 from training.tables.compact import compact
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,55 +23,11 @@ CONFIG = Config(dataset="digits", imbalance=10, width=8, epochs=1, batch_images=
 
 
 def plan(methods, *, seeds=1, budget="small", out=Path("out"), base=CONFIG):
-    return runs.plan(base, methods, seeds, budget, out)
+    return planned.plan(base, methods, seeds, budget, out)
 
 
 def names(jobs):
     return [(j.config.method, j.config.seed) for j in jobs]
-
-
-# ---- What is needed ----
-
-
-def test_first_stages_stand_before_the_rows_that_take_them():
-    jobs = plan(["pascl-abf", "la-posthoc", "mahalanobis", "tailguard"])
-    assert names(jobs) == [(m, 0) for m in ("pascl", "pascl-abf", "msp", "la-posthoc", "logit-adjustment",
-                                            "mahalanobis", "tailguard")]  # fmt: skip
-    folders = {j.config.method: j.folder for j in jobs}
-    after = {j.config.method: j.after for j in jobs if j.after}
-    assert after == {
-        "pascl-abf": folders["pascl"], "la-posthoc": folders["msp"], "mahalanobis": folders["logit-adjustment"],
-    }  # fmt: skip
-    assert all(j.config.stage1_from == j.after for j in jobs)
-
-
-def test_a_shared_first_stage_is_trained_once():
-    jobs = plan(["crt", "msp", "abf", "lws"])
-    assert names(jobs) == [("msp", 0), ("crt", 0), ("abf", 0), ("lws", 0)]
-    assert len({j.folder for j in jobs}) == 4
-
-
-def test_in_the_small_budget_only_some_rows_have_every_seed():
-    jobs = plan(["oe", "focal", "abf"], seeds=3)
-    assert names(jobs) == [("oe", 0), ("oe", 1), ("oe", 2), ("focal", 0), ("msp", 0), ("abf", 0)]
-    full = plan(["oe", "focal", "abf"], seeds=3, budget="full")
-    assert sorted(names(full)) == sorted((m, s) for m in ("oe", "focal", "abf", "msp") for s in range(3))
-    assert {j.after.name[-2:] for j in full if j.config.method == "abf"} == {"s0", "s1", "s2"}
-
-
-def test_seeded_rows_exist_with_their_first_stages():
-    for name in runs.SEEDED:
-        assert name in METHODS
-        first = runs.first_stage_of(name)
-        assert first is None or first in runs.SEEDED  # or a seed would train a stage that no table shows
-
-
-def test_folders_differ_where_settings_do():
-    changes = [{}, {"imbalance": 1}, {"width": 16}, {"epochs": 2}, {"batch_images": 64}, {"views": 1}]
-    jobs = [plan(["oe"], base=CONFIG.model_copy(update=change))[0] for change in changes]
-    assert len({j.folder for j in jobs}) == len(changes)
-    assert jobs[0].folder == Path("out/runs/digits-lt10-oe-w8-e1-b32-s0")
-    assert jobs[1].folder.name.startswith("digits-balanced-")
 
 
 def test_command_line_holds_the_settings_of_the_job(monkeypatch):
@@ -85,7 +42,7 @@ def test_command_line_holds_the_settings_of_the_job(monkeypatch):
     monkeypatch.setattr(trainer, "train", train)
     base = CONFIG.model_copy(update={"partial": False, "outliers": Path("a b.npy"), "views": 2})
     job = plan(["pascl-abf"], base=base)[1]
-    training, evaluation = runs.commands(job, [Path("/ood/svhn.npy")], 2)
+    training, evaluation = several.commands(job, [Path("/ood/svhn.npy")], 2)
     monkeypatch.setattr(sys, "argv", ["python -m training", *training[3:]])
     commands.main()
     assert given["config"] == job.config.model_copy(update={"threads": 2})
@@ -104,7 +61,7 @@ def scripted(monkeypatch, tmp_path):
     failing: set[str] = set()
 
     def commands(job, ood, threads):
-        name, done = job.config.method, job.folder / runs.RESULTS_FILE
+        name, done = job.config.method, job.folder / several.RESULTS_FILE
         if name in failing:
             return [["sh", "-c", f"echo {name} broke its leg >&2; exit 3"]]
         content = json.dumps({"config": job.config.model_dump(mode="json")})
@@ -125,12 +82,12 @@ def scripted(monkeypatch, tmp_path):
 
 
 def test_one_at_a_time_in_order(scripted):
-    runs.run(scripted("oe", "abf"), [])
+    several.run(scripted("oe", "abf"), [])
     assert scripted.happened() == [f"{what} {name}" for name in ("oe", "msp", "abf") for what in ("begin", "end")]
 
 
 def test_two_at_once_and_a_second_stage_after_its_first(scripted):
-    runs.run(scripted("oe", "abf", "crt"), [], at_once=2)
+    several.run(scripted("oe", "abf", "crt"), [], at_once=2)
     happened = scripted.happened()
     assert sorted(happened[:2]) == ["begin msp", "begin oe"]
     assert happened.index("end msp") < min(happened.index("begin abf"), happened.index("begin crt"))
@@ -142,42 +99,42 @@ def test_two_at_once_and_a_second_stage_after_its_first(scripted):
 
 
 def test_what_is_done_is_skipped(scripted):
-    runs.run(scripted("oe"), [])
-    runs.run(scripted("oe", "msp"), [])
+    several.run(scripted("oe"), [])
+    several.run(scripted("oe", "msp"), [])
     assert scripted.happened() == ["begin oe", "end oe", "begin msp", "end msp"]
-    runs.run(scripted("oe", "msp"), [])
+    several.run(scripted("oe", "msp"), [])
     assert len(scripted.happened()) == 4
 
 
 def test_a_run_with_another_setting_is_refused(scripted):
-    runs.run(scripted("oe"), [])
+    several.run(scripted("oe"), [])
     with pytest.raises(ValueError, match=r"-oe-.* holds a run with tail_fraction 0\.4 instead of 0\.5: choose another"):
-        runs.run(scripted("oe", "msp", tail_fraction=0.5), [])
+        several.run(scripted("oe", "msp", tail_fraction=0.5), [])
     assert len(scripted.happened()) == 2  # before anything else is trained
-    runs.run(scripted("oe", device="auto", threads=2), [])  # how the machine is used may differ
+    several.run(scripted("oe", device="auto", threads=2), [])  # how the machine is used may differ
 
 
 def test_a_failing_run_is_reported_while_the_others_finish(scripted):
     scripted.failing.add("msp")
     jobs = scripted("abf", "oe")
     with pytest.raises(ValueError, match="these runs failed") as caught:
-        runs.run(jobs, [])
+        several.run(jobs, [])
     said = str(caught.value).splitlines()
     folders = {j.config.method: j.folder for j in jobs}
-    log = folders["msp"] / runs.LOG_FILE
+    log = folders["msp"] / several.LOG_FILE
     assert said[1:] == [
         f"{folders['msp'].name}: see {log}", f"{folders['abf'].name}: waits for {folders['msp']}",
     ]  # fmt: skip
     assert "msp broke its leg" in log.read_text()
     assert scripted.happened() == ["begin oe", "end oe"]
     scripted.failing.clear()
-    runs.run(jobs, [])
+    several.run(jobs, [])
     assert all(job.done for job in jobs)
 
 
 def test_signal_handlers_are_put_back(scripted):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    runs.run(scripted("oe"), [])
+    several.run(scripted("oe"), [])
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -248,7 +205,7 @@ def test_results_to_commit_hold_no_path(interrupted_and_resumed):
 
 def test_compact_keeps_numbers_and_drops_paths(interrupted_and_resumed):
     _, jobs, _, _ = interrupted_and_resumed
-    result = runs.results(jobs, "small")[0]
+    result = planned.results(jobs, "small")[0]
     result["config"] |= {"data": "/home/me/cifar", "outliers": "/home/me/tiny.npy", "stage1_from": "/home/me/run"}
     found = compact(result)
     assert found["config"]["outliers"] == "tiny.npy"
@@ -261,8 +218,8 @@ def test_compact_keeps_numbers_and_drops_paths(interrupted_and_resumed):
 def test_everything_done_starts_nothing(interrupted_and_resumed, monkeypatch):
     _, jobs, _, _ = interrupted_and_resumed
     monkeypatch.setattr(subprocess, "Popen", None)
-    runs.run(jobs, [])
-    assert {method for method, *_ in runs.outputs(jobs)} == {"oe", "pascl", "pascl-abf", "tailguard"}
+    several.run(jobs, [])
+    assert {method for method, *_ in planned.outputs(jobs)} == {"oe", "pascl", "pascl-abf", "tailguard"}
 
 
 def test_resumed_run_is_the_uninterrupted_one(interrupted_and_resumed, tmp_path):

@@ -1,0 +1,21 @@
+"""Tables as text: columns of their own width for a terminal, or Markdown."""
+
+from collections.abc import Sequence
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line per row, two spaces between columns; columns of numbers below their header are set to the right."""
+    cells = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in cells]
+    right = [all(not cell or cell == "-" or cell[0].isdigit() for cell in column[1:]) for column in cells]
+    return [
+        "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The first column to the left, the others to the right; a bar in a cell is escaped."""
+    lines = [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in (head, *rows)]
+    lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
+    return "\n".join(lines)
