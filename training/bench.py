@@ -1,10 +1,10 @@
-"""How close the trainer comes to a bare loop: `python -m training bench`.
+"""The throughput of the trainer against that of a bare loop: `python -m training bench`.
 
 The bare loop repeats forward, backward and optimiser step on one fixed batch of the same size, with the same network,
 precision and memory layout. The trainer does what it always does: draws batches, makes views, computes every loss.
-Both are measured in turns in one run, so that a noisy machine disturbs both alike.
+Both are measured in turns in one run, so that other load on the machine affects both.
 
-`--at-once K` asks another question: what K runs side by side gain over one after another, as `table --at-once K` does.
+`--at-once K` measures K runs side by side, as `table --at-once K` starts them, against one run alone.
 """
 
 import json
@@ -30,7 +30,7 @@ from training.trainer import find_device
 
 
 def synthetic(images: int, num_classes: int = 10) -> Data:
-    """Random pixels in the shape of CIFAR; what they show does not change the speed."""
+    """Random pixels in the shape of CIFAR: their content does not change the speed."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(images) % num_classes

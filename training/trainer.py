@@ -24,9 +24,9 @@ from training.data.batches import Batch, Batches, Easiness, Features
 from training.data.loading import Data, load
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
-from training.methods.methods import NONE, Method, build_network, resolve
+from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
 from training.methods.objective import Losses, easiness, stage1_losses, stage2_losses
-from training.methods.stage2 import STAGES, Solving, branch, prepare
+from training.methods.stage2 import STAGES, Solving, prepare
 from training.network import distributed
 from training.network.network import Network, place
 from training.runs import checkpoint
@@ -196,7 +196,7 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
 def second_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:
     """A copy of the stage-1 network whose part learns again or is solved for, into the state under "branch"."""
     stage, state, device = STAGES[method.stage2], loop.state, next(network.parameters()).device
-    copied = branch(network, stage)
+    copied = classifying_network(method, network)
     if stage.solve:
         weight, bias = (t.detach() for t in network.linear())
         counts = torch.from_numpy(data.train.counts).to(device)

@@ -54,7 +54,7 @@ def evaluate(
 
 
 def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device) -> Json:
-    """The results of a finished run, with what made them; outputs.npz in its folder holds what pictures need.
+    """The results of a finished run, with their provenance; the pictures of a table are drawn from its outputs.npz.
 
     outputs.npz: labels, predictions and deciding scores [N] of the test images, the scores `ood/<name>` of each OOD
     set, and features [K, F] with labels [K] (−1 = OOD) of up to MAP_IMAGES images of either kind.

@@ -1,4 +1,4 @@
-"""From a network, or an exported graph, to what a decision needs: one interface for evaluating and calibrating both."""
+"""Predictions of a network or of an exported graph through one interface, so that both are measured alike."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ Predict = Callable[[Pixels], Outputs]  # uint8 [N, H, W, 3] → Outputs
 
 
 class Deployed(nn.Module):
-    """The graph that ships: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`.
+    """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`.
 
     Scores come from the stage-1 network, probabilities from the stage-2 logits divided by the temperature. Where only
     the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see.
@@ -64,7 +64,7 @@ class Deployed(nn.Module):
         return ((class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores))
 
 
-ALWAYS = ("energy", "msp")  # what every bundle offers beside the score that decides
+ALWAYS = ("energy", "msp")  # every bundle gives these beside the deciding score
 
 
 def deployed(
@@ -104,8 +104,8 @@ def embed(network: Network, images: Pixels, device: torch.device) -> NDArray[np.
     trunk = network.eval().trunk.to(device)
     starts = tqdm(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
     batches = (torch.from_numpy(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in starts)
-    found = [trunk(to_input(batch.to(device))).float().cpu().numpy() for batch in batches]
-    return np.concatenate(found) if found else np.empty((0, trunk.features), np.float32)
+    features = [trunk(to_input(batch.to(device))).float().cpu().numpy() for batch in batches]
+    return np.concatenate(features) if features else np.empty((0, trunk.features), np.float32)
 
 
 def torch_predict(module: Deployed, device: torch.device) -> Predict:

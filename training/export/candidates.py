@@ -1,4 +1,4 @@
-"""Candidates side by side: int8 size, time and quality on the calibration split, never on test images."""
+"""The command `pareto`: size, time and quality of int8 candidates on the calibration split, never on test images."""
 
 import time
 from pathlib import Path

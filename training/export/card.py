@@ -134,7 +134,7 @@ def _ood(m: Manifest) -> Iterable[str]:
         "OOD is the positive class: FPR95 is the share of in-distribution images flagged when 95% of OOD images are "
         "caught. The other convention is named: the share of OOD images accepted when 95% of in-distribution is kept."
     )
-    rows = [[name, *(_cell(k, found.get(k)) for k in OOD_COLUMNS.values())] for name, found in sets.items()]
+    rows = [[name, *(_cell(k, measured.get(k)) for k in OOD_COLUMNS.values())] for name, measured in sets.items()]
     rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
     yield markdown_table(["set", *OOD_COLUMNS], rows)
     yield f"In-distribution test images: {_cell('images', m.evaluation.get('images'))}. Score: `{m.deciding_score}`."

@@ -1,9 +1,9 @@
 """Ten small pictures drawn by script, shipped with every bundle as examples and golden inputs.
 
 Six stand for classes of CIFAR-10, two from each group, and four for images that belong to no class. No data set's
-images are involved, so they may be published. A model may well be wrong about them: they measure nothing.
+images are involved, so they may be published. A model may misclassify them: they are no measure of quality.
 
-    python -c "from training import examples; print({k: len(v) for k, v in examples.draw().items()})"
+    python -c "from training.export import examples; print({k: len(v) for k, v in examples.draw().items()})"
 """
 
 import io

@@ -20,7 +20,7 @@ BLUE, GREY = "#0072B2", "#999999"
 
 
 def plots(manifest: Manifest) -> dict[str, bytes]:
-    """Path inside the bundle → PNG: how the scores spread and, where it was measured, how far to believe probabilities.
+    """Path inside the bundle → PNG: the distributions of the scores, and the reliability of the probabilities.
 
     The second is left out when the evaluation has no reliability record with at least one image.
     """

@@ -1,4 +1,4 @@
-"""Contrastive terms: what pulls the images of a class together and pushes outliers away from the tail."""
+"""Contrastive terms: they pull the images of a class together and push outliers away from the tail."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def cocl(step: Step, *, temperature: float = 0.07, triplet_weight: float = 2.0) 
     assert isinstance(vectors, Tensor)
     rank = torch.empty_like(step.counts)
     rank[step.counts.argsort(descending=True, stable=True)] = torch.arange(len(rank), device=rank.device)
-    head = rank <= round(0.4 * len(rank))  # ≤: their code takes one class more than 40%
+    head = rank <= round(0.4 * len(rank))  # ≤: the authors' code takes one class more than 40%
     return tail_prototypes(
         features, labels, outliers, vectors, step.tail, temperature=temperature
     ) + triplet_weight * head_triplet(features[head[labels]], outliers, step.generator)

@@ -1,4 +1,4 @@
-"""METHODS: one frozen row per method; the literature on one screen.
+"""METHODS: one frozen row per method.
 
 A row names its parts, each of which stands under that name in its own module: a loss (losses.py), a sampler
 (samplers.py), an outlier term (outliers.py), a contrast term (contrast.py), a second stage (stage2.py), a score
@@ -15,7 +15,7 @@ from training.layout import columns
 from training.methods.contrast import CONTRASTS
 from training.methods.losses import LOSSES
 from training.methods.outliers import OUTLIER_TERMS
-from training.methods.stage2 import STAGES
+from training.methods.stage2 import STAGES, branch
 from training.network.network import Network
 from training.scores.scores import SCORES
 
@@ -25,7 +25,7 @@ COSINE = {"ldam", "ldam-class-balanced"}  # losses whose margins are those of a 
 
 @dataclass(frozen=True)
 class Method:
-    """What stage 1 minimises on what, what follows it, and which score decides. Parts by name; "none" = without."""
+    """One row: the parts of stage 1, the second stage and the deciding score, each by name; "none" = without."""
 
     paper: str
     family: str
@@ -111,7 +111,7 @@ METHODS: dict[str, Method] = {
         "Miao et al. 2024", "beyond", views=1, outlier_term="outlier-class", outlier_weight=0.05, outliers_per_image=2,
         contrast="cocl", stage2="la-posthoc", score="reject-mass", score_tau=1.0,
     ),
-    # Prior-corrected training keeps the outlier class off the tail; the head is then learnt again on balanced draws.
+    # Prior-corrected training keeps the outlier class off the tail; the head is then retrained on balanced draws.
     "tailguard": Method(
         "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class", outlier_weight=0.5,
         stage2="crt", score="reject-mass",
@@ -164,7 +164,7 @@ def resolve(config: Config) -> Method:
 
 
 def _problems(method: Method, given: set[str]) -> Iterator[str]:
-    """Why a combination makes no sense."""
+    """Reasons why a combination of parts cannot work."""
     if method.stage2 == "crt-smote" and method.contrast != NONE:
         yield (
             "SMOTE draws new features on the straight lines between old ones, and a contrastive stage places classes "
@@ -203,6 +203,11 @@ def build_network(method: Method, num_classes: int, width: int) -> Network:
         cosine=method.loss in COSINE,
         learned={name: term.learned for name, term in terms.items() if term and term.learned},
     )  # fmt: skip
+
+
+def classifying_network(method: Method, scoring: Network) -> Network:
+    """A copy of `scoring` in the structure of the second stage; `scoring` itself where there is none."""
+    return scoring if method.stage2 == NONE else branch(scoring, STAGES[method.stage2])
 
 
 def contrast_defaults(num_classes: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""One step's loss, from the parts that a method names."""
+"""The loss of one step, built from the parts that a method names."""
 
 from collections.abc import Callable
 from functools import partial
@@ -136,13 +136,13 @@ def easiness(config: Config, network: Network, device: torch.device) -> Callable
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         network.eval()
-        found = []
+        parts = []
         for part in torch.split(images, 512):
             with precision:
                 logits, features = network(to_input(part))
                 rejects = network.rejects(features)
-            found.append(reject_mass(Seen(features.float(), logits.float(), rejects.float())))
+            parts.append(reject_mass(Seen(features.float(), logits.float(), rejects.float())))
         network.train()
-        return torch.cat(found)
+        return torch.cat(parts)
 
     return score

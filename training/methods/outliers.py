@@ -59,9 +59,9 @@ def sofl(step: Step) -> Tensor:
     """
     z, classes = step.outlier_joint, step.outlier_logits.shape[1]
     rejects = step.outlier_reject.shape[1]
-    found = z.argmax(dim=1)
-    drawn = torch.randint(rejects, found.shape, generator=step.generator, device=z.device) + classes
-    target = torch.where(found >= classes, found, drawn)
+    best = z.argmax(dim=1)
+    drawn = torch.randint(rejects, best.shape, generator=step.generator, device=z.device) + classes
+    target = torch.where(best >= classes, best, drawn)
     return _mean(z.logsumexp(dim=1) - z.gather(1, target[:, None]).squeeze(1))
 
 

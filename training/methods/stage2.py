@@ -1,4 +1,4 @@
-"""The second stage: a copy of the stage-1 network, part of which learns again, or whose head is solved for."""
+"""The second stage: a copy of the stage-1 network, part of which is trained again or whose head is computed."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from training.network.network import Network
 
 
 class Solving(NamedTuple):
-    """What a closed form of the head may look at."""
+    """The inputs of a head in closed form."""
 
     weight: Tensor  # [C, F], of stage 1's head
     bias: Tensor  # [C]
@@ -25,9 +25,9 @@ class Solving(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage2:
-    """`learns` picks what learns from `sampler` and `loss`; `solve` gives a linear head in closed form instead.
+    """One row of STAGES: `learns` picks the modules that are trained, or `solve` computes a linear head instead.
 
-    `rebuild` changes the copy's structure before it learns (and before a finished one is loaded into it).
+    `rebuild` changes the structure of the copy before it is trained or before its saved state is loaded.
     """
 
     paper: str
@@ -36,12 +36,12 @@ class Stage2:
     rebuild: Callable[[Network], None] | None = None
     loss: Callable[[Tensor, Tensor, Tensor], Tensor] = losses.cross_entropy
     sampler: str = "natural"
-    on_features: bool = False  # learns from SMOTE's features [N', F] instead of images
+    on_features: bool = False  # trained on SMOTE's features [N', F] instead of images
     learning_rate: float = 5e-4
     passes: int = 1  # through the trunk at inference: 2 when the trunk's own state changes
 
 
-# ---- What learns ----
+# ---- The modules that are trained ----
 
 
 def norms_and_head(network: Network) -> list[nn.Module]:
@@ -129,7 +129,7 @@ def branch(network: Network, stage: Stage2) -> Network:
 
 
 def prepare(network: Network, stage: Stage2) -> list[nn.Parameter]:
-    """Freeze everything but what learns, and set train mode there only, so that only its BN statistics move."""
+    """Freeze all but the trained modules and set train mode there alone, so that only their BN statistics change."""
     assert stage.learns is not None
     network.requires_grad_(False).eval()
     learning = stage.learns(network)

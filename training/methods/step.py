@@ -1,4 +1,4 @@
-"""What one step of stage 1 shows to the terms of its loss."""
+"""The tensors of one stage-1 step, from which the terms of its loss are computed."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Step:
     """One forward pass over V views of n images and one view of m outliers; this process's share of the batch.
 
     C classes, R reject logits (0 where the method has none), F features, D projected features. All are float32,
-    whatever the precision of the pass: what a term learns beside the network stands outside autocast.
+    whatever the precision of the pass: modules that a term trains beside the network run outside autocast.
     """
 
     network: Network

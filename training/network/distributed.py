@@ -1,6 +1,6 @@
-"""What processes share when `torchrun` starts several, so that they give the loss curve of one.
+"""What the processes of `torchrun` exchange, so that together they give the loss curve of one process.
 
-Shared, and why:
+Exchanged, and why:
 - BatchNorm statistics: in-distribution images and outliers are normalised jointly (REFERENCE A4), over the whole batch.
 - Projected features: the contrastive term compares every tail image with every outlier of the whole batch.
 - Gradients and losses: averaged, in one flat buffer; each process's loss is the mean over its own share.

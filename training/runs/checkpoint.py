@@ -1,4 +1,4 @@
-"""A run's folder: what is written while it trains, and how a trained network comes back from it."""
+"""The checkpoint of a run: written while it trains, read to resume it and to load the trained networks."""
 
 import subprocess
 import sys
@@ -12,15 +12,14 @@ import torch
 from training.config import Config, program
 from training.data.loading import Data
 from training.runs.files import replacing
-from training.methods.methods import NONE, OVERRIDES, Method, build_network, resolve
+from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
 from training.network.network import Network
-from training.methods.stage2 import STAGES, branch
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write the checkpoint; a kill at any moment leaves a whole one."""
+    """Write the checkpoint; a process killed while it writes leaves the previous one intact."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CHECKPOINT_FILE) as temporary:
         torch.save(state, temporary)
@@ -66,9 +65,8 @@ def trained(folder: Path) -> Run:
     method = resolve(config)
     scoring = build_network(method, len(state["classes"]), config.width)
     scoring.load_state_dict(state["network"])
-    classifying = scoring
-    if method.stage2 != NONE:
-        classifying = branch(scoring, STAGES[method.stage2])
+    classifying = classifying_network(method, scoring)
+    if classifying is not scoring:
         classifying.load_state_dict(state["branch"])
     return Run(
         folder, config, method, tuple(state["classes"]), state["train_counts"], scoring.eval(), classifying.eval(),
@@ -96,7 +94,7 @@ MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
 
 
 def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """What a new run takes over from the finished stage 1 of `folder`; ValueError when settings or data differ."""
+    """The state that a new run takes from the finished stage 1 of `folder`; ValueError when settings or data differ."""
     old = load(folder)
     if old["stage"] == "stage1":
         raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
@@ -114,7 +112,7 @@ def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """The command, the commit and the versions that make a result."""
+    """The command, the commit and the versions that produce a result."""
     here = Path(__file__).resolve().parent
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     return {

@@ -92,7 +92,7 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
             for job in ready[: at_once - len(running)]:
                 waiting.remove(job)
                 running[job] = _Process(job, commands(job, ood, threads))
-            if not running:  # what is left waits for a run that failed
+            if not running:  # every job left depends on one that failed
                 break
             time.sleep(POLL_SECONDS)
             for job in [job for job, process in running.items() if process.finished()]:
@@ -111,7 +111,7 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
 
 
 class _Process:
-    """The commands of one job, one after another, what they print in its log."""
+    """Runs the commands of one job one after another and appends their output to its log file."""
 
     def __init__(self, job: Job, steps: list[list[str]]) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class _Process:
 
     def _next(self) -> None:
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        with self.path.open("ab") as log:  # in a session of its own: a Ctrl-C reaches it once, from us
+        with self.path.open("ab") as log:  # its own session: Ctrl-C reaches it through stop() alone
             self.process = subprocess.Popen(
                 self.steps.pop(0), stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -135,11 +135,11 @@ class _Process:
         return True
 
     def last_line(self) -> str:
-        """The name and how far it is, from the progress bar in the log."""
+        """The method and its progress, from the last progress bar in the log."""
         with self.path.open("rb") as log:
             log.seek(max(0, self.path.stat().st_size - 400))
-            said = log.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1]
-        return f"{self.job.config.method} {said.split('|')[0].strip()[:30]}"
+            last = log.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1]
+        return f"{self.job.config.method} {last.split('|')[0].strip()[:30]}"
 
     def stop(self) -> None:
         """Ask for a checkpoint and wait for it."""

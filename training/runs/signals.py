@@ -1,4 +1,4 @@
-"""What a long run does when it is asked to stop."""
+"""Handlers of SIGINT (Ctrl-C) and SIGTERM that last for one block of code."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def on_stop(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """While it lasts, Ctrl-C and TERM call `handler`; then the handlers are those that were there before."""
+    """SIGINT and SIGTERM call `handler` inside the block; the previous handlers are restored after it."""
     before = {number: signal.signal(number, handler) for number in STOPS}
     try:
         yield

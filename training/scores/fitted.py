@@ -1,7 +1,7 @@
-"""Post-hoc outlier scores that are fitted once on training images: what each is, and its constants.
+"""Post-hoc outlier scores with constants that are fitted once on training images.
 
 A score `name(seen, **constants)` gives [N], larger = more outlying; `fit_name(reference)` gives its constants. Scores
-are plain arithmetic with fixed shapes but for N, so they stand in the exported graph; fits run in float64.
+are arithmetic with shapes fixed but for N, so they can be exported; constants are fitted in float64.
 """
 
 from bisect import bisect_right
@@ -22,7 +22,7 @@ TINY = 1e-12
 
 
 class Seen(NamedTuple):
-    """What a score sees of N images."""
+    """The outputs of the network on N images that scores read."""
 
     features: Tensor  # [N, F] penultimate
     logits: Tensor  # [N, C] of the classes
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a score is fitted on: training images, and the linear head."""
+    """The training images and the linear head on which scores are fitted."""
 
     features: Tensor  # [N, F]
     logits: Tensor  # [N, C]

@@ -1,7 +1,7 @@
-"""Outlier scores, the literature on one screen: Seen of N images → [N], larger = more outlying, here only.
+"""SCORES: one row per outlier score. Seen of N images → [N], larger = more outlying, comparable within one model.
 
-Each can stand in an exported graph. `fitted` makes the module for a network; the scores that are first fitted on
-training images are in training/scores/fitted.py.
+Every score can be part of an exported graph. `fitted` makes the module for a network; the scores whose constants are
+fitted on training images are in training/scores/fitted.py.
 """
 
 from collections.abc import Callable

@@ -64,7 +64,7 @@ class Line:
     label: str
     method: str
     cells: Mapping[str, Cell | str]
-    note: str = ""  # marked with * at the label, and told below the table
+    note: str = ""  # marked with * at the label, and explained below the table
     source: str = ""  # of the published figures
 
 
@@ -117,12 +117,10 @@ def _on_sets(*path: str) -> Read:
     """A number of the unweighted mean over the OOD sets; several last names are one, of older and newer results."""
 
     def read(run: Json) -> float | None:
-        found: Any = run.get("mean") or {}
-        for key in path[:1]:
-            found = found.get(key)
+        value: Any = (run.get("mean") or {}).get(path[0])
         if len(path) > 1:
-            found = next((found[k] for k in path[1:] if k in found), None) if found else None
-        return found if found is None else float(found)
+            value = next((value[k] for k in path[1:] if k in value), None) if value else None
+        return None if value is None else float(value)
 
     return read
 
@@ -178,8 +176,8 @@ class Runs:
         return [run for runs in self.by_row.values() for run in runs]
 
     def cell(self, method: str, read: Read, ratio: float = LONG_TAILED) -> Cell:
-        found = [(run["seed"], read(run)) for run in self.of(method, ratio)]
-        measured = [(seed, 100 * value) for seed, value in found if value is not None]
+        by_seed = [(run["seed"], read(run)) for run in self.of(method, ratio)]
+        measured = [(seed, 100 * value) for seed, value in by_seed if value is not None]
         return Cell(tuple(v for _, v in measured), tuple(s for s, _ in measured))
 
     @property

@@ -91,12 +91,12 @@ def _method_section(
     """Methods × metrics, the published values of `compared` to the right."""
     lines = []
     for e in entries:
-        found = runs.of(e.method)
+        seeds = runs.of(e.method)
         figure = figures.get(e.method)
         cells: dict[str, Cell | str] = {k: runs.cell(e.method, METRICS[k].read) for k in keys}
         cells |= {
-            "seeds": str(len(found)) if found else "—",
-            "passes": str(found[0].get("passes", "")) if found else "",
+            "seeds": str(len(seeds)) if seeds else "—",
+            "passes": str(seeds[0].get("passes", "")) if seeds else "",
         }
         cells |= _figures(figure)
         lines.append(Line(e.label, e.method, cells, *((figure.unclear, figure.source) if figure else ())))

@@ -59,8 +59,8 @@ def results(jobs: Sequence[Job], budget: Budget) -> list[Json]:
 
 def outputs(jobs: Sequence[Job]) -> dict[tuple[str, int, float], Path]:
     """(method, seed, LONG_TAILED or BALANCED) → the run's outputs.npz."""
-    found = {
+    paths = {
         (j.config.method, j.config.seed, BALANCED if j.config.imbalance == 1 else LONG_TAILED): j.folder / OUTPUTS_FILE
         for j in jobs
     }
-    return {key: path for key, path in found.items() if path.is_file()}
+    return {key: path for key, path in paths.items() if path.is_file()}

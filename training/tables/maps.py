@@ -1,4 +1,4 @@
-"""The map of features: head, tail and OOD images in two dimensions, and in numbers how far tail and OOD overlap."""
+"""The feature map: t-SNE of head, tail and OOD features, and how much tail and OOD features overlap."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ CLEAR = 2.0  # points; a smaller difference is called none: about the standard e
 
 
 class Overlap(NamedTuple):
-    """How far apart the tail and OOD are; percent."""
+    """How much the tail and OOD overlap, in percent."""
 
     mixed: float  # of a tail image's nearest neighbours among as many tail as OOD images, how many are OOD; 50 = mixed
     tail_auroc: float  # of the deciding score, tail against OOD, mean over the sets
@@ -36,20 +36,20 @@ def feature_map(series: Sequence[Series]) -> Picture | None:
     if not parts:
         return None
     figure = Figure(figsize=(max(3.9 * len(parts), 5.2), 4.5), layout="constrained")
-    told = []
+    overlaps = []
     for axes, (s, features, kinds) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
         points = embed(features)
         for kind, (colour, marker, size) in KINDS.items():
             at = points[kinds == kind]
             axes.scatter(at[:, 0], at[:, 1], s=size, c=colour, marker=marker, alpha=0.6, linewidths=0.7,
                          label=kind if axes is figure.axes[0] else None)  # fmt: skip
-        found = overlap(s, features, kinds)
+        measured = overlap(s, features, kinds)
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)")
-        axes.set_title(f"{s.label}\nneighbours of tail that are OOD: {found.mixed:.0f}%", fontsize=10.5)
-        told.append((s.label, found))
+        axes.set_title(f"{s.label}\nneighbours of tail that are OOD: {measured.mixed:.0f}%", fontsize=10.5)
+        overlaps.append((s.label, measured))
     figure.axes[0].set_ylabel("t-SNE 2 (no unit)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, markerscale=1.5)
-    text = verdict(told)
+    text = verdict(overlaps)
     caption = (
         f"Features of the scoring network by t-SNE (PCA start, seed {SEED}; distances between clusters mean little). "
         f"Of a tail image's {NEIGHBOURS} nearest neighbours (cosine, in all dimensions, among as many tail as OOD "
@@ -67,27 +67,29 @@ def panels(series: Sequence[Series]) -> list[Series]:
     return [*baselines[:2], *(contrasted[:1] or others[:1])]
 
 
-def verdict(told: Sequence[tuple[str, Overlap]]) -> str:
+def verdict(overlaps: Sequence[tuple[str, Overlap]]) -> str:
     """The numbers, and what they say of the last run against the one before it."""
     parts = [
         f"{label} {o.mixed:.0f}% of neighbours, AUROC tail {o.tail_auroc:.1f}, head {o.head_auroc:.1f}"
-        for label, o in told
+        for label, o in overlaps
     ]
     text = "; ".join(parts) + "."
-    if len(told) < 2:
+    if len(overlaps) < 2:
         return text
-    (before, old), (after, new) = told[-2:]
+    (before, old), (after, new) = overlaps[-2:]
     apart, ranked = old.mixed - new.mixed, new.tail_auroc - old.tail_auroc
     if apart > CLEAR and ranked > CLEAR:
-        return f"{text} Both say that {after} parts the tail from OOD better than {before} does."
+        return f"{text} Both say that {after} separates the tail from OOD better than {before} does."
     if apart < -CLEAR and ranked < -CLEAR:
-        return f"{text} Both say that {after} parts the tail from OOD less well than {before} does."
+        return f"{text} Both say that {after} separates the tail from OOD less well than {before} does."
     if abs(apart) <= CLEAR and abs(ranked) <= CLEAR:
-        return f"{text} {after} and {before} part the tail from OOD about equally."
+        return f"{text} {after} and {before} separate the tail from OOD about equally."
     features, score = (
         "better" if gain > CLEAR else "less well" if gain < -CLEAR else "about equally well" for gain in (apart, ranked)
     )
-    return f"{text} Against {before}, {after} parts tail and OOD {features} in the features and {score} by the score."
+    return (
+        f"{text} Against {before}, {after} separates tail and OOD {features} in the features and {score} by the score."
+    )
 
 
 def overlap(s: Series, features: Floats, kinds: NDArray[np.str_]) -> Overlap:

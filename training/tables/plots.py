@@ -76,7 +76,7 @@ def _roc_per_set(series: Sequence[Series]) -> Picture:
     down = -(-len(names) // across)
     figure = Figure(figsize=(3.0 * across + 0.4, 2.9 * down + 0.6), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    told = []
+    values = []
     for axes, name in zip(grid.flat, names, strict=False):
         areas = []
         for s in series:
@@ -85,14 +85,14 @@ def _roc_per_set(series: Sequence[Series]) -> Picture:
             axes.plot(100 * GRID, 100 * roc(s.scores, s.ood[name]), label=label, **s.line)
         _frame_roc(axes)
         axes.set_title(f"{name}\nAUROC " + " / ".join(f"{a:.1f}" for a in areas), fontsize=10)
-        told.append(f"{name} " + " / ".join(f"{a:.1f}" for a in areas))
+        values.append(f"{name} " + " / ".join(f"{a:.1f}" for a in areas))
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("ID test images flagged (false positive rate)", fontsize=10)
     figure.supylabel("OOD images caught", fontsize=10)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     order = " / ".join(s.label for s in series)
-    text = f"ROC curves on each OOD set, OOD positive. AUROC ({order}): {'; '.join(told)}."
+    text = f"ROC curves on each OOD set, OOD positive. AUROC ({order}): {'; '.join(values)}."
     caption = f"{text} Dashed: 95% of the OOD images caught, where FPR95 is read. {seeds_of(series)}"
     return Picture("roc", png(figure), text, caption)
 
@@ -129,10 +129,10 @@ def _risk_coverage(series: Sequence[Series]) -> Picture:
     with_ood = any(s.ood for s in series)
     figure = Figure(figsize=(9.6 if with_ood else 7.2, 4.4), layout="constrained")
     panels = figure.subplots(1, 2 if with_ood else 1, squeeze=False)[0]
-    told = []
+    values = []
     for s in series:
         x, y = risk_coverage(s.scores, s.predictions != s.labels, np.ones(len(s.scores)))
-        told.append(f"{s.label} {100 * np.interp(0.8, x, y):.1f}")
+        values.append(f"{s.label} {100 * np.interp(0.8, x, y):.1f}")
         shown = x >= FIRST
         panels[0].plot(100 * x[shown], 100 * y[shown], label=s.label, **s.line)
         if s.ood:
@@ -150,8 +150,8 @@ def _risk_coverage(series: Sequence[Series]) -> Picture:
     figure.legend(loc="outside lower center", ncols=4 if with_ood else 3, frameon=False)
     caption = "Risk against coverage: images are accepted in the order of the deciding score, least outlying first "
     caption += f"(below {FIRST:.0%}, where a handful of images decides, nothing is drawn). "
-    caption += f"Errors at 80% of the ID images accepted, %: {', '.join(told)}. "
+    caption += f"Errors at 80% of the ID images accepted, %: {', '.join(values)}. "
     if with_ood:
         caption += "Right: OOD sets of equal weight; a perfect detector accepts the left half (50%) first. "
-    alt = f"Risk-coverage curves. Errors at 80% coverage of ID images, percent: {', '.join(told)}."
+    alt = f"Risk-coverage curves. Errors at 80% coverage of ID images, percent: {', '.join(values)}."
     return Picture("risk-coverage", png(figure), alt, caption + seeds_of(series))

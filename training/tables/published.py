@@ -50,8 +50,8 @@ def _anchor(numbers: str, unclear: str = "") -> Figure:
 
 
 def _pascl(numbers: str, acc95: float) -> Figure:
-    found = _anchor(numbers)
-    return Figure(f"{PASCL_PAPER}, as the ImOOD and EAT papers print it", {**found.values, "acc95": acc95})
+    figure = _anchor(numbers)
+    return Figure(f"{PASCL_PAPER}, as the ImOOD and EAT papers print it", {**figure.values, "acc95": acc95})
 
 
 # ---- Methods against each other --------------------------------------------------------------------------------------

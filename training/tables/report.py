@@ -69,12 +69,12 @@ def figure(picture: Picture) -> str:
     return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def provenance(found: Sequence[Json]) -> str:
+def provenance(results: Sequence[Json]) -> str:
     """Row, seed, commit and command of every run."""
-    if not found:
+    if not results:
         return "<p>No run is there yet.</p>"
     lines = []
-    for run in found:
+    for run in results:
         made = run.get("provenance") or {}
         training = made.get("training") or {}
         commits = dict.fromkeys(str(p["commit"]) for p in (training, made) if "commit" in p)

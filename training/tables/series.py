@@ -66,7 +66,7 @@ class Series:
 
 def load(table: Table, runs: Runs, outputs: Mapping[tuple[str, int, float], Path]) -> list[Series]:
     """One per pictured row whose outputs are there: its lowest seed."""
-    found, labels = [], {e.method: e.label for e in table.entries}
+    series, labels = [], {e.method: e.label for e in table.entries}
     several = len({ratio for _, ratio in table.pictured}) > 1
     for look, (method, ratio) in enumerate(table.pictured):
         run = next((r for r in runs.of(method, ratio) if (method, int(r["seed"]), ratio) in outputs), None)
@@ -74,8 +74,8 @@ def load(table: Table, runs: Runs, outputs: Mapping[tuple[str, int, float], Path
             continue
         where = {BALANCED: ", balanced", LONG_TAILED: ", long-tailed"}.get(ratio, "") if several else ""
         label = labels.get(method, method) + where
-        found.append(read(label, look, run, outputs[method, int(run["seed"]), ratio]))
-    return found
+        series.append(read(label, look, run, outputs[method, int(run["seed"]), ratio]))
+    return series
 
 
 def read(label: str, look: int, run: Json, path: Path) -> Series:

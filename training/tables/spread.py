@@ -1,4 +1,4 @@
-"""Two pictures of a table by class and group: how the scores spread, and what each class gets for its images."""
+"""Two pictures of a table: the scores by group, and accuracy and rejection by class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ BINS = 40
 def scores(series: Sequence[Series]) -> Picture:
     """Histograms of the deciding score: in-distribution by group, and OOD with every set of equal weight."""
     figure = Figure(figsize=(7.2, 2.0 * len(series) + 0.9), layout="constrained")
-    told, handles, names = [], [], []
+    summaries, handles, names = [], [], []
     alike = len({s.results.get("score") for s in series}) == 1
     panels = figure.subplots(len(series), 1, squeeze=False, sharex=alike)[:, 0]
     for axes, s in zip(panels, series, strict=True):
@@ -31,7 +31,7 @@ def scores(series: Sequence[Series]) -> Picture:
         flagged = {g: s.scores[s.groups == g] > threshold for g in GROUPS}
         shares = ", ".join(f"{g} {100 * f.mean():.1f}%" for g, f in flagged.items() if len(f))
         caught = 100 * np.mean([np.mean(o > threshold) for o in s.ood.values()])
-        told.append(f"{s.label} flags {shares}, OOD {caught:.1f}%")
+        summaries.append(f"{s.label} flags {shares}, OOD {caught:.1f}%")
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             if name not in names:
                 handles.append(handle)
@@ -41,9 +41,11 @@ def scores(series: Sequence[Series]) -> Picture:
     caption = (
         "Spread of the deciding score, each curve scaled to 100%; the outermost bins hold what lies beyond them, and a "
         "bin that would dwarf the rest is cut and named. At the threshold that keeps 95% of the ID test images, "
-        f"{'; '.join(told)}. {seeds_of(series)}"
+        f"{'; '.join(summaries)}. {seeds_of(series)}"
     )
-    return Picture("scores", png(figure), f"Histograms of the score by group against OOD. {'; '.join(told)}.", caption)
+    return Picture(
+        "scores", png(figure), f"Histograms of the score by group against OOD. {'; '.join(summaries)}.", caption
+    )
 
 
 def _spread(axes: Any, s: Series) -> None:
@@ -87,15 +89,15 @@ def classes(series: Sequence[Series]) -> Picture:
     """Accuracy and rejection of each class against its number of training images."""
     figure = Figure(figsize=(7.2, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    told = []
+    summaries = []
     for s in series:
         counts, right, gone = by_class(s)
-        few = len(counts) <= 30  # with more, a line through every class is a thicket
+        few = len(counts) <= 30  # lines through more classes than this cannot be read
         size, width = (6, 1.6) if few else (4, 0)
         looks = {**s.line, "marker": MARKERS[s.look % len(MARKERS)], "markersize": size, "linewidth": width}
         upper.plot(counts, right, label=s.label, **looks)
         lower.plot(counts, gone, **looks)
-        told.append(f"{s.label} {right[-1]:.1f}% right and {gone[-1]:.1f}% rejected")
+        summaries.append(f"{s.label} {right[-1]:.1f}% right and {gone[-1]:.1f}% rejected")
     upper.set(xscale="log", ylabel="accuracy of the class", ylim=(-2, 102))
     lower.set(xscale="log", ylabel="test images of the class rejected", ylim=(0, None))
     lower.set_xlabel("training images of the class (log scale)")
@@ -108,7 +110,7 @@ def classes(series: Sequence[Series]) -> Picture:
     lower.xaxis.set_minor_locator(NullLocator())
     lower.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     figure.legend(loc="outside lower center", ncols=3 if len(series) > 4 else 4, frameon=False)
-    text = f"The rarest class: {'; '.join(told)}."
+    text = f"The rarest class: {'; '.join(summaries)}."
     caption = (
         "Each class against its number of training images: accuracy, and the share of its test images rejected at the "
         f"one threshold that keeps 95% of all ID test images (dashed: 5%). {text} {seeds_of(series)}"

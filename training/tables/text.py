@@ -103,38 +103,38 @@ def csv_text(name: str, sections: Sequence[Section]) -> str:
 
 def notes(table: Table, runs: Runs, sections: Sequence[Section]) -> list[str]:
     """Everything a reader must know before comparing two numbers."""
-    found = runs.all()
-    said = [settings(found)] if found else []
-    said += [*table.notes, CONVENTIONS, SPREAD]
+    results = runs.all()
+    notes = [settings(results)] if results else []
+    notes += [*table.notes, CONVENTIONS, SPREAD]
     if runs.sets and table.on_ood:
         sizes = ", ".join(f"{name} {n:,}" for name, n in runs.sets.items())
-        said.append(
+        notes.append(
             f"Numbers on OOD are unweighted means over the sets, or of one set where it is named: {sizes} images."
         )
-    said.append(data_note(runs, table.on_ood))
+    notes.append(data_note(runs, table.on_ood))
     lines = [line for section in sections for line in section.lines]
     if sources := dict.fromkeys(line.source for line in lines if line.source):
-        said.append(f"Published figures: {'; '.join(sources)}.")
+        notes.append(f"Published figures: {'; '.join(sources)}.")
     for reason in dict.fromkeys(line.note for line in lines if line.note):
         marked = dict.fromkeys(line.label for line in lines if line.note == reason)
-        said.append(f"\\* {', '.join(marked)}: {reason}.")
+        notes.append(f"\\* {', '.join(marked)}: {reason}.")
     if missing := table.missing(runs):
         several = len(table.imbalances) > 1
         names = ", ".join(f"`{n.method}`" + (f" (imbalance {n.imbalance:g})" if several else "") for n in missing)
-        said.append(f"Not trained yet, shown as {MISSING}: {names}.")
-    if commits := sorted({str(run.get("provenance", {}).get("commit", "unknown")) for run in found}):
-        said.append(f"Commits: {', '.join(commits)}.")
-    return said
+        notes.append(f"Not trained yet, shown as {MISSING}: {names}.")
+    if commits := sorted({str(run.get("provenance", {}).get("commit", "unknown")) for run in results}):
+        notes.append(f"Commits: {', '.join(commits)}.")
+    return notes
 
 
-def settings(found: Sequence[Json]) -> str:
+def settings(results: Sequence[Json]) -> str:
     """Budget, network and training length; where rows differ, what each has."""
-    budgets = sorted({str(run.get("budget", "not named")) for run in found})
+    budgets = sorted({str(run.get("budget", "not named")) for run in results})
     text = f"Budget {' and '.join(budgets)}: ResNet-18 (CIFAR form) with "
     same, differing = [], []
-    for key in (k for k in SETTINGS if any(run["config"].get(k) is not None for run in found)):
+    for key in (k for k in SETTINGS if any(run["config"].get(k) is not None for run in results)):
         values: dict[Any, list[str]] = {}
-        for run in found:
+        for run in results:
             row = run["method"] if imbalance(run) == LONG_TAILED else f"{run['method']} at imbalance {imbalance(run):g}"
             values.setdefault(run["config"].get(key), []).append(row)
         if len(values) == 1:
@@ -146,7 +146,7 @@ def settings(found: Sequence[Json]) -> str:
     if differing:
         text += " Rows differ in " + ". ".join(differing) + "."
     seeds: dict[str, list[str]] = {}
-    for run in found:
+    for run in results:
         seeds.setdefault(f"{run['method']}@{imbalance(run):g}", []).append(str(run["seed"]))
     lists = {", ".join(s) for s in seeds.values()}
     each = (
@@ -174,7 +174,7 @@ def data_note(runs: Runs, on_ood: bool) -> str:
     if not on_ood:
         return f"Data: {test}."
     differing = [SETS_NOTE.get(name, f"{name}: not in the paper") for name in runs.sets]
-    told = "; ".join([test, OUTLIERS_NOTE, *differing])
+    parts = "; ".join([test, OUTLIERS_NOTE, *differing])
     return (
-        f"Data: {told}. {TRAINING_NOTE} So levels on OOD cannot be compared with the papers', only which row is ahead."
+        f"Data: {parts}. {TRAINING_NOTE} So levels on OOD cannot be compared with the papers', only which row is ahead."
     )

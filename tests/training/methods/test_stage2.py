@@ -10,7 +10,7 @@ from tests.training import tiny
 from tests.training.test_trainer import interrupt_after
 from training import trainer
 from training.data import batches, loading
-from training.methods import objective, stage2
+from training.methods import methods, objective
 from training.methods.methods import METHODS
 from training.methods.stage2 import STAGES, Solving, branch, prepare, prior_correction, tau_norm
 from training.network.network import CosineHead, Network, place
@@ -267,7 +267,8 @@ def test_stages_after_a_cosine_head(name):
 def test_a_run_comes_back_as_it_was_in_memory(first_stage, tmp_path, monkeypatch, name):
     kept = []
     monkeypatch.setattr(
-        trainer, "branch", lambda network, stage: kept.append(stage2.branch(network, stage)) or kept[-1]
+        trainer, "classifying_network",
+        lambda method, network: kept.append(methods.classifying_network(method, network)) or kept[-1],
     )  # fmt: skip
     run = checkpoint.trained(trainer.train(settings(first_stage, name), tmp_path / "run"))
     images, loaded = torch.rand(5, 3, 16, 16), place(run.classifying, torch.device("cpu"))
