@@ -19,59 +19,96 @@ SECRETS = ("api_key", "api_keys", "admin_keys")
 
 
 class Settings(BaseSettings):
-    """Every dial of the service. Units are in the names; `queue_images` counts images admitted and not yet answered."""
+    """Every setting of the service, as service/README.md lists them. Units are in the names."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     bundle: Path = Path("models/cifar10-lt/1")
+    """Folder of the bundle to serve; a relative path counts from the working folder, then from the project's root."""
     host: str = "127.0.0.1"
+    """Address to listen on. Off loopback an API key is required, or TAILGUARD_ALLOW_ANONYMOUS."""
     port: int = Field(default=8000, ge=0, le=65535)
-    operating_point: str | None = None  # None: the manifest's default
-    threshold_scope: Literal["group", "global"] | None = None  # None: the manifest's
+    """0: the system chooses; the log names the address."""
+    operating_point: str | None = None
+    """`id95`, or another point of the bundle; not set: the manifest's default."""
+    threshold_scope: Literal["group", "global"] | None = None
+    """`group` or `global`; not set: the manifest's."""
 
     # Bounds
     max_body_bytes: int = Field(default=10 * 2**20, gt=0)
-    max_receiving_bytes: int = Field(default=256 * 2**20, gt=0)  # of all bodies that are in memory at once
+    """A longer body is answered 413 while it arrives."""
+    max_receiving_bytes: int = Field(default=256 * 2**20, gt=0)
+    """Of all bodies in memory at once."""
     max_pixels: int = Field(default=50_000_000, gt=0)
+    """An image whose header names more is answered 422 before it is decoded."""
     max_connections: int = Field(default=4096, gt=0)
+    """Open at once."""
     queue_images: int = Field(default=64, gt=0)
-    request_timeout_s: float = Field(default=10.0, gt=0)  # also the longest that X-Request-Timeout-Ms can ask for
-    drain_grace_s: float = Field(default=2.0, ge=0)  # after TERM: not ready, and still serving, so balancers notice
-    drain_s: float = Field(default=20.0, ge=0)  # after the grace: answer what is in flight, then end
+    """Images admitted and not yet answered; beyond it a request is answered 429."""
+    request_timeout_s: float = Field(default=10.0, gt=0)
+    """Of a request; also the longest that X-Request-Timeout-Ms can ask for."""
+    drain_grace_s: float = Field(default=2.0, ge=0)
+    """After TERM: not ready, and still serving, so that balancers notice."""
+    drain_s: float = Field(default=20.0, ge=0)
+    """After the grace: answer what is in flight, then end."""
 
     # Engine
     provider: Literal["cpu", "cuda"] = "cpu"
-    decode_threads: int = Field(default_factory=available_cpus, gt=0)  # with an accelerator; on the CPU one thread
-    inference_threads: int = Field(default_factory=available_cpus, gt=0)  # decodes and infers; one of them per CPU
-    intra_op_threads: int = Field(default=1, gt=0)  # of each inference thread
-    # None: 16 with a GPU; 4 on the CPU, where more gain nothing and whoever comes next waits for all of them
+    """`cpu` or `cuda`."""
+    decode_threads: int = Field(default_factory=available_cpus, gt=0)
+    """Threads that decode for a GPU; on the CPU the inference threads decode."""
+    inference_threads: int = Field(default_factory=available_cpus, gt=0)
+    """Threads that decode and run the graph on the CPU."""
+    intra_op_threads: int = Field(default=1, gt=0)
+    """onnxruntime's threads for each inference thread."""
     max_batch_images: int | None = Field(default=None, gt=0)
+    """Images that run through the graph together; not set: 4 on the CPU, where more gain nothing, 16 on a GPU."""
     gpu_mem_limit_bytes: int | None = Field(default=None, gt=0)
+    """Of onnxruntime's arena on the GPU; not set: no limit."""
     shadow_bundle: Path | None = None
-    shadow_share: float = Field(default=0.1, gt=0, le=1)  # of the classified images
+    """A second bundle that classifies a share of the images and answers nobody."""
+    shadow_share: float = Field(default=0.1, gt=0, le=1)
+    """Of the classified images."""
 
     # Who may ask
-    api_key: SecretStr | None = None  # one key, named "default"
-    api_keys: SecretStr | None = None  # name=key,name=key
-    admin_keys: SecretStr | None = None  # name=key,name=key
-    keys_file: Path | None = None  # TOML, see service/web/access.py; read again on HUP
-    requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of each key; None: no limit
-    burst_requests: int = Field(default=100, gt=0)  # what a key may send at once within that limit
+    api_key: SecretStr | None = None
+    """One key, named "default"."""
+    api_keys: SecretStr | None = None
+    """`name=key,name=key`."""
+    admin_keys: SecretStr | None = None
+    """`name=key,name=key`; these may also change the bundle, the operating point and the keys."""
+    keys_file: Path | None = None
+    """A TOML file of keys or of their SHA-256 digests; read again on HUP. See service/web/access.py."""
+    requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Of each key; not set: no limit."""
+    burst_requests: int = Field(default=100, gt=0)
+    """What a key may send at once within that limit."""
     allow_anonymous: bool = False
-    cors_origins: str = ""  # comma-separated; empty: no other origin's page may read answers
+    """Serve everybody, off loopback too."""
+    cors_origins: str = ""
+    """Origins whose pages may read answers, separated by commas; not set: none."""
 
     # Ledger
-    ledger: str = (
-        ":memory:"  # or the path of an SQLite file, or a postgresql:// URL, or "off"; see service/ledger/writer.py
-    )
+    ledger: str = ":memory:"
+    """`:memory:`, the path of an SQLite file, a `postgresql://` URL, or `off`."""
     ledger_max_rows: int = Field(default=1_000_000, gt=0)
+    """The oldest rows beyond it are deleted."""
     ledger_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
-    ledger_images: bool = False  # keep the bytes of every image too
+    """Older rows are deleted."""
+    ledger_images: bool = False
+    """Keep the bytes of every image too."""
 
     log_format: Literal["console", "json"] = "console"
-    otlp_endpoint: str | None = None  # OpenTelemetry traces go there, if its packages are installed
+    """`console` or `json`, to standard error."""
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go; needs the extra `otel`."""
 
     @field_validator("bundle", "shadow_bundle")
     @classmethod

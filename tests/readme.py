@@ -1,79 +1,96 @@
-"""The generated parts of README.md: `python -m tests.readme` writes them, tests/test_readme.py checks them."""
+"""The generated parts of every README: `python -m tests.readme` writes them, tests/test_readme.py checks them.
 
+A part stands between `<!-- generated: NAME -->` and `<!-- /generated -->`; NAME is a key of BLOCKS.
+"""
+
+import ast
 import json
 import re
-from pathlib import Path
+from collections.abc import Callable
+from statistics import mean, stdev
 from typing import Any
 
 import httpx
 
-from service.contract.bundle import Manifest, read
+from service import settings
+from service.contract.bundle import read
 from tests import live
 from tests.bench import tables as speed
 from tests.bench.peers import table as peers
 from tests.drift import report as drift
 from training import tables
 
-README = live.ROOT / "README.md"
-BUNDLE = live.ROOT / "models" / "cifar10-lt" / "1"
-RESULTS = live.ROOT / "training" / "results"
+ROOT = live.ROOT
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *(
+    ROOT / folder / "README.md" for folder in ("service", "training", "training/results", "docker", "tests/bench")
+))  # fmt: skip
+BUNDLE = ROOT / "models" / "cifar10-lt" / "1"
+RESULTS = ROOT / "training" / "results"
 EXAMPLE = "models/cifar10-lt/1/examples/ship.png"
-MEASURED = live.ROOT / "tests" / "bench" / "results"
+MEASURED = ROOT / "tests" / "bench" / "results"
 VOLATILE = ("request_id", "stage_times")
+DETECTION = {"msp": "MSP", "oe": "OE", "pascl-abf": "PASCL + ABF", "tailguard": "TailGuard"}
+DETECTION_RUNS = "cifar10-lt100-{method}-w16-e12-b128-s*.json"
 
 
 def answer(url: str) -> dict[str, Any]:
     """The real answer to the request that the README shows."""
-    with (live.ROOT / EXAMPLE).open("rb") as file:
+    with (ROOT / EXAMPLE).open("rb") as file:
         body: dict[str, Any] = httpx.post(f"{url}/classify?top_k=2", files={"file": file}, timeout=60).json()
     return body
 
 
-def answer_block(url: str) -> str:
-    shown = json.dumps(answer(url), indent=2)
-    return f"```console\ncurl -F file=@{EXAMPLE} '127.0.0.1:8000/classify?top_k=2'\n```\n\n```json\n{shown}\n```"
+def answer_block(shown: dict[str, Any]) -> str:
+    """The request and its answer; objects of plain values stand on one line."""
+    text = re.sub(r"\{[^{}\[\]]*\}", lambda m: re.sub(r"\s*\n\s*", " ", m[0]), json.dumps(shown, indent=2))
+    return f"```console\ncurl -F file=@{EXAMPLE} '127.0.0.1:8000/classify?top_k=2'\n```\n\n```json\n{text}\n```"
 
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def results_block(manifest: Manifest) -> str:
-    e, point = manifest.evaluation, manifest.operating_points["id95"]
-    grouped, single = point.group_cost.test, point.global_cost.test
-    assert grouped is not None
-    assert single is not None
-    lines = [
-        f"| CIFAR-10 test ({e['images']:,} images), `id95` | all | many | medium | few |",
-        "|---|---|---|---|---|",
-        f"| accuracy | {percent(e['accuracy'])} | "
-        + " | ".join(percent(e["group_accuracy"][g]) for g in ("many", "medium", "few"))
-        + " |",
-    ]
-    for name, cost in (("by group (default)", grouped), ("one global", single)):
-        by = " | ".join(percent(cost.id_rejected_by_group[g]) for g in ("many", "medium", "few"))
-        lines.append(f"| rejected, thresholds {name} | {percent(cost.id_rejected)} | {by} |")
-    lines += [
-        "",
-        "| OOD set | images | rejected at `id95` | AUROC | AUPR | FPR95 | FPR95 (ID) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, r in e["ood"].items():
-        cells = [percent(r["rejected"]["id95"])] + [
-            percent(r[k]) for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")
-        ]
-        lines.append(f"| {name} | {r['images']:,} | " + " | ".join(cells) + " |")
-    mean = [percent(e["mean"][k]) for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
-    lines.append(
-        f"| mean, unweighted | {e['mean']['images']:,} | {percent(grouped.outliers_caught)} | "
-        + " | ".join(mean)
-        + " |"
-    )
-    return "\n".join(lines)
+def lines(*columns: str, rows: list[list[str]]) -> str:
+    """A markdown table; numbers stand to the right."""
+    head = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def candidates_block(manifest: Manifest) -> str:
-    rows = manifest.evaluation["candidates"]
+def detection() -> str:
+    """Four methods under the small budget, and the embedded bundle."""
+    rows = []
+    for method, name in DETECTION.items():
+        runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(DETECTION_RUNS.format(method=method)))]
+        figures = [[r["mean"][k] for r in runs] for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
+        figures += [[r["accuracy"] for r in runs], [r["group_accuracy"]["few"] for r in runs]]
+        rows.append([f"{name}, {len(runs)} seeds"] + [f"{percent(mean(f))} ± {100 * stdev(f):.1f}" for f in figures])
+    found = read(BUNDLE).evaluation
+    values = [found["mean"][k] for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
+    values += [found["accuracy"], found["group_accuracy"]["few"]]
+    rows.append(["the embedded bundle", *map(percent, values)])
+    return lines("CIFAR10-LT", "AUROC", "AUPR", "FPR95", "FPR95 (ID)", "accuracy", "accuracy, few", rows=rows)
+
+
+def fairness() -> str:
+    """What the default operating point of the embedded bundle rejects of good images, by group."""
+    manifest = read(BUNDLE)
+    point = manifest.operating_points[manifest.default_operating_point]
+    groups = ("many", "medium", "few")
+    accuracy = manifest.evaluation["group_accuracy"]
+    rows = [["accuracy", percent(manifest.evaluation["accuracy"]), *(percent(accuracy[g]) for g in groups), ""]]
+    for name, cost in (
+        ("thresholds by group (default)", point.group_cost.test),
+        ("one threshold", point.global_cost.test),
+    ):
+        assert cost is not None
+        rejected = [percent(cost.id_rejected_by_group[g]) for g in groups]
+        rows.append([f"rejected, {name}", percent(cost.id_rejected), *rejected, percent(cost.outliers_caught)])
+    return lines("CIFAR-10 test, `id95`", "all", *groups, "OOD caught", rows=rows)
+
+
+def candidates() -> str:
+    """The runs among which the embedded bundle was chosen."""
     names = {
         "name": "run", "width": "width", "passes": "passes", "int8_bytes": "int8 KB", "ms_per_image": "ms/image",
         "accuracy": "ACC", "mean_class_accuracy": "class mean ACC", "auroc": "AUROC", "fpr95": "FPR95",
@@ -84,12 +101,11 @@ def candidates_block(manifest: Manifest) -> str:
             return f"{value / 1000:.0f}"
         return percent(value) if key in ("accuracy", "mean_class_accuracy", "auroc", "fpr95") else str(value)
 
-    lines = ["| " + " | ".join(names.values()) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(cell(k, r[k]) for k in names) + " |" for r in rows]
-    return "\n".join(lines)
+    rows = [[cell(key, run[key]) for key in names] for run in read(BUNDLE).evaluation["candidates"]]
+    return lines(*names.values(), rows=rows)
 
 
-def tables_block() -> str:
+def grids() -> str:
     """The tables of the committed results: the first one open, the others folded."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     first, *others = tables.TABLES
@@ -105,43 +121,75 @@ def measured(name: str) -> Any:
     return json.loads((MEASURED / name).read_text(encoding="utf-8"))
 
 
-def bench_block() -> str:
-    return speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json"))
+def packages() -> str:
+    """One line per package: the first line of its docstring."""
+    rows = []
+    for side in ("service", "training"):
+        for path in sorted((ROOT / side).glob("*/__init__.py")):
+            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            folder = path.parent.relative_to(ROOT)
+            rows.append([f"[{folder}]({folder})", said.splitlines()[0]])
+    return lines("package", "what it answers", rows=rows).replace("|---:|", "|---|")
 
 
-def peers_block() -> str:
-    return peers.markdown(measured("peers.json"))
+def settings_table() -> str:
+    """One line per setting: its variable, its default, and what settings.py says of it."""
+    rows = []
+    for name, field in settings.Settings.model_fields.items():
+        default = "the CPUs of this process" if field.default_factory else _value(field.default)
+        said = " ".join((field.description or "").split())
+        rows.append([f"`{settings.PREFIX}{name.upper()}`", default, said])
+    return lines("variable", "default", "what", rows=rows).replace("|---:|---:|", "|---|---|")
 
 
-def hard_block() -> str:
-    return speed.hard(measured("hard.json"))
+def _value(default: Any) -> str:
+    return "" if default in (None, "") else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def blocks(url: str) -> dict[str, str]:
-    manifest = read(BUNDLE)
-    return {
-        "answer": answer_block(url), "results": results_block(manifest),
-        "candidates": candidates_block(manifest), "tables": tables_block(),
-        "bench": bench_block(), "peers": peers_block(), "hard": hard_block(), "drift": drift.block(),
-    }  # fmt: skip
+BLOCKS: dict[str, Callable[[], str]] = {
+    "detection": detection,
+    "fairness": fairness,
+    "speed": lambda: speed.in_short(measured("service.json")),
+    "abuse": lambda: speed.abuse(measured("hard.json")),
+    "packages": packages,
+    "candidates": candidates,
+    "grids": grids,
+    "settings": settings_table,
+    "drift": drift.block,
+    "bench": lambda: speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json")),
+    "peers": lambda: peers.markdown(measured("peers.json")),
+    "hard": lambda: speed.hard(measured("hard.json")),
+}
+PART = re.compile(r"<!-- generated: (\w+) -->\n(.*?)\n?<!-- /generated -->", re.DOTALL)
 
 
 def parts(text: str) -> dict[str, str]:
-    """The generated parts as they stand in the README."""
-    found = re.findall(r"<!-- generated: (\w+) -->\n(.*?)\n?<!-- /generated -->", text, re.DOTALL)
-    return dict(found)
+    """The generated parts as they stand in a document."""
+    return dict(PART.findall(text))
 
 
-def fill(text: str, content: dict[str, str]) -> str:
-    for name, block in content.items():
-        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)", re.DOTALL)
-        text = pattern.sub(lambda m, b=block: m[1] + b + "\n" + m[2], text)  # type: ignore[misc]
-    return text
+def fill(text: str, content: Callable[[str], str]) -> str:
+    """The document with every part written again."""
+    return PART.sub(lambda m: f"<!-- generated: {m[1]} -->\n{content(m[1])}\n<!-- /generated -->", text)
+
+
+def links(text: str) -> list[str]:
+    """Targets of the links and pictures that lead into the project."""
+    return re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def main() -> None:
     with live.serving(BUNDLE) as url:
-        README.write_text(fill(Path(README).read_text(encoding="utf-8"), blocks(url)), encoding="utf-8")
+        shown = answer(url)
+    content = {name: make() for name, make in BLOCKS.items()} | {"answer": answer_block(shown)}
+    for path in DOCUMENTS:
+        path.write_text(fill(path.read_text(encoding="utf-8"), content.__getitem__), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,26 @@
-"""The README's tables of speed and of the hard tests, from the JSON that the measurements wrote."""
+"""Markdown tables of speed and of the hard tests, from the JSON that the measurements wrote."""
 
 from typing import Any
 
+from tests.bench.load import SHED
+
+# What each hard test does, for the short table; tests/hard has one module for each.
+ABUSE = {
+    "saturated-health": "health checks while every CPU is busy",
+    "256-connections": "256 connections that never pause",
+    "300-mib-bodies": "bodies of 300 MiB",
+    "slow-clients": "300 clients that send slowly or nothing",
+    "bombs": "images of up to 1.6 gigapixels",
+    "term": "TERM with requests in flight",
+    "kill": "KILL",
+    "swaps": "100 swaps of the bundle under load",
+    "soak": "50,000 good, bad and oversized requests",
+    "cancel-storm": "2,000 clients that leave early",
+}
+
 
 def bench(service: dict[str, Any], resnet: dict[str, Any], framework: dict[str, Any]) -> str:
-    """The levels of `python -m service bench` on two bundles, and `--framework`."""
+    """The levels of `python -m tests.bench` on two bundles, and `--framework`."""
     lines = [
         "| bundle | connections | req/s | p50 ms | p90 ms | p99 ms | refused/s | CPU-ms/request | CPU : limit | "
         "health p99 ms |",
@@ -41,10 +57,37 @@ def hard(results: dict[str, Any]) -> str:
 
 def _level(name: str, level: dict[str, Any]) -> str:
     tally = level["tally"]
-    shed = sum(count for status, count in tally["statuses"].items() if status in ("429", "503")) / tally["seconds"]
     cells = [
         name, str(level["connections"]), f"{level['req_s']:,.0f}",
         *(f"{tally[f'p{p}_ms']:.1f}" for p in (50, 90, 99)),
-        f"{shed:,.0f}", f"{level['cpu_ms']:.2f}", f"{level['limit_cpu_ratio']:.2f}", f"{level['health_p99_ms']:.1f}",
+        f"{_refused_per_s(tally):,.0f}",
+        f"{level['cpu_ms']:.2f}", f"{level['limit_cpu_ratio']:.2f}", f"{level['health_p99_ms']:.1f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def in_short(service: dict[str, Any]) -> str:
+    """The embedded bundle alone, by number of connections."""
+    lines = ["| connections | req/s | p50 ms | p99 ms | refused/s | CPU-ms/request |", "|---:" * 6 + "|"]
+    for level in service["levels"]:
+        if level["image"] == "640x427":
+            tally = level["tally"]
+            lines.append(
+                f"| {level['connections']} | {level['req_s']:,.0f} | {tally['p50_ms']:.1f} | {tally['p99_ms']:.1f} | "
+                f"{_refused_per_s(tally):,.0f} | {level['cpu_ms']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def abuse(results: dict[str, Any]) -> str:
+    """One line per hard test: what is done, and the first thing that was measured."""
+    lines = ["| what is done | passed | what was measured |", "|---|---|---|"]
+    for name, test in results["tests"].items():
+        lines.append(
+            f"| {ABUSE[name]} | {'yes' if test['passed'] else 'no'} | {test['figures'][0].split(' (CPUs')[0]} |"
+        )
+    return "\n".join(lines)
+
+
+def _refused_per_s(tally: dict[str, Any]) -> float:
+    return float(sum(tally["statuses"].get(str(status), 0) for status in SHED) / tally["seconds"])

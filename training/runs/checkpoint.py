@@ -11,9 +11,9 @@ import torch
 
 from training.config import Config, program
 from training.data.loading import Data
-from training.runs.files import replacing
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
 from training.network.network import Network
+from training.runs.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.pt"
 

@@ -12,7 +12,6 @@ import pytest
 from tests.training import tiny
 from training import __main__ as commands
 from training.config import Config
-
 from training.runs import checkpoint, several
 from training.tables import jobs as planned
 from training.tables.compact import compact
