@@ -69,8 +69,8 @@ def scripted(monkeypatch, tmp_path):
             ["sh", "-c", f"echo end {name} >> {log}; cat > {done} <<'END'\n{content}\nEND"],
         ]
 
-    monkeypatch.setattr(runs, "commands", commands)
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(several, "commands", commands)
+    monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
 
     def jobs(*methods, **changes):
         return plan(methods, out=tmp_path, base=CONFIG.model_copy(update=changes))
