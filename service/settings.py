@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     """Of all bodies in memory at once."""
     max_pixels: int = Field(default=50_000_000, gt=0)
     """An image whose header names more is answered 422 before it is decoded."""
+    max_decoding_bytes: int = Field(default=256 * 2**20, gt=0)
+    """Of memory for images while they are decoded; an image that needs more is decoded alone."""
     max_connections: int = Field(default=4096, gt=0)
     """Open at once."""
     queue_images: int = Field(default=64, gt=0)
@@ -72,6 +74,12 @@ class Settings(BaseSettings):
     """Images that run through the graph together; not set: 4 on the CPU, where more gain nothing, 16 on a GPU."""
     gpu_mem_limit_bytes: int | None = Field(default=None, gt=0)
     """Of onnxruntime's arena on the GPU; not set: no limit."""
+    unready_failed_runs: int = Field(default=5, gt=0)
+    """Failed runs of the graph in a row after which the service is not ready, until one succeeds."""
+    unready_stalled_s: float = Field(default=30.0, gt=0)
+    """Without the end of any run while one is under way, after which the service is not ready."""
+    dead_s: float = Field(default=120.0, gt=0)
+    """After so long a fault of the engine the service is not live either, so that it is started anew."""
     shadow_bundle: Path | None = None
     """A second bundle that classifies a share of the images and answers nobody."""
     shadow_share: float = Field(default=0.1, gt=0, le=1)

@@ -1,11 +1,11 @@
-"""Work waits here for a thread. No wait when one is idle; batches form only while all are busy.
+"""A thread pool that batches items while all workers are busy. An idle worker runs one item at once.
 
     batcher = Batcher(run, workers=2, max_batch=16)     # run: list[Ticket[Item]] -> list[Result | Exception]
     result = await batcher.submit(item, deadline)
 
-Answers are given in the event loop; threads take what waits by themselves, so none sleeps while there is work, and no
-lock is needed: appending to a deque and taking from it are atomic. A waiter that is cancelled or late leaves the queue
-by itself; nothing else in the batch notices.
+`submit` is called in the event loop and its results are set there. Workers take items from the queue themselves; no
+lock is needed, since appending to a deque and popping from it are atomic. An item whose caller is cancelled or past its
+deadline is removed from the queue; the rest of its batch is not affected.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Ticket(Generic[Item]):
-    """One item and who waits for it. `unwanted` may be read from any thread: work on such an item is wasted."""
+    """One item and the future of its caller. `unwanted`, read from any thread: nobody waits for the result any more."""
 
     __slots__ = ("_answer", "item")
 
@@ -38,7 +38,7 @@ class Ticket(Generic[Item]):
         return self._answer.done()
 
     def settle(self, result: object) -> None:
-        """Give the waiter its result, or raise it there; nothing when it has left. Only in the event loop."""
+        """Set the caller's result or exception, unless it has one. Only in the event loop."""
         if self._answer.done():
             return
         if isinstance(result, BaseException):
@@ -48,10 +48,10 @@ class Ticket(Generic[Item]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Feeds `run` from `workers` threads with batches of at most `max_batch` items.
+    """Calls `run` in `workers` threads with batches of at most `max_batch` items.
 
-    `run` gets the tickets of a batch and returns one result for each, or the exception that its waiter shall see; what
-    it raises, every waiter of the batch sees. `on_batch(items, seconds)` is told of every batch that has run.
+    `run` gets the tickets of a batch and returns a result or an exception for each; an exception that it raises goes to
+    every caller of the batch. `on_batch(items, seconds)` is called in the event loop after each batch.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Batcher(Generic[Item, Result]):
         self._niceness = niceness
         self._on_batch = on_batch
         self._pending: deque[Ticket[Item]] = deque()  # in order of arrival
-        self._idle: list[SimpleQueue[None]] = []  # what the sleeping threads wait at, the last to fall asleep last
+        self._idle: list[SimpleQueue[None]] = []  # the wake-up queues of idle workers, the most recent last
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        # Daemons: a graph that never returns must not keep the process from ending.
+        # Daemon threads: a graph that never returns must not keep the process from ending.
         for i in range(workers):
             threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True).start()
 
     async def submit(self, item: Item, deadline: float) -> Result:
-        """What `run` makes of `item`. `deadline` is in the event loop's time, seconds.
+        """The result of `run` for `item`. `deadline` is in the event loop's time, seconds.
 
-        Raises DeadlineExceeded when it passes first, NotReady when closed, and what `run` gives or raises.
+        Raises DeadlineExceeded when it passes first, NotReady when closed, and what `run` returns or raises for it.
         """
         if self._closed:
             raise NotReady("the service is shutting down: send the request to another replica")
@@ -96,13 +96,13 @@ class Batcher(Generic[Item, Result]):
             return await answer
         except BaseException:
             with suppress(ValueError):  # taken already
-                self._pending.remove(ticket)  # cancelled or late: it never reaches a thread
+                self._pending.remove(ticket)  # cancelled or late: no worker gets it
             raise
         finally:
             timer.cancel()
 
     def close(self) -> None:
-        """Refuse what comes and what waits. Batches already in a thread are left to end; their waiters are answered."""
+        """Refuse new and queued items. Batches that run already end, and their callers get the results."""
         self._closed = True
         with suppress(IndexError):
             while True:
@@ -114,36 +114,35 @@ class Batcher(Generic[Item, Result]):
                 self._idle.pop().put(None)
 
     def _wake(self) -> None:
-        # The last to fall asleep: its core still knows this work, and threads beyond the need sleep on.
+        # The worker that became idle last: its core's caches are warm, and workers that are not needed stay idle.
         with suppress(IndexError):
             self._idle.pop().put(None)
 
     def _work(self) -> None:  # a worker thread, from here ...
         if self._niceness:
-            with suppress(OSError):  # a matter of comfort: the event loop is to be scheduled before this
+            with suppress(OSError, AttributeError):  # only Linux has a priority per thread
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
-        bed: SimpleQueue[None] = SimpleQueue()
+        wakeup: SimpleQueue[None] = SimpleQueue()
         while True:
             if batch := self._take():
                 self._run_one(batch)
-                del batch  # while it sleeps nothing keeps these images alive
+                del batch  # frees the images while this worker is idle
             elif self._closed:
                 return
             else:
-                # Whoever submits appends first and looks for sleepers then; whoever falls asleep does it the other way
-                # round: nobody sleeps while something waits.
-                self._idle.append(bed)
+                # submit() appends, then wakes; a worker registers as idle, then checks again: no wake-up is lost.
+                self._idle.append(wakeup)
                 if self._pending or self._closed:
-                    with suppress(ValueError):  # else somebody is waking it already
-                        self._idle.remove(bed)
+                    with suppress(ValueError):  # already removed by _wake: the wake-up is on its way
+                        self._idle.remove(wakeup)
                         continue
-                bed.get()
+                wakeup.get()
 
     def _take(self) -> list[Ticket[Item]]:
-        # An equal share for every worker: a batch of all that waits would leave the next worker idle beside it.
+        # An equal share for each worker: a batch of the whole queue would leave the other workers idle.
         share = min(self._max_batch, -(-len(self._pending) // self._workers))
         batch: list[Ticket[Item]] = []
-        with suppress(IndexError):  # another thread was quicker
+        with suppress(IndexError):  # another worker has emptied the queue
             while len(batch) < share:
                 ticket = self._pending.popleft()
                 if not ticket.unwanted:
@@ -159,7 +158,7 @@ class Batcher(Generic[Item, Result]):
             results = error
         seconds = perf_counter() - started
         assert self._loop is not None  # set before the first ticket was queued
-        with suppress(RuntimeError):  # the event loop has ended: nobody waits any more
+        with suppress(RuntimeError):  # the event loop is closed, and its callers are gone
             self._loop.call_soon_threadsafe(self._finish, batch, results, seconds)
 
     def _finish(

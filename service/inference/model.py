@@ -9,6 +9,7 @@ from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.errors import InvalidParameter, SettingsError
 from service.inference.engine import Engine
+from service.inference.health import HealthLimits
 from service.inference.pipeline import NICENESS, Dials, Pipeline
 from service.observe.metrics import Metrics
 from service.observe.model_metrics import ModelMetrics
@@ -118,8 +119,10 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         inference_threads=1 if shadow or not on_cpu else settings.inference_threads,
         fused=on_cpu,
         niceness=19 if shadow else NICENESS,
+        max_decoding_bytes=settings.max_decoding_bytes,
+        health=HealthLimits(settings.unready_failed_runs, settings.unready_stalled_s, settings.dead_s),
     )
-    pipeline = Pipeline(engine, dials, on_batch=(lambda images, seconds: None) if shadow else metrics.count_batch)
+    pipeline = Pipeline(engine, dials, None if shadow else metrics)
     return Model(
         folder=path,
         manifest=manifest,

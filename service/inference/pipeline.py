@@ -1,33 +1,39 @@
-"""An image's way through the model: a slot, a decode, a batch, a row. Bounded in images, ahead of decoding.
+"""An image's way through the model: a slot, a decode, a batch, a row. Bounded in images and in decoded bytes.
 
     with pipeline.reserve(1):                     # Overloaded when there is no room
         row = await pipeline.submit(data, deadline)
+
+    row = await pipeline.submit_when_free(data, deadline)    # waits for room: for the images of a batch
 
 On the CPU one thread per core decodes and infers, so an image changes threads once. With an accelerator the decode
 threads work ahead while the device runs the batch before.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Manifest
-from service.errors import NotReady, Overloaded
+from service.errors import EngineError, NotReady, TailGuardError
 from service.inference.batcher import Batcher, Ticket
+from service.inference.budget import ByteBudget
 from service.inference.engine import Outputs
+from service.inference.health import EngineHealth, HealthLimits
+from service.inference.slots import Slots
 
-SMOOTHING = 0.2  # weight of the newest batch in the measured seconds per image
-LONGEST_RETRY_S = 60.0
-NICENESS = 5  # of the threads that compute: health and refusals come first when cores are short
+NICENESS = 5  # of the threads that compute: the event loop is scheduled first when cores are short
+PROBE_S = 10.0  # deadline of a probe of a failing engine
 
 Image = bytes | NDArray[np.uint8]  # a file's content, or pixels uint8 [height_px, width_px, 3] as the model takes them
+
+log = structlog.get_logger()
 
 
 class Runs(Protocol):
@@ -38,9 +44,17 @@ class Runs(Protocol):
     def run(self, batch: NDArray[np.uint8]) -> Outputs: ...
 
 
+class Counts(Protocol):
+    """What a pipeline reports, from its worker threads; service.observe.metrics.Metrics counts it."""
+
+    def count_batch(self, images: int, seconds: float) -> None: ...
+
+    def count_failed_run(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The answer for one image: `probabilities` float32 [C], scores by name, its size, and how it was come by."""
+    """What the graph gives for one image: `probabilities` float32 [C], scores by name; the size of the upload."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, float]
@@ -54,7 +68,7 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Decoded:
     loaded: images.Loaded
-    seconds: float
+    seconds: float  # without the wait for memory
 
 
 @dataclass(frozen=True)
@@ -68,133 +82,124 @@ class Dials:
     inference_threads: int
     fused: bool  # one thread decodes and infers: for the CPU
     niceness: int = NICENESS
+    max_decoding_bytes: int = 256 * 2**20
+    health: HealthLimits = field(default_factory=HealthLimits)
 
 
 class Pipeline:
-    """`dials.queue_images` bounds the images admitted and not yet answered, wherever they are.
+    """`dials.queue_images` bounds the images admitted and not yet answered, wherever they are."""
 
-    `on_batch(images, seconds)` is told of every run of the graph, in the thread that ran it.
-    """
-
-    def __init__(self, engine: Runs, dials: Dials, on_batch: Callable[[int, float], None] = lambda n, s: None) -> None:
+    def __init__(self, engine: Runs, dials: Dials, counts: Counts | None = None) -> None:
         self._engine = engine
         self._dials = dials
-        self._on_batch = on_batch
+        self._counts = counts
         self._closed = False
-        self._image_s: float | None = None  # seconds of one worker per image, measured
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._visitors = 0
-        self.held = 0
+        self._health = EngineHealth(dials.health)
+        self._probe: asyncio.Task[None] | None = None
+        self._budget = ByteBudget(dials.max_decoding_bytes)
+        self._slots = Slots(dials.queue_images, dials.inference_threads)
         workers, niceness = dials.inference_threads, dials.niceness
         self._front: Batcher[Image, Row] | Batcher[Image, Decoded]
         self._back: Batcher[Decoded, Row] | None = None
         if dials.fused:
             self._front = Batcher(
                 self._decode_and_infer, workers=workers, max_batch=dials.max_batch_images, name="infer",
-                niceness=niceness, on_batch=self._measured,
+                niceness=niceness, on_batch=self._slots.measured,
             )  # fmt: skip
         else:
             self._front = Batcher(
                 self._decode, workers=dials.decode_threads, max_batch=1, name="decode", niceness=niceness
             )
             self._back = Batcher(
-                self._infer, workers=workers, max_batch=dials.max_batch_images, name="infer", on_batch=self._measured
+                self._infer,
+                workers=workers,
+                max_batch=dials.max_batch_images,
+                name="infer",
+                on_batch=self._slots.measured,
             )
+
+    # In the event loop ------------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        return self._slots.held
 
     @property
     def queue_images(self) -> int:
         return self._dials.queue_images
 
-    @property
-    def retry_after_s(self) -> float:
-        """Seconds until what is held now will be done, at the measured rate."""
-        if self._image_s is None:
-            return 1.0
-        return min(LONGEST_RETRY_S, self.held * self._image_s / self._dials.inference_threads)
-
     def check_room(self, count: int = 1) -> None:
         """Raises Overloaded when there is not room for `count` images now, NotReady when closed."""
-        if self._closed:
-            raise NotReady("the service is shutting down: send the request to another replica")
-        if self.held + count > self._dials.queue_images:
-            raise Overloaded(
-                f"{self.held} images are queued and {count} more would pass the limit of {self._dials.queue_images}: "
-                "come back after the seconds in Retry-After",
-                self.retry_after_s,
-            )
+        self._slots.check(count)
 
-    @contextmanager
-    def reserve(self, count: int) -> Iterator[None]:
+    def reserve(self, count: int) -> AbstractContextManager[None]:
         """Hold room for `count` images. Raises as `check_room`."""
-        self.check_room(count)
-        self.held += count
-        self._empty.clear()
-        try:
-            yield
-        finally:
-            self.held -= count
-            self._perhaps_empty()
+        return self._slots.reserve(count)
 
-    @contextmanager
-    def visit(self) -> Iterator[None]:
-        """While a request is under way that may yet submit images: a pipeline that is to be closed waits for it."""
-        self._visitors += 1
-        self._empty.clear()
-        try:
-            yield
-        finally:
-            self._visitors -= 1
-            self._perhaps_empty()
+    def visit(self) -> AbstractContextManager[None]:
+        """While a request may still submit images: a pipeline that is to be closed waits for it."""
+        return self._slots.visit()
 
     async def submit(self, image: Image, deadline: float) -> Row:
         """The row of one image; `deadline` is in the event loop's time. The caller holds a slot.
 
         Raises what images.load raises, EngineError, DeadlineExceeded, NotReady when the pipeline closes.
         """
-        found = await self._front.submit(image, deadline)
-        if isinstance(found, Decoded):
+        result = await self._front.submit(image, deadline)
+        if isinstance(result, Decoded):
             assert self._back is not None
-            return await self._back.submit(found, deadline)
-        return found
+            return await self._back.submit(result, deadline)
+        return result
+
+    async def submit_when_free(self, image: Image, deadline: float) -> Row:
+        """As `submit`, once there is a slot: the images of a batch enter one by one as room comes."""
+        async with self._slots.when_free(deadline):
+            return await self.submit(image, deadline)
+
+    def fault(self) -> str | None:
+        """Why the engine cannot be relied on now, None while it can. One that fails is probed, to see it recover."""
+        fault = self._health.fault()
+        if self._health.failing and not self._closed and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.get_running_loop().create_task(self._run_probe())
+        return fault
+
+    def dead(self) -> bool:
+        """The fault has lasted so long that the process should be started anew."""
+        return self._health.dead()
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until nothing is held and nobody visits. False when `timeout_s` passes first."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._slots.drain(timeout_s)
 
     def close(self) -> None:
         """Refuse what comes and what waits; the threads end after the batch they are at."""
         self._closed = True
+        self._slots.close()
         self._front.close()
         if self._back is not None:
             self._back.close()
 
-    def _perhaps_empty(self) -> None:
-        if not self.held and not self._visitors:
-            self._empty.set()
+    async def _run_probe(self) -> None:
+        target = self._engine.manifest.input
+        with suppress(TailGuardError):  # the health has it already
+            pixels = np.zeros((target.height_px, target.width_px, 3), np.uint8)
+            await self.submit(pixels, asyncio.get_running_loop().time() + PROBE_S)
 
-    def _measured(self, count: int, seconds: float) -> None:
-        each_s = seconds / count
-        self._image_s = each_s if self._image_s is None else self._image_s + SMOOTHING * (each_s - self._image_s)
-
-    # In the worker threads -------------------------------------------------------------------------------------------
+    # In the worker threads --------------------------------------------------------------------------------------------
 
     def _decode_and_infer(self, batch: list[Ticket[Image]]) -> list[Row | Exception]:
-        found: list[Row | Exception | Decoded] = [self._decode_one(ticket) for ticket in batch]
-        good = [d for d in found if isinstance(d, Decoded)]
-        rows = iter(self._rows(good) if good else ())
-        return [next(rows) if isinstance(f, Decoded) else f for f in found]
+        with self._health.running():
+            decoded = [self._decode_one(ticket) for ticket in batch]
+            good = [d for d in decoded if isinstance(d, Decoded)]
+            rows = iter(self._rows(good) if good else ())
+            return [next(rows) if isinstance(d, Decoded) else d for d in decoded]
 
     def _decode(self, batch: list[Ticket[Image]]) -> list[Decoded | Exception]:
         return [self._decode_one(ticket) for ticket in batch]
 
     def _infer(self, batch: list[Ticket[Decoded]]) -> list[Row | Exception]:
-        return [*self._rows([ticket.item for ticket in batch])]
+        with self._health.running():
+            return [*self._rows([ticket.item for ticket in batch])]
 
     def _decode_one(self, ticket: Ticket[Image]) -> Decoded | Exception:
         image = ticket.item
@@ -202,20 +207,22 @@ class Pipeline:
             return NotReady("nobody waits for this image any more")  # and so nobody is told
         if not isinstance(image, bytes):
             return Decoded(images.Loaded(image, image.shape[1], image.shape[0]), 0.0)
-        started = perf_counter()
-        try:
-            loaded = images.load(image, self._engine.manifest.input, max_pixels=self._dials.max_pixels)
-        except Exception as error:
-            return error
-        return Decoded(loaded, perf_counter() - started)
+        target = self._engine.manifest.input
+        with self._budget.hold(images.decoded_bytes(image, target)):
+            started = perf_counter()
+            try:
+                loaded = images.load(image, target, max_pixels=self._dials.max_pixels)
+            except Exception as error:
+                return error
+            return Decoded(loaded, perf_counter() - started)
 
     def _rows(self, batch: list[Decoded]) -> list[Row]:
         started = perf_counter()
-        pixels = [d.loaded.pixels for d in batch]
-        outputs = self._engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+        outputs = self._run([d.loaded.pixels for d in batch])
         seconds = perf_counter() - started
         columns = {name: values.tolist() for name, values in outputs.scores.items()}
-        self._on_batch(len(batch), seconds)
+        if self._counts is not None:
+            self._counts.count_batch(len(batch), seconds)
         return [
             Row(
                 outputs.probabilities[i],
@@ -228,3 +235,15 @@ class Pipeline:
             )
             for i, d in enumerate(batch)
         ]
+
+    def _run(self, pixels: list[NDArray[np.uint8]]) -> Outputs:
+        try:
+            outputs = self._engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+        except Exception as error:
+            if self._health.failed(error) == 1:  # in a row: an engine that stays broken must not flood the log
+                log.error("a run of the graph failed", images=len(pixels), error=str(error))
+            if self._counts is not None:
+                self._counts.count_failed_run()
+            raise error if isinstance(error, EngineError) else EngineError(f"the graph failed: {error!r}") from error
+        self._health.succeeded()
+        return outputs

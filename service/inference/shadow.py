@@ -1,7 +1,7 @@
-"""A second bundle that sees a share of the traffic and answers nobody: how often would it decide otherwise?
+"""A second bundle that classifies a share of the traffic for comparison only: how often does it decide otherwise?
 
-It gets one thread of the lowest priority and a short queue; what does not fit is counted as skipped, so that the
-model in service never waits for it.
+It has one thread of the lowest priority and a short queue; images that do not fit are counted as skipped, so the model
+in service never waits for it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Shadow:
-    """`offer` is called after an answer has been made; it costs the request one draw and, for its share, one task."""
+    """Compares its own decisions with those that were answered. `offer` costs a request one random number."""
 
     def __init__(self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding) -> None:
         """Raises as model.load."""
@@ -35,7 +35,7 @@ class Shadow:
         log.info("shadow ready", share=self._share, **self.model.described())
 
     def offer(self, data: bytes, label: str, decision: str) -> None:
-        """Perhaps score the image that was answered so, later and elsewhere."""
+        """Compare with `label` and `decision`, which were answered, for a random share of the images."""
         if self._draw() >= self._share:
             return
         if self.model.pipeline.held >= self.model.pipeline.queue_images:

@@ -52,6 +52,9 @@ class Metrics:
             stage_seconds.labels(stage) for stage in STAGES
         )
         self.batch_images = Histogram("batch_images", "Images per run of the graph", buckets=BATCH_BUCKETS, **where)
+        self.failed_runs = Counter("failed_runs", "Runs of the graph that failed", **where)
+        self.engine_usable = Gauge("engine_usable", "0 while the graph fails or does not end its runs", **where)
+        self.engine_usable.set(1)
         self.requests_in_flight = Gauge("requests_in_flight", "Requests begun and not yet answered", **where)
         self.queue_images = Gauge("queue_images", "Images admitted and not yet answered", **where)
         self.queue_limit_images = Gauge("queue_limit_images", "Images admitted at most", **where)
@@ -83,6 +86,10 @@ class Metrics:
             self.registry.unregister(self._model)
         self._model = model
         self.registry.register(model)
+
+    def count_failed_run(self) -> None:
+        """Count one run of the graph that failed."""
+        self.failed_runs.inc()
 
     def count_batch(self, images: int, seconds: float) -> None:
         """Count one run of the graph."""

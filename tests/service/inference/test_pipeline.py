@@ -1,10 +1,12 @@
-"""service/inference/pipeline.py: the bound in images, the rate it measures, its two shapes, and its end."""
+"""service/inference/pipeline.py: both of its shapes, bounded memory, an engine that fails, and its end."""
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.contract import bundle
+from service.contract import bundle, images
 from service.contract.bundle import Manifest
-from service.errors import DeadlineExceeded, InvalidImage, NotReady, Overloaded, UnsupportedMedia
+from service.errors import DeadlineExceeded, EngineError, InvalidImage, NotReady, UnsupportedMedia
 from service.inference.engine import Engine, Outputs
+from service.inference.health import HealthLimits
 from service.inference.pipeline import Dials, Pipeline, Row
 from tests.service import tiny
 from tests.service.inference.test_batcher import WAIT_S, later, run, turns
@@ -31,12 +34,15 @@ class FakeEngine:
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
+        self.broken = False
 
     def run(self, batch: NDArray[np.uint8]) -> Outputs:
         values = batch[:, 0, 0, 0].astype(int).tolist()
         self.batches.append(values)
         self.entered.release()
         assert self.gate.wait(WAIT_S)
+        if self.broken:
+            raise RuntimeError("CUDA error 700")
         column = np.array(values, np.float32)
         return Outputs(np.stack([column, -column], 1), {"energy": column})
 
@@ -48,8 +54,8 @@ def image(value: int) -> NDArray[np.uint8]:
     return np.full((2, 2, 3), value, np.uint8)
 
 
-def dials(fused: bool = True, **changes: int) -> Dials:
-    given = {"max_pixels": 10_000, "queue_images": 100, "max_batch_images": 4, "decode_threads": 2,
+def dials(fused: bool = True, **changes: Any) -> Dials:
+    given: dict[str, Any] = {"max_pixels": 10_000, "queue_images": 100, "max_batch_images": 4, "decode_threads": 2,
              "inference_threads": 1} | changes  # fmt: skip
     return Dials(**given, fused=fused)
 
@@ -122,36 +128,6 @@ def test_cancelled_requests_give_their_slots_back(early: set[int], late: set[int
     run(body)
 
 
-def test_queue_counts_images_and_refuses_all_or_nothing() -> None:
-    async def body() -> None:
-        async with made(FakeEngine(), dials(queue_images=10)) as pipeline:
-            with pipeline.reserve(6):
-                with pytest.raises(Overloaded, match=r"6 images are queued and 5 more would pass the limit of 10"):
-                    pipeline.reserve(5).__enter__()
-                with pipeline.reserve(4):
-                    assert pipeline.held == 10
-                    with pytest.raises(Overloaded):
-                        pipeline.check_room()
-                assert pipeline.held == 6
-            assert pipeline.held == 0
-
-    run(body)
-
-
-def test_retry_after_comes_from_the_measured_rate() -> None:
-    async def body() -> None:
-        async with made(FakeEngine(), dials(inference_threads=2)) as pipeline:
-            assert pipeline.retry_after_s == 1  # nothing measured yet
-            pipeline._measured(2, 1.0)  # half a second an image: two workers do four images a second
-            with pipeline.reserve(40), pytest.raises(Overloaded) as refused:
-                pipeline.reserve(61).__enter__()
-            assert refused.value.retry_after_s == pytest.approx(10)
-            pipeline._measured(1, 1.5)
-            assert pipeline._image_s == pytest.approx(0.8 * 0.5 + 0.2 * 1.5)
-
-    run(body)
-
-
 def test_image_that_nobody_waits_for_is_not_decoded(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         engine = FakeEngine()
@@ -198,5 +174,82 @@ def test_drain_waits_for_what_is_held_and_close_refuses_the_rest(fused: bool) ->
             assert (await inside).scores["energy"] == 1
             assert await pipeline.drain(WAIT_S)
             assert engine.batches == [[1]]
+
+    run(body)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_decoded_images_are_bounded_in_bytes(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads, images of 40 bytes each, a budget of 100: never more than two are decoded at once."""
+
+    async def body() -> None:
+        lock, now, most = threading.Lock(), 0, 0
+
+        def load(data: bytes, *_: Any, **__: Any) -> images.Loaded:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.002)  # long enough for another thread to come in
+            with lock:
+                now -= 1
+            return images.Loaded(image(data[0]), 2, 2)
+
+        monkeypatch.setattr(images, "load", load)
+        monkeypatch.setattr(images, "decoded_bytes", lambda data, target: 40)
+        chosen = dials(fused, decode_threads=4, inference_threads=4, max_decoding_bytes=100)
+        async with made(FakeEngine(), chosen) as pipeline:
+            rows = await asyncio.gather(*(pipeline.submit(bytes([i]), later()) for i in range(40)))
+        assert [row.scores["energy"] for row in rows] == list(range(40))
+        assert most <= 2
+
+    run(body)
+
+
+class Counted:
+    """What the pipeline reports."""
+
+    def __init__(self) -> None:
+        self.images = self.failed = 0
+
+    def count_batch(self, images: int, seconds: float) -> None:
+        self.images += images
+
+    def count_failed_run(self) -> None:
+        self.failed += 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_engine_that_fails_is_a_fault_until_a_probe_succeeds(fused: bool) -> None:
+    async def body() -> None:
+        engine, counted = FakeEngine(), Counted()
+        pipeline = Pipeline(engine, dials(fused, health=HealthLimits(failed_runs=3)), counted)
+        engine.broken = True
+        for i in range(3):
+            assert pipeline.fault() is None
+            with pytest.raises(EngineError, match="CUDA error 700"):
+                await pipeline.submit(image(i), later())
+        assert pipeline.fault() == "the last 3 runs of the graph failed: CUDA error 700"
+        assert pipeline._probe is not None
+        await pipeline._probe
+        assert "the last 4 runs" in str(pipeline.fault())
+        await pipeline._probe
+        engine.broken = False  # and nobody sends an image: a service that is not ready gets none
+        assert pipeline.fault() is not None
+        await pipeline._probe
+        assert pipeline.fault() is None
+        assert (counted.images, counted.failed) == (1, 5)
+        pipeline.close()
+
+    run(body)
+
+
+def test_images_of_a_batch_wait_for_their_slots() -> None:
+    async def body() -> None:
+        async with made(FakeEngine(), dials(queue_images=4)) as pipeline:
+            with pipeline.reserve(2):
+                rows = await asyncio.gather(*(pipeline.submit_when_free(image(i), later()) for i in range(64)))
+            assert [row.scores["energy"] for row in rows] == list(range(64))
+            assert pipeline.held == 0
 
     run(body)
