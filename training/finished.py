@@ -27,7 +27,7 @@ class OnRun(BaseModel):
         from training.runs import checkpoint
 
         run = checkpoint.trained(self.run)
-        loaded = loading.load(run.config)
+        loaded = loading.load(run.config, self.run)
         checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
         paths = self.ood
         if not paths and (self.run / RESULTS_FILE).is_file():

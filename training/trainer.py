@@ -143,7 +143,9 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if config.batch_images % distributed.world() or config.stage2_batch_images % distributed.world():
         raise ValueError(f"batches of {config.batch_images} do not split over {distributed.world()} processes")
 
-    data = load(config)
+    data = load(config, out if resume else config.stage1_from)
+    if distributed.rank() == 0:
+        print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     if method.needs_outliers and len(data.outliers) == 0:
         raise ValueError(f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp")
     state = begin(config, data, out, resume=resume)
@@ -190,6 +192,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
     }  # fmt: skip
     if config.stage1_from:
         state.update(checkpoint.stage1(config.stage1_from, state))
+    if distributed.rank() == 0:
+        data.choice.write(out)
     return state
 
 

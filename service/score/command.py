@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="results.parquet, .csv or .jsonl")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever its suffix")
+    parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever it holds")
     parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
     parser.add_argument("--bundle", type=Path, help=f"default: {PREFIX}BUNDLE")
     parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.contract import files
 from service.score.errors import ScoreError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 LIST_SUFFIXES = (".txt", ".lst")
 BOM = b"\xef\xbb\xbf"
 
@@ -16,24 +16,25 @@ BOM = b"\xef\xbb\xbf"
 def paths(inputs: Sequence[str], *, all_files: bool, own: Sequence[Path] = ()) -> list[str]:
     """The paths of every input, as given: a folder or pattern in sorted order, a list in its own, `-` from stdin.
 
-    A folder is searched with its subfolders for image suffixes, or every file with `all_files`; linked folders are
-    followed, each folder once. `own` are files of this command that lie about and are no input. A name that is not
-    UTF-8 is kept by surrogate escapes. Raises ScoreError for an input that gives no path.
+    A folder is searched with its subfolders as `service.contract.files.find` does, for images or, with `all_files`, for
+    every file. `own` are files that this command writes, which are no input. A name that is not UTF-8 keeps its bytes
+    by surrogate escapes. What was left out, and an input with [ ] that was taken as a pattern, are named on stderr.
+    Raises ScoreError for an input that gives no path.
     """
-    found: list[str] = []
-    mine = {os.path.abspath(path) for path in own}
+    expanded: list[str] = []
+    written = {os.path.abspath(path) for path in own}
     for given in inputs:
-        if not (expanded := _expand(given, all_files, mine)):
+        if not (more := _expand(given, all_files, written)):
             raise ScoreError(_nothing(given, all_files))
-        found += expanded
-    return found
+        expanded += more
+    return expanded
 
 
 def _expand(given: str, all_files: bool, own: set[str]) -> list[str]:
     if given == "-":
         return _lines(sys.stdin.buffer.read())
     if os.path.isdir(given):
-        return _walk(given, all_files, own)
+        return _below(given, all_files, own)
     if os.path.isfile(given) and given.lower().endswith(LIST_SUFFIXES):
         try:
             return _lines(Path(given).read_bytes())
@@ -41,8 +42,13 @@ def _expand(given: str, all_files: bool, own: set[str]) -> list[str]:
             raise ScoreError(f"the list {given} cannot be read ({error.strerror})") from error
     if os.path.lexists(given):
         return [given]
-    matches = glob.glob(given, recursive=True)
-    return sorted(p for p in matches if _is_image(p) or not os.path.isdir(p))  # `**` matches plain folders, too
+    matches = sorted(p for p in glob.glob(given, recursive=True) if not os.path.isdir(p))  # `**` matches folders, too
+    if matches and "[" in given:
+        _say(
+            f"no file is called {given}: [ ] was taken as a pattern, which matches {len(matches)} files; "
+            f"for the name itself write {glob.escape(given)}"
+        )
+    return matches
 
 
 def _lines(content: bytes) -> list[str]:
@@ -50,35 +56,23 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line]
 
 
-def _walk(folder: str, all_files: bool, own: set[str]) -> list[str]:
-    found: list[str] = []
-    seen: set[str] = set()
-
-    def unlisted(error: OSError) -> None:  # becomes a path of its own, so that it gets a row and is not passed over
-        found.append(str(error.filename))
-
-    for root, folders, names in os.walk(folder, onerror=unlisted, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()  # links made a circle
-            continue
-        seen.add(real)
-        folders.sort()  # which of two names a folder is found by must not hang on the order of the disk
-        found += [os.path.join(root, name) for name in names if all_files or _is_image(name)]
-    return sorted(path for path in found if not all_files or os.path.abspath(path) not in own)
+def _below(folder: str, all_files: bool, own: set[str]) -> list[str]:
+    found = files.find(folder, every=all_files)
+    for note in found.notes(folder):
+        _say(note)
+    return [path for path in found.paths if not all_files or os.path.abspath(path) not in own]
 
 
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)
+def _say(note: str) -> None:
+    print(f"tailguard: {os.fsencode(note).decode('utf-8', 'backslashreplace')}", file=sys.stderr)
 
 
 def _nothing(given: str, all_files: bool) -> str:
     if given == "-":
         return "stdin held no path: give one path per line"
     if os.path.isdir(given):
-        if all_files:
-            return f"{given} holds no file"
-        return f"{given} holds no file with one of {', '.join(IMAGE_SUFFIXES)}: --all-files takes every file"
+        return f"{given} holds no file" if all_files else f"{given} holds no image: --all-files takes every file"
     if os.path.isfile(given):
         return f"the list {given} holds no path: give one path per line"
-    return f"{given} is no folder and no file, and as a pattern it matches nothing"
+    what = " ([ ] stand for one character of a set)" if "[" in given else ""
+    return f"{given} is no folder and no file, and as a pattern it matches nothing{what}"

@@ -168,7 +168,7 @@ def _folder(data: Path, size_px: int) -> tuple[tuple[str, ...], dict[str, Source
 def _unlabelled(name: str, path: Path, size_px: int) -> Source:
     if path.is_dir() and (files := readers.image_files(path)):
         return replace(decode(name, files, size_px)[0], ignored=_ignored(path))
-    pixels = readers.array_or_folder(path, size_px)
+    pixels = readers.unlabelled(path, size_px).pixels
     return Source(Pile(name, pixels, [f"{name}/{i}" for i in range(len(pixels))]))
 
 

@@ -1,19 +1,23 @@
 """What a run trains on: the images that its settings name, read, cut and split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from training.config import Config
 from training.data import readers
-from training.data.readers import DataError, ImageSet, Pixels
-from training.data.splits import SPLIT_SEED, calibration_split, long_tail_cut
+from training.data.choice import PARTS, Choice, Part
+from training.data.readers import DataError, ImageSet, Keys, Pixels, Unlabelled
+from training.data.splits import calibration_split, held_back, long_tail_cut
 
 
 @dataclass(frozen=True)
 class Data:
-    """Everything a run sees. `ood` is filled for digits only; other OOD sets are named at evaluation."""
+    """Everything a run sees. `ood` is filled for digits only; other OOD sets are named at evaluation.
+
+    `choice` says which images are on which side; `notes` are sentences for a person: what was left out, and why.
+    """
 
     train: ImageSet
     calibration: ImageSet
@@ -24,39 +28,67 @@ class Data:
     size_px: int
     padding_px: int
     flip: bool
+    choice: Choice = field(default_factory=lambda: Choice({}))
+    notes: tuple[str, ...] = ()
 
 
-def load(config: Config) -> Data:
-    """Read, cut and split what `config` names. Raises DataError with a remedy."""
-    outliers, ood, size = None, {}, 32
-    if config.dataset == "digits":
-        train, test, outliers, novel = readers.digits()
-        ood, size = {"nine": novel}, 16
-    else:
-        if config.data is None:
-            raise DataError(f"--dataset {config.dataset} needs --data DIR")
-        if config.dataset == "folder":
-            size = config.image_size_px or 32
-            train, test = readers.class_folders(config.data, size)
-        else:
-            train, test = readers.cifar(config.data, hundred=config.dataset == "cifar100")
+def load(config: Config, run: Path | None = None) -> Data:
+    """Read, cut and split what `config` names; DataError with a remedy where that is not possible.
+
+    With the folder of a `run` the sides are those that it has written down (choice.py): images that came since are left
+    out, and DataError says so where one is no longer there.
+    """
+    train, test, outliers, ood, size, notes = _read(config)
     for part, images in (("training", train), ("test", test)):
         if empty := [name for name, n in zip(images.classes, images.counts, strict=True) if n == 0]:
             raise DataError(f"no {part} image of class {', '.join(empty[:5])}: every class needs at least one")
-    if config.imbalance is not None:
-        train = long_tail_cut(train, config.imbalance)
-    train, calibration = calibration_split(train, config.calibration_fraction)
-    if config.outliers is not None:
-        outliers = readers.array_or_folder(config.outliers, size)
-    if outliers is None:
-        outliers = np.empty((0, size, size, 3), np.uint8)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(outliers))
-    held = order[: round(config.calibration_fraction * len(outliers))]
-    kept = np.sort(order[len(held) :])
+    if run is None:
+        if config.imbalance is not None:
+            train = long_tail_cut(train, config.imbalance)
+        train, calibration = calibration_split(train, config.calibration_fraction)
+        held = held_back(outliers.keys, None, config.calibration_fraction)
+        outside, held_outside = np.flatnonzero(~held), np.flatnonzero(held)
+        choice = _choice(train, calibration, outliers.keys[outside], outliers.keys[held_outside])
+    else:
+        choice = Choice.read(run)
+        inside, held_inside, new = choice.find(train.keys, ("train", "calibration"))
+        outside, held_outside, more = choice.find(outliers.keys, ("outliers", "calibration_outliers"))
+        train, calibration = train.take(inside), train.take(held_inside)
+        if (new and config.imbalance is None) or more:
+            notes.append(f"{new} images and {more} outliers have come since the run began: they are left out")
     is_digits = config.dataset == "digits"
     return Data(
-        train, calibration, test, outliers[kept], outliers[np.sort(held)], ood, size, max(1, size // 8), not is_digits
-    )
+        train, calibration, test, outliers.pixels[outside], outliers.pixels[held_outside], ood, size,
+        max(1, size // 8), not is_digits, choice, tuple(notes),
+    )  # fmt: skip
+
+
+def _read(config: Config) -> tuple[ImageSet, ImageSet, Unlabelled, dict[str, Pixels], int, list[str]]:
+    """(train, test, outliers, OOD sets, side in pixels, notes) as they lie on the disk."""
+    ood: dict[str, Pixels] = {}
+    size, notes = 32, []
+    outliers = Unlabelled(np.empty((0, size, size, 3), np.uint8), np.empty(0, np.uint64))
+    if config.dataset == "digits":
+        train, test, eights, nines = readers.digits()
+        outliers, ood, size = Unlabelled(eights, readers.pixel_keys(eights)), {"nine": nines}, 16
+    elif config.data is None:
+        raise DataError(f"--dataset {config.dataset} needs --data DIR")
+    elif config.dataset == "folder":
+        size = config.image_size_px or size
+        train, test = readers.class_folders(config.data, size, notes=notes)
+    else:
+        train, test = readers.cifar(config.data, hundred=config.dataset == "cifar100")
+    if config.outliers is not None:
+        outliers = readers.unlabelled(config.outliers, size, notes=notes)
+    return train, test, outliers, ood, size, notes
+
+
+def _choice(train: ImageSet, calibration: ImageSet, outliers: Keys, calibration_outliers: Keys) -> Choice:
+    def labelled(images: ImageSet) -> Part:
+        return Part(images.keys, [images.classes[label] for label in images.labels])
+
+    parts = (labelled(train), labelled(calibration), Part(outliers, []), Part(calibration_outliers, []))
+    return Choice(dict(zip(PARTS, parts, strict=True)))
 
 
 def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
@@ -67,5 +99,5 @@ def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
         for one in arrays or [path]:
             if one.stem in sets:
                 raise DataError(f"two OOD sets are called {one.stem!r}: rename one of {path}")
-            sets[one.stem] = readers.array_or_folder(one, size_px)
+            sets[one.stem] = readers.unlabelled(one, size_px).pixels
     return sets

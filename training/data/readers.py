@@ -3,23 +3,26 @@
 Every reader checks what it read: a DataError names the file, what is wrong with it and what to do.
 """
 
+import hashlib
 import pickle
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract import images as service_images
+from service.contract import files, images as service_images
 from service.contract.bundle import Input
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 Labels = NDArray[np.int64]  # [N]
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+Keys = NDArray[np.uint64]  # [N]: a hash of each image's content
 MAX_PIXELS = 50_000_000
 
 
@@ -29,11 +32,15 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: uint8 [N, H, W, 3], int64 [N] in 0..C-1, and the C class names."""
+    """Labelled images: uint8 [N, H, W, 3], int64 [N] in 0..C-1, and the C class names.
+
+    `file_keys` are content keys of the files that the images were read from; without them `keys` are of the pixels.
+    """
 
     images: Pixels
     labels: Labels
     classes: tuple[str, ...]
+    file_keys: Keys | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
@@ -47,11 +54,26 @@ class ImageSet:
             )
 
     def take(self, index: NDArray[np.int64]) -> "ImageSet":
-        return ImageSet(self.images[index], self.labels[index], self.classes)
+        keys = None if self.file_keys is None else self.file_keys[index]
+        return ImageSet(self.images[index], self.labels[index], self.classes, keys)
+
+    @cached_property
+    def keys(self) -> Keys:
+        return pixel_keys(self.images) if self.file_keys is None else self.file_keys
 
     @property
     def counts(self) -> NDArray[np.int64]:
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+
+def content_key(content: bytes) -> int:
+    """64 bits of a hash: evenly spread, the same on every machine, so that an image is known by it."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def pixel_keys(pixels: Pixels) -> Keys:
+    """The keys of uint8 [N, H, W, 3]."""
+    return np.array([content_key(np.ascontiguousarray(image).data) for image in pixels], np.uint64)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -103,9 +125,12 @@ def cifar(folder: Path, *, hundred: bool) -> tuple[ImageSet, ImageSet]:
     return merged, _cifar_part(folder / ("test" if hundred else "test_batch"), key, classes)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every image file below `folder`, in the order of their names."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def image_files(folder: Path, notes: list[str] | None = None) -> list[Path]:
+    """Every image file below `folder` in the order of names (service.contract.files); what is left out into `notes`."""
+    found = files.find(folder)
+    if notes is not None:
+        notes += found.notes(folder)
+    return [Path(path) for path in found.paths]
 
 
 def read_files(paths: list[Path], size_px: int) -> Pixels:
@@ -120,14 +145,31 @@ def read_files(paths: list[Path], size_px: int) -> Pixels:
     return out
 
 
-def class_folders(folder: Path, size_px: int) -> tuple[ImageSet, ImageSet]:
+def file_keys(paths: list[Path]) -> Keys:
+    """The content keys of files that can be read."""
+    return np.array([content_key(path.read_bytes()) for path in paths], np.uint64)
+
+
+def class_files(folder: Path, notes: list[str] | None = None) -> dict[str, list[Path]]:
+    """The image files of each class folder in `folder`, by class name in Unicode's form NFC; hidden folders are none.
+
+    Two folders whose names differ in their Unicode form alone are one class.
+    """
+    classes: dict[str, list[Path]] = {}
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir() and not files.is_hidden(inner.name):
+            classes.setdefault(unicodedata.normalize("NFC", inner.name), []).extend(image_files(inner, notes))
+    return classes
+
+
+def class_folders(folder: Path, size_px: int, notes: list[str] | None = None) -> tuple[ImageSet, ImageSet]:
     """(train, test) of DIR/train/<class>/* and DIR/test/<class>/*; classes from the most frequent to the rarest."""
     parts: dict[str, dict[str, list[Path]]] = {}
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise DataError(f"{folder / part} is missing: a folder data set has train/<class>/ and test/<class>/")
-        parts[part] = {d.name: image_files(d) for d in sorted((folder / part).iterdir()) if d.is_dir()}
-        if empty := [name for name, files in parts[part].items() if not files]:
+        parts[part] = class_files(folder / part, notes)
+        if empty := [name for name, paths in parts[part].items() if not paths]:
             raise DataError(f"{folder / part}: no image in class {', '.join(empty)}: add some or remove the folder")
     if parts["train"].keys() != parts["test"].keys():
         differ = sorted(parts["train"].keys() ^ parts["test"].keys())
@@ -135,19 +177,37 @@ def class_folders(folder: Path, size_px: int) -> tuple[ImageSet, ImageSet]:
     classes = tuple(sorted(parts["train"], key=lambda c: (-len(parts["train"][c]), c)))
     sets = []
     for part in ("train", "test"):
-        files = [(f, label) for label, name in enumerate(classes) for f in parts[part][name]]
-        pixels = read_files([f for f, _ in files], size_px)
-        sets.append(ImageSet(pixels, np.array([label for _, label in files], np.int64), classes))
+        labelled = [(path, label) for label, name in enumerate(classes) for path in parts[part][name]]
+        paths = [path for path, _ in labelled]
+        pixels = read_files(paths, size_px)
+        sets.append(ImageSet(pixels, np.array([y for _, y in labelled], np.int64), classes, file_keys(paths)))
     return sets[0], sets[1]
 
 
-def array_or_folder(path: Path, size_px: int) -> Pixels:
-    """Unlabelled images: a .npy or .npz uint8 [N, H, W, 3], or a folder; resized to size_px as the service does."""
+class Unlabelled(NamedTuple):
+    """Images without labels: uint8 [N, H, W, 3] and their content keys [N]."""
+
+    pixels: Pixels
+    keys: Keys
+
+
+def unlabelled(path: Path, size_px: int, notes: list[str] | None = None) -> Unlabelled:
+    """A .npy or .npz uint8 [N, H, W, 3], or a folder of images; resized to size_px as the service does."""
     if path.is_dir():
-        files = image_files(path)
-        if not files:
-            raise DataError(f"{path} holds no image: expected files ending in {', '.join(sorted(SUFFIXES))}")
-        return read_files(files, size_px)
+        paths = image_files(path, notes)
+        if not paths:
+            raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
+        return Unlabelled(read_files(paths, size_px), file_keys(paths))
+    loaded = _array(path)
+    keys = pixel_keys(loaded)
+    if loaded.shape[1:3] == (size_px, size_px):
+        return Unlabelled(np.ascontiguousarray(loaded), keys)
+    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in loaded]
+    return Unlabelled(np.stack([np.asarray(i) for i in resize]), keys)
+
+
+def _array(path: Path) -> Pixels:
+    """uint8 [N, H, W, 3] of a .npy or .npz file. DataError where it holds something else."""
     if not path.is_file():
         raise DataError(f"{path} is missing: name a .npy or .npz array, or a folder of images")
     try:
@@ -163,10 +223,8 @@ def array_or_folder(path: Path, size_px: int) -> Pixels:
         raise DataError(f"{path} is no numpy array ({error})") from error
     if loaded.dtype != np.uint8 or loaded.ndim != 4 or loaded.shape[3] != 3 or len(loaded) == 0:
         raise DataError(f"{path} must be uint8 [N, H, W, 3] with N > 0, not {loaded.dtype} {list(loaded.shape)}")
-    if loaded.shape[1:3] == (size_px, size_px):
-        return np.ascontiguousarray(loaded)
-    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in loaded]
-    return np.stack([np.asarray(i) for i in resize])
+    pixels: Pixels = loaded
+    return pixels
 
 
 def digits() -> tuple[ImageSet, ImageSet, Pixels, Pixels]:

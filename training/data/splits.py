@@ -1,11 +1,15 @@
-"""The long-tail cut, the calibration split, and which classes are the tail."""
+"""The long-tail cut, the calibration split, and which classes are the tail.
+
+Bundles and results from before content keys (models/cifar10-lt/1 and training/results of its day) held back images by
+their position in the data; tests/drift/scores.py keeps that split, so that their calibration can be made again.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.readers import DataError, ImageSet
+from training.data.readers import DataError, ImageSet, Keys, Labels
 
-SPLIT_SEED = 0  # one split for all seeds of a comparison
+FEWEST_IMAGES = 5  # different images of a class from which on one is held back for calibration
 
 
 def long_tail_counts(num_classes: int, largest: int, imbalance: float) -> list[int]:
@@ -36,18 +40,47 @@ def long_tail_cut(images: ImageSet, imbalance: float) -> ImageSet:
     return images.take(np.sort(np.concatenate(keep)))
 
 
+def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np.bool_]:
+    """bool [N]: which images are kept from training for calibration; about `fraction` of them, chosen by content.
+
+    `units` are the images' content keys, or one key for all images that must stay together. A unit is held back where
+    its key, as a number in [0, 1), lies below `fraction`: nothing else moves when files are added, removed or renamed.
+    Bounds of each class (of all images, where `labels` is None) come before the share: a class of fewer than
+    FEWEST_IMAGES images holds back none, any other at least one unit where it has two, and at most halfway from the
+    share to all; as few units as possible change sides for it.
+    """
+    names, of = np.unique(units, return_inverse=True)  # ascending, so a unit's number ranks its key
+    held = names.astype(np.float64) / 2.0**64 < fraction
+    if fraction <= 0:
+        return held[of]
+    labels = np.zeros(len(units), np.int64) if labels is None else labels
+    pairs, images = np.unique(labels * len(names) + of, return_counts=True)  # a row for each unit of each class
+    classes, members = np.divmod(pairs, len(names))
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    by_class = dict(zip(classes[starts].tolist(), np.split(np.arange(len(pairs)), starts[1:]), strict=True))
+    totals = np.bincount(labels)
+    most = np.where(totals < FEWEST_IMAGES, 0, (1 + fraction) / 2 * totals)
+    for label, rows in by_class.items():  # release, the largest keys first
+        own, count = members[rows], images[rows]
+        while count[held[own]].sum() > most[label]:
+            held[own[held[own]][-1]] = False
+    by_unit = np.split(np.argsort(members, kind="stable"), np.cumsum(np.bincount(members))[:-1])
+    for label, rows in by_class.items():  # hold one, the smallest unit that keeps every class within its bound
+        if totals[label] < FEWEST_IMAGES or held[members[rows]].any():
+            continue
+        for row in rows[np.argsort(images[rows], kind="stable")]:
+            held[members[row]] = True
+            touched = (by_class[c] for c in classes[by_unit[members[row]]].tolist())
+            if all(images[r][held[members[r]]].sum() <= most[classes[r[0]]] for r in touched):
+                break
+            held[members[row]] = False
+    return held[of]
+
+
 def calibration_split(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
-    """(rest, calibration): a stratified random share, at least 1 image of each class that has 5 or more."""
-    random = np.random.default_rng(SPLIT_SEED)
-    chosen = []
-    for c in range(len(images.classes)):
-        members = random.permutation(np.flatnonzero(images.labels == c))
-        n = round(fraction * len(members))
-        n = max(n, 1) if len(members) >= 5 and fraction > 0 else min(n, max(len(members) - 1, 0))
-        chosen.append(members[:n])
-    calibration = np.sort(np.concatenate(chosen))
-    rest = np.setdiff1d(np.arange(len(images.labels)), calibration)
-    return images.take(rest), images.take(calibration)
+    """(rest, calibration) by `held_back`: each in the order of `images`."""
+    held = held_back(images.keys, images.labels, fraction)
+    return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
 def tail_classes(counts: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ TIMED_IMAGES = 200
 def candidate(folder: Path, calibration: Json) -> Json:
     """One row: name, width, passes, int8_bytes, ms_per_image (one thread, one image at a time), and split_results."""
     run = checkpoint.trained(folder)
-    data = load(run.config)
+    data = load(run.config, folder)
     score = calibration["score"]
     graph, parity = build(run, data, calibration["temperature"], "int8", calibration["operating_points"], score)
     predict = onnx_predict(graph)

@@ -221,6 +221,31 @@ def test_inputs(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(paths("odd[1]")) == 21  # each folder once, though the link leads back
 
 
+def test_images_are_found_by_content_and_the_rest_is_said(
+    run: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "no_suffix").write_bytes(tiny.photo())
+    (photos / ".hidden.png").write_bytes(tiny.photo())
+    (photos / "sub" / "dead.png").symlink_to(photos / "nowhere")
+    rows = {os.path.relpath(r["path"], photos): r for r in run(photos)}
+    assert len(rows) == 22
+    assert rows["no_suffix"]["error"] is None
+    assert rows["sub/dead.png"]["error"] == "not-found"
+    said = capsys.readouterr().err
+    assert "left out 1 files that are no images (.md 1)" in said
+    assert "left out 1 hidden" in said
+
+
+def test_a_path_with_brackets_that_was_taken_as_a_pattern_is_said(
+    run: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(run(photos / "0[02].*")) == 2
+    assert "0[02].*: [ ] was taken as a pattern, which matches 2 files" in capsys.readouterr().err
+    (photos / "a[1].png").write_bytes(tiny.photo())
+    assert len(run(photos / "a[1].png")) == 1
+    assert "pattern" not in capsys.readouterr().err
+
+
 def test_own_files_are_no_input(tiny_bundle: Path, photos: Path) -> None:
     for _ in range(2):
         score(photos, "--all-files", "--out", photos / "r.csv", "--bundle", tiny_bundle, "--overwrite")
@@ -273,7 +298,7 @@ def test_refusals(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
         ([photos, "--out", tmp_path / "kept.csv"], ScoreError, "exists already.*--overwrite"),
         ([photos, "--out", tmp_path / "dir.csv", "--overwrite"], ScoreError, "exists already"),
         ([photos, "--out", tmp_path / "no/o.csv"], ScoreError, "does not exist"),
-        ([tmp_path / "none", "--out", tmp_path / "o.csv"], ScoreError, r"none holds no file.*\.jpg.*--all-files"),
+        ([tmp_path / "none", "--out", tmp_path / "o.csv"], ScoreError, "none holds no image: --all-files"),
         ([tmp_path / "none", "--out", tmp_path / "o.csv", "--all-files"], ScoreError, "none holds no file$"),
         ([tmp_path / "empty.txt", "--out", tmp_path / "o.csv"], ScoreError, "holds no path"),
         ([tmp_path / "x*.png", "--out", tmp_path / "o.csv"], ScoreError, "matches nothing"),

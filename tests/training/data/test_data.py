@@ -5,12 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.training import tiny
 from training.data import loading, readers
 from training.data.batches import Batches
 from training.data.readers import DataError, ImageSet
-from training.data.splits import calibration_split, long_tail_counts, long_tail_cut, tail_classes
+from training.data.choice import Choice
+from training.data.splits import calibration_split, held_back, long_tail_counts, long_tail_cut, tail_classes
 
 CPU = torch.device("cpu")
 
@@ -84,23 +86,70 @@ def test_cut_that_empties_a_class():
 LABELS = np.repeat(np.arange(6), [100, 40, 10, 5, 4, 1])
 
 
-def test_split_is_stratified_and_disjoint():
+def keys(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 2**64, n, dtype=np.uint64)
+
+
+def test_split_is_disjoint_and_keeps_pairs():
     rest, calibration = calibration_split(numbered(LABELS), 0.1)
-    assert calibration.counts.tolist() == [10, 4, 1, 1, 0, 0]
     assert sorted(numbers(rest.images) + numbers(calibration.images)) == list(range(len(LABELS)))
     for part in (rest, calibration):
         np.testing.assert_array_equal(part.labels, LABELS[numbers(part.images)])
 
 
-def test_split_leaves_every_class_an_image():
-    rest, calibration = calibration_split(numbered(LABELS), 0.9)
-    assert rest.counts.tolist() == [10, 4, 1, 1, 1, 1]  # round(.9·5) = 4 (half to even), and never the last one
-    assert calibration.counts.min() == 0
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.95])
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_of_every_class(fraction, seed):
+    held = held_back(keys(len(LABELS), seed), LABELS, fraction)
+    counts, held_counts = np.bincount(LABELS), np.bincount(LABELS[held], minlength=6)
+    assert (held_counts[4:] == 0).all()  # classes of fewer than 5 images
+    assert (held_counts[:4] >= 1).all()
+    assert (held_counts[:4] <= (1 + fraction) / 2 * counts[:4]).all()
+    assert (held_counts < counts).all()  # every class is trained on, at a share of .95 as well
 
 
-def test_split_is_drawn_at_random_within_a_class():
-    chosen = numbers(calibration_split(numbered(LABELS), 0.1)[1].images)[:10]
-    assert chosen not in (list(range(10)), list(range(90, 100)))
+def test_share_of_many_images_is_the_fraction():
+    assert held_back(keys(20_000), np.arange(20_000) % 4, 0.15).mean() == pytest.approx(0.15, abs=0.01)
+
+
+def test_order_and_additions_move_nothing():
+    before, labels = keys(1000), np.arange(1000) % 7
+    held = held_back(before, labels, 0.1)
+    shuffled = np.random.default_rng(5).permutation(1000)
+    np.testing.assert_array_equal(held_back(before[shuffled], labels[shuffled], 0.1), held[shuffled])
+    more, more_labels = np.append(before, keys(300, 1)), np.append(labels, np.arange(300) % 7)
+    np.testing.assert_array_equal(held_back(more, more_labels, 0.1)[:1000], held)
+    np.testing.assert_array_equal(held_back(before[:700], labels[:700], 0.1), held[:700])
+    np.testing.assert_array_equal(held_back(more, None, 0.1)[:1000], held_back(before, None, 0.1))
+
+
+def test_copies_share_a_side_under_two_labels_as_well():
+    twice = np.repeat(keys(300), 2)
+    held = held_back(twice, np.tile([0, 1], 300), 0.3)
+    np.testing.assert_array_equal(held[::2], held[1::2])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_units_are_never_parted(seed):
+    draw = np.random.default_rng(seed)
+    of = draw.integers(0, 12, 60)
+    labels = np.sort(draw.integers(0, 3, 60))  # units reach across classes
+    held = held_back(keys(12, seed)[of], labels, 0.2)
+    assert all(len(set(held[of == unit])) == 1 for unit in set(of.tolist()))
+    assert (np.bincount(labels[~held], minlength=3) > 0).all()
+
+
+def test_a_class_that_is_one_unit_is_trained_on():
+    units = np.repeat(keys(2), [10, 10])
+    assert not held_back(units, np.repeat([0, 1], 10), 0.9999).any()
+
+
+def test_split_is_by_the_keys_of_the_files_where_there_are_any():
+    images = numbered([0] * 200)
+    files = ImageSet(images.images, images.labels, images.classes, keys(200))
+    expected = np.flatnonzero(held_back(keys(200), images.labels, 0.2)).tolist()
+    assert numbers(calibration_split(files, 0.2)[1].images) == expected
+    assert numbers(calibration_split(images, 0.2)[1].images) != expected
 
 
 def test_no_split():
@@ -122,7 +171,7 @@ def test_load_digits():
     found = loading.load(tiny.config(calibration_fraction=0.1))
     assert (found.train.counts + found.calibration.counts).tolist() == long_tail_counts(8, 116, 10)
     assert len(found.outliers) + len(found.calibration_outliers) == 174
-    assert len(found.calibration_outliers) == 17
+    assert 10 <= len(found.calibration_outliers) <= 25
     assert list(found.ood) == ["nine"]
     assert not found.flip  # a mirrored digit is another one
     parts = (
@@ -143,11 +192,92 @@ def test_load_cifar_with_outliers(tmp_path):
     given = {"dataset": "cifar10", "data": tmp_path / "data", "outliers": tmp_path / "junk.npy", "imbalance": 2}
     found = loading.load(tiny.config(**given, calibration_fraction=0.2))
     assert (found.train.counts + found.calibration.counts).tolist() == long_tail_counts(10, 20, 2)
-    assert len(found.calibration_outliers) == 2
+    assert 1 <= len(found.calibration_outliers) <= 5
     together = np.concatenate([found.outliers, found.calibration_outliers])
     assert {i.tobytes() for i in together} == {i.tobytes() for i in outliers}
     assert found.flip
     assert (found.size_px, found.padding_px) == (32, 4)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Class folders of 40 and 30 different images, 50 outliers; the settings that read them."""
+    draw = np.random.default_rng(3)
+    for part, n in (("data/train/ant", 40), ("data/train/bee", 30), ("data/test/ant", 2), ("data/test/bee", 2),
+                    ("junk", 50)):  # fmt: skip
+        (tmp_path / part).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / part / f"{i:02}.png")
+    return tiny.config(
+        dataset="folder", data=tmp_path / "data", outliers=tmp_path / "junk", image_size_px=8, imbalance=None,
+        calibration_fraction=0.3,
+    )  # fmt: skip
+
+
+def contents(images):
+    return {image.tobytes() for image in np.asarray(images)}
+
+
+def test_adding_and_renaming_files_moves_no_other_image(photographs, tmp_path):
+    before = loading.load(photographs)
+    (tmp_path / "data/train/ant/00.png").rename(tmp_path / "data/train/ant/zz.png")
+    for part in ("data/train/ant", "junk"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / part / "05a.png")
+    after = loading.load(photographs)
+    for kept, held in (("train", "calibration"),):
+        assert not contents(getattr(before, held).images) & contents(getattr(after, kept).images)
+        assert not contents(getattr(before, kept).images) & contents(getattr(after, held).images)
+    assert contents(before.calibration_outliers) <= contents(after.calibration_outliers)
+    assert contents(before.outliers) <= contents(after.outliers)
+
+
+def test_a_run_keeps_its_choice_and_leaves_new_images_out(photographs, tmp_path):
+    before = loading.load(photographs)
+    before.choice.write(tmp_path / "run")
+    (tmp_path / "data/train/bee/03.png").rename(tmp_path / "data/train/bee/00a.png")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "data/train/ant/new.png")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "junk/new.png")
+    after = loading.load(photographs.model_copy(update={"calibration_fraction": 0.9}), tmp_path / "run")
+    for name in ("train", "calibration"):
+        one, two = getattr(before, name), getattr(after, name)
+        assert contents(one.images) == contents(two.images)
+        assert one.counts.tolist() == two.counts.tolist()
+    assert contents(before.outliers) == contents(after.outliers)
+    assert contents(before.calibration_outliers) == contents(after.calibration_outliers)
+    assert after.notes == ("1 images and 1 outliers have come since the run began: they are left out",)
+
+
+def test_a_run_whose_images_are_gone_is_refused(photographs, tmp_path):
+    found = loading.load(photographs)
+    found.choice.write(tmp_path / "run")
+    gone = next(tmp_path.glob("data/train/ant/*.png"))
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(DataError, match=r"1 of \d+ images that the run has as (train|calibration) are no longer"):
+        loading.load(photographs, tmp_path / "run")
+    gone.write_bytes(content)
+    assert loading.load(photographs, tmp_path / "run").train.counts.tolist() == found.train.counts.tolist()
+
+
+def test_choice_comes_back_and_damage_is_named(tmp_path):
+    found = loading.load(tiny.config(calibration_fraction=0.1))
+    found.choice.write(tmp_path)
+    read = Choice.read(tmp_path)
+    for name, part in found.choice.parts.items():
+        np.testing.assert_array_equal(read.parts[name].keys, part.keys)
+    assert read.parts["train"].classes == [found.train.classes[y] for y in found.train.labels]
+    with pytest.raises(DataError, match=r"split\.csv is missing, .* train it again"):
+        Choice.read(tmp_path / "elsewhere")
+    (tmp_path / "split.csv").write_text("part,class,key\ntrain,a,not hexadecimal\n")
+    with pytest.raises(DataError, match=r"split\.csv is damaged"):
+        Choice.read(tmp_path)
+
+
+def test_copies_of_an_image_count_as_often_as_when_the_run_began(tmp_path):
+    images = numbered(np.zeros(20, np.int64))
+    twice = images.take(np.repeat(np.arange(20), 2))
+    choice = loading._choice(images, images.take(np.empty(0, np.int64)), keys(0), keys(0))
+    assert choice.find(twice.keys, ("train", "calibration"))[2] == 20
 
 
 def test_load_without_a_folder():

@@ -124,13 +124,13 @@ def test_npy_and_npz_come_back_exactly(tmp_path, pixels):
     np.savez(tmp_path / "b.npz", anything=pixels)
     np.savez(tmp_path / "c.npz", labels=np.arange(3), images=pixels)
     for name in ("a.npy", "b.npz", "c.npz"):
-        np.testing.assert_array_equal(readers.array_or_folder(tmp_path / name, 8), pixels)
+        np.testing.assert_array_equal(readers.unlabelled(tmp_path / name, 8).pixels, pixels)
 
 
 def test_arrays_are_resized_as_the_service_does(tmp_path, pixels):
     np.save(tmp_path / "a.npy", pixels)
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
-    found = readers.array_or_folder(tmp_path / "a.npy", 4)
+    found = readers.unlabelled(tmp_path / "a.npy", 4).pixels
     assert found.shape == (3, 4, 4, 3)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found[0], readers.read_files([tmp_path / "a.png"], 4)[0])
@@ -141,7 +141,7 @@ def test_folder_of_images_in_the_order_of_names(tmp_path, pixels):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels[i]).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    np.testing.assert_array_equal(readers.array_or_folder(tmp_path, 8), pixels[[1, 0, 2]])
+    np.testing.assert_array_equal(readers.unlabelled(tmp_path, 8).pixels, pixels[[1, 0, 2]])
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_array_is_wrong(tmp_path, array, message, suffix):
     path = tmp_path / f"outliers{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, images=array)
     with pytest.raises(DataError, match=rf"outliers\{suffix} must be uint8 \[N, H, W, 3\].*{message}"):
-        readers.array_or_folder(path, 8)
+        readers.unlabelled(path, 8).pixels
 
 
 def test_several_arrays_without_images(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     with pytest.raises(DataError, match=r"two\.npz holds \['a', 'b'\]: name the array of images 'images'"):
-        readers.array_or_folder(tmp_path / "two.npz", 8)
+        readers.unlabelled(tmp_path / "two.npz", 8).pixels
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
@@ -175,20 +175,20 @@ def test_file_is_no_array(tmp_path, pixels, name, content):
     whole = path.read_bytes()
     path.write_bytes({"text": b"no array at all", "cut": whole[: len(whole) // 2], "empty": b""}[content])
     with pytest.raises(DataError, match=rf"{name} is no numpy array"):
-        readers.array_or_folder(path, 8)
+        readers.unlabelled(path, 8).pixels
 
 
 def test_pickled_array_is_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"a\.npy is no numpy array"):
-        readers.array_or_folder(tmp_path / "a.npy", 8)
+        readers.unlabelled(tmp_path / "a.npy", 8).pixels
 
 
 def test_nothing_to_read(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.npy is missing"):
-        readers.array_or_folder(tmp_path / "nowhere.npy", 8)
+        readers.unlabelled(tmp_path / "nowhere.npy", 8).pixels
     with pytest.raises(DataError, match=r"holds no image"):
-        readers.array_or_folder(tmp_path, 8)
+        readers.unlabelled(tmp_path, 8).pixels
 
 
 # ---- Class folders ----
