@@ -95,14 +95,14 @@ class Export(OnRun):
     """More scores for the graph to give beside energy, MSP and the deciding one; may be repeated."""
 
     def cli_cmd(self) -> None:
-        from training.data import readers
+        from training.data import folders
         from training.export import bundle as export
 
         run, data, ood, _ = self.prepare()
         calibration = calibrated(self.run)
         target = self.out / (self.name or run.config.dataset) / self.version
         rows = json.loads(self.candidates.read_text()) if self.candidates else None
-        images = {p.name: p.read_bytes() for p in readers.image_files(self.examples)} if self.examples else None
+        images = {p.name: p.read_bytes() for p in folders.image_files(self.examples)} if self.examples else None
         manifest = export.export(
             run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images,
             scores=self.scores,

@@ -34,7 +34,7 @@ NO_SUFFIX, NO_PLAIN_FILE = "(no suffix)", "(pipe, socket or device)"
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What `find` saw below a folder."""
+    """What `find` saw below a folder. Two of them add up."""
 
     paths: list[str]
     """Image files, and what cannot be looked into (dead links, folders without permission), whose reading gives the
@@ -49,14 +49,24 @@ class ImageFiles:
     def notes(self, folder: str | os.PathLike[str]) -> list[str]:
         """Sentences for a person about what was left out below `folder`; empty where nothing was."""
         notes = []
-        if self.left_out:
-            kinds = ", ".join(f"{suffix} {n}" for suffix, n in self.left_out.most_common())
-            notes.append(f"{folder}: left out {self.left_out.total()} files that are no images ({kinds})")
+        if n := self.left_out.total():
+            kinds = ", ".join(f"{suffix} {k}" for suffix, k in self.left_out.most_common())
+            notes.append(
+                f"{folder}: left out {n} {'file that is no image' if n == 1 else 'files that are no images'} ({kinds})"
+            )
         if self.hidden:
-            notes.append(f"{folder}: left out {self.hidden} hidden files or folders")
+            notes.append(f"{folder}: left out {self.hidden} hidden {'item' if self.hidden == 1 else 'items'}")
         return notes + [
             f"{link}: not followed, the link leads to a folder that is searched already" for link in self.loops
         ]
+
+    def __add__(self, other: "ImageFiles") -> "ImageFiles":
+        return ImageFiles(
+            self.paths + other.paths,
+            self.left_out + other.left_out,
+            self.hidden + other.hidden,
+            self.loops + other.loops,
+        )
 
 
 def is_hidden(name: str) -> bool:

@@ -45,7 +45,7 @@ def images(folder: Path, manifest: Manifest) -> dict[str, tuple[NDArray[np.uint8
     recipe = manifest.evaluation["recipe"]
     train, test = readers.cifar(folder, hundred=False)
     tailed = splits.long_tail_cut(train, recipe["imbalance"])
-    calibration = splits.calibration_split(tailed, recipe["calibration_fraction"])[1]
+    calibration = tailed.take(calibration_by_position(tailed.labels, recipe["calibration_fraction"]))
     found: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64] | None]] = {
         "calibration": (calibration.images, calibration.labels),
         "test": (test.images, test.labels),
@@ -56,6 +56,17 @@ def images(folder: Path, manifest: Manifest) -> dict[str, tuple[NDArray[np.uint8
         count = min(IMAGES_PER_OOD_SET, len(ood[name]))
         found[name] = (ood[name][np.sort(random.permutation(len(ood[name]))[:count])], None)
     return found
+
+
+def calibration_by_position(labels: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """Which images of models/cifar10-lt/1 were held back: training chose by position before it chose by content."""
+    random = np.random.default_rng(0)
+    chosen = []
+    for label in range(labels.max() + 1):
+        members = random.permutation(np.flatnonzero(labels == label))
+        n = round(fraction * len(members))
+        chosen.append(members[: max(n, 1) if len(members) >= 5 else min(n, len(members) - 1)])
+    return np.sort(np.concatenate(chosen))
 
 
 def main() -> None:

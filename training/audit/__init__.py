@@ -117,7 +117,6 @@ def _part(source: Source, classes: tuple[str, ...]) -> Part:
         aspect=_range([h.width_px / h.height_px for h in headers]),
         formats=dict(Counter(h.format for h in source.headers).most_common()),
         modes=dict(Counter(h.mode for h in source.headers).most_common()),
-        ignored=dict(source.ignored.most_common()),
     )  # fmt: skip
 
 
@@ -184,15 +183,14 @@ def _notes(report: Report, found: Sources) -> list[str]:
         notes.append("equal images with different labels teach nothing: decide on one label or remove them")
     if "val" in by_name:
         notes.append("`train` does not read val/: it cuts its calibration images from train; move val/ there to use it")
-    ignored = {k: n for p in report.parts for k, n in p.ignored.items()}
-    if ignored:
-        notes.append(f"files with other suffixes are not read: {', '.join(f'{k} {n}' for k, n in ignored.items())}")
+    sources = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
+    notes += [note for source in sources for note in source.notes]
     lonely = sum(c.calibration == 0 for c in report.classes)
     if lonely:
         notes.append(f"{lonely} classes have too few images to hold one out: nothing will be known of them")
     if found.kind == "folder":
         notes.append(
-            "training flips images left to right; where a mirror image is another class (text, signs, left and right "
-            "hands) that is wrong, and pixels cannot tell"
+            "training mirrors images left to right; where a mirror image is another class (text, signs, left and right "
+            "hands), which pixels cannot tell, give --augment crop or --augment none"
         )
     return notes

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import GROUPS, Group
 from training.config import Config, flag, program
-from training.data.readers import ImageSet
-from training.data.splits import calibration_split
+from training.data.splits import expected_held_back
 from training.evaluation.calibrate import LEVEL, SHRINK_IMAGES
 
 BEST = "tailguard"  # the row of METHODS to take where there are outliers
@@ -79,11 +78,8 @@ def highest_level(images: int) -> float:
 
 
 def held_out(counts: Counts, fraction: float) -> Counts:
-    """Calibration images of each class, as training's own split draws them."""
-    labels = np.repeat(np.arange(len(counts)), counts)
-    no_pixels = np.zeros((len(labels), 1, 1, 3), np.uint8)
-    split = ImageSet(no_pixels, labels, tuple(map(str, range(len(counts)))))
-    return calibration_split(split, fraction)[1].counts
+    """Calibration images of each class that training's own split draws in the mean."""
+    return expected_held_back(counts, fraction)
 
 
 def support(counts: Counts, groups: list[Group], outliers: int, fraction: float) -> Support:

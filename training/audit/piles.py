@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from service.contract.files import is_hidden
 from training.audit.duplicates import GRID, Pile
-from training.data import readers
-from training.data.readers import SUFFIXES, DataError, ImageSet, Labels, Pixels
+from training.data import folders, readers
+from training.data.readers import DataError, ImageSet, Labels, Pixels
 from training.data.splits import long_tail_cut
 
 Kind = Literal["cifar10", "cifar100", "folder"]
@@ -37,12 +38,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Source:
-    """A pile, the headers of its files (none for arrays), the files that cannot be read and why, and other files."""
+    """A pile, the headers of its files (none for arrays), the files that cannot be read and why, and what was left out.
+
+    `notes` are the sentences of service.contract.files: other files, hidden ones, links that are not followed.
+    """
 
     pile: Pile
     headers: list[Header] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)  # suffix → files that no reader takes for images
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def decode(name: str, paths: list[Path], size_px: int) -> tuple[Source, list[int
 def _decode_one(path: Path, size_px: int) -> tuple[Pixels, Header] | str:
     """The pixels [size_px, size_px, 3] and the header, or why not."""
     try:
-        pixels = readers.read_files([path], size_px)[0]
+        pixels = folders.read_files([path], size_px)[0]
         with Image.open(path) as image:
             return pixels, Header(*image.size, str(image.format), image.mode)
     except Exception as error:  # a reader says in its cause what the file suffers from
@@ -147,11 +151,12 @@ def _of_cifar(name: str, images: ImageSet) -> Source:
 
 
 def _folder(data: Path, size_px: int) -> tuple[tuple[str, ...], dict[str, Source]]:
-    """Classes from the most frequent in train to the rarest, as readers.class_folders orders them, and the splits."""
+    """Classes from the most frequent in train to the rarest, as folders.class_folders orders them, and the splits."""
     there = [s for s in SPLITS if (data / s).is_dir()]
     if missing := {"train", "test"} - set(there):
         raise DataError(f"{data / min(missing)} is missing: a folder data set has train/<class>/ and test/<class>/")
-    files = {s: {d.name: readers.image_files(d) for d in _subfolders(data / s)} for s in there}
+    notes: dict[str, list[str]] = {s: [] for s in there}
+    files = {s: folders.class_files(data / s, notes[s]) for s in there}
     names = {name for by_class in files.values() for name in by_class}
     classes = tuple(sorted(names, key=lambda c: (-len(files["train"].get(c, [])), c)))
     if not classes:
@@ -161,14 +166,15 @@ def _folder(data: Path, size_px: int) -> tuple[tuple[str, ...], dict[str, Source
         labelled = [(path, label) for label, c in enumerate(classes) for path in files[split].get(c, [])]
         source, good = decode(split, [path for path, _ in labelled], size_px)
         labels = np.array([labelled[i][1] for i in good], np.int64)
-        splits[split] = replace(source, pile=replace(source.pile, labels=labels), ignored=_ignored(data / split))
+        splits[split] = replace(source, pile=replace(source.pile, labels=labels), notes=notes[split])
     return classes, splits
 
 
 def _unlabelled(name: str, path: Path, size_px: int) -> Source:
-    if path.is_dir() and (files := readers.image_files(path)):
-        return replace(decode(name, files, size_px)[0], ignored=_ignored(path))
-    pixels = readers.unlabelled(path, size_px).pixels
+    notes: list[str] = []
+    if path.is_dir() and (files := folders.image_files(path, notes)):
+        return replace(decode(name, files, size_px)[0], notes=notes)
+    pixels = folders.unlabelled(path, size_px).pixels
     return Source(Pile(name, pixels, [f"{name}/{i}" for i in range(len(pixels))]))
 
 
@@ -195,9 +201,4 @@ def _subfolders(folder: Path) -> list[Path]:
     """The folders in it, by name; none where it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir())
-
-
-def _ignored(folder: Path) -> Counter[str]:
-    others = (p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in SUFFIXES)
-    return Counter(p.suffix.lower() or "(no suffix)" for p in others)
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))

@@ -34,7 +34,6 @@ class Part(Frozen):
     aspect: Range  # width / height
     formats: dict[str, int]
     modes: dict[str, int]
-    ignored: dict[str, int]  # suffix → files that no reader takes for images
 
 
 class ClassRow(Frozen):

@@ -24,7 +24,7 @@ PHOTO_AREA, PHOTO_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)  # shares of the image; wi
 
 
 class Windows(NamedTuple):
-    """One window for each of N images: the corner's row and column in the padded image [N, 1], mirrored or not [N, 1]."""
+    """A window of each of N padded images: its corner's row and column [N, 1], and whether it is mirrored [N, 1]."""
 
     row: Tensor
     column: Tensor

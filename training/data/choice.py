@@ -83,8 +83,8 @@ class Choice:
         for name, left in zip(names, wanted, strict=True):
             if missing := left.total():
                 raise DataError(
-                    f"{missing} of {len(self.parts[name].keys)} images that the run has as {name.replace('_', ' ')} are "
-                    "no longer in the data: restore them, or name the folder where they are"
+                    f"{missing} of {len(self.parts[name].keys)} images that the run has as {name.replace('_', ' ')} "
+                    "are no longer in the data: restore them, or name the folder where they are"
                 )
         first, second = (np.array(place, np.int64) for place in places)
         return first, second, len(keys) - len(first) - len(second)

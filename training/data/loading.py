@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from training.config import Config
-from training.data import readers
+from training.data import folders, readers
 from training.data.choice import PARTS, Choice, Part
-from training.data.readers import DataError, ImageSet, Keys, Pixels, Unlabelled
+from training.data.folders import Unlabelled
+from training.data.readers import DataError, ImageSet, Keys, Pixels
 from training.data.splits import calibration_split, held_back, long_tail_cut
 
 
@@ -66,7 +67,7 @@ def load(config: Config, run: Path | None = None) -> Data:
 def _read(config: Config) -> tuple[ImageSet, ImageSet, Unlabelled, dict[str, Pixels], int, list[str]]:
     """(train, test, outliers, OOD sets, side in pixels, notes) as they lie on the disk."""
     ood: dict[str, Pixels] = {}
-    size, notes = 32, []
+    size, notes = 32, list[str]()
     outliers = Unlabelled(np.empty((0, size, size, 3), np.uint8), np.empty(0, np.uint64))
     if config.dataset == "digits":
         train, test, eights, nines = readers.digits()
@@ -75,11 +76,11 @@ def _read(config: Config) -> tuple[ImageSet, ImageSet, Unlabelled, dict[str, Pix
         raise DataError(f"--dataset {config.dataset} needs --data DIR")
     elif config.dataset == "folder":
         size = config.image_size_px or size
-        train, test = readers.class_folders(config.data, size, notes=notes)
+        train, test = folders.class_folders(config.data, size, notes=notes)
     else:
         train, test = readers.cifar(config.data, hundred=config.dataset == "cifar100")
     if config.outliers is not None:
-        outliers = readers.unlabelled(config.outliers, size, notes=notes)
+        outliers = folders.unlabelled(config.outliers, size, notes=notes)
     return train, test, outliers, ood, size, notes
 
 
@@ -99,5 +100,5 @@ def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
         for one in arrays or [path]:
             if one.stem in sets:
                 raise DataError(f"two OOD sets are called {one.stem!r}: rename one of {path}")
-            sets[one.stem] = readers.unlabelled(one, size_px).pixels
+            sets[one.stem] = folders.unlabelled(one, size_px).pixels
     return sets

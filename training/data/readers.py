@@ -1,29 +1,24 @@
-"""From files to arrays: CIFAR pickles, class folders, outlier arrays, scikit-learn's digits.
+"""From files to arrays: CIFAR pickles, outlier arrays, scikit-learn's digits.
 
 Every reader checks what it read: a DataError names the file, what is wrong with it and what to do.
 """
 
 import hashlib
 import pickle
-import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract import files, images as service_images
-from service.contract.bundle import Input
-
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 Labels = NDArray[np.int64]  # [N]
 Keys = NDArray[np.uint64]  # [N]: a hash of each image's content
-MAX_PIXELS = 50_000_000
 
 
 class DataError(ValueError):
@@ -66,7 +61,7 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
 
-def content_key(content: bytes) -> int:
+def content_key(content: bytes | memoryview) -> int:
     """64 bits of a hash: evenly spread, the same on every machine, so that an image is known by it."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
@@ -125,88 +120,7 @@ def cifar(folder: Path, *, hundred: bool) -> tuple[ImageSet, ImageSet]:
     return merged, _cifar_part(folder / ("test" if hundred else "test_batch"), key, classes)
 
 
-def image_files(folder: Path, notes: list[str] | None = None) -> list[Path]:
-    """Every image file below `folder` in the order of names (service.contract.files); what is left out into `notes`."""
-    found = files.find(folder)
-    if notes is not None:
-        notes += found.notes(folder)
-    return [Path(path) for path in found.paths]
-
-
-def read_files(paths: list[Path], size_px: int) -> Pixels:
-    """Decode files exactly as the service does: uint8 [N, size_px, size_px, 3]."""
-    shape = Input(height_px=size_px, width_px=size_px, fit="stretch", resampling="bilinear")
-    out = np.empty((len(paths), size_px, size_px, 3), np.uint8)
-    for i, path in enumerate(paths):
-        try:
-            out[i] = service_images.load(path.read_bytes(), shape, max_pixels=MAX_PIXELS).pixels
-        except Exception as error:
-            raise DataError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
-    return out
-
-
-def file_keys(paths: list[Path]) -> Keys:
-    """The content keys of files that can be read."""
-    return np.array([content_key(path.read_bytes()) for path in paths], np.uint64)
-
-
-def class_files(folder: Path, notes: list[str] | None = None) -> dict[str, list[Path]]:
-    """The image files of each class folder in `folder`, by class name in Unicode's form NFC; hidden folders are none.
-
-    Two folders whose names differ in their Unicode form alone are one class.
-    """
-    classes: dict[str, list[Path]] = {}
-    for inner in sorted(folder.iterdir()):
-        if inner.is_dir() and not files.is_hidden(inner.name):
-            classes.setdefault(unicodedata.normalize("NFC", inner.name), []).extend(image_files(inner, notes))
-    return classes
-
-
-def class_folders(folder: Path, size_px: int, notes: list[str] | None = None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of DIR/train/<class>/* and DIR/test/<class>/*; classes from the most frequent to the rarest."""
-    parts: dict[str, dict[str, list[Path]]] = {}
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise DataError(f"{folder / part} is missing: a folder data set has train/<class>/ and test/<class>/")
-        parts[part] = class_files(folder / part, notes)
-        if empty := [name for name, paths in parts[part].items() if not paths]:
-            raise DataError(f"{folder / part}: no image in class {', '.join(empty)}: add some or remove the folder")
-    if parts["train"].keys() != parts["test"].keys():
-        differ = sorted(parts["train"].keys() ^ parts["test"].keys())
-        raise DataError(f"{folder}: train and test have different classes ({', '.join(differ[:5])})")
-    classes = tuple(sorted(parts["train"], key=lambda c: (-len(parts["train"][c]), c)))
-    sets = []
-    for part in ("train", "test"):
-        labelled = [(path, label) for label, name in enumerate(classes) for path in parts[part][name]]
-        paths = [path for path, _ in labelled]
-        pixels = read_files(paths, size_px)
-        sets.append(ImageSet(pixels, np.array([y for _, y in labelled], np.int64), classes, file_keys(paths)))
-    return sets[0], sets[1]
-
-
-class Unlabelled(NamedTuple):
-    """Images without labels: uint8 [N, H, W, 3] and their content keys [N]."""
-
-    pixels: Pixels
-    keys: Keys
-
-
-def unlabelled(path: Path, size_px: int, notes: list[str] | None = None) -> Unlabelled:
-    """A .npy or .npz uint8 [N, H, W, 3], or a folder of images; resized to size_px as the service does."""
-    if path.is_dir():
-        paths = image_files(path, notes)
-        if not paths:
-            raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
-        return Unlabelled(read_files(paths, size_px), file_keys(paths))
-    loaded = _array(path)
-    keys = pixel_keys(loaded)
-    if loaded.shape[1:3] == (size_px, size_px):
-        return Unlabelled(np.ascontiguousarray(loaded), keys)
-    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in loaded]
-    return Unlabelled(np.stack([np.asarray(i) for i in resize]), keys)
-
-
-def _array(path: Path) -> Pixels:
+def array(path: Path) -> Pixels:
     """uint8 [N, H, W, 3] of a .npy or .npz file. DataError where it holds something else."""
     if not path.is_file():
         raise DataError(f"{path} is missing: name a .npy or .npz array, or a folder of images")

@@ -77,6 +77,13 @@ def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np
     return held[of]
 
 
+def expected_held_back(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """[C]: how many of so many images of each class `held_back` keeps, rounded; it draws about as many."""
+    share = np.round(fraction * counts).astype(np.int64)
+    bounded = np.clip(share, 1, np.maximum((1 + fraction) / 2 * counts, 1).astype(np.int64))
+    return np.where((counts < FEWEST_IMAGES) | (fraction <= 0), 0, bounded)
+
+
 def calibration_split(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     """(rest, calibration) by `held_back`: each in the order of `images`."""
     held = held_back(images.keys, images.labels, fraction)

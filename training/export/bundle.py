@@ -15,8 +15,9 @@ from service.contract import bundle
 from service.contract.bundle import Input
 from service.contract.images import load as load_image
 from training.config import Config
+from training.data.folders import MAX_PIXELS
 from training.data.loading import Data
-from training.data.readers import MAX_PIXELS, Pixels
+from training.data.readers import Pixels
 from training.evaluation import calibrate
 from training.evaluation.measure import measure
 from training.evaluation.metrics import class_groups

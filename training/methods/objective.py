@@ -69,11 +69,11 @@ def stage1_losses(
     projects = contrast is not None and CONTRASTS[method.contrast].projects
     joint = method.needs_outliers and OUTLIER_TERMS[method.outlier_term].joint
     precision = autocast(config, device)
-    draw = partial(augment.view, padding_px=data.padding_px, flip=data.flip)
+    draw = partial(augment.view, kind=config.augment, padding_px=data.padding_px, flip=data.flip)
 
     def forward(batch: Batch) -> Step:
         groups = [batch.images] * method.views + ([batch.outliers] if len(batch.outliers) else [])
-        views = [distributed.share(draw(group, batch.generator)) for group in groups]
+        views = [draw(group, batch.generator, rows=distributed.own_rows(len(group))) for group in groups]
         labels = distributed.share(batch.labels)
         inside = method.views * len(labels)
 
@@ -121,9 +121,12 @@ def stage2_losses(
         if stage.on_features:
             logits = network.head(distributed.share(batch.images))
         else:
-            images = augment.view(batch.images, batch.generator, padding_px=data.padding_px, flip=data.flip)
+            images = augment.view(
+                batch.images, batch.generator, kind=config.augment, padding_px=data.padding_px, flip=data.flip,
+                rows=distributed.own_rows(len(batch.images)),
+            )  # fmt: skip
             with precision:
-                logits, _ = network(distributed.share(images))
+                logits, _ = network(images)
         return {"loss": stage.loss(logits.float(), distributed.share(batch.labels), counts)}
 
     return losses

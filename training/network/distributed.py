@@ -34,10 +34,15 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def own_rows(size: int) -> slice:
+    """Which rows of a batch of `size` are this process's."""
+    n = size // world()
+    return slice(rank() * n, (rank() + 1) * n)
+
+
 def share(batch: Tensor) -> Tensor:
     """This process's part of a batch: [N, …] → [N / world, …]."""
-    n = len(batch) // world()
-    return batch[rank() * n : (rank() + 1) * n]
+    return batch[own_rows(len(batch))]
 
 
 class _Gather(torch.autograd.Function):

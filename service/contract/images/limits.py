@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, PngImagePlugin
-from PIL.ImageFile import ImageFile
 
 from service.contract.bundle import Input
 from service.errors import InvalidImage
@@ -18,7 +17,9 @@ PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20  # of all compressed texts; 64 MiB fi
 # Pillow's WebP decoder holds the interpreter while it works, and takes three times the memory of the others: at 50
 # megapixels it would silence the whole service, health included, for half a second. That of run-length encoded BMPs is
 # written in Python: at 50 megapixels, which fit in a kilobyte, it works for six seconds.
-DIVISORS = {"WebP": 4, "run-length encoded BMP": 64}  # of `max_pixels`
+# The decoders of AVIF and HEIC take some ten bytes a pixel and 50 to 80 ns; telephones make HEICs of 24 megapixels.
+DIVISORS = {"WebP": 4, "AVIF": 4, "HEIC": 2, "run-length encoded BMP": 64}  # of `max_pixels`
+DEEP_BYTES = 4  # of a stored pixel; deeper images are decoded from a copy of that depth
 Image.MAX_IMAGE_PIXELS = None  # Pillow's check only warns up to twice its limit; `max_pixels` refuses outright
 
 # Bytes of memory per pixel while an image of a Pillow mode is decoded and brought to 8 bits. Measured at 50 megapixels.
@@ -38,16 +39,17 @@ class Frame(NamedTuple):
     samples: float
 
 
-def limit_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raise InvalidImage for an opened image of more than `max_pixels`, or of its kind's share of them."""
-    kind = "WebP" if image.format == "WEBP" else ""
-    if image.format == "BMP" and isinstance(image, ImageFile) and image.tile and image.tile[0][0] == "bmp_rle":
-        kind = "run-length encoded BMP"
-    limit, of_kind = max_pixels // DIVISORS.get(kind, 1), f" for {kind}" if kind else ""
-    pixels = image.width * image.height
-    if pixels > limit:
+def limit_pixels(width: int, height: int, max_pixels: int, kind: str = "", pixel_bytes: float = 0) -> None:
+    """Raise InvalidImage for more than `max_pixels`, or than the share of them that DIVISORS gives to `kind`.
+
+    Where a stored pixel has more than DEEP_BYTES bytes, the limit is as much lower.
+    """
+    limit, of_kind = max_pixels // DIVISORS.get(kind, 1), f" for {kind}" if kind in DIVISORS else ""
+    if pixel_bytes > DEEP_BYTES:
+        limit, of_kind = int(limit * DEEP_BYTES / pixel_bytes), f" for {kind} of {pixel_bytes:g} bytes a pixel"
+    if width * height > limit:
         raise InvalidImage(
-            f"the image has {image.width} x {image.height} = {pixels} pixels, the limit{of_kind} is {limit}: shrink it"
+            f"the image has {width} x {height} = {width * height} pixels, the limit{of_kind} is {limit}: shrink it"
         )
 
 

@@ -256,7 +256,7 @@ def test_empty() -> None:
     "data", [b"hello, world", b"\0" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7"]
 )
 def test_other_content_is_unsupported(data: bytes) -> None:
-    with pytest.raises(UnsupportedMedia, match="JPEG, PNG, WEBP, BMP, GIF, TIFF"):
+    with pytest.raises(UnsupportedMedia, match="JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, HEIC"):
         read(data)
 
 
@@ -353,7 +353,7 @@ def test_palette_alpha_is_that_of_its_colours() -> None:
 @pytest.mark.parametrize("values", [np.uint16, np.int32, np.float32])
 def test_deep_images_of_several_strips(values: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bottom strip alone holds the largest value, which sets the range of all."""
-    monkeypatch.setattr("service.contract.images.reading.STRIP_PIXELS", 50)
+    monkeypatch.setattr("service.contract.images.modes.STRIP_PIXELS", 50)
     grey = np.zeros((31, 16), np.uint8)
     grey[5], grey[30] = 100, 255
     data = encode(Image.fromarray((grey.astype(np.float64) * 257).astype(values)), "TIFF")

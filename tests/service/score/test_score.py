@@ -232,7 +232,7 @@ def test_images_are_found_by_content_and_the_rest_is_said(
     assert rows["no_suffix"]["error"] is None
     assert rows["sub/dead.png"]["error"] == "not-found"
     said = capsys.readouterr().err
-    assert "left out 1 files that are no images (.md 1)" in said
+    assert "left out 1 file that is no image (.md 1)" in said
     assert "left out 1 hidden" in said
 
 

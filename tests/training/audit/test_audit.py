@@ -139,7 +139,7 @@ def test_the_report_is_json_and_text_and_a_picture(folder, tmp_path):
     report = audit(folder)
     assert type(report).model_validate_json(json.dumps(report.model_dump(mode="json"))) == report
     text = render(report)
-    for told in ("imbalance ratio 6.0", "Gini 0.333", "mahalanobis", "NEAR DUPLICATES", "flips images"):
+    for told in ("imbalance ratio 6.0", "Gini 0.333", "mahalanobis", "NEAR DUPLICATES", "mirrors images"):
         assert told in text
     plot(report, tmp_path / "tail.png")
     with Image.open(tmp_path / "tail.png") as image:

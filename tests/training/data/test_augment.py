@@ -124,7 +124,9 @@ def test_jitter_against_its_definition(seed):
     draws = torch.rand(6, 12, 1, 1, 1, generator=same).flatten(1).T.tolist()
     order = torch.randperm(4, generator=same).tolist()
     expected = [jitter_of_image(i, d, order) for i, d in zip(images.double().numpy(), draws, strict=True)]
-    np.testing.assert_allclose(augment.jitter(images.clone(), augment.draw_colours(12, generator(seed))).numpy(), expected, atol=5e-6)
+    np.testing.assert_allclose(
+        augment.jitter(images.clone(), augment.draw_colours(12, generator(seed))).numpy(), expected, atol=5e-6
+    )
 
 
 def test_jitter_shares():

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.training import tiny
 from training.data import loading, readers
 from training.data.batches import Batches
-from training.data.readers import DataError, ImageSet
 from training.data.choice import Choice
+from training.data.readers import DataError, ImageSet
 from training.data.splits import calibration_split, held_back, long_tail_counts, long_tail_cut, tail_classes
 
 CPU = torch.device("cpu")

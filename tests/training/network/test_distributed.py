@@ -80,7 +80,7 @@ def test_weights_move_as_those_of_one_process(one, two):
 def test_run_of_two_processes_is_finished_and_whole(two):
     run = checkpoint.trained(two / "run")
     assert type(run.scoring.trunk.bn) is torch.nn.BatchNorm2d
-    assert sorted(p.name for p in (two / "run").iterdir()) == [checkpoint.CHECKPOINT_FILE]
+    assert sorted(p.name for p in (two / "run").iterdir()) == [checkpoint.CHECKPOINT_FILE, "split.csv"]
 
 
 # ---- One process ----
