@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from service.contract.images import profiles
+from tests.fuzz import tiffs
 from tests.hard import giants
 
 SIDES = (40, 28)  # width, height, pixels
@@ -54,9 +56,60 @@ def seeds() -> dict[str, bytes]:
         "tiff-cmyk": _file(rgb.convert("CMYK"), "TIFF", compression="tiff_lzw"),
         "tiff-lab": _file(Image.merge("LAB", rgb.split()), "TIFF"),
     }  # fmt: skip
+    found |= _coloured(rgb, grey, rgba) | _deep()
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         found[f"tiff-{compression}"] = _file(rgb, "TIFF", compression=compression)
     return found
+
+
+def _coloured(rgb: Image.Image, grey: Image.Image, rgba: Image.Image) -> dict[str, bytes]:
+    """Images with a profile, and those of telephones."""
+    p3, curve = profiles.rgb_profile(profiles.P3_PRIMARIES), profiles.grey_profile(1.8)
+    found = {
+        "jpeg-profile": _file(rgb, "JPEG", icc_profile=p3), "png-profile": _file(rgb, "PNG", icc_profile=p3),
+        "png-grey-profile": _file(grey, "PNG", icc_profile=curve), "webp-profile": _file(rgba, "WEBP", icc_profile=p3),
+        "tiff-profile": _file(rgb, "TIFF", icc_profile=p3),
+        "png-gamma": with_chunks(_file(rgb, "PNG"), (b"gAMA", struct.pack(">I", 100_000))),
+        "avif": _file(rgb, "AVIF"), "avif-alpha": _file(rgba, "AVIF"),
+        "avif-profile": _file(rgb, "AVIF", icc_profile=p3),
+        "avif-animated": _file(rgb, "AVIF", save_all=True, append_images=[rgb.rotate(90)]),
+    }  # fmt: skip
+    try:
+        import pillow_heif
+    except ImportError:  # HEIC is an extra
+        return found
+    pillow_heif.register_heif_opener()
+    return found | {"heic": _file(rgb, "HEIF"), "heic-alpha": _file(rgba, "HEIF"), "heic-grey": _file(grey, "HEIF")}
+
+
+def _deep() -> dict[str, bytes]:
+    """TIFFs that service/contract/images/tiff.py unpacks itself."""
+    width, height = SIDES
+    values = np.asarray(_picture()).astype(np.float64) / 255
+    deep = (values * 65535).astype("<u2")
+    packed = np.packbits(((values[..., 0] * 4095).astype(np.uint16)[..., None] >> np.arange(11, -1, -1)) & 1)
+    return {
+        "tiff-12-bit": tiffs.tiff(width, height, [packed.tobytes()], bits=12),
+        "tiff-16-bit-apart": tiffs.tiff(
+            width, height, [deep[..., i].tobytes() for i in range(3)], bits=16, samples=3, photometric=2, planar=2
+        ),
+        "tiff-16-bit-deflate": tiffs.tiff(
+            width, height, [zlib.compress(deep.tobytes())], bits=16, samples=3, photometric=2, compression=8
+        ),
+        "tiff-float-deflate": tiffs.tiff(
+            width, height, [zlib.compress(values.astype("<f4").tobytes())], bits=32, samples=3, photometric=2,
+            compression=8, form=3,
+        ),
+        "tiff-palette": tiffs.tiff(
+            width, height, [bytes(range(256)) * 4 + bytes(96)], bits=8, photometric=3, colormap=list(range(256)) * 3
+        ),
+    }  # fmt: skip
+
+
+def with_chunks(data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with chunks after its header."""
+    made = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return data[:33] + b"".join(made) + data[33:]
 
 
 def interlaced() -> bytes:

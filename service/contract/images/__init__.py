@@ -8,8 +8,9 @@ calibration meets the same pixels in service. A file is read right or refused wi
 IMAGES.md beside this package lists the kinds.
 """
 
+from service.contract.images.estimate import decoded_bytes
 from service.contract.images.fitting import fit
-from service.contract.images.limits import DIVISORS, MAX_SCANS, decoded_bytes
+from service.contract.images.limits import DIVISORS, MAX_SCANS
 from service.contract.images.reading import FORMATS, TURNS, Loaded, load
 
 __all__ = ["DIVISORS", "FORMATS", "MAX_SCANS", "TURNS", "Loaded", "decoded_bytes", "fit", "load"]

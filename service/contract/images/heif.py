@@ -10,13 +10,16 @@ from collections.abc import Iterator
 
 from PIL import AvifImagePlugin
 
+from service.contract.images import av1
 from service.contract.images.limits import limit_pixels
 from service.errors import UnsupportedMedia
 
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 SHARED_BRANDS = {b"mif1", b"msf1"}
-CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0}  # boxes that hold boxes, after that many bytes
+CONTAINERS = {  # boxes that hold boxes, after that many bytes
+    b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0,
+}  # fmt: skip
 MAX_BOXES = 10_000
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -54,24 +57,33 @@ def register() -> None:
 
 
 def limit_parts(data: bytes, kind: str, max_pixels: int) -> None:
-    """Raise InvalidImage where a part of the file is larger than the whole may be."""
-    for name, at in _boxes(data):
-        if name == b"ispe" and at + 12 <= len(data):
+    """Raise InvalidImage where a part of the file is larger than the whole may be.
+
+    Parts are what the container tells of, and for AVIF what the coded data themselves say: libavif would decode a
+    picture of any size that the container calls small. (libheif refuses such a file by itself.)
+    """
+    boxes = list(_boxes(data))
+    for name, at, end in boxes:
+        if name == b"ispe" and at + 12 <= end:
             width, height = struct.unpack_from(">II", data, at + 4)
             limit_pixels(width, height, max_pixels, kind)
+    if kind == "AVIF":
+        for piece in av1.coded_pieces(data, boxes):
+            for width, height in av1.sizes(piece):
+                limit_pixels(width, height, max_pixels, kind)
 
 
 def coded_colours(data: bytes) -> tuple[int, int] | None:
     """Code points of primaries and transfer function (ITU-T H.273) of the first `colr` box that holds such."""
-    for name, at in _boxes(data):
-        if name == b"colr" and data[at : at + 4] == b"nclx" and at + 8 <= len(data):
+    for name, at, end in _boxes(data):
+        if name == b"colr" and data[at : at + 4] == b"nclx" and at + 8 <= end:
             primaries, transfer = struct.unpack_from(">HH", data, at + 4)
             return primaries, transfer
     return None
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Name of each box in the header of the file, and where its content begins."""
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each box in the header of the file, and where its content begins and ends."""
     waiting, count = [(0, len(data))], 0
     while waiting:
         at, end = waiting.pop()
@@ -84,7 +96,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
             if size < head or at + size > end:
                 break
             count += 1
-            yield name, at + head
+            yield name, at + head, at + size
             if name in CONTAINERS:
                 waiting.append((at + head + CONTAINERS[name], at + size))
             at += size

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from service.contract.bundle import Input
-from service.contract.images import heif, png
+from service.contract.images import heif, png, tiff_header
 from service.contract.images.decoders import DECODERS
 from service.contract.images.fitting import fit
 from service.contract.images.modes import eight_bits, freeing, simple
@@ -15,12 +15,11 @@ from service.contract.images.profiles import to_srgb
 from service.errors import InvalidImage, TailGuardError, UnsupportedMedia
 
 FORMATS = tuple(DECODERS)
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 FOREIGN = {  # what people send all the same, by how it begins
     b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML", b"\0\0\1\0": "ICO",
-    b"FUJIFILM": "camera raw",
-    b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"IIRO": "camera raw", b"IIU\0": "camera raw",
+    b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "a Photoshop file", b"%PDF": "a PDF", b"<svg": "SVG", b"<?xml": "XML",
+    b"\0\0\1\0": "an icon file", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"FUJIFILM": "a camera raw file",
+    b"IIRO": "a camera raw file", b"IIU\0": "a camera raw file",
 }  # fmt: skip
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +77,7 @@ def kind_of(data: bytes) -> str:
         return "PNG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"
-    if data.startswith(TIFF_MAGIC):
+    if data.startswith(tiff_header.MAGIC):
         return "TIFF"
     if data.startswith(b"BM"):
         return "BMP"
@@ -91,7 +90,7 @@ def kind_of(data: bytes) -> str:
 
 
 def _what_failed(error: Exception, kind: str) -> str:
-    words = str(error)
+    words = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
         return "the header of the image is damaged or gives it no pixels: send an intact file"
     if "nsupported" in words or "not supported" in words:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidImage
 
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 64  # that are looked through for the full picture
 MAX_TAG_VALUES = 2**22
 CMYK_INKS = 1  # value of InkSet

@@ -69,8 +69,6 @@ def by_pillow(page: Page) -> bool:
         return eight and plain and page.photometric in (0, 1, 2, 5, 6) and (page.planar == 1 or page.samples == 1)
     if page.compression == 6:
         return eight and page.photometric in (2, 6) and page.planar == 1
-    if page.compression == 50001:
-        return eight and page.photometric == 2 and page.planar == 1
     if page.photometric == 6:
         return page.compression in BYTEWISE - {1} and eight and plain and page.planar == 1
     if page.photometric == 8:

@@ -14,7 +14,17 @@ from tests.fuzz.seeds import seeds
 def test_every_seed_is_an_image() -> None:
     given = seeds()
     assert {name: images.decode(data) for name, data in given.items()} == dict.fromkeys(given, ("image", ""))
-    assert {name.split("-")[0] for name in given} == {"jpeg", "png", "apng", "webp", "bmp", "gif", "tiff"}
+    assert {name.split("-")[0] for name in given} == {
+        "jpeg",
+        "png",
+        "apng",
+        "webp",
+        "bmp",
+        "gif",
+        "tiff",
+        "avif",
+        "heic",
+    }
 
 
 def test_an_input_is_known_by_its_number_alone() -> None:

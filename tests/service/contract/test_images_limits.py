@@ -36,6 +36,11 @@ print(peak() - before, decoded_bytes(data, size))
         ("RGBA", "PNG", {}),
         ("RGB", "BMP", {}),
         ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("L", "TIFF", {"compression": "tiff_lzw"}),
+        ("I;16", "TIFF", {"compression": "tiff_lzw"}),
+        ("F", "TIFF", {}),
+        ("RGB", "AVIF", {"speed": 10}),
+        ("RGBA", "WEBP", {}),
         ("RGB", "JPEG", {"progressive": True}),
         ("RGB", "JPEG", {}),
     ],
@@ -43,7 +48,18 @@ print(peak() - before, decoded_bytes(data, size))
 def test_decoded_bytes_are_those_that_decoding_takes(
     mode: str, form: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "image").write_bytes(encode(Image.new(mode, (4000, 3500)), form, **options))
+    (tmp_path / "image").write_bytes(encode(Image.new(mode, (3500, 3500)), form, **options))
+    check(tmp_path)
+
+
+def test_decoded_bytes_of_heic(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason='pip install "tailguard[heif]"')
+    heif.register_heif_opener()
+    (tmp_path / "image").write_bytes(encode(Image.new("RGB", (3500, 3500)), "HEIF"))
+    check(tmp_path)
+
+
+def check(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "image")]
     grown, told = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert grown < 1.25 * told + 8 * 2**20
