@@ -47,6 +47,28 @@ def answer_block(shown: dict[str, Any]) -> str:
     return f"```console\ncurl -F file=@{EXAMPLE} '127.0.0.1:8000/classify?top_k=2'\n```\n\n```json\n{text}\n```"
 
 
+def shown_answer(block: str) -> dict[str, Any]:
+    """The answer that a document shows."""
+    shown: dict[str, Any] = json.loads(re.findall(r"```json\n(.*?)```", block, re.DOTALL)[0])
+    return shown
+
+
+def same(shown: dict[str, Any], real: dict[str, Any]) -> bool:
+    """Whether two answers differ only in what differs from request to request."""
+    return close(shown | dict.fromkeys(VOLATILE), real | dict.fromkeys(VOLATILE))
+
+
+def close(one: object, two: object) -> bool:
+    """Equal, but for the last digits of numbers, which int8 kernels of other CPUs may round otherwise."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(close(one[k], two[k]) for k in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(close, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) < 0.02 * max(1, abs(two))
+    return one == two
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
@@ -186,8 +208,11 @@ def anchors(text: str) -> set[str]:
 
 def main() -> None:
     with live.serving(BUNDLE) as url:
+        answer(url)  # the first request of a process is slower than those that follow
         shown = answer(url)
-    content = {name: make() for name, make in BLOCKS.items()} | {"answer": answer_block(shown)}
+    before = parts(README.read_text(encoding="utf-8"))["answer"]
+    kept = before if before and same(shown_answer(before), shown) else answer_block(shown)
+    content = {name: make() for name, make in BLOCKS.items()} | {"answer": kept}
     for path in DOCUMENTS:
         path.write_text(fill(path.read_text(encoding="utf-8"), content.__getitem__), encoding="utf-8")
 

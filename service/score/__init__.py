@@ -1,4 +1,4 @@
-"""python -m service score: bulk scoring of files through the decode, engine and decision of the service.
+"""How are folders of images scored without a server? Through the decode, engine and decision of the service.
 
 `results.parquet`, `.csv` or `.jsonl`: one row per file, in the order of the input. A file that cannot be scored gets a
 row with its error. Floats are those of POST /classify; with another --batch-images the last bits may differ, as

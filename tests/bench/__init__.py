@@ -1,1 +1,4 @@
-"""Benchmarks that need more than the service: a larger graph, and other model servers."""
+"""What does the service reach and cost under load? A load generator, the in-process limit, other servers beside it.
+
+`python -m tests.bench` measures this checkout; README.md shows what was measured. Nothing here is in the product.
+"""

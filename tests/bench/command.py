@@ -1,4 +1,4 @@
-"""What `python -m service bench` does with its arguments."""
+"""What `python -m tests.bench` does with its arguments."""
 
 import argparse
 import os
@@ -18,8 +18,8 @@ from tests.bench import level, limit, photos, report
 from tests.bench.level import Level, Load
 from tests.bench.limit import Limit
 from tests.bench.photos import Photo
-from tests.bench.processes import BenchError, Server, started
-from tests.bench.report import FRAMEWORK_TARGETS_MS, Report
+from tests.bench.processes import BenchError, Endpoint, started
+from tests.bench.report import FRAMEWORK_TARGETS_MS, BenchReport
 
 SECONDS = 5.0
 QUICK_SECONDS = 2.0
@@ -32,10 +32,10 @@ BODIES = {"raw": photos.raw_request, "form": photos.form_request}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write; the exit code."""
+    """Measure, print, write; the exit code. Raises BenchError and SettingsError, each with one clear line."""
     given = settings.load()
     seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
-    found = Report(report.environment(given))
+    found = BenchReport(report.environment(given))
     if args.threads:
         found.threads = _threads(args, given, seconds)
     elif args.framework:
@@ -72,7 +72,7 @@ def own_environ(given: Settings, **changes: str) -> dict[str, str]:
     return {**os.environ, **fixed, **grace, **changes}
 
 
-def _full(args: argparse.Namespace, given: Settings, seconds: float, found: Report) -> None:
+def _full(args: argparse.Namespace, given: Settings, seconds: float, found: BenchReport) -> None:
     """Limit, levels, limit again: the ratios are to the mean of both."""
     sent, key, environ = _photos(args), _key(args, given), own_environ(given)
     threads, intra = limit.threads_of(given), given.intra_op_threads
@@ -133,19 +133,19 @@ def _threads(args: argparse.Namespace, given: Settings, seconds: float) -> list[
 
 
 @contextmanager
-def _server(args: argparse.Namespace, environ: dict[str, str], *module: str) -> Iterator[Server]:
+def _server(args: argparse.Namespace, environ: dict[str, str], *module: str) -> Iterator[Endpoint]:
     """The service at --url, or one of our own."""
     if args.url:
         where = urlsplit(args.url)
         if where.scheme != "http" or where.hostname is None or where.path not in ("", "/"):
             raise BenchError(f"--url {args.url} is not of the form http://HOST:PORT")
-        yield Server(where.hostname, where.port or 80, None)
+        yield Endpoint(where.hostname, where.port or 80, None)
         return
     with started([sys.executable, "-m", *module], environ, cwd=ROOT) as server:
         yield server
 
 
-def _other_model(server: Server, key: str | None, given: Settings) -> str | None:
+def _other_model(server: Endpoint, key: str | None, given: Settings) -> str | None:
     """Why the in-process limit would say nothing about this server; None when it serves the bundle of the settings."""
     if server.pid is not None or bundle.read(given.bundle).sha256 in level.metrics(server, key):
         return None

@@ -12,8 +12,8 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 
 from service.settings import ROOT
-from tests.bench.load import Spec, Tally, percentile
-from tests.bench.processes import BenchError, Server, cpu_s, memory_bytes
+from tests.bench.load import LoadTally, Spec, percentile
+from tests.bench.processes import BenchError, Endpoint, cpu_s, memory_bytes
 
 POLL_S = 0.05
 POLL_TIMEOUT_S = 10.0
@@ -28,7 +28,7 @@ class Level:
     image: str
     body: str  # raw or form
     connections: int
-    tally: Tally
+    tally: LoadTally
     req_s: float
     cpu_ms: float | None  # None: nothing answered, or the CPU is not known
     cpu_of: str | None
@@ -52,7 +52,7 @@ class Load:
     ignore_retry_after: bool = False
 
 
-def measure(server: Server, load: Load, *, key: str | None = None, health: str = "/health/live") -> Level:
+def measure(server: Endpoint, load: Load, *, key: str | None = None, health: str = "/health/live") -> Level:
     """Push `load` at `server` from a process of its own. Raises BenchError when the generator fails."""
     spec = Spec(
         server.host, server.port, load.request.decode("latin-1"), load.connections, load.warmup_s, load.seconds,
@@ -72,7 +72,7 @@ def measure(server: Server, load: Load, *, key: str | None = None, health: str =
                 generator.stdin.close()
             generator.stdout.readline()
             before = server_cpu_s(server, key)
-            with Health(server, health) as polls:
+            with HealthPolls(server, health) as polls:
                 generator.stdout.readline()
             after = server_cpu_s(server, key)
             memory = None if server.pid is None else memory_bytes(server.pid) / 1e6
@@ -83,7 +83,7 @@ def measure(server: Server, load: Load, *, key: str | None = None, health: str =
                 raise BenchError(f"the load generator ended with {generator.returncode}: {why}")
         finally:
             generator.kill()
-    tally = Tally(**json.loads(last))
+    tally = LoadTally(**json.loads(last))
     used = None if before is None or after is None or not tally.answered else 1000 * (after - before) / tally.answered
     source = None if used is None else OF_THE_METRICS if server.pid is None else OF_THE_TREE
     polled = sorted(polls.taken_ms)
@@ -101,7 +101,7 @@ def measure(server: Server, load: Load, *, key: str | None = None, health: str =
     )
 
 
-def server_cpu_s(server: Server, key: str | None) -> float | None:
+def server_cpu_s(server: Endpoint, key: str | None) -> float | None:
     """CPU seconds the server has used: of its tree if we started it, else what it publishes, else None."""
     if server.pid is not None:
         return cpu_s(server.pid)
@@ -109,7 +109,7 @@ def server_cpu_s(server: Server, key: str | None) -> float | None:
     return float(found[1]) if found else None
 
 
-def metrics(server: Server, key: str | None) -> str:
+def metrics(server: Endpoint, key: str | None) -> str:
     """The text of GET /metrics; empty when the server has none, or does not let us read it."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
@@ -123,20 +123,20 @@ def metrics(server: Server, key: str | None) -> str:
     return ""
 
 
-class Health:
+class HealthPolls:
     """GET of the health route 20 times a second from a thread, on one connection, while the block runs.
 
     Not in the generator: there the polls would wait for its own connections. A poll that fails counts with the time it
     took to fail, at least the timeout's.
     """
 
-    def __init__(self, server: Server, path: str) -> None:
+    def __init__(self, server: Endpoint, path: str) -> None:
         self._server, self._path = server, path
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self.taken_ms: list[float] = []
 
-    def __enter__(self) -> "Health":
+    def __enter__(self) -> "HealthPolls":
         self._thread.start()
         return self
 

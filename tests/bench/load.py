@@ -1,6 +1,6 @@
 """The load generator: closed-loop keep-alive connections in a process of its own, so that its CPU is not the server's.
 
-    python -m tests.bench.load < spec.json      # prints "measuring", "measured" and the Tally, one JSON line each
+    python -m tests.bench.load < spec.json      # prints "measuring", "measured" and the LoadTally, one JSON line each
 
 A connection sends its next request when the answer to the last has come. One that is shed (429 or 503) waits for what
 Retry-After says, at most 0.1 s so that a short run keeps pushing, with jitter; `ignore_retry_after` sends at once.
@@ -42,7 +42,7 @@ class Spec:
 
 
 @dataclass
-class Tally:
+class LoadTally:
     """What came back while it was measured. Latencies are those of answered (2xx) requests, milliseconds."""
 
     seconds: float = 0.0
@@ -85,7 +85,7 @@ class Generator:
         self._errors = 0
         self._connecting: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> Tally:
+    async def run(self) -> LoadTally:
         for _ in range(self.spec.connections):
             self.connect()
         await asyncio.sleep(self.spec.warmup_s)
@@ -139,10 +139,10 @@ class Generator:
             asked = LONGEST_WAIT_S
         return min(asked, LONGEST_WAIT_S) * self.random.uniform(0.5, 1.0)
 
-    def _tally(self, seconds: float, cpu: float) -> Tally:
+    def _tally(self, seconds: float, cpu: float) -> LoadTally:
         ascending = sorted(1000 * s for s in self._latencies)
         statuses = {str(status): count for status, count in sorted(self._statuses.items())}
-        return Tally(
+        return LoadTally(
             seconds=seconds,
             answered=len(ascending),
             statuses=statuses,
@@ -232,7 +232,7 @@ def main() -> None:
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard >= 0 else wanted, hard))
 
-    async def run() -> Tally:
+    async def run() -> LoadTally:
         return await Generator(spec).run()
 
     with contextlib.suppress(ImportError):  # not on every platform; asyncio's own loop does the same, slower

@@ -73,7 +73,7 @@ def memory_bytes(root: int) -> int:
 
 
 @dataclass(frozen=True)
-class Server:
+class Endpoint:
     """Where to send requests; `pid` leads its process tree, None when we did not start it."""
 
     host: str
@@ -87,7 +87,7 @@ def started(
     environ: Mapping[str, str],
     find: Callable[[str], tuple[str, int] | None] | None = None,
     cwd: Path | None = None,
-) -> Iterator[Server]:
+) -> Iterator[Endpoint]:
     """Run a server until the block ends, then TERM; whatever is left of its session is killed.
 
     `find` gets what the server has printed and gives host and port once it listens; by default it looks for the
@@ -100,7 +100,7 @@ def started(
         )  # fmt: skip
         try:
             host, port = _wait(process, log, find or _listening)
-            yield Server(host, port, process.pid)
+            yield Endpoint(host, port, process.pid)
         finally:
             _end(process)
 

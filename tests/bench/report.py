@@ -17,7 +17,7 @@ from service.settings import ROOT, Settings
 from tests.bench.level import Level
 from tests.bench.limit import Limit
 
-FORMAT = 1
+REPORT_FORMAT = 1
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "uvicorn", "uvloop", "httptools", "fastapi")
 NO_VALUE = "-"
 FAIR = (
@@ -29,7 +29,7 @@ FRAMEWORK_TARGETS_MS = {1_300: 0.25, 197_000: 0.35}
 
 
 @dataclass
-class Report:
+class BenchReport:
     """Everything one run of the bench found."""
 
     environment: dict[str, Any]
@@ -41,7 +41,7 @@ class Report:
     threads: list[Limit] = field(default_factory=list)
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"format": REPORT_FORMAT, **asdict(self)}, indent=1) + "\n"
 
     def text(self) -> str:
         parts = [_environment_line(self.environment), *self.notes]
@@ -126,7 +126,7 @@ def _environment_line(found: dict[str, Any]) -> str:
     )
 
 
-def _limits(report: Report) -> str:
+def _limits(report: BenchReport) -> str:
     head = ("image", "threads", "images/s", "CPU-ms", "after/before")
     rows = [
         (limit.image, str(limit.threads), number(limit.images_per_s, 1), number(limit.cpu_ms, 3),

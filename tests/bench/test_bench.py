@@ -14,11 +14,11 @@ import pytest
 from service.contract import bundle, images
 from service.settings import ROOT
 from service.settings import load as load_settings
-from tests.bench import arguments as bench
+from tests.bench import __main__ as bench
 from tests.bench import command, level, limit, photos, processes, report
 from tests.bench.level import Level
 from tests.bench.limit import Limit
-from tests.bench.load import Generator, Spec, Tally, percentile
+from tests.bench.load import Generator, LoadTally, Spec, percentile
 from tests.bench.processes import BenchError
 from tests.service import tiny
 
@@ -26,9 +26,8 @@ PNG = photos.Photo("a.png", tiny.photo(), "image/png")
 
 
 def run_bench(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.main(parser.parse_args(arguments))
+    """As the command does, but what it refuses is raised."""
+    return command.run(bench.parse(list(arguments)))
 
 
 # Arithmetic ----------------------------------------------------------------------------------------------------------
@@ -36,21 +35,14 @@ def run_bench(*arguments: str) -> int:
 
 def test_percentiles_are_nearest_rank() -> None:
     values = [10.0, 20.0, 30.0, 40.0]
-    assert [percentile(values, share) for share in (0.0, 0.25, 0.26, 0.5, 0.9, 0.99, 1.0)] == [
-        10,
-        10,
-        20,
-        20,
-        40,
-        40,
-        40,
-    ]
+    shares = {0.0: 10, 0.25: 10, 0.26: 20, 0.5: 20, 0.9: 40, 0.99: 40, 1.0: 40}
+    assert {share: percentile(values, share) for share in shares} == shares
     assert percentile(list(range(1, 201)), 0.99) == 198
     assert percentile([], 0.5) is None
 
 
 def test_only_answers_within_the_window_count_and_only_2xx_have_latencies() -> None:
-    async def run() -> tuple[Tally, list[float]]:
+    async def run() -> tuple[LoadTally, list[float]]:
         generator = Generator(Spec("127.0.0.1", 1, "", 1, 0, 1))
         generator.answered(200, 9.0)  # still warming up
         generator.counting = True
@@ -231,7 +223,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 
 def a_level(statuses: Sequence[tuple[str, int]] = (("200", 300), ("429", 7))) -> Level:
-    tally = Tally(2.0, 300, dict(statuses), 0, 1.0, 2.0, 3.0, 0.1)
+    tally = LoadTally(2.0, 300, dict(statuses), 0, 1.0, 2.0, 3.0, 0.1)
     return Level("a", "raw", 8, tally, 150.0, 11.0, level.OF_THE_TREE, 0.5, 0.75, 99.0)
 
 
@@ -241,7 +233,7 @@ def test_table_is_aligned() -> None:
 
 
 def test_report_shows_what_was_measured() -> None:
-    shown = report.Report(
+    shown = report.BenchReport(
         report.environment(load_settings({})), ["a note"], [Limit("a", 2, 1, 200.0, 10.0, 2.0)], {"a": 1.02},
         [command.compared(a_level(), Limit("a", 2, 1, 200.0, 10.0, 2.0))],
     )  # fmt: skip

@@ -16,7 +16,7 @@ from service.settings import ROOT
 from tests.bench import level, photos
 from tests.bench.level import Level, Load
 from tests.bench.load import Spec
-from tests.bench.processes import BenchError, Server
+from tests.bench.processes import BenchError, Endpoint
 from tests.service import tiny
 
 PNG = photos.Photo("a.png", tiny.photo(), "image/png")
@@ -54,16 +54,16 @@ class Alternating(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def alternating() -> Iterator[Server]:
+def alternating() -> Iterator[Endpoint]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Alternating) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield Server("127.0.0.1", server.server_address[1], None)
+        yield Endpoint("127.0.0.1", server.server_address[1], None)
         server.shutdown()
         thread.join()
 
 
-def push(server: Server, path: str, connections: int = 3) -> Level:
+def push(server: Endpoint, path: str, connections: int = 3) -> Level:
     return level.measure(server, Load("a", "raw", photos.raw_request(path, PNG), connections, 0.1, 0.4))
 
 
@@ -96,7 +96,7 @@ def test_cpu_of_a_server_that_is_not_ours_comes_from_its_metrics() -> None:
 def test_a_server_that_is_not_there() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        found = push(Server("127.0.0.1", unused.getsockname()[1], None), "/classify")
+        found = push(Endpoint("127.0.0.1", unused.getsockname()[1], None), "/classify")
     assert (found.tally.answered, found.cpu_ms) == (0, None)
     assert found.tally.connection_errors > 0
     assert found.health_p99_ms == 1000 * level.POLL_TIMEOUT_S

@@ -15,9 +15,9 @@ from tests.bench.test_bench import a_level
 
 def test_peers_table_says_who_sheds_and_who_could_not_be_measured() -> None:
     few = json.loads(
-        report.Report({}, levels=[command.compared(a_level(), Limit("a", 2, 1, 200.0, 10.0, 2.0))]).to_json()
+        report.BenchReport({}, levels=[command.compared(a_level(), Limit("a", 2, 1, 200.0, 10.0, 2.0))]).to_json()
     )
-    many = json.loads(report.Report({}, levels=[a_level((("200", 300), ("500", 2)))]).to_json())
+    many = json.loads(report.BenchReport({}, levels=[a_level((("200", 300), ("500", 2)))]).to_json())
     row = {"version": "1.0", "unavailable": None, "at_8": few["levels"][0], "at_256": many["levels"][0]}
     missing = {"name": "B", "version": "", "unavailable": "it would bring a|b"}
     lines = table.markdown({"servers": [{"name": "A", **row}, missing]}).splitlines()

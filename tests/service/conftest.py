@@ -9,13 +9,6 @@ from fastapi.testclient import TestClient
 
 from service.settings import Settings
 from service.web.app import create_app
-from tests.service import tiny
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A valid bundle; not to be changed, tests that damage one write their own."""
-    return tiny.write(tmp_path_factory.mktemp("models") / "tiny" / "1")
 
 
 @pytest.fixture
