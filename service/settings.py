@@ -110,6 +110,8 @@ class Settings(BaseSettings):
     """The oldest rows beyond it are deleted."""
     ledger_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     """Older rows are deleted."""
+    ledger_max_bytes: int = Field(default=2**30, gt=0)
+    """The oldest rows are deleted while all rows, counted with 512 bytes each and their images, take more."""
     ledger_images: bool = False
     """Keep the bytes of every image too."""
 

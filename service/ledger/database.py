@@ -1,7 +1,7 @@
-"""The two databases that can hold the ledger, behind one small seam: SQLite, and PostgreSQL through psycopg.
+"""The two databases that can hold the ledger, behind one interface: SQLite, and PostgreSQL through psycopg.
 
 Statements are written once, with `?` for values, and with {id}, {blob} and {newest} where the two must differ. A
-connection is used by one thread. Whatever goes wrong is raised as the driver's own error.
+connection is used by one thread. Errors are those of the driver.
 """
 
 import sqlite3
@@ -14,11 +14,11 @@ from service.errors import SettingsError
 from service.settings import PREFIX
 
 MEMORY = ":memory:"
-LOCK_S = 1.0  # how long a transaction waits for its turn
+LOCK_S = 1.0  # how long a transaction waits for another to end
 CONNECT_S = 5
 STATEMENT_S = 10
-SCHEMA = "tailguard"  # of PostgreSQL, where other applications may have tables too
-TURN = 0x7A11_60A2D  # any number that no other application takes for an advisory lock
+POSTGRESQL_SCHEMA = "tailguard"  # other applications may have tables in the same database
+ADVISORY_LOCK = 0x7A11_60A2D  # any number that no other application takes for an advisory lock
 POSTGRESQL = ("postgresql://", "postgres://")
 
 
@@ -29,7 +29,7 @@ class Database(Protocol):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, and one at a time among all that write to this ledger."""
+        """All or nothing. Transactions of everybody who writes to this ledger run one after another."""
         yield
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> None: ...
@@ -37,6 +37,8 @@ class Database(Protocol):
     def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None: ...
 
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
+
+    def has_table(self, name: str) -> bool: ...
 
     def size_bytes(self, tables: Sequence[str]) -> int: ...
 
@@ -81,6 +83,9 @@ class Sqlite:
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(statement, values).fetchall()
 
+    def has_table(self, name: str) -> bool:
+        return bool(self.fetch("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
+
     def size_bytes(self, tables: Sequence[str]) -> int:
         """Of the file and its write-ahead log. Deleted rows leave room inside for new ones."""
         if self._path is None:
@@ -93,9 +98,9 @@ class Sqlite:
 
 
 class Postgres:
-    """A server that several replicas may share. Transactions take turns by an advisory lock, as SQLite's do by itself.
+    """A server that several replicas may share. An advisory lock orders transactions, which SQLite does by itself.
 
-    The limits on waiting are there so that a server that hangs costs a failed attempt and no more.
+    Every wait has a limit, so that a server that hangs costs one failed attempt.
     """
 
     def __init__(self, where: str) -> None:
@@ -116,11 +121,11 @@ class Postgres:
                 ("idle_in_transaction_session_timeout", STATEMENT_S),
             ):
                 self.execute(f"SET {limit} = {int(seconds * 1000)}")
-            if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", (SCHEMA,)):
+            if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", (POSTGRESQL_SCHEMA,)):
                 with self._connection.transaction():
-                    self.execute("SELECT pg_advisory_xact_lock(?)", (TURN,))
-                    self.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-            self.execute(f"SET search_path = {SCHEMA}")
+                    self.execute("SELECT pg_advisory_xact_lock(?)", (ADVISORY_LOCK,))
+                    self.execute(f"CREATE SCHEMA IF NOT EXISTS {POSTGRESQL_SCHEMA}")
+            self.execute(f"SET search_path = {POSTGRESQL_SCHEMA}")
         except psycopg.Error:
             self._connection.close()
             raise
@@ -128,7 +133,7 @@ class Postgres:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._connection.transaction():
-            self.execute("SELECT pg_advisory_xact_lock(?)", (TURN,))
+            self.execute("SELECT pg_advisory_xact_lock(?)", (ADVISORY_LOCK,))
             yield
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
@@ -141,12 +146,15 @@ class Postgres:
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(_percent(statement), values).fetchall()
 
+    def has_table(self, name: str) -> bool:
+        return self.fetch("SELECT to_regclass(?::text)", (f"{POSTGRESQL_SCHEMA}.{name}",))[0][0] is not None
+
     def size_bytes(self, tables: Sequence[str]) -> int:
         """Of the tables with their indexes and images."""
-        found = self.fetch(
+        rows = self.fetch(
             "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(?::text[]) AS name", (list(tables),)
         )
-        return int(found[0][0])
+        return int(rows[0][0])
 
     def close(self) -> None:
         self._connection.close()
@@ -157,9 +165,9 @@ def _percent(statement: str) -> bytes:
 
 
 def check(where: str) -> None:
-    """Raises SettingsError, one line without any password, when `where` can never work: before the port is opened.
+    """Raise SettingsError, one line without any password, when `where` can never work. Called before the port opens.
 
-    A database that is away, locked or full at this moment is no error here: the service starts, and tries again.
+    A database that is unreachable, locked or full at this moment is no error here: the service starts and tries again.
     """
     if where == MEMORY:
         return
@@ -169,6 +177,8 @@ def check(where: str) -> None:
             raise SettingsError(f"{PREFIX}LEDGER names {scheme}://…: give the path of a file or a postgresql:// URL")
         if not (folder := Path(where).absolute().parent).is_dir():
             raise SettingsError(f"{PREFIX}LEDGER={where}: there is no folder {folder}: make it, or name another")
+        if Path(where).is_dir():
+            raise SettingsError(f"{PREFIX}LEDGER={where} is a folder: give the path of a file in it")
         return
     try:
         from psycopg import ProgrammingError

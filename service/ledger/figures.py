@@ -1,9 +1,9 @@
-"""What the ledger's tallies say about a model: rejection, accuracy from feedback, each share with its interval.
+"""Figures of a model from the ledger's tallies: rejection, and accuracy from feedback, each with its interval.
 
-Rejection is that of the operating point and scope in force, so that it compares with what the calibration promises
-of them; accuracy counts whatever decided. Images are grouped by the predicted class as long as nobody has told the
-true one, and by the true class in everything that comes from feedback. Feedback is a sample that somebody chose to
-label: its shares are those of the stream only when the choice was random.
+Rejection counts what the deployment decided at the operating point and scope in force, so that it compares with what
+calibration promises for them; images that requests had decided at a point of their own are left out. Accuracy counts
+all. Rejection is by predicted class and group, everything from feedback by true class and group. Feedback is a sample
+that somebody chose to label: its shares are those of the stream only when the choice was random.
 """
 
 import math
@@ -56,8 +56,8 @@ def share(count: int, of: int) -> Share:
 
 
 def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
-    """The score interval for a binomial proportion (Wilson 1927): right for small numbers and for shares near 0 and 1,
-    where the one of the textbooks, p ± z·sqrt(p(1 - p)/n), is not. `of` is at least 1."""
+    """The score interval of a binomial proportion (Wilson 1927), which holds for small numbers and for shares near 0
+    and 1, where p ± z·sqrt(p(1 - p)/n) does not. `of` is at least 1."""
     p, zz = count / of, z * z
     middle = (p + zz / (2 * of)) / (1 + zz / of)
     half = z / (1 + zz / of) * math.sqrt(p * (1 - p) / of + zz / (4 * of * of))
@@ -69,10 +69,10 @@ def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str,
     by_class: dict[str, Counter[str]] = {info.name: Counter() for info in manifest.classes}
     truths = {*by_class, OUTLIER, ""}
     outliers: Counter[str] = Counter()
-    for (point, its_scope, label, decision, truth), count in images.items():
+    for (point, its_scope, by_deployment, label, decision, truth), count in images.items():
         if label not in by_class or truth not in truths:
             continue  # of a bundle whose classes were renamed under the same version
-        in_force = (point, its_scope) == (operating_point, scope)
+        in_force = by_deployment and (point, its_scope) == (operating_point, scope)
         rejected = count if decision == "reject" else 0
         if truth == OUTLIER:
             if in_force:
@@ -81,7 +81,7 @@ def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str,
             if in_force:
                 by_class[label].update(images=count, rejected=rejected)
         else:
-            by_class[truth].update(told=count, correct=count if truth == label else 0)
+            by_class[truth].update(labelled=count, correct=count if truth == label else 0)
             if in_force:
                 by_class[truth].update(confirmed=count, confirmed_rejected=rejected)
     by_group: dict[Group, Counter[str]] = {group: Counter() for group in GROUPS}
@@ -100,6 +100,6 @@ def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str,
 def _live(sums: Counter[str]) -> Live:
     return Live(
         rejected=share(sums["rejected"], sums["images"]),
-        accuracy=share(sums["correct"], sums["told"]),
+        accuracy=share(sums["correct"], sums["labelled"]),
         confirmed_rejected=share(sums["confirmed_rejected"], sums["confirmed"]),
     )

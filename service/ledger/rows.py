@@ -4,7 +4,7 @@ from collections import Counter
 from concurrent.futures import Future
 from typing import Literal, NamedTuple
 
-from service.contract.bundle import Group, Manifest
+from service.contract.bundle import Manifest
 from service.contract.decision import Decision, Scope, Verdict
 from service.errors import TailGuardError
 
@@ -14,6 +14,8 @@ Outcome = Literal["correct", "wrong", "outlier"]
 
 
 class ModelKey(NamedTuple):
+    """The identity of a bundle in the ledger."""
+
     name: str
     version: str
     sha256: str
@@ -23,40 +25,49 @@ class Entry(NamedTuple):
     """One classified image, as it was answered. `time`: seconds since the epoch."""
 
     time: float
-    request_id: str
-    position: int
+    request_id: str  # the service's own
+    position: int  # in the request
     manifest: Manifest
     scores: dict[str, float]
     verdict: Verdict
     key: str | None  # the name of the API key
     image: bytes | None
-
-
-class FeedbackRecord(NamedTuple):
-    """What feedback says about one decision. `outcome` is of the predicted label against the true one."""
-
-    model: ModelKey
-    label: str
-    group: Group
-    decision: Decision
-    truth: str
-    outcome: Outcome
+    client_id: str | None = None  # the id that the client gave to the request; it may repeat
+    by_deployment: bool = True  # decided as the deployment decides, and not at a point that the request named
 
 
 class Feedback(NamedTuple):
-    """A true label on its way to the ledger; `answer` gets what it meant, or why it cannot be taken."""
+    """A true label on its way to the ledger; `answer` gets the record, or why there can be none."""
 
     time: float
-    request_id: str
+    request_id: str  # the service's, or the client's
     position: int
     truth: str
-    key: str | None
-    answer: Future[FeedbackRecord]
+    key: str | None  # of whoever gives it
+    may_review: bool  # and so may label what other keys sent
+    answer: Future["FeedbackRecord"]
+
+
+class FeedbackRecord(NamedTuple):
+    """A true label beside what was decided about its image. `outcome`: the predicted label against the true one."""
+
+    model: ModelKey
+    label: str
+    group: str
+    decision: Decision
+    truth: str
+    outcome: Outcome
+    by_deployment: bool
+    operating_point: str
+    scope: Scope
 
 
 class TallyKey(NamedTuple):
+    """What images are counted by. `by_deployment` as in Entry."""
+
     operating_point: str
     scope: Scope
+    by_deployment: bool
     label: str  # predicted
     decision: Decision
     truth: str  # '' for the image itself; a label, or "outlier", for feedback about it
@@ -70,7 +81,7 @@ class Tally(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a transaction has done, to be said once it is committed."""
+    """What a transaction has done, for whoever is to be told once it is committed."""
 
     entries: int
     answers: list[tuple[Feedback, FeedbackRecord | TailGuardError]]

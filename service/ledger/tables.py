@@ -1,13 +1,7 @@
-"""The ledger's tables, and the few things done with them: append, look up for feedback, tally, delete the oldest.
+"""What is done with the ledger's tables: append, find for feedback, tally, delete the oldest. See schema.py for them.
 
-    decisions   one row for each classified image
-    feedback    one row for each true label told; the last one of an image holds, the ones before stay
-    tallies     images by predicted label, decision and true label ('' until one is told), changed in the transaction
-                that appends, so that they always agree; what retention deletes stays counted
-    models      which bundle decided, with its classes
-
-An image is known by request id and position in the request. Clients choose request ids, so they may repeat: the
-latest row is the one meant.
+An image is known by request id and position in the request. The service's own ids are unique; a client's may repeat,
+and then mean the latest row of the same API key.
 """
 
 import json
@@ -15,10 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import Any
 
-from service.contract.bundle import Group, Manifest
-from service.errors import InvalidParameter, NotFound, TailGuardError
+from service.contract.bundle import Manifest
+from service.errors import Forbidden, InvalidParameter, NotFound, TailGuardError
+from service.ledger import schema
 from service.ledger.database import Database
 from service.ledger.rows import (
     OUTLIER,
@@ -34,50 +30,34 @@ from service.ledger.rows import (
 )
 
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
-TABLES = ("decisions", "feedback", "tallies", "models")
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS models (
-        model {id}, name TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, classes TEXT NOT NULL,
-        since DOUBLE PRECISION NOT NULL, UNIQUE (name, version, sha256))""",
-    """CREATE TABLE IF NOT EXISTS decisions (
-        row {id}, time DOUBLE PRECISION NOT NULL, request_id TEXT NOT NULL, position INTEGER NOT NULL,
-        model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL,
-        label TEXT NOT NULL, class_group TEXT NOT NULL, decision TEXT NOT NULL,
-        score DOUBLE PRECISION, threshold DOUBLE PRECISION NOT NULL, p_value DOUBLE PRECISION NOT NULL,
-        scores TEXT NOT NULL, api_key TEXT, image {blob})""",
-    "CREATE INDEX IF NOT EXISTS decisions_request ON decisions (request_id, position{newest})",
-    """CREATE TABLE IF NOT EXISTS feedback (
-        row {id}, time DOUBLE PRECISION NOT NULL, decision_row BIGINT NOT NULL, label TEXT NOT NULL, api_key TEXT)""",
-    "CREATE INDEX IF NOT EXISTS feedback_decision ON feedback (decision_row{newest})",
-    """CREATE TABLE IF NOT EXISTS tallies (
-        model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL, label TEXT NOT NULL,
-        decision TEXT NOT NULL, truth TEXT NOT NULL, images BIGINT NOT NULL,
-        PRIMARY KEY (model, operating_point, scope, label, decision, truth))""",
-)
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
-    decision, score, threshold, p_value, scores, api_key, image) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-FIND = """SELECT d.row, d.model, d.operating_point, d.scope, d.label, d.class_group, d.decision,
-    (SELECT f.label FROM feedback f WHERE f.decision_row = d.row ORDER BY f.row DESC LIMIT 1)
-    FROM decisions d WHERE d.request_id = ? AND d.position = ? ORDER BY d.row DESC LIMIT 1"""
+    decision, score, threshold, p_value, scores, api_key, image, client_id, by_deployment)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+FIND = """SELECT d.api_key, d.row, d.model, d.operating_point, d.scope, d.by_deployment, d.label, d.class_group,
+    d.decision, (SELECT f.label FROM feedback f WHERE f.decision_row = d.row ORDER BY f.row DESC LIMIT 1)
+    FROM decisions d WHERE {which} AND d.position = ? ORDER BY d.row DESC LIMIT 1"""
+BY_REQUEST_ID = FIND.format(which="d.request_id = ?")
+BY_CLIENT_ID = FIND.format(which="d.client_id = ? AND (? OR COALESCE(d.api_key, '') = ?)")
 INSERT_FEEDBACK = "INSERT INTO feedback (time, decision_row, label, api_key) VALUES (?, ?, ?, ?)"
-TALLY = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope, label, decision,
-    truth) DO UPDATE SET images = tallies.images + excluded.images"""
-ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from the end of the index
+COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
+    by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
+ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from an end of the index
+SIZES = "SELECT row, COALESCE(length(image), 0) FROM decisions WHERE row <= ? ORDER BY row"
+ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
 class Tables:
     """The ledger through one connection; made anew with every connection."""
 
     def __init__(self, database: Database) -> None:
+        """Make or migrate the tables. Raises SchemaError for those of a later version."""
         self._database = database
-        self._models: dict[int, tuple[ModelKey, dict[str, Group], float]] = {}
+        self._models: dict[int, tuple[ModelKey, dict[str, str], float]] = {}
         self._numbers: dict[ModelKey, int] = {}
-        with database.transaction():
-            for statement in SCHEMA:
-                database.execute(statement.format(**database.words))
+        schema.prepare(database)
 
     def write(self, batch: Sequence[Entry | Feedback]) -> Written:
-        """Append all of it in its order, or nothing. Feedback that means nothing is answered, and no error here."""
+        """Append the whole batch in its order, or nothing. Feedback that is refused gets its error as the answer."""
         written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {})
         with self._database.transaction():
             for kind, items in groupby(batch, type):
@@ -91,17 +71,23 @@ class Tables:
                         except TailGuardError as error:
                             written.answers.append((item, error))
             self._database.execute_many(
-                TALLY, [(n, *key, images) for n, found in written.tallies.items() for key, images in found.items()]
+                COUNT,
+                [
+                    (n, point, scope, int(by_deployment), *rest, images)
+                    for n, counted in written.tallies.items()
+                    for (point, scope, by_deployment, *rest), images in counted.items()
+                ],
             )
         return written
 
     def tallies(self) -> dict[ModelKey, Tally]:
         """Everything counted, by all replicas that share this ledger."""
         self._read_models()
-        found = {key: Tally(since, Counter()) for key, _, since in self._models.values()}
-        for model, point, scope, label, decision, truth, images in self._database.fetch("SELECT * FROM tallies"):
-            found[self._model(model)[0]].images[TallyKey(point, scope, label, decision, truth)] = images
-        return found
+        tallies = {key: Tally(since, Counter()) for key, _, since in self._models.values()}
+        for model, point, scope, by_deployment, *rest, images in self._database.fetch("SELECT * FROM tallies"):
+            key = TallyKey(point, scope, bool(by_deployment), *rest)
+            tallies[self._model(model)[0]].images[key] = images
+        return tallies
 
     def model(self, number: int) -> tuple[ModelKey, float]:
         """Which model has this number, and since when it is in the ledger."""
@@ -114,54 +100,86 @@ class Tables:
         return 0 if oldest is None else int(newest - oldest + 1)
 
     def size_bytes(self) -> int:
-        return self._database.size_bytes(TABLES)
+        """Of the tables as the database stores them."""
+        return self._database.size_bytes(schema.TABLES)
 
-    def trim(self, max_rows: int, max_age_s: float) -> int:
-        """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows that are too many or too old; how many."""
+    def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> int:
+        """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond one of the limits; how many.
+
+        `max_bytes` counts images and schema.ROW_BYTES a row: the database gives the room of deleted rows to new ones.
+        """
         oldest, newest = self._database.fetch(ENDS)[0]
         if oldest is None:
             return 0
-        last = min(oldest + CHUNK_ROWS - 1, newest)
+        end = min(oldest + CHUNK_ROWS - 1, newest)
         aged = self._database.fetch(
-            "SELECT max(row) FROM decisions WHERE row <= ? AND time < ?", (last, time.time() - max_age_s)
+            "SELECT max(row) FROM decisions WHERE row <= ? AND time < ?", (end, time.time() - max_age_s)
         )[0][0]
-        last = max(min(last, newest - max_rows), -1 if aged is None else aged)
+        last = max(min(end, newest - max_rows), -1 if aged is None else aged)
+        excess = self._database.fetch("SELECT bytes FROM ledger")[0][0] - max_bytes
+        if excess > 0:
+            last = max(last, self._last_of(excess, end))
         if last < oldest:
             return 0
         with self._database.transaction():
+            freed = sum(schema.ROW_BYTES + size for _, size in self._database.fetch(SIZES, (last,)))
             self._database.execute("DELETE FROM feedback WHERE decision_row <= ?", (last,))
             self._database.execute("DELETE FROM decisions WHERE row <= ?", (last,))
+            self._database.execute(ADD_BYTES, (-freed,))
         return int(last - oldest + 1)
 
     def close(self) -> None:
         self._database.close()
 
+    def _last_of(self, excess: int, end: int) -> int:
+        """The last of the oldest rows, up to `end`, that together take `excess` bytes."""
+        rows = self._database.fetch(SIZES, (end,))
+        taken = accumulate(schema.ROW_BYTES + size for _, size in rows)
+        return next((row for (row, _), total in zip(rows, taken, strict=True) if total >= excess), end)
+
     def _append(self, entries: Iterable[Entry], written: Written) -> None:
-        rows = []
-        for time_s, request_id, position, manifest, scores, verdict, key, image in entries:
-            number = self._number(manifest, time_s)
-            info = manifest.classes[verdict.class_index]
-            point, scope, decision = verdict.operating_point, verdict.scope, verdict.decision
-            finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        for e in entries:
+            number = self._number(e.manifest, e.time)
+            info = e.manifest.classes[e.verdict.class_index]
+            point, scope, decision = e.verdict.operating_point, e.verdict.scope, e.verdict.decision
+            finite = {name: value if math.isfinite(value) else None for name, value in e.scores.items()}
             rows.append(
-                (time_s, request_id, position, number, point, scope, info.name, info.group, decision,
-                 finite[manifest.deciding_score], verdict.threshold, verdict.p_value, json.dumps(finite), key, image)
+                (e.time, e.request_id, e.position, number, point, scope, info.name, info.group, decision,
+                 finite[e.manifest.deciding_score], e.verdict.threshold, e.verdict.p_value, json.dumps(finite), e.key,
+                 e.image, e.client_id, int(e.by_deployment))
             )  # fmt: skip
-            written.tallies.setdefault(number, Counter())[TallyKey(point, scope, info.name, decision, "")] += 1
+            size += schema.ROW_BYTES + len(e.image or b"")
+            key = TallyKey(point, scope, e.by_deployment, info.name, decision, "")
+            written.tallies.setdefault(number, Counter())[key] += 1
         self._database.execute_many(APPEND, rows)
+        self._database.execute(ADD_BYTES, (size,))
+
+    def _find(self, feedback: Feedback) -> tuple[Any, ...]:
+        """The row that feedback is about, by the service's id, or else by the client's. Raises NotFound, Forbidden."""
+        given, at, key = feedback.request_id, feedback.position, feedback.key or ""
+        if rows := self._database.fetch(BY_REQUEST_ID, (given, at)):
+            if (rows[0][0] or "") != key and not feedback.may_review:
+                raise Forbidden(
+                    f"request {given} was sent with another API key: send feedback with that key, or with one that "
+                    "has the review role"
+                )
+            return rows[0]
+        if rows := self._database.fetch(BY_CLIENT_ID, (given, feedback.may_review, key, at)):
+            return rows[0]
+        raise NotFound(
+            f"the ledger holds no image {at} of request {given}: send the request_id of an answer, and index for an "
+            "image of a batch; old rows are deleted"
+        )
 
     def _record_feedback(self, feedback: Feedback, written: Written) -> FeedbackRecord:
-        found = self._database.fetch(FIND, (feedback.request_id, feedback.position))
-        if not found:
-            raise NotFound(
-                f"the ledger holds no image {feedback.position} of request {feedback.request_id}: send the request_id "
-                "of an answer, and index for an image of a batch; old rows are deleted"
-            )
-        row, number, point, scope, label, group, decision, before = found[0]
+        _, row, number, point, scope, by_deployment, label, group, decision, before = self._find(feedback)
         model, classes, _ = self._model(number)
 
         def record(truth: str) -> FeedbackRecord:
-            return FeedbackRecord(model, label, group, decision, truth, outcome(label, truth))
+            how = outcome(label, truth)
+            return FeedbackRecord(model, label, group, decision, truth, how, bool(by_deployment), point, scope)
 
         if feedback.truth != OUTLIER and feedback.truth not in classes:
             raise InvalidParameter(
@@ -174,7 +192,8 @@ class Tables:
         for truth, change in ((before, -1), (feedback.truth, 1)):
             if truth is not None:
                 written.feedback.append((record(truth), change))
-                written.tallies.setdefault(number, Counter())[TallyKey(point, scope, label, decision, truth)] += change
+                key = TallyKey(point, scope, bool(by_deployment), label, decision, truth)
+                written.tallies.setdefault(number, Counter())[key] += change
         return record(feedback.truth)
 
     def _number(self, manifest: Manifest, since: float) -> int:
@@ -189,7 +208,7 @@ class Tables:
             self._read_models()
         return self._numbers[key]
 
-    def _model(self, number: int) -> tuple[ModelKey, dict[str, Group], float]:
+    def _model(self, number: int) -> tuple[ModelKey, dict[str, str], float]:
         if number not in self._models:
             self._read_models()
         return self._models[number]

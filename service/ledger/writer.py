@@ -1,14 +1,14 @@
-"""The ledger: every decision and every true label told later, kept by one thread that no request waits for.
+"""The ledger: every decision and every true label, written by one thread that no request waits for.
 
     ledger.record(entry)              # on the request path: an append to a queue in memory, some microseconds
     await ledger.record_feedback(...) # answered once it is committed
 
-The thread writes what has gathered in one transaction, a fifth of a second after the first of it came, and deletes
-the oldest rows beyond `ledger_max_rows` and `ledger_max_age_days` a thousand at a time. A database that is locked,
-full or away fails no classification: rows wait in the queue, attempts are counted and logged, and when the queue is
-full rows are dropped and counted. An end by TERM writes what is queued; one by KILL loses what was not yet committed
-(less than a second's rows) and damages nothing. A connection that breaks while PostgreSQL commits leaves open whether
-it did; the batch is written again then, so its rows may be there twice.
+The thread writes the queue in one transaction, a fifth of a second after its first row came, and deletes the oldest
+rows beyond `ledger_max_rows`, `ledger_max_age_days` and `ledger_max_bytes`, a thousand at a time. A database that is
+locked, full or unreachable fails no classification: rows stay in the queue, failed attempts are counted and logged, and
+rows that come while the queue is full are dropped and counted. TERM writes what is queued; KILL loses what was not yet
+committed (less than a second's rows) and damages nothing. When a connection breaks during a commit of PostgreSQL, the
+batch is written again, so its rows may be there twice.
 
 Several replicas: each with a file of its own knows only the requests that it answered, so feedback must reach the
 replica that did. With one PostgreSQL database for all, feedback may go to any of them.
@@ -18,7 +18,7 @@ import asyncio
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import structlog
@@ -33,13 +33,15 @@ from service.settings import PREFIX, Settings
 
 OFF = "off"
 QUEUE_ROWS = 10_000  # about 10 MB without images
-QUEUE_IMAGE_BYTES = 64 * 2**20
-MEMORY_ROWS = 10_000  # of a ledger in memory: about 4 MB
-FLUSH_S = 0.2  # how long rows gather
-TICK_S = 10.0  # without any, retention, sizes and what other replicas have counted
-RETRY_S = 1.0  # after an attempt that failed
+QUEUE_IMAGE_BYTES = 32 * 2**20  # of images that are not yet committed; beyond it rows are kept without theirs
+TRANSACTION_IMAGE_BYTES = 8 * 2**20
+MEMORY_ROWS = 10_000  # of a ledger in memory: about 5 MB without images
+MEMORY_BYTES = 64 * 2**20  # of a ledger in memory, with images
+FLUSH_S = 0.2  # from the first row to its transaction
+TICK_S = 10.0  # between looks at retention, sizes and what other replicas have counted
+RETRY_S = 1.0  # after a failed attempt
 LAST_RETRY_S = 0.1  # the same while the process ends
-CLOSE_S = 1.5  # within what service/web/server.py leaves after the drain
+CLOSE_LEDGER_S = 1.5  # less than service/web/server.py leaves after the drain
 DAY_S = 86_400.0
 UNAVAILABLE = "the ledger cannot be written now, its log says why: send the feedback again later"
 
@@ -60,15 +62,15 @@ class Ledger:
         check(settings.ledger)
         self._where = settings.ledger
         self._images = settings.ledger_images
-        self._max_rows = settings.ledger_max_rows
+        self._max_rows, self._max_bytes = settings.ledger_max_rows, settings.ledger_max_bytes
         if self._where == MEMORY:
             self._max_rows = min(self._max_rows, MEMORY_ROWS)
+            self._max_bytes = min(self._max_bytes, MEMORY_BYTES)
             log.info(f"the ledger is in memory and ends with the process: set {PREFIX}LEDGER to keep it")
         self._max_age_s = settings.ledger_max_age_days * DAY_S
         self._timeout_s = settings.request_timeout_s
         self._metrics, self._on_feedback = metrics, on_feedback
-        rows = metrics.ledger_rows
-        self._written, self._dropped, self._failed = (rows.labels(o) for o in ("written", "dropped", "failed"))
+        self._written, self._dropped = (metrics.ledger_rows.labels(o) for o in ("written", "dropped"))
         self._pending: deque[Entry | Feedback] = deque()
         self._batch: list[Entry | Feedback] = []  # taken from the queue and not yet committed
         self._image_bytes_in = self._image_bytes_out = 0  # each changed by one thread only
@@ -76,7 +78,7 @@ class Ledger:
         self._tables: Tables | None = None
         self._looked_at = -TICK_S
         self._failing = False
-        self._wake, self._hurry, self._end = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._flush_now, self._end = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()  # of the tallies
         self._end_at = 0.0
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
@@ -90,12 +92,12 @@ class Ledger:
     # From the event loop ----------------------------------------------------------------------------------------------
 
     def record(self, entry: Entry) -> None:
-        """Keep one decision. Never raises and never waits; its image is kept only if the settings say so."""
+        """Queue one decision. Never raises, never waits. Its image is kept if the settings say so and there is room."""
         if len(self._pending) >= QUEUE_ROWS:
             self._dropped.inc()
             return
         if entry.image is not None:
-            room = QUEUE_IMAGE_BYTES - (self._image_bytes_in - self._image_bytes_out)
+            room = min(QUEUE_IMAGE_BYTES, self._max_bytes // 2) - (self._image_bytes_in - self._image_bytes_out)
             if self._images and len(entry.image) <= room:
                 self._image_bytes_in += len(entry.image)
             else:
@@ -104,16 +106,20 @@ class Ledger:
         if not self._wake.is_set():
             self._wake.set()
 
-    async def record_feedback(self, request_id: str, position: int, truth: str, key: str | None) -> FeedbackRecord:
-        """Keep the true label of an image; what it means, once that is committed. The same again changes nothing.
+    async def record_feedback(
+        self, request_id: str, position: int, truth: str, *, key: str | None, may_review: bool = False
+    ) -> FeedbackRecord:
+        """Write the true label of an image, and return once it is committed. The same label again changes nothing.
 
-        Raises NotFound, InvalidParameter for a label that the deciding model does not have, and NotReady.
+        `request_id` is the service's, or the one that the client gave. `key` is the name of the caller's API key, which
+        must be that of the request unless `may_review`. Raises NotFound, Forbidden, InvalidParameter for a label that
+        the deciding model does not have, and NotReady when it cannot be written within the request timeout.
         """
         if len(self._pending) >= QUEUE_ROWS or self._end.is_set():
             raise NotReady(UNAVAILABLE)
         answer: Future[FeedbackRecord] = Future()
-        self._pending.append(Feedback(time.time(), request_id, position, truth, key, answer))
-        self._hurry.set()
+        self._pending.append(Feedback(time.time(), request_id, position, truth, key, may_review, answer))
+        self._flush_now.set()
         self._wake.set()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answer), self._timeout_s)
@@ -121,15 +127,15 @@ class Ledger:
             raise NotReady(UNAVAILABLE) from None
 
     def tally(self, manifest: Manifest) -> Tally | None:
-        """What is counted for this bundle as of the last commit, before the last start too; None: nothing yet."""
+        """The counts of this bundle as of the last commit, from before the last start too; None: nothing yet."""
         with self._lock:
-            found = self._tallies.get(key_of(manifest))
-            return None if found is None else Tally(found.since, Counter(found.images))
+            tally = self._tallies.get(key_of(manifest))
+            return None if tally is None else Tally(tally.since, Counter(tally.images))
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Write what is queued and end; what cannot be written in time is dropped, counted and logged."""
+    def close(self, timeout_s: float = CLOSE_LEDGER_S) -> None:
+        """Write what is queued and end the thread; what cannot be written in time is dropped, counted and logged."""
         self._end_at = time.monotonic() + timeout_s
-        for event in (self._end, self._hurry, self._wake):
+        for event in (self._end, self._flush_now, self._wake):
             event.set()
         self._thread.join(timeout_s + 2 * LAST_RETRY_S)
         if lost := len(self._batch) + len(self._pending):
@@ -139,15 +145,15 @@ class Ledger:
     # The thread -------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        more = True  # read what is there before anything comes
+        more = True  # reads the tallies before anything comes
         while True:
             if not more and self._wake.wait(TICK_S):
-                self._hurry.wait(FLUSH_S)
-            self._wake.clear()  # before the queue is looked at, so that nothing is overlooked
-            self._hurry.clear()
+                self._flush_now.wait(FLUSH_S)
+            self._wake.clear()  # before the queue is read: what comes later sets it again
+            self._flush_now.clear()
             try:
                 more = self._turn()
-            except Exception as error:  # whatever a database, a disk or a network can do
+            except Exception as error:  # of the database, its driver, a disk or a network
                 more = True
                 self._fail(error)
                 self._end.wait(RETRY_S)
@@ -159,18 +165,19 @@ class Ledger:
             self._tables.close()
 
     def _turn(self) -> bool:
-        """Write what is queued, up to a chunk, and delete up to a chunk of what is too much; whether there is more."""
+        """Write a chunk of the queue and delete a chunk of what is beyond the limits; whether there is more to do."""
         self._take()
         if self._tables is None:
             self._tables = _opened(self._where)
         if self._batch:
             written = self._tables.write(self._batch)
+            self._image_bytes_out += _image_bytes(self._batch)
             self._batch = []
             self._committed(self._tables, written)
         if self._failing:
             self._failing = False
             log.info("the ledger works again", rows_waiting=len(self._pending))
-        trimmed = self._tables.trim(self._max_rows, self._max_age_s)
+        trimmed = self._tables.trim(self._max_rows, self._max_age_s, self._max_bytes)
         now = time.monotonic()
         if now - self._looked_at >= TICK_S:
             tallies = self._tables.tallies()
@@ -182,11 +189,13 @@ class Ledger:
         return bool(self._pending) or trimmed == CHUNK_ROWS
 
     def _take(self) -> None:
-        while self._pending and len(self._batch) < CHUNK_ROWS:
+        room = TRANSACTION_IMAGE_BYTES - _image_bytes(self._batch)
+        while self._pending and len(self._batch) < CHUNK_ROWS and room > 0:
             item = self._pending.popleft()
-            if isinstance(item, Entry) and item.image is not None:
-                self._image_bytes_out += len(item.image)
-            if isinstance(item, Entry) or not item.answer.cancelled():
+            if isinstance(item, Entry):
+                room -= len(item.image or b"")
+                self._batch.append(item)
+            elif not item.answer.cancelled():
                 self._batch.append(item)
 
     def _committed(self, tables: Tables, written: Written) -> None:
@@ -197,16 +206,16 @@ class Ledger:
                 self._tallies.setdefault(model, Tally(since, Counter())).images.update(images)
         for record, change in written.feedback:
             self._on_feedback(record, change)
-        for feedback, found in written.answers:  # last, so that whoever is answered finds it counted
-            _answer(feedback, found)
+        for feedback, answer in written.answers:  # last: whoever is answered finds it counted
+            _answer(feedback, answer)
 
     def _fail(self, error: Exception) -> None:
-        self._failed.inc(len(self._batch))
+        self._metrics.ledger_failures.inc()
         if not self._failing:
             self._failing = True
-            log.error("the ledger cannot be written, its rows wait", error=" ".join(str(error).split()))
+            log.error("the ledger cannot be written, its rows are queued", error=" ".join(str(error).split()))
         for item in self._batch:
-            if isinstance(item, Feedback):  # whoever sent it waits, and can send it again
+            if isinstance(item, Feedback):  # its sender can send it again
                 _answer(item, NotReady(UNAVAILABLE))
         self._batch = [item for item in self._batch if isinstance(item, Entry)]
         if self._tables is not None:
@@ -223,10 +232,14 @@ def _opened(where: str) -> Tables:
         raise
 
 
-def _answer(feedback: Feedback, found: FeedbackRecord | TailGuardError) -> None:
+def _image_bytes(batch: Iterable[Entry | Feedback]) -> int:
+    return sum(len(item.image) for item in batch if isinstance(item, Entry) and item.image is not None)
+
+
+def _answer(feedback: Feedback, answer: FeedbackRecord | TailGuardError) -> None:
     if not feedback.answer.set_running_or_notify_cancel():
-        return  # nobody waits any more
-    if isinstance(found, TailGuardError):
-        feedback.answer.set_exception(found)
+        return  # its sender has gone
+    if isinstance(answer, TailGuardError):
+        feedback.answer.set_exception(answer)
     else:
-        feedback.answer.set_result(found)
+        feedback.answer.set_result(answer)

@@ -65,7 +65,8 @@ class Metrics:
         self.shadow_images = Counter(
             "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where
         )
-        self.ledger_rows = Counter("ledger_rows", "Rows for the ledger, by what became of them", ["outcome"], **where)
+        self.ledger_rows = Counter("ledger_rows", "Rows for the ledger, written or lost", ["outcome"], **where)
+        self.ledger_failures = Counter("ledger_failures", "Failed attempts to write; their rows stay queued", **where)
         self.ledger_held_rows = Gauge("ledger_held_rows", "Rows in the ledger", **where)
         self.ledger_bytes = Gauge("ledger_bytes", "Size of the ledger", **where)
         self._model: ModelMetrics | None = None
@@ -75,7 +76,7 @@ class Metrics:
             (self.swaps, ("done", "refused")),
             (self.refused, SHED),
             (self.shadow_images, ("same", "decision-differs", "label-differs", "failed", "skipped")),
-            (self.ledger_rows, ("written", "dropped", "failed")),
+            (self.ledger_rows, ("written", "dropped")),
         ):
             for value in values:
                 counter.labels(value)

@@ -7,7 +7,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from service.contract.bundle import Group
 from service.contract.decision import Decision
 from service.errors import MalformedRequest, NotFound
 from service.ledger.rows import Outcome
@@ -44,7 +43,7 @@ class FeedbackAnswer(BaseModel):
     index: int
     model: ModelName = Field(description="that decided; perhaps not the one in service now")
     predicted: str
-    group: Group = Field(description="of the predicted class")
+    group: str = Field(description="of the predicted class")
     decision: Decision
     label: str = Field(description="the true one, as told")
     outcome: Outcome = Field(description="predicted against true, whether the image was accepted or not")
@@ -65,7 +64,7 @@ async def feedback(request: Request) -> FeedbackAnswer:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
     wish = await _receive(request)
     key: str | None = getattr(request.state, "key", None)
-    record = await ledger.record_feedback(wish.request_id, wish.index, wish.label, key)
+    record = await ledger.record_feedback(wish.request_id, wish.index, wish.label, key=key)
     return FeedbackAnswer(
         request_id=wish.request_id,
         index=wish.index,

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,12 @@ import pytest
 
 from service.contract import bundle
 from service.contract.decision import Verdict
-from service.errors import InvalidParameter, NotFound, NotReady, SettingsError
+from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
 from service.ledger import writer as ledger
 from service.ledger.database import MEMORY, Database, Sqlite, check, connect
 from service.ledger.rows import Entry, FeedbackRecord, TallyKey
+from service.ledger.schema import ROW_BYTES
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import ROOT, Settings
@@ -30,28 +30,7 @@ from tests.service import postgres, tiny
 from tests.service.test_process import serving
 
 LIMIT_S = 30
-RED = TallyKey("id95", "group", "red", "accept", "")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Path]:
-    if reason := postgres.missing():
-        pytest.skip(reason)
-    with postgres.server() as folder:
-        yield folder
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty ledger's place, of either kind."""
-    if request.param == "sqlite":
-        return str(tmp_path / "ledger.sqlite3")
-    return postgres.new_database(request.getfixturevalue("server"), f"t{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture(scope="module")
-def manifest(tiny_bundle: Path) -> bundle.Manifest:
-    return bundle.read(tiny_bundle)
+RED = TallyKey("id95", "group", True, "red", "accept", "")
 
 
 @pytest.fixture(autouse=True)
@@ -65,16 +44,19 @@ class Kept:
 
     def __init__(self, where: str, **settings: Any) -> None:
         self.metrics = Metrics()
-        self.told: list[tuple[str, str, int]] = []
+        self.labelled: list[tuple[str, str, int]] = []
         opened = Ledger.open(Settings(ledger=where, **settings), self.metrics, self._on_feedback)
         assert opened is not None
         self.ledger = opened
 
     def _on_feedback(self, record: FeedbackRecord, change: int) -> None:
-        self.told.append((record.truth, record.outcome, change))
+        self.labelled.append((record.truth, record.outcome, change))
 
     def rows(self, outcome: str) -> float:
         return float(self.metrics.ledger_rows.labels(outcome)._value.get())
+
+    def failures(self) -> float:
+        return float(self.metrics.ledger_failures._value.get())
 
     def __enter__(self) -> "Kept":
         return self
@@ -82,9 +64,8 @@ class Kept:
     def __exit__(self, *_: object) -> None:
         self.ledger.close(LIMIT_S)
 
-    def tell(self, *what: Any) -> FeedbackRecord:
-        request_id, position, truth, *key = what
-        return asyncio.run(self.ledger.record_feedback(request_id, position, truth, key[0] if key else None))
+    def label(self, *what: Any, **options: Any) -> FeedbackRecord:
+        return asyncio.run(self.ledger.record_feedback(*what, **{"key": None} | options))
 
 
 def entry(manifest: bundle.Manifest, request_id: str, position: int = 0, class_index: int = 0, **changes: Any) -> Entry:
@@ -145,13 +126,13 @@ def test_image_bytes_are_kept_only_if_asked_for(
 def test_feedback_is_idempotent_and_a_correction_is_appended(where: str, manifest: bundle.Manifest) -> None:
     with Kept(where) as kept:
         kept.ledger.record(entry(manifest, "a"))
-        first = kept.tell("a", 0, "green", "ci")  # its row is still in the queue
+        first = kept.label("a", 0, "green", key="ops", may_review=True)  # its row is still in the queue
         assert (first.label, first.truth, first.outcome, first.decision) == ("red", "green", "wrong", "accept")
-        assert kept.tell("a", 0, "green") == first
-        assert kept.tell("a", 0, "red").outcome == "correct"
-        assert kept.tell("a", 0, "red").outcome == "correct"
-        assert kept.tell("a", 0, "outlier").outcome == "outlier"
-        assert kept.told == [
+        assert kept.label("a", 0, "green") == first
+        assert kept.label("a", 0, "red").outcome == "correct"
+        assert kept.label("a", 0, "red").outcome == "correct"
+        assert kept.label("a", 0, "outlier").outcome == "outlier"
+        assert kept.labelled == [
             ("green", "wrong", 1),
             ("green", "wrong", -1), ("red", "correct", 1),
             ("red", "correct", -1), ("outlier", "outlier", 1),
@@ -160,7 +141,7 @@ def test_feedback_is_idempotent_and_a_correction_is_appended(where: str, manifes
         assert tally is not None
         assert +tally.images == {RED: 1, RED._replace(truth="outlier"): 1}
     assert read(where, "SELECT label, api_key FROM feedback ORDER BY row") == [
-        ("green", "ci"), ("red", None), ("outlier", None)
+        ("green", "ops"), ("red", None), ("outlier", None)
     ]  # fmt: skip
 
 
@@ -168,25 +149,48 @@ def test_feedback_that_means_nothing_is_refused(where: str, manifest: bundle.Man
     with Kept(where) as kept:
         kept.ledger.record(entry(manifest, "a"))
         with pytest.raises(NotFound, match="no image 0 of request b"):
-            kept.tell("b", 0, "red")
+            kept.label("b", 0, "red")
         with pytest.raises(NotFound, match="no image 1 of request a"):
-            kept.tell("a", 1, "red")
+            kept.label("a", 1, "red")
         with pytest.raises(
             InvalidParameter, match=r"'cat' is no class of tiny version 1.*red, green, blue, or outlier"
         ):
-            kept.tell("a", 0, "cat")
-        assert kept.tell("a", 0, "blue").outcome == "wrong"  # the refusals have spoilt nothing
+            kept.label("a", 0, "cat")
+        assert kept.label("a", 0, "blue").outcome == "wrong"  # the refusals have spoilt nothing
     assert read(where, "SELECT count(*) FROM feedback") == [(1,)]
 
 
-def test_a_repeated_request_id_means_its_latest_answer(where: str, manifest: bundle.Manifest) -> None:
+def test_feedback_belongs_to_the_key_that_asked_or_to_a_reviewer(where: str, manifest: bundle.Manifest) -> None:
     with Kept(where) as kept:
-        kept.ledger.record(entry(manifest, "a"))
-        kept.ledger.record(entry(manifest, "a", class_index=2))
-        assert kept.tell("a", 0, "blue").outcome == "correct"
-        kept.ledger.record(entry(manifest, "a", class_index=1))
-        assert kept.tell("a", 0, "green").outcome == "correct"
-    assert read(where, "SELECT decision_row, label FROM feedback ORDER BY row") == [(2, "blue"), (3, "green")]
+        kept.ledger.record(entry(manifest, "a", key="ci"))
+        kept.ledger.record(entry(manifest, "b"))  # without any key
+        for request_id, key in (("a", "other"), ("a", None), ("b", "other")):
+            with pytest.raises(Forbidden, match=f"request {request_id} was sent with another API key"):
+                kept.label(request_id, 0, "red", key=key)
+        assert kept.labelled == []
+        for request_id, key, may_review in (("a", "ci", False), ("b", None, False)):
+            kept.label(request_id, 0, "red", key=key, may_review=may_review)
+        assert kept.label("a", 0, "green", key="other", may_review=True).outcome == "wrong"
+    assert read(where, "SELECT label, api_key FROM feedback ORDER BY row") == [
+        ("red", "ci"), ("red", None), ("green", "other")
+    ]  # fmt: skip
+
+
+def test_a_clients_id_means_the_latest_answer_to_the_same_key(where: str, manifest: bundle.Manifest) -> None:
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "1", client_id="mine", key="ci"))
+        kept.ledger.record(entry(manifest, "2", client_id="mine", key="ci", class_index=2))
+        kept.ledger.record(entry(manifest, "3", client_id="mine", key="other", class_index=1))
+        assert kept.label("mine", 0, "blue", key="ci").outcome == "correct"
+        assert kept.label("mine", 0, "green", key="other").outcome == "correct"
+        assert kept.label("1", 0, "red", key="ci").outcome == "correct"
+        with pytest.raises(NotFound):
+            kept.label("mine", 0, "red", key="third")
+        kept.ledger.record(entry(manifest, "4", client_id="1", key="other"))  # takes nobody's id over
+        assert kept.label("1", 0, "blue", key="ci").label == "red"
+    assert read(where, "SELECT decision_row, label FROM feedback ORDER BY row") == [
+        (2, "blue"), (3, "green"), (1, "red"), (1, "blue")
+    ]  # fmt: skip
 
 
 def test_the_same_feedback_at_once_to_two_replicas_counts_once(where: str, manifest: bundle.Manifest) -> None:
@@ -198,12 +202,12 @@ def test_the_same_feedback_at_once_to_two_replicas_counts_once(where: str, manif
 
         async def all_at_once(position: int) -> list[FeedbackRecord]:
             return await asyncio.gather(
-                *(k.ledger.record_feedback("a", position, "green", None) for k in [one, other] * 3)
+                *(k.ledger.record_feedback("a", position, "green", key=None) for k in [one, other] * 3)
             )
 
         for i in range(images):  # one at a time, so that both replicas are idle and begin together
             assert len(set(asyncio.run(all_at_once(i)))) == 1
-        assert one.told + other.told == [("green", "wrong", 1)] * images
+        assert one.labelled + other.labelled == [("green", "wrong", 1)] * images
         for kept in (one, other):  # each learns what the other has counted
 
             def both(kept: Kept = kept) -> bool:
@@ -219,7 +223,7 @@ def test_tallies_outlive_the_process_and_agree_with_the_rows(where: str, manifes
         with Kept(where) as kept:
             for i in range(10):
                 kept.ledger.record(entry(manifest, f"{start}-{i}", class_index=i % 2))
-            kept.tell(f"{start}-0", 0, "red")
+            kept.label(f"{start}-0", 0, "red")
     with Kept(where) as kept:
         until(lambda: kept.ledger.tally(manifest) is not None)
         tally = kept.ledger.tally(manifest)
@@ -234,11 +238,11 @@ def test_retention_by_count(where: str, manifest: bundle.Manifest) -> None:
         for i in range(3500):
             kept.ledger.record(entry(manifest, str(i)))
             if i % 500 == 0:
-                kept.tell(str(i), 0, "red")
+                kept.label(str(i), 0, "red")
         until(lambda: read(where, "SELECT min(row), count(*) FROM decisions") == [(2501, 1000)])
         with pytest.raises(NotFound):
-            kept.tell("2499", 0, "red")
-        assert kept.tell("2500", 0, "red").outcome == "correct"
+            kept.label("2499", 0, "red")
+        assert kept.label("2500", 0, "red").outcome == "correct"
         until(lambda: kept.metrics.ledger_held_rows._value.get() == 1000)
         assert kept.metrics.ledger_bytes._value.get() > 100_000
         tally = kept.ledger.tally(manifest)
@@ -255,6 +259,35 @@ def test_retention_by_age(where: str, manifest: bundle.Manifest) -> None:
         until(lambda: kept.rows("written") == 2500)
         until(lambda: read(where, "SELECT count(*) FROM decisions") == [(300,)])
     assert read(where, "SELECT min(time) FROM decisions") == [(pytest.approx(now - 6 * day_s),)]
+
+
+def test_retention_by_bytes_of_images(where: str, manifest: bundle.Manifest) -> None:
+    """120 images of 200 kB against a limit of 4 MB: the newest 20 stay, and the file does not grow beyond it."""
+    size, limit = 200_000, 4 * 2**20
+    with Kept(where, ledger_images=True, ledger_max_bytes=limit) as kept:
+        for first in range(0, 120, 10):
+            for i in range(first, first + 10):
+                kept.ledger.record(entry(manifest, str(i), image=os.urandom(size)))
+            until(lambda first=first: kept.rows("written") == first + 10)  # type: ignore[misc]
+        until(lambda: read(where, "SELECT bytes FROM ledger")[0][0] <= limit)
+    rows, oldest = read(where, "SELECT count(*), min(row) FROM decisions WHERE image IS NOT NULL")[0]
+    assert (rows, oldest) == (limit // (size + ROW_BYTES), 121 - rows)
+    assert read(where, "SELECT bytes FROM ledger") == [(rows * (size + ROW_BYTES),)]
+    if not where.startswith("postgresql"):  # which gives the room of deleted rows to new ones after a vacuum
+        assert Path(where).stat().st_size < 2 * limit
+
+
+def test_a_ledger_in_memory_is_bounded_with_its_images(
+    manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MEMORY_BYTES", 2**20)
+    with Kept(MEMORY, ledger_images=True) as kept:
+        for i in range(200):
+            kept.ledger.record(entry(manifest, str(i), image=bytes(100_000)))
+        assert kept.ledger._image_bytes_in <= kept.ledger._image_bytes_out + 2**19  # in the queue, half of it at most
+        until(lambda: kept.rows("written") == 200)
+        until(lambda: kept.metrics.ledger_bytes._value.get() < 3 * 2**20)
+    assert kept.rows("dropped") == 0
 
 
 @contextmanager
@@ -280,12 +313,12 @@ def test_a_locked_ledger_is_counted_and_its_rows_wait(where: str, manifest: bund
         with locked(where):
             for i in range(50):
                 kept.ledger.record(entry(manifest, str(i)))
-            until(lambda: kept.rows("failed") >= 50)
+            until(lambda: kept.failures() >= 2)
             with pytest.raises(NotReady, match="cannot be written now"):
-                kept.tell("before", 0, "red")
+                kept.label("before", 0, "red")
             assert kept.rows("written") == 1
         until(lambda: kept.rows("written") == 51)
-        assert kept.tell("49", 0, "red").outcome == "correct"
+        assert kept.label("49", 0, "red").outcome == "correct"
         assert kept.rows("dropped") == 0
     assert read(where, "SELECT count(*) FROM decisions") == [(51,)]
     assert read(where, "SELECT count(*) FROM feedback") == [(1,)]
@@ -298,12 +331,12 @@ def test_a_full_queue_drops_and_counts(where: str, manifest: bundle.Manifest, mo
     until(lambda: kept.rows("written") == 1)
     with locked(where):
         kept.ledger.record(entry(manifest, "first"))
-        until(lambda: kept.rows("failed") >= 1)
+        until(lambda: kept.failures() >= 1)
         for i in range(2000):
             kept.ledger.record(entry(manifest, str(i)))
         assert 900 <= kept.rows("dropped") <= 1995
         with pytest.raises(NotReady):
-            kept.tell("before", 0, "red")
+            kept.label("before", 0, "red")
         dropped = kept.rows("dropped")
         kept.ledger.close(0.2)
     assert kept.rows("dropped") + kept.rows("written") == 2002  # nothing vanishes uncounted
@@ -326,7 +359,7 @@ def test_a_full_disk_is_counted_and_its_rows_wait(
     with Kept(path) as kept:
         for i in range(2000):
             kept.ledger.record(entry(manifest, str(i)))
-        until(lambda: kept.rows("failed") >= 1000)
+        until(lambda: kept.failures() >= 1)
         assert kept.rows("written") == 0
         full = False
         until(lambda: kept.rows("written") == 2000)
@@ -347,14 +380,14 @@ def test_a_connection_that_breaks_is_made_anew(server: Path, manifest: bundle.Ma
         assert ended == [(True,)]
         kept.ledger.record(entry(manifest, "b"))
         until(lambda: kept.rows("written") == 2)
-        assert kept.tell("b", 0, "red").outcome == "correct"
+        assert kept.label("b", 0, "red").outcome == "correct"
 
 
 def test_a_place_that_cannot_be_opened_fails_no_start(tmp_path: Path, manifest: bundle.Manifest) -> None:
-    (tmp_path / "folder").mkdir()
-    kept = Kept(str(tmp_path / "folder"))
+    (tmp_path / "ledger").write_bytes(b"no database" * 1000)
+    kept = Kept(str(tmp_path / "ledger"))
     kept.ledger.record(entry(manifest, "a"))
-    until(lambda: kept.rows("failed") >= 1)
+    until(lambda: kept.failures() >= 1)
     kept.ledger.close(0.1)
     assert kept.rows("dropped") == 1
 
@@ -362,7 +395,7 @@ def test_a_place_that_cannot_be_opened_fails_no_start(tmp_path: Path, manifest: 
 def test_in_memory_and_off(manifest: bundle.Manifest) -> None:
     with Kept(MEMORY) as kept:
         kept.ledger.record(entry(manifest, "a"))
-        assert kept.tell("a", 0, "red").outcome == "correct"
+        assert kept.label("a", 0, "red").outcome == "correct"
     assert Ledger.open(Settings(ledger="off"), Metrics(), kept._on_feedback) is None
 
 
@@ -371,6 +404,8 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check("/nowhere/ledger.sqlite3")
     with pytest.raises(SettingsError, match=r"names mysql://…: give the path"):
         check("mysql://me:hunter2@host/x")
+    with pytest.raises(SettingsError, match="is a folder: give the path of a file in it"):
+        check(str(tmp_path))
     check(str(tmp_path / "new.sqlite3"))
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SettingsError, match=r"pip install 'tailguard\[postgres\]'"):

@@ -147,7 +147,7 @@ def test_a_locked_ledger_fails_no_classification(
             assert classify(client, BLUE, f"b{i}")["label"] == "blue"
         refused = tell(client, "b0", "blue")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert rows("failed") > 0
+        assert samples(client)[("tailguard_ledger_failures_total", ())] > 0
         assert client.get("/health/ready").status_code == 200
         other.close()
         deadline = time.monotonic() + LIMIT_S

@@ -36,7 +36,7 @@ def test_figures_by_hand(tiny_bundle: Path) -> None:
     manifest = bundle.read(tiny_bundle)
 
     def key(label: str, decision: str, truth: str = "", point: str = "id95") -> TallyKey:
-        return TallyKey(point, "group", label, decision, truth)  # type: ignore[arg-type]
+        return TallyKey(point, "group", True, label, decision, truth)  # type: ignore[arg-type]
 
     images = Counter(
         {

@@ -1,0 +1,109 @@
+"""service/ledger/schema.py: the tables of earlier versions become those of this one, on both databases."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.contract import bundle
+from service.ledger import schema
+from service.ledger.database import connect
+from service.ledger.rows import TallyKey, key_of
+from service.ledger.tables import Tables
+from tests.service.ledger.test_ledger import Kept, entry, read
+
+VERSION_1 = (  # as the service made them before there was a version
+    """CREATE TABLE IF NOT EXISTS models (
+        model {id}, name TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, classes TEXT NOT NULL,
+        since DOUBLE PRECISION NOT NULL, UNIQUE (name, version, sha256))""",
+    """CREATE TABLE IF NOT EXISTS decisions (
+        row {id}, time DOUBLE PRECISION NOT NULL, request_id TEXT NOT NULL, position INTEGER NOT NULL,
+        model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL,
+        label TEXT NOT NULL, class_group TEXT NOT NULL, decision TEXT NOT NULL,
+        score DOUBLE PRECISION, threshold DOUBLE PRECISION NOT NULL, p_value DOUBLE PRECISION NOT NULL,
+        scores TEXT NOT NULL, api_key TEXT, image {blob})""",
+    "CREATE INDEX IF NOT EXISTS decisions_request ON decisions (request_id, position{newest})",
+    """CREATE TABLE IF NOT EXISTS feedback (
+        row {id}, time DOUBLE PRECISION NOT NULL, decision_row BIGINT NOT NULL, label TEXT NOT NULL, api_key TEXT)""",
+    "CREATE INDEX IF NOT EXISTS feedback_decision ON feedback (decision_row{newest})",
+    """CREATE TABLE IF NOT EXISTS tallies (
+        model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL, label TEXT NOT NULL,
+        decision TEXT NOT NULL, truth TEXT NOT NULL, images BIGINT NOT NULL,
+        PRIMARY KEY (model, operating_point, scope, label, decision, truth))""",
+)
+
+
+def write_version_1(where: str, manifest: bundle.Manifest) -> None:
+    """Two decisions, one with an image of 1000 bytes, one of them labelled."""
+    database = connect(where)
+    for statement in VERSION_1:
+        database.execute(statement.format(**database.words))
+    database.execute(
+        "INSERT INTO models (name, version, sha256, classes, since) VALUES (?, ?, ?, ?, 1.0)",
+        (*key_of(manifest), '{"red": "many", "green": "medium", "blue": "few"}'),
+    )
+    rows: list[tuple[Any, ...]] = [("a", None), ("b", bytes(1000))]
+    for request_id, image in rows:
+        database.execute(
+            "INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group, "
+            "decision, score, threshold, p_value, scores, api_key, image) VALUES (4e9, ?, 0, 1, 'id95', 'group', "
+            "'red', 'many', 'accept', -7.0, -5.5, 0.5, '{}', 'ci', ?)",
+            (request_id, image),
+        )
+    database.execute("INSERT INTO feedback (time, decision_row, label, api_key) VALUES (4e9, 1, 'red', 'ci')")
+    database.execute_many(
+        "INSERT INTO tallies VALUES (1, 'id95', 'group', 'red', 'accept', ?, ?)", [("", 2), ("red", 1)]
+    )
+    database.close()
+
+
+def test_version_1_is_migrated_and_goes_on(where: str, manifest: bundle.Manifest) -> None:
+    write_version_1(where, manifest)
+    with Kept(where) as kept:
+        assert kept.label("a", 0, "green", key="ci").outcome == "wrong"
+        kept.ledger.record(entry(manifest, "c", client_id="a", key="ci"))
+        assert kept.label("b", 0, "red", key="ci").outcome == "correct"
+        tally = kept.ledger.tally(manifest)
+    assert tally is not None
+    red = TallyKey("id95", "group", True, "red", "accept", "")
+    assert +tally.images == {red: 3, red._replace(truth="red"): 1, red._replace(truth="green"): 1}
+    assert read(where, "SELECT version, bytes FROM ledger") == [(2, 3 * schema.ROW_BYTES + 1000)]
+    assert read(where, "SELECT request_id, client_id, by_deployment FROM decisions ORDER BY row") == [
+        ("a", None, 1), ("b", None, 1), ("c", "a", 1)
+    ]  # fmt: skip
+
+
+def test_a_migration_that_fails_changes_nothing(
+    where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version_1(where, manifest)
+    monkeypatch.setattr(schema, "MIGRATIONS", {1: (*schema.FROM_1, "SELECT 1 FROM nowhere")})
+    database = connect(where)
+    with pytest.raises(Exception, match="nowhere"):
+        schema.prepare(database)
+    database.close()
+    assert read(where, "SELECT images FROM tallies ORDER BY images") == [(1,), (2,)]
+    monkeypatch.undo()
+    with Kept(where) as kept:
+        assert kept.label("a", 0, "red", key="ci").outcome == "correct"
+
+
+def test_a_later_version_is_refused_in_words(tmp_path: Path) -> None:
+    where = str(tmp_path / "ledger.sqlite3")
+    Tables(connect(where)).close()
+    database = connect(where)
+    database.execute("UPDATE ledger SET version = 3")
+    with pytest.raises(schema.SchemaError, match="schema version 3, this service knows versions up to 2"):
+        schema.prepare(database)
+    database.close()
+
+
+def test_new_tables_and_migrated_ones_are_the_same(tmp_path: Path, manifest: bundle.Manifest) -> None:
+    new, old = str(tmp_path / "new"), str(tmp_path / "old")
+    write_version_1(old, manifest)
+    columns = []
+    for path in (new, old):
+        Tables(connect(path)).close()
+        tables = {name: read(path, f"SELECT name, type FROM pragma_table_info('{name}')") for name in schema.TABLES}
+        columns.append((tables, read(path, "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY name")))
+    assert columns[0] == columns[1]
