@@ -58,19 +58,28 @@ class Evaluate(OnRun):
 class Calibrate(OnRun):
     """Temperature, operating points and their cost, into calibration.json; never from test images."""
 
+    level: list[float] = [0.95]
+    """Share of in-distribution images that an operating point keeps: 0.95 makes id95. May be repeated; the first one
+    is the default."""
+    class_mix: str = "train"
+    """Mix of classes expected in service: train, uniform, or a CSV file with a line `class,share` for each class."""
+
     def cli_cmd(self) -> None:
-        from training.evaluation import calibrate, measure, predict
+        from training.evaluation import calibrate, measure, mix, predict
         from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
         device = self.best_device()
         module = predict.deployed(run, scores=[score], train=data.train)
         measure.require_calibration_images(data)
+        expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
         plain = predict.torch_predict(module, device)
         temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
         module.temperature = temperature
         scaled = predict.torch_predict(module, device)
-        measured = measure.measure(scaled, data, ood, score=score, temperature=temperature, scope="group")
+        measured = measure.measure(
+            scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected
+        )
         record = {"score": score, "temperature": temperature, **measured, "provenance": checkpoint.provenance()}
         write_json(self.run / CALIBRATION_FILE, jsonable(record))
         print(f"temperature {temperature:.3f}, deciding score {score}")
@@ -131,6 +140,8 @@ def calibrated(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist: {program()} calibrate {run}")
     content = json.loads(path.read_text())
     assert isinstance(content, dict)
+    if "class_mix" not in content["calibration"]:
+        raise ValueError(f"{path} is of an earlier version: {program()} calibrate {run}")
     return content
 
 

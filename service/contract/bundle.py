@@ -11,171 +11,33 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-FORMAT = 1
-GRAPH_FILE = "model.onnx"
+from service.contract.manifest import (
+    GRAPH_FILE,
+    OUTLIER_LABEL,
+    ClassInfo,
+    Cost,
+    Input,
+    Manifest,
+    Measured,
+    OperatingPoint,
+    require_class_names,
+)
+
+__all__ = [
+    "FORMAT", "GRAPH_FILE", "MANIFEST_FILE", "OUTLIER_LABEL", "BundleError", "ClassInfo", "Cost", "Input", "Manifest",
+    "Measured", "OperatingPoint", "digests", "read", "require_class_names", "write",
+]  # fmt: skip
+FORMAT = 2  # what is written; every earlier format is read
 MANIFEST_FILE = "manifest.json"
-
-Group = Literal["many", "medium", "few"]
-GROUPS: tuple[Group, ...] = ("many", "medium", "few")
-ByGroup = dict[Group, float | None]  # None: no image of that group was measured
 
 
 class BundleError(ValueError):
     """A folder is not a valid bundle; the message names the file, the value and the remedy."""
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Input(Frozen):
-    """How an upload becomes a row of `images` uint8 [N, height_px, width_px, 3]."""
-
-    height_px: int = Field(gt=0)
-    width_px: int = Field(gt=0)
-    fit: Literal["stretch", "crop"]  # stretch: both sides to size; crop: short side to size, then the centre
-    resampling: Literal["bilinear"]
-
-
-class ClassInfo(Frozen):
-    """One class; the two rates are on held-out test images at the default operating point, None if unmeasured."""
-
-    name: str
-    train_count: int = Field(ge=0)
-    group: Group
-    accuracy: float | None
-    rejected: float | None
-
-
-class Score(Frozen):
-    """One float32 [N] output of the graph, larger = more outlying."""
-
-    formula: str
-    temperature: float = Field(gt=0)
-
-
-class Cost(Frozen):
-    """What a set of thresholds costs on named images. Shares in [0, 1]."""
-
-    in_distribution_images: int
-    outlier_images: int
-    id_rejected: float
-    id_rejected_by_group: ByGroup  # group of the true class
-    id_rejected_by_predicted_group: ByGroup  # what a live service, which has no labels, can compare with
-    outliers_caught: float | None  # None: there were no outliers
-    outliers_caught_by_predicted_group: ByGroup
-
-
-class Measured(Frozen):
-    """Costs of the one global threshold and of the thresholds by predicted group, on calibration and on test images."""
-
-    calibration: Cost
-    test: Cost | None  # outliers: the unweighted mean over the OOD sets
-
-
-class OperatingPoint(Frozen):
-    """Reject when the deciding score is strictly larger than the threshold in force."""
-
-    description: str
-    threshold: float
-    group_thresholds: dict[Group, float]  # by the group of the predicted class, shrunk towards `threshold`
-    global_cost: Measured
-    group_cost: Measured
-
-    def cost(self, scope: Literal["group", "global"]) -> Measured:
-        """What the thresholds of `scope` cost, on calibration and on test images."""
-        return self.global_cost if scope == "global" else self.group_cost
-
-    @model_validator(mode="after")
-    def _every_group(self) -> "OperatingPoint":
-        if missing := set(GROUPS) - set(self.group_thresholds):
-            raise ValueError(f"group_thresholds lack {sorted(missing)}")
-        return self
-
-
-class Calibration(Frozen):
-    """What the thresholds were measured on. Never test images."""
-
-    temperature: float = Field(gt=0)  # inside `probabilities`
-    in_distribution_images: int = Field(gt=0)
-    outlier_images: int = Field(ge=0)
-    images_by_group: dict[Group, int]  # in-distribution, group of the true class
-    id_scores: tuple[float, ...]  # deciding score, ascending; all of them, or evenly spaced order statistics
-    quantile_levels: tuple[float, ...]
-    # score name → "all" | "many" | "medium" | "few" | "outliers" → one value per level
-    quantiles: dict[str, dict[str, tuple[float, ...]]]
-
-
-class Golden(Frozen):
-    """An example image and what the graph must answer for it, checked whenever the bundle is loaded."""
-
-    file: str
-    label: str
-    probabilities: tuple[float, ...]
-    scores: dict[str, float]
-
-
-class Provenance(Frozen):
-    method: str
-    dataset: str
-    seed: int
-    command: str
-    commit: str
-    versions: dict[str, str]
-
-
-class Manifest(Frozen):
-    format: Literal[1]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    version: str = Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$")
-    created: datetime
-    precision: Literal["fp32", "int8"]
-    passes: Literal[1, 2]  # through the trunk, per image
-    input: Input
-    classes: tuple[ClassInfo, ...] = Field(min_length=1)
-    scores: dict[str, Score]
-    deciding_score: str
-    operating_points: dict[str, OperatingPoint] = Field(min_length=1)
-    default_operating_point: str
-    threshold_scope: Literal["group", "global"]  # which thresholds decide unless the deployment says otherwise
-    calibration: Calibration
-    evaluation: dict[str, Any]  # of this graph, by training.evaluation.evaluate; the conventions are named inside
-    provenance: Provenance
-    golden: tuple[Golden, ...]
-    files: dict[str, str]  # path inside the bundle → sha256 in hex
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Manifest":
-        if missing := {"energy", "msp"} - set(self.scores):
-            raise ValueError(f"scores lack {sorted(missing)}")
-        if self.deciding_score not in self.scores:
-            raise ValueError(f"deciding_score {self.deciding_score!r} is none of {sorted(self.scores)}")
-        if (point := self.default_operating_point) not in self.operating_points:
-            raise ValueError(f"default_operating_point {point!r} is none of {sorted(self.operating_points)}")
-        names = [c.name for c in self.classes]
-        if len(set(names)) != len(names):
-            raise ValueError("class names repeat")
-        for example in self.golden:
-            if example.file not in self.files:
-                raise ValueError(f"golden example {example.file!r} is not among the files")
-            if len(example.probabilities) != len(names) or set(example.scores) != set(self.scores):
-                raise ValueError(f"golden example {example.file!r} does not fit the classes and scores")
-        if GRAPH_FILE not in self.files:
-            raise ValueError(f"files lack {GRAPH_FILE}")
-        if list(self.calibration.id_scores) != sorted(self.calibration.id_scores) or not self.calibration.id_scores:
-            raise ValueError("calibration.id_scores must be ascending and not empty")
-        return self
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the graph: the identity of the model in metrics and logs."""
-        return self.files[GRAPH_FILE]
 
 
 def read(path: str | Path) -> Manifest:

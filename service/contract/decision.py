@@ -5,8 +5,6 @@
 Used by the service, by bulk scoring, and by training to measure what a decision costs.
 """
 
-import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Group, Manifest, OperatingPoint
+from service.contract.manifest import Manifest, OperatingPoint, Scope
 
+__all__ = ["Decision", "Scope", "Verdict", "decide", "decide_row", "p_value", "rejects", "threshold"]
 Decision = Literal["accept", "reject"]
-Scope = Literal["group", "global"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Verdict:
     p_value: float
 
 
-def threshold(point: OperatingPoint, scope: Scope, group: Group) -> float:
+def threshold(point: OperatingPoint, scope: Scope, group: str) -> float:
     """The threshold in force for an image whose predicted class is in `group`."""
     return point.threshold if scope == "global" else point.group_thresholds[group]
 
@@ -43,16 +41,15 @@ def rejects(score: float, limit: float) -> bool:
     return not score <= limit
 
 
-def p_value(manifest: Manifest, score: float) -> float:
+def p_value(manifest: Manifest, score: float, scope: Scope, group: str) -> float:
     """Conformal p-value of a deciding score, (1 + #{calibration scores >= s}) / (n + 1) (Bates et al. 2023).
 
-    It bounds false alarms on exchangeable in-distribution images; it says nothing about how many outliers are caught.
-    Where the manifest keeps only every k-th order statistic the count is rounded up, so the bound still holds.
+    The calibration images are those predicted in `group` where thresholds are by group (Mondrian conformal prediction),
+    else all; where another mix of classes is expected in service than in training, each counts by its weight. It bounds
+    false alarms on exchangeable in-distribution images and says nothing about how many outliers are caught. At an
+    operating point with a level, an image is rejected exactly when its p-value is at most 1 - level.
     """
-    reference = manifest.calibration.id_scores
-    n = manifest.calibration.in_distribution_images
-    at_least = 0 if math.isnan(score) else len(reference) - bisect_left(reference, score)
-    return (1 + math.ceil(at_least * n / len(reference))) / (n + 1)
+    return manifest.calibration.reference(scope, group).p_value(score)
 
 
 def decide(manifest: Manifest, class_index: int, score: float, operating_point: str, scope: Scope) -> Verdict:
@@ -60,7 +57,8 @@ def decide(manifest: Manifest, class_index: int, score: float, operating_point: 
 
     Raises KeyError when the bundle has no such operating point.
     """
-    limit = threshold(manifest.operating_points[operating_point], scope, manifest.classes[class_index].group)
+    group = manifest.classes[class_index].group
+    limit = threshold(manifest.operating_points[operating_point], scope, group)
     return Verdict(
         class_index=class_index,
         score=score,
@@ -68,7 +66,7 @@ def decide(manifest: Manifest, class_index: int, score: float, operating_point: 
         threshold=limit,
         operating_point=operating_point,
         scope=scope,
-        p_value=p_value(manifest, score),
+        p_value=p_value(manifest, score, scope, group),
     )
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 from pydantic import BaseModel, Field
 
-from service.contract.bundle import GROUPS, Group, Manifest
+from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.ledger.rows import OUTLIER, TallyKey
 
@@ -40,7 +40,7 @@ class Figures(BaseModel):
     """One model's tallies, summed up. `classes` are in the manifest's order."""
 
     all: Live
-    groups: dict[Group, Live]
+    groups: dict[str, Live]
     classes: list[Live]
     outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
 
@@ -84,7 +84,7 @@ def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str,
             by_class[truth].update(labelled=count, correct=count if truth == label else 0)
             if in_force:
                 by_class[truth].update(confirmed=count, confirmed_rejected=rejected)
-    by_group: dict[Group, Counter[str]] = {group: Counter() for group in GROUPS}
+    by_group: dict[str, Counter[str]] = {group: Counter() for group in manifest.group_names}
     total: Counter[str] = Counter()
     for info in manifest.classes:
         by_group[info.group].update(by_class[info.name])

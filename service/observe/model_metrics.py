@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.contract.bundle import GROUPS, Manifest
+from service.contract.bundle import Manifest
 from service.contract.decision import Scope, Verdict, threshold
 
 SCORE_STEPS = 24
@@ -89,7 +89,7 @@ class ModelMetrics(Collector):
             "deciding_score", "The score that decides, by group of the predicted class; larger = more outlying",
             [*ours, "group"], buckets=self._bounds, **where,
         )  # fmt: skip
-        self._deciding = {group: deciding.labels(*self._ours, group) for group in GROUPS}
+        self._deciding = {group: deciding.labels(*self._ours, group) for group in manifest.group_names}
         self._p_value = Histogram(
             "p_value", "p-values of classified images: uniform while the stream is what the model was calibrated on",
             ours, buckets=P_VALUE_BUCKETS, **where,
@@ -115,12 +115,11 @@ class ModelMetrics(Collector):
         images = Gauge("calibration_images", "In-distribution images behind calibration_cdf", ours, **where)
         images.labels(*self._ours).set(manifest.calibration.in_distribution_images)
         share = Gauge(
-            "expected_class_share", "Share of the class in the data that calibration was cut from",
+            "expected_class_share", "Share of the class in the mix that calibration expects in service",
             [*ours, "class", "group"], **where,
         )  # fmt: skip
-        total = sum(info.train_count for info in manifest.classes)
-        for info in manifest.classes:
-            share.labels(*self._ours, info.name, info.group).set(info.train_count / total if total else 0.0)
+        for info, expected in zip(manifest.classes, manifest.calibration.class_shares, strict=True):
+            share.labels(*self._ours, info.name, info.group).set(expected)
 
     def set_in_force(self, operating_point: str, scope: Scope) -> None:
         """Publish what decides from now on, and what it is expected to cost."""
@@ -130,7 +129,7 @@ class ModelMetrics(Collector):
         self._info.labels(*self._identity, operating_point, scope).set(1)
         self._expected.clear()
         self._expected.labels(*self._ours, "all").set(cost.id_rejected)
-        for group in GROUPS:
+        for group in self._manifest.group_names:
             self._thresholds.labels(*self._ours, group).set(threshold(point, scope, group))
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)

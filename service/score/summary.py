@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from service.contract.bundle import GROUPS, Manifest
+from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.score.rows import Row
 
@@ -29,8 +29,9 @@ class Tally:
         """Shares rejected, overall and by the group of the predicted class, beside those of the calibration images."""
         point = manifest.operating_points[operating_point]
         cost = point.cost(scope).calibration
-        accepted = {g: self.decided[g, "accept"] for g in GROUPS}
-        rejected = {g: self.decided[g, "reject"] for g in GROUPS}
+        groups = manifest.group_names
+        accepted = {g: self.decided[g, "accept"] for g in groups}
+        rejected = {g: self.decided[g, "reject"] for g in groups}
         good, bad = sum(accepted.values()), sum(rejected.values())
         failed = self.errors.total()
         lines = [
@@ -40,7 +41,7 @@ class Tally:
             f"score {manifest.deciding_score}",
             f"{'predicted group':<16}{'images':>9}{'rejected':>10}{'promised':>10}",
         ]
-        shown = [(g, accepted[g], rejected[g], cost.id_rejected_by_predicted_group.get(g)) for g in GROUPS]
+        shown = [(g, accepted[g], rejected[g], cost.id_rejected_by_predicted_group.get(g)) for g in groups]
         for name, kept, dropped, promise in [*shown, ("all", good, bad, cost.id_rejected)]:
             share = dropped / (kept + dropped) if kept + dropped else None
             lines.append(f"{name:<16}{kept + dropped:>9}{_percent(share):>10}{_percent(promise):>10}")

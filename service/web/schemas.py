@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.contract.bundle import Cost, Group
+from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
+from service.contract.reference import ClassGroup
 from service.ledger.figures import Live
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
@@ -65,12 +66,15 @@ class Answer(BaseModel):
     model: ModelName
     label: str
     class_index: int
-    group: Group
+    group: str
     probability: float | None = Field(description=NOT_FINITE)
     top_k: list[ClassProbability]
     scores: dict[str, float | None] = Field(description="every score of the bundle, larger = more outlying")
     deciding_score: DecidingScore
-    p_value: float = Field(description="share of calibration images at least as outlying; bounds false alarms only")
+    p_value: float = Field(
+        description="share of calibration images at least as outlying, of those predicted in the same group where "
+        "thresholds are by group; bounds false alarms on in-distribution images only"
+    )
     decision: Decision
     image: ImageSize
     stage_times: StageTimes
@@ -136,8 +140,10 @@ class BatchAnswer(BaseModel):
 
 class OperatingPointSummary(BaseModel):
     description: str
+    level: float | None = Field(description="share of in-distribution images that are kept; null: made from outliers")
     threshold: float
-    group_thresholds: dict[Group, float]
+    group_thresholds: dict[str, float]
+    group_promises: dict[str, float] = Field(description="share of in-distribution images refused at most")
     global_cost: dict[str, Cost | None] = Field(description="of the one threshold, on calibration and test images")
     group_cost: dict[str, Cost | None] = Field(description="of the thresholds by group, on the same images")
 
@@ -155,6 +161,7 @@ class ModelSummary(BaseModel):
     dataset: str
     provider: str
     input: dict[str, Any]
+    groups: list[ClassGroup] = Field(description="from the most frequent classes to the rarest")
     classes: list[str]
     scores: list[str]
     deciding_score: str
@@ -170,7 +177,7 @@ class ModelSummary(BaseModel):
 class ClassMetrics(BaseModel):
     name: str
     class_index: int
-    group: Group
+    group: str
     train_count: int
     accuracy: float | None
     rejected: float | None
@@ -195,7 +202,7 @@ class ClassesAnswer(BaseModel):
     threshold_scope: Scope
     since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
     classes: list[ClassMetrics]
-    groups: dict[Group, GroupMetrics]
+    groups: dict[str, GroupMetrics]
 
 
 class OperatingPointWish(BaseModel):

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.contract.bundle import GROUPS, Manifest
+from service.contract.bundle import Manifest
 from service.inference.engine import Engine
-from tests.drift.scores import Scored
+from tests.drift.scores import GROUPS, Scored
 
 Pixels = NDArray[np.uint8]
 SIZE_PX = 32

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.contract.bundle import GROUPS, read
+from service.contract.bundle import read
 from service.contract.decision import decide
 from service.inference.engine import Engine
 from service.observe.metrics import Metrics
@@ -22,7 +22,7 @@ from tests.demo.display import Display, sparkline
 from tests.demo.pictures import Familiar, strange
 from tests.demo.watch import Seen, between, parse, queries
 from tests.drift.rules import KS_C
-from tests.drift.scores import BUNDLE, load
+from tests.drift.scores import BUNDLE, GROUPS, load
 
 BY_HAND = """
 tailguard_decisions_total{{class="a",group="many",decision="accept"}} {many}

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.contract.bundle import GROUPS
 from tests.drift.rules import KS_C
+from tests.drift.scores import GROUPS
 
 ROWS = ("all", *GROUPS)
 Series = dict[str, dict[tuple[str, ...], float]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import GROUPS
+from tests.drift.scores import GROUPS
 from tests.drift.streams import Counts, Floats, over_window
 
 EVALUATION_S = 15
@@ -74,7 +74,7 @@ def score_drift(counts: Counts, expected: Expected) -> Flags:
 
 
 def tail_refused(counts: Counts, expected: Expected) -> Flags:
-    share, n = (column[..., [GROUPS.index("few")]] for column in rejection(counts))
+    share, n = (column[..., [len(GROUPS) - 1]] for column in rejection(counts))
     return (n >= TAIL_IMAGES) & (wilson_lower(share, n) > TAIL_TIMES * expected.rejection[-1])
 
 

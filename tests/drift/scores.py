@@ -15,6 +15,7 @@ from service.contract.bundle import Manifest, read
 from tests.live import ROOT
 
 BUNDLE = ROOT / "models" / "cifar10-lt" / "1"
+GROUPS = read(BUNDLE).group_names  # the last is the tail
 KEPT = Path(__file__).parent / "scores.npz"
 IMAGES_PER_OOD_SET = 2000
 BATCH_IMAGES = 100

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.bundle import GROUPS, Manifest, read
+from service.contract.bundle import Manifest, read
 from tests.drift.rules import ALERTS, EVALUATION_S, HOLD_S, UNTESTED, WINDOWS_S, Expected, firing, ks, rejection
-from tests.drift.scores import BUNDLE, IN_DISTRIBUTION, load
+from tests.drift.scores import BUNDLE, GROUPS, IN_DISTRIBUTION, load
 from tests.drift.streams import Cells, Floats, over_window
 from training.runs.checkpoint import provenance
 from training.runs.files import replacing

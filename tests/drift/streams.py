@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import GROUPS, Manifest
+from service.contract.bundle import Manifest
 from service.contract.decision import threshold
 from service.observe.model_metrics import deciding_bounds
-from tests.drift.scores import Scored
+from tests.drift.scores import GROUPS, Scored
 
 Floats = NDArray[np.float64]
 

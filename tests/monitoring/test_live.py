@@ -22,7 +22,7 @@ DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
 FILLED = {
     "$model": ".*",
     "$version": ".*",
-    "$group": "many|medium|few",
+    "$group": "head|middle.*|tail|balanced|many|medium|few",
     "$__rate_interval": f"{SHORT_S}s",
     "$__range": stack.LONG,
 }

@@ -84,11 +84,19 @@ def point(threshold: float) -> dict[str, Any]:
     measured = {"calibration": cost(), "test": None}
     return {
         "description": f"reject above {threshold}",
+        "level": None,  # so that thresholds need not be those of the references
         "threshold": threshold,
         "group_thresholds": {"many": threshold, "medium": threshold + 0.25, "few": threshold + 0.5},
+        "group_promises": {},
         "global_cost": measured,
         "group_cost": measured,
     }
+
+
+def whole_reference() -> dict[str, Any]:
+    """The p-values of ID_SCORES: (1 + number at or above) / 100."""
+    steps = [(100 - k) / 100 for k in range(len(ID_SCORES) + 1)]
+    return {"images": len(ID_SCORES), "borrowed": 0, "scores": ID_SCORES, "p_values": steps}
 
 
 def golden(file: str, colour: tuple[int, int, int]) -> dict[str, Any]:
@@ -115,6 +123,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "precision": "fp32",
         "passes": 1,
         "input": {"height_px": SIDE, "width_px": SIDE, "fit": "stretch", "resampling": "bilinear"},
+        "groups": [
+            {"name": g, "least_images": 10 ** (3 - i), "most_images": 10 ** (3 - i)} for i, g in enumerate(GROUPS)
+        ],
         "classes": [
             {"name": name, "train_count": 10 ** (3 - i), "group": GROUPS[i], "accuracy": 0.9 - i / 10, "rejected": 0.05}
             for i, name in enumerate(CLASSES)
@@ -132,6 +143,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "in_distribution_images": 99,
             "outlier_images": 50,
             "images_by_group": {"many": 60, "medium": 30, "few": 9},
+            "class_mix": "train",
+            "class_shares": [10 ** (3 - i) / 1110 for i in range(3)],
+            "references": dict.fromkeys(("all", *GROUPS), whole_reference()),
             "id_scores": ID_SCORES,
             "quantile_levels": levels,
             "quantiles": quantiles,

@@ -29,7 +29,7 @@ from training.audit.report import (
     Unreadable,
     render,
 )
-from training.evaluation.metrics import class_groups
+from training.evaluation.groups import group_classes
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
 COMPARED = (("train", "test"), ("train", "val"), ("outliers", "test"), ("outliers", "ood"))  # for near duplicates
@@ -63,7 +63,7 @@ def audit(
     sources = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
     parts = [_part(source, found.classes) for source in sources]
     counts = np.array(parts[0].counts)
-    groups = class_groups(counts)
+    groups = group_classes(counts)
     if outliers is None and found.outliers is not None:
         outliers = data / "outliers"
     advised = advice.advise(
@@ -76,9 +76,10 @@ def audit(
     copies, conflicts = _exact(images, found.classes)
     report = Report(
         data=str(data), dataset=found.kind, size_px=images[0].pixels.shape[1],
+        groups=list(groups.groups),
         classes=[
             ClassRow(name=c, group=g, train=n, calibration=h, highest_level=advice.highest_level(h))
-            for c, g, n, h in zip(found.classes, groups, counts.tolist(), held, strict=True)
+            for c, g, n, h in zip(found.classes, groups.of_class.tolist(), counts.tolist(), held, strict=True)
         ],
         imbalance_ratio=float(counts.max() / max(counts.min(), 1)), gini=gini(counts), parts=parts,
         unreadable=[Unreadable(path=p, reason=r) for source in sources for p, r in source.unreadable],

@@ -1,5 +1,7 @@
-"""What a long tail can support, and the settings to begin with. Rules are tables where they can be; all are opinions
-with their reason beside them, from the papers' settings and this project's LOG.md."""
+"""What the calibration images of a long tail support, and the settings to begin with.
+
+Rules are tables where they can be; each has its reason beside it, from the papers' settings or this project's LOG.md.
+"""
 
 import math
 import shlex
@@ -10,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from service.contract.bundle import GROUPS, Group
+from service.contract.reference import false_alarms
 from training.config import Config, flag, program
 from training.data.splits import expected_held_back
-from training.evaluation.calibrate import LEVEL, SHRINK_IMAGES
+from training.evaluation.calibrate import LEVEL
+from training.evaluation.groups import Groups
 
 BEST = "tailguard"  # the row of METHODS to take where there are outliers
 OUTLIER_FREE = "mahalanobis"  # and where there are none
@@ -38,20 +41,22 @@ class Frozen(BaseModel):
 
 
 class GroupSupport(Frozen):
-    """What the calibration images of a group, by true class, can carry; calibrate.py groups them by predicted class."""
+    """What the calibration images of a group support, counted by true class (thresholds go by the predicted one)."""
 
     classes: int
     train_images: int
     calibration_images: int
-    supported: bool  # a conformal threshold at LEVEL of its own
-    own_weight: float  # of its own quantile in its threshold; the global one has the rest
+    supported: bool  # images enough for a threshold at LEVEL of its own
+    promise: (
+        float  # the share of its in-distribution images that is refused at most: 1 - LEVEL, or 1 / (n + 1) with few
+    )
 
 
 class Support(Frozen):
     """What a calibration split of this fraction supports."""
 
     fraction: float
-    groups: dict[Group, GroupSupport]
+    groups: dict[str, GroupSupport]
     classes_by_level: dict[str, int]  # level → how many classes hold images enough for a threshold of their own
     outliers: int
 
@@ -82,18 +87,19 @@ def held_out(counts: Counts, fraction: float) -> Counts:
     return expected_held_back(counts, fraction)
 
 
-def support(counts: Counts, groups: list[Group], outliers: int, fraction: float) -> Support:
+def support(counts: Counts, groups: Groups, outliers: int, fraction: float) -> Support:
     """`counts` [C] training images and the groups of the classes; the number of training outliers."""
-    held, of = held_out(counts, fraction), np.array(groups)
-    by_group: dict[Group, GroupSupport] = {}
-    for g in GROUPS:
-        n = int(held[of == g].sum())
-        by_group[g] = GroupSupport(
-            classes=int((of == g).sum()),
-            train_images=int(counts[of == g].sum()),
+    held = held_out(counts, fraction)
+    by_group: dict[str, GroupSupport] = {}
+    for name in groups.names:
+        inside = groups.of_class == name
+        n = int(held[inside].sum())
+        by_group[name] = GroupSupport(
+            classes=int(inside.sum()),
+            train_images=int(counts[inside].sum()),
             calibration_images=n,
             supported=n >= images_needed(LEVEL),
-            own_weight=n / (n + SHRINK_IMAGES),
+            promise=max(1 - highest_level(n), false_alarms(LEVEL)),
         )
     by_level = {f"{level:.0%}": int((held >= images_needed(level)).sum()) for level in LEVELS}
     return Support(
@@ -101,22 +107,23 @@ def support(counts: Counts, groups: list[Group], outliers: int, fraction: float)
     )  # fmt: skip
 
 
-def calibration_fraction(counts: Counts, groups: list[Group]) -> tuple[float, str]:
-    """The smallest of FRACTIONS with which every group that has classes supports LEVEL, or the smallest of all."""
+def calibration_fraction(counts: Counts, groups: Groups) -> tuple[float, str]:
+    """The smallest of FRACTIONS with which every group supports LEVEL, or the smallest of all."""
     needed = images_needed(LEVEL)
     for fraction in FRACTIONS:
-        found = support(counts, groups, 0, fraction)
-        short = [g for g, s in found.groups.items() if s.classes and not s.supported]
+        short = {g: s for g, s in support(counts, groups, 0, fraction).groups.items() if not s.supported}
         if not short:
             return fraction, f"each group gets the {needed} images that its own {LEVEL:.0%} threshold needs"
+    with_least = support(counts, groups, 0, FRACTIONS[0]).groups
+    bounds = " and ".join(f"{g} at most {with_least[g].promise:.0%}" for g in short)
     return FRACTIONS[0], (
         f"no share up to {FRACTIONS[-1]:g} gives {' and '.join(short)} {needed} images: more would cost the tail "
-        "training images for nothing; its threshold leans on the global one"
+        f"training images for nothing; of the images of these groups are refused: {bounds}"
     )
 
 
 def advise(
-    *, dataset: str, data: Path, imbalance: float | None, outliers: Path | None, counts: Counts, groups: list[Group],
+    *, dataset: str, data: Path, imbalance: float | None, outliers: Path | None, counts: Counts, groups: Groups,
     median_side_px: float,
 ) -> Advice:  # fmt: skip
     """Settings for `train`, each with its reason, and the complete command. Counts [C] after the cut."""

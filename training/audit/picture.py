@@ -1,18 +1,16 @@
 """The plot of an audit: the long tail."""
 
 from pathlib import Path
-from typing import get_args
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from service.contract.bundle import Group
 from training.audit.report import Report
-from training.export.plots import LOOKS
+from training.export.plots import group_looks
 from training.runs.files import replacing
 
 NAMED_CLASSES = 25  # up to so many have their names on the axis
-HATCHES = {"many": "", "medium": "//", "few": ".."}  # the groups stay apart without colour
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")  # the groups stay apart without colour
 
 
 def plot(report: Report, path: Path) -> None:
@@ -22,13 +20,13 @@ def plot(report: Report, path: Path) -> None:
     ordered = sorted(report.classes, key=lambda c: -c.train)
     named = len(ordered) <= NAMED_CLASSES
     width = 0.86 if named else 1  # thin gaps between many bars come out uneven
-    for group in get_args(Group):
+    for number, (group, (colour, _)) in enumerate(group_looks([g.name for g in report.groups]).items()):
         ranks = [i for i, c in enumerate(ordered) if c.group == group]
         counts = [ordered[i].train for i in ranks]
         if ranks:
             label = f"{group}: {len(ranks)} classes, {sum(counts):,} images"
-            axes.bar(ranks, counts, width, color=LOOKS[group][0], hatch=HATCHES[group], edgecolor="white", linewidth=0,
-                     label=label)  # fmt: skip
+            hatch = HATCHES[number % len(HATCHES)]
+            axes.bar(ranks, counts, width, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(10))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

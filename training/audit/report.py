@@ -2,7 +2,7 @@
 
 import textwrap
 
-from service.contract.bundle import GROUPS, Group
+from service.contract.reference import ClassGroup
 from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed, option
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
 from training.config import program
@@ -38,7 +38,7 @@ class Part(Frozen):
 
 class ClassRow(Frozen):
     name: str
-    group: Group
+    group: str
     train: int
     calibration: int  # of the training images, at the advised fraction
     highest_level: float  # that so many support: 1 − 1/(n + 1)
@@ -86,6 +86,7 @@ class Report(Frozen):
     data: str
     dataset: str
     size_px: int
+    groups: list[ClassGroup]  # from the head to the tail
     classes: list[ClassRow]
     imbalance_ratio: float
     gini: float
@@ -180,18 +181,19 @@ def _unreadable(report: Report) -> list[str]:
 
 def _support(report: Report) -> list[str]:
     s, needed = report.support, images_needed(LEVEL)
-    rows = [["CALIBRATION", "classes", "train", "held out", f"{LEVEL:.0%} (>= {needed})", "own say in its threshold"]]
-    for g in GROUPS:
-        v = s.groups[g]
-        rows.append([g, str(v.classes), str(v.train_images), str(v.calibration_images),
-                     "-" if not v.classes else "yes" if v.supported else "no", f"{v.own_weight:.0%}"])  # fmt: skip
+    rows = [["CALIBRATION", "classes", "train", "held out", f"{LEVEL:.0%} (>= {needed})", "refuses at most"]]
+    for group in report.groups:
+        v = s.groups[group.name]
+        rows.append([group.name, str(v.classes), str(v.train_images), str(v.calibration_images),
+                     "yes" if v.supported else "no", f"{v.promise:.1%}"])  # fmt: skip
     by_level = ", ".join(
         f"{n} at {level} (>= {images_needed(x)})"
         for x, (level, n) in zip(LEVELS, s.classes_by_level.items(), strict=True)
     )
     return [
         *columns(rows),
-        f"at a fraction of {s.fraction:g}; classes with images enough for a threshold of their own:",
+        f"at a fraction of {s.fraction:g}; refuses at most: of the images of the group, on average over the splits",
+        "classes with images enough for a threshold of their own:",
         f"    {by_level}",
         f"outliers held out: {s.outliers}" if s.outliers else "no outliers: the point id95 alone",
     ]

@@ -1,28 +1,27 @@
 """Temperature, operating points and reference distributions, from the calibration split and held-back outliers only."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from service.contract.bundle import GROUPS
-from service.contract.decision import rejects
+from service.contract.reference import ALL, Reference, false_alarms
+from training.evaluation import conformal
+from training.evaluation.groups import Groups
+from training.evaluation.mix import TRAIN, ClassMix
 from training.runs.files import Json
 
 LEVEL = 0.95
-SHRINK_IMAGES = (
-    20  # a group of this size has half the say in its threshold: 19 images are the fewest that hold a 95% quantile
-)
-MARGIN = 0.01  # of the range of the scores, where no neighbour shows how far a threshold may lie
-MOST_REFERENCE_SCORES = 2000
+MOST_SCORES = 2000  # in the distribution that metrics are compared with
+SPARE_SEED = 0
 QUANTILE_LEVELS = tuple(round(i / 100, 2) for i in range(101))
-DESCRIPTIONS = {
-    "id95": "keeps 95% of in-distribution images like those of the calibration split; needs no outliers",
-    "ood95": "catches 95% of the calibration outliers: the threshold behind PASCL's FPR95",
-}
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Names = NDArray[np.str_]
 
 
 def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -45,107 +44,199 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(math.exp(found.x))
 
 
-def keep_threshold(id_scores: Floats) -> float:
-    """A t with which `reject if s > t` is a conformal test at 1 − LEVEL: at least the ⌈(n+1)·.95⌉-th smallest score.
+@dataclass(frozen=True)
+class Scored:
+    """Deciding scores [N], predicted and true classes [N] of images; `labels` None: outliers."""
 
-    It lies midway to the next larger score, so that no calibration image sits on it and rounding decides nothing. With
-    fewer than 19 scores no finite t is conformal; then, as without a larger score, it is a little above the largest.
+    scores: Floats
+    predicted: Ints
+    labels: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Calibration images, their weights [N] by the expected mix of classes, and the weight of each class [C]."""
+
+    images: Scored
+    weights: Floats
+    class_weights: Floats
+
+    @classmethod
+    def by_mix(cls, images: Scored, mix: ClassMix, groups: Groups) -> "Weighted":
+        assert images.labels is not None
+        counts = np.bincount(images.labels, minlength=len(groups.of_class))
+        of_class = mix.class_weights(counts, groups.of_class)
+        return cls(images, of_class[images.labels], of_class)
+
+    @classmethod
+    def alike(cls, images: Scored, classes: int) -> "Weighted":
+        return cls(images, np.ones(len(images.scores)), np.ones(classes))
+
+
+# ---- Levels and references ------------------------------------------------------------------------------------------
+
+
+def supported_levels(levels: Sequence[float], calibration: Weighted) -> list[float]:
+    """`levels` in their order, those that all calibration images together cannot hold replaced by the highest they can.
+
+    n images hold 1 - 1/(n + 1), rounded down to whole percents: 8 of them 88%. Raises ValueError for levels that are
+    none, and where there are no images.
     """
-    ordered = np.sort(id_scores)
-    kept = ordered[min(math.ceil((len(ordered) + 1) * LEVEL), len(ordered)) - 1]
-    above = ordered[ordered > kept]
-    return float((kept + above[0]) / 2 if len(above) else kept + MARGIN * (kept - ordered[0]))
+    for level in levels:
+        if not 0 < level < 1:
+            raise ValueError(f"level {level:g} is no share of images to keep: give one between 0 and 1, 0.95 say")
+    if not len(calibration.weights):
+        raise ValueError("there are no calibration images: train with --calibration-fraction above 0")
+    smallest = conformal.own_bound(calibration.weights, float(calibration.class_weights.max()))
+    highest = math.floor(100 * (1 - smallest)) / 100
+    return list(dict.fromkeys(level if smallest <= false_alarms(level) else max(highest, 0.01) for level in levels))
 
 
-def catch_threshold(outlier_scores: Floats) -> float:
-    """A t with which `reject if s > t` catches LEVEL of the outliers (or just more), midway to the next smaller one."""
-    ordered = np.sort(outlier_scores)
-    caught = ordered[len(ordered) - math.ceil(len(ordered) * LEVEL)]
-    below = ordered[ordered < caught]
-    return float((caught + below[-1]) / 2 if len(below) else caught - MARGIN * max(ordered[-1] - caught, 1e-3))
+def references(calibration: Weighted, groups: Groups, levels: Sequence[float]) -> dict[str, Reference]:
+    """By ALL and the name of each group of the predicted class: what p-values and thresholds are read from."""
+    images, weights = calibration.images, calibration.weights
+    new_weight = float(calibration.class_weights.max())
+    found = {ALL: conformal.reference(conformal.raised(images.scores), weights, new_weight, levels)}
+    predicted_groups = groups.of_class[images.predicted]
+    scores = images.scores.copy()
+    for group in groups.names:
+        scores[predicted_groups == group] = conformal.raised(images.scores[predicted_groups == group])
+    for group in groups.names:
+        own = predicted_groups == group
+        own_weights, new_weight = _group_weights(calibration, groups, group)
+        order = [i for i in _nearest_first(images.predicted, groups, group) if weights[i] > 0]
+        spare = [(float(scores[i]), float(weights[i])) for i in order]
+        found[group] = conformal.reference(scores[own], own_weights, new_weight, levels, spare)
+    return found
 
 
-def by_group(threshold: float, scores: Floats, groups: NDArray[np.str_], quantile: object) -> dict[str, float]:
-    """A threshold per predicted group, shrunk towards the global one: (n·t_g + n0·t) / (n + n0), n0 = SHRINK_IMAGES."""
-    out: dict[str, float] = {}
-    for group in GROUPS:
-        own = scores[groups == group]
-        n = len(own)
-        value = quantile(own) if n else threshold  # type: ignore[operator]
-        out[group] = float(np.float32((n * value + SHRINK_IMAGES * threshold) / (n + SHRINK_IMAGES)))
-    return out
+def _group_weights(calibration: Weighted, groups: Groups, group: str) -> tuple[Floats, float]:
+    """The weights of the images predicted in a group, and that of a new one: the largest of the group's classes.
+
+    Of a group that the expected mix leaves out, all images count alike.
+    """
+    own = groups.of_class[calibration.images.predicted] == group
+    new_weight = float(calibration.class_weights[groups.of_class == group].max())
+    if not new_weight > 0:
+        return np.ones(int(own.sum())), 1.0
+    return calibration.weights[own], new_weight
 
 
-def operating_points(
-    id_scores: Floats, id_groups: NDArray[np.str_], outlier_scores: Floats, outlier_groups: NDArray[np.str_]
+def _nearest_first(predicted: Ints, groups: Groups, group: str) -> Ints:
+    """The images predicted in other groups, those first whose class has nearly as many images; ties are drawn."""
+    others = np.flatnonzero(groups.of_class[predicted] != group)
+    bounds = next(g for g in groups.groups if g.name == group)
+    logs = np.log(np.maximum(groups.counts[predicted[others]], 1))
+    low, high = math.log(max(bounds.least_images, 1)), math.log(max(bounds.most_images, 1))
+    away = np.maximum(np.maximum(low - logs, logs - high), 0)
+    draw = np.random.default_rng(SPARE_SEED).random(len(others))
+    return np.asarray(others[np.lexsort((draw, away))])
+
+
+# ---- Operating points -----------------------------------------------------------------------------------------------
+
+
+def keep_points(
+    found: Mapping[str, Reference], calibration: Weighted, groups: Groups, levels: Sequence[float], mix: ClassMix
 ) -> dict[str, Json]:
-    """`id95`, and `ood95` where there are outliers: the global threshold and those by group of the predicted class."""
+    """`id95` for a level of .95, and so on: thresholds, and what they promise, from the references."""
     points: dict[str, Json] = {}
-    for name, scores, groups, quantile in (
-        ("id95", id_scores, id_groups, keep_threshold),
-        ("ood95", outlier_scores, outlier_groups, catch_threshold),
-    ):
-        if len(scores):
-            limit = quantile(scores)
-            points[name] = {
-                "description": DESCRIPTIONS[name],
-                "threshold": limit,
-                "group_thresholds": by_group(limit, scores, groups, quantile),
-            }
+    like = "like those of the calibration split" if mix.name == TRAIN else f"in the class mix {mix.name}"
+    for level in levels:
+        points[f"id{100 * level:.10g}"] = {
+            "description": f"keeps {100 * level:.10g}% of in-distribution images {like}; needs no outliers",
+            "level": level,
+            "threshold": found[ALL].threshold(level),
+            "group_thresholds": {group: found[group].threshold(level) for group in groups.names},
+            "group_promises": {
+                group: max(false_alarms(level), conformal.own_bound(*_group_weights(calibration, groups, group)))
+                for group in groups.names
+            },
+        }
     return points
 
 
-def rejected(
-    scores: NDArray[np.floating[Any]], predicted_groups: NDArray[np.str_], point: Json, scope: str
-) -> NDArray[np.bool_]:
-    """bool [N]: what service.contract.decision says of each image."""
-    limits = point["group_thresholds"]
-    return np.array(
-        [
-            rejects(float(s), point["threshold"] if scope == "global" else limits[g])
-            for s, g in zip(scores, predicted_groups, strict=True)
-        ],
-        dtype=bool,
-    )
+def catch_point(outliers: Scored, groups: Groups) -> dict[str, Json]:
+    """`ood95`: the thresholds that keep 95% of the outliers out, by the same rule with all scores turned round.
 
-
-def shares(flags: NDArray[np.bool_], groups: NDArray[np.str_]) -> dict[str, float | None]:
-    return {g: float(flags[groups == g].mean()) if (groups == g).any() else None for g in GROUPS}
-
-
-def cost(
-    point: Json, scope: str, id_scores: Floats, id_predicted: NDArray[np.str_], id_true: NDArray[np.str_],
-    outliers: list[tuple[Floats, NDArray[np.str_]]],
-) -> Json:  # fmt: skip
-    """contract.bundle.Cost of an operating point; `outliers`: (scores, predicted groups) of each set, unweighted."""
-    flags = rejected(id_scores, id_predicted, point, scope)
-    caught = [(rejected(s, g, point, scope), g) for s, g in outliers if len(s)]
-    by_predicted: dict[str, float | None] = {}
-    for group in GROUPS:
-        of_sets = [x for x in (shares(f, g)[group] for f, g in caught) if x is not None]
-        by_predicted[group] = float(np.mean(of_sets)) if of_sets else None
+    Fewer than 19 outliers hold a lower level, which then names the point; without outliers there is none.
+    """
+    if not len(outliers.scores):
+        return {}
+    turned = Weighted.alike(Scored(-outliers.scores, outliers.predicted), len(groups.of_class))
+    [level] = supported_levels([LEVEL], turned)
+    found = references(turned, groups, [level])
+    percent = f"{100 * level:.10g}"
     return {
-        "in_distribution_images": len(id_scores),
-        "outlier_images": sum(len(s) for s, _ in outliers),
-        "id_rejected": float(flags.mean()),
-        "id_rejected_by_group": shares(flags, id_true),
-        "id_rejected_by_predicted_group": shares(flags, id_predicted),
-        "outliers_caught": float(np.mean([f.mean() for f, _ in caught])) if caught else None,
-        "outliers_caught_by_predicted_group": by_predicted,
+        f"ood{percent}": {
+            "description": f"catches {percent}% of the calibration outliers: the threshold behind PASCL's FPR95",
+            "level": None,
+            "threshold": -found[ALL].threshold(level),
+            "group_thresholds": {group: -found[group].threshold(level) for group in groups.names},
+            "group_promises": {},
+        }
     }
 
 
-def reference_scores(id_scores: Floats) -> list[float]:
-    """The calibration scores in ascending order, thinned to evenly spaced order statistics where there are many."""
-    ordered = np.sort(id_scores)
-    if len(ordered) > MOST_REFERENCE_SCORES:
-        ordered = ordered[np.linspace(0, len(ordered) - 1, MOST_REFERENCE_SCORES).round().astype(int)]
+def rejected(scores: NDArray[np.floating[Any]], predicted_groups: Names, point: Json, scope: str) -> NDArray[np.bool_]:
+    """bool [N]: what service.contract.decision says of each image."""
+    limits = point["group_thresholds"]
+    limit = point["threshold"] if scope == "global" else np.array([limits[g] for g in predicted_groups.tolist()])
+    return np.asarray(~(scores.astype(np.float64) <= limit), dtype=bool)
+
+
+def shares(
+    flags: NDArray[np.bool_], groups: Names, names: Sequence[str], weights: Floats | None = None
+) -> dict[str, float | None]:
+    """The share of True flags in each group, each flag counting by its weight; None for a group without images."""
+    weights = np.ones(len(flags)) if weights is None else weights
+    there = {g: (groups == g) & (weights > 0) for g in names}
+    return {g: float(np.average(flags[m], weights=weights[m])) if m.any() else None for g, m in there.items()}
+
+
+def cost(
+    point: Json, scope: str, groups: Groups, inside: Scored, outliers: Sequence[Scored], weights: Floats | None = None
+) -> Json:
+    """contract.bundle.Cost of an operating point: in-distribution images, by `weights` [N] where given, and outliers.
+
+    The sets of outliers count alike; empty ones are left out.
+    """
+    assert inside.labels is not None
+    names, of_class = groups.names, groups.of_class
+    flags = rejected(inside.scores, of_class[inside.predicted], point, scope)
+    sets = [(rejected(o.scores, of_class[o.predicted], point, scope), o) for o in outliers if len(o.scores)]
+    caught: dict[str, float | None] = {}
+    by_set = [shares(f, of_class[o.predicted], names) for f, o in sets]
+    for group in names:
+        measured = [share for found in by_set if (share := found[group]) is not None]
+        caught[group] = float(np.mean(measured)) if measured else None
+    return {
+        "in_distribution_images": len(inside.scores),
+        "outlier_images": sum(len(o.scores) for _, o in sets),
+        "id_rejected": float(np.average(flags, weights=weights)),
+        "id_rejected_by_group": shares(flags, of_class[inside.labels], names, weights),
+        "id_rejected_by_predicted_group": shares(flags, of_class[inside.predicted], names, weights),
+        "outliers_caught": float(np.mean([f.mean() for f, _ in sets])) if sets else None,
+        "outliers_caught_by_predicted_group": caught,
+    }
+
+
+# ---- Distributions --------------------------------------------------------------------------------------------------
+
+
+def distribution(scores: Floats, weights: Floats) -> list[float]:
+    """The scores in ascending order, as they are where they are few and count alike, else MOST_SCORES quantiles."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    if len(ordered) > MOST_SCORES or len(np.unique(weights)) > 1:
+        up_to = np.cumsum(weights[order])
+        count = min(len(ordered), MOST_SCORES)
+        places = np.searchsorted(up_to, (np.arange(count) + 0.5) / count * up_to[-1])
+        ordered = ordered[np.minimum(places, len(ordered) - 1)]
     return [float(s) for s in ordered]
 
 
-def quantiles(id_scores: Floats, id_groups: NDArray[np.str_], outlier_scores: Floats) -> dict[str, list[float]]:
-    """Quantiles at QUANTILE_LEVELS: all, many, medium, few (group of the true class), outliers; empty sets left out."""
-    sets: dict[str, Floats] = {"all": id_scores}
-    sets |= {g: id_scores[id_groups == g] for g in GROUPS}
-    sets["outliers"] = outlier_scores
+def quantiles(scores: Floats, groups: Names, names: Sequence[str], outlier_scores: Floats) -> dict[str, list[float]]:
+    """Quantiles at QUANTILE_LEVELS: all, each group (of the true class), outliers; empty sets left out."""
+    sets: dict[str, Floats] = {ALL: scores, **{g: scores[groups == g] for g in names}, "outliers": outlier_scores}
     return {name: [float(q) for q in np.quantile(s, QUANTILE_LEVELS)] for name, s in sets.items() if len(s)}

@@ -1,51 +1,60 @@
-"""Everything a manifest says about how a model decides, measured on that very model: torch module or ONNX graph."""
+"""Operating points, calibration record and evaluation of a manifest, measured on a torch module or an ONNX graph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from service.contract.decision import Scope
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
 from training.evaluation import calibrate
+from training.evaluation.calibrate import Scored, Weighted
 from training.evaluation.evaluate import evaluate
-from training.evaluation.metrics import class_accuracy, class_groups, ood_metrics
+from training.evaluation.groups import Groups, group_classes
+from training.evaluation.metrics import class_accuracy, ood_metrics
+from training.evaluation.mix import TRAIN, ClassMix, class_mix
 from training.evaluation.predict import Outputs, Predict
 from training.runs.files import Json, jsonable
 
 
 def measure(
-    predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: str
-) -> Json:
-    """`classes`, `operating_points`, `calibration` and `evaluation` of service.contract.bundle.Manifest.
+    predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
+    levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None,
+) -> Json:  # fmt: skip
+    """`groups`, `classes`, `operating_points` and their default, `calibration` and `evaluation` of a Manifest.
 
-    Thresholds come from the calibration split and the held-back outliers; test images only tell what they cost.
-    Raises DataError when there are no calibration images.
+    `levels` are the shares of in-distribution images that operating points keep, the default first. `mix`: the classes
+    expected in service, by default those of the training images. Thresholds come from the calibration split and the
+    held-back outliers; test images only tell what they cost. Raises DataError without calibration images, ValueError
+    for levels that are none and for scores that are not finite.
     """
     require_calibration_images(data)
-    counts = [int(n) for n in data.train.counts]
-    groups = np.array(class_groups(counts))
-    inside = predict(data.calibration.images)
+    groups = data_groups(data)
+    mix = mix or class_mix(TRAIN, data.train.classes, groups.counts)
+    predicted = predict(data.calibration.images)
     held = predict(data.calibration_outliers) if len(data.calibration_outliers) else None
-    ins = inside.scores[score].astype(np.float64)
-    ins_true, ins_predicted = groups[data.calibration.labels], groups[inside.predictions]
-    outs, outs_predicted = _scores_and_groups(held, score, groups)
-    points = calibrate.operating_points(ins, ins_predicted, outs, outs_predicted)
+    inside = Weighted.by_mix(_scored(predicted, score, data.calibration.labels), mix, groups)
+    outliers = _scored(held, score)
+    kept_levels = calibrate.supported_levels(levels, inside)
+    references = calibrate.references(inside, groups, kept_levels)
+    keep = calibrate.keep_points(references, inside, groups, kept_levels, mix)
+    points = keep | calibrate.catch_point(outliers, groups)
+    default = next(iter(points))
 
-    results, test, outside = evaluate(predict, data.test, ood, counts, score)
-    test_scores = test.scores[score].astype(np.float64)
-    test_true, test_predicted = groups[data.test.labels], groups[test.predictions]
-    test_sets = [_scores_and_groups(o, score, groups) for o in outside.values()]
+    counts = [int(n) for n in data.train.counts]
+    results, test_outputs, ood_outputs = evaluate(predict, data.test, ood, counts, score)
+    test = _scored(test_outputs, score, data.test.labels)
+    sets = {name: _scored(outputs, score) for name, outputs in ood_outputs.items()}
     for name, point in points.items():
         for kind in ("global", "group"):
             point[f"{kind}_cost"] = {
-                "calibration": calibrate.cost(point, kind, ins, ins_predicted, ins_true, [(outs, outs_predicted)]),
-                "test": calibrate.cost(point, kind, test_scores, test_predicted, test_true, test_sets),
+                "calibration": calibrate.cost(point, kind, groups, inside.images, [outliers], inside.weights),
+                "test": calibrate.cost(point, kind, groups, test, list(sets.values())),
             }
-        for where, (s, g) in zip(outside, test_sets, strict=True):
-            caught = calibrate.rejected(s, g, point, scope).mean()
-            results["ood"][where].setdefault("rejected", {})[name] = float(caught)
-    flags = calibrate.rejected(test_scores, test_predicted, points["id95"], scope)
-    accuracy = results["class_accuracy"]
+        for where, outside in sets.items():
+            flags = calibrate.rejected(outside.scores, groups.of_class[outside.predicted], point, scope)
+            results["ood"][where].setdefault("rejected", {})[name] = float(flags.mean())
     results["data"] = {
         "train_images": len(data.train.labels),
         "calibration_images": len(data.calibration.labels),
@@ -53,35 +62,59 @@ def measure(
         "outlier_images": len(data.outliers),
         "calibration_outlier_images": len(data.calibration_outliers),
     }
-    results["calibration_split"] = split_results(inside, held, data, score)
+    results["calibration_split"] = split_results(predicted, held, data, score)
+    flags = calibrate.rejected(test.scores, groups.of_class[test.predicted], points[default], scope)
     return {
-        "classes": [
-            {
-                "name": name,
-                "train_count": counts[c],
-                "group": str(groups[c]),
-                "accuracy": accuracy[c],
-                "rejected": float(flags[data.test.labels == c].mean()),
-            }
-            for c, name in enumerate(data.train.classes)
-        ],
+        "groups": [group.model_dump() for group in groups.groups],
+        "classes": _classes(data, groups, results["class_accuracy"], flags),
         "operating_points": points,
-        "calibration": {
+        "default_operating_point": default,
+        "calibration": _calibration(data, groups, inside, predicted, held)
+        | {
             "temperature": temperature,
-            "in_distribution_images": len(ins),
-            "outlier_images": len(outs),
-            "images_by_group": {str(g): int((ins_true == g).sum()) for g in ("many", "medium", "few")},
-            "id_scores": calibrate.reference_scores(ins),
-            "quantile_levels": calibrate.QUANTILE_LEVELS,
-            "quantiles": {
-                name: calibrate.quantiles(
-                    values.astype(np.float64), ins_true, held.scores[name].astype(np.float64) if held else np.empty(0)
-                )
-                for name, values in inside.scores.items()
-            },
+            "class_mix": mix.name,
+            "class_shares": mix.shares.tolist(),
+            "references": {name: reference.model_dump() for name, reference in references.items()},
         },
         "evaluation": jsonable(results),
     }
+
+
+def data_groups(data: Data) -> Groups:
+    """Made from the images before calibration images were set aside, as the audit sees them."""
+    return group_classes(data.train.counts + data.calibration.counts)
+
+
+def _classes(data: Data, groups: Groups, accuracy: list[float | None], flags: NDArray[np.bool_]) -> list[Json]:
+    return [
+        {
+            "name": name,
+            "train_count": int(data.train.counts[c]),
+            "group": str(groups.of_class[c]),
+            "accuracy": accuracy[c],
+            "rejected": float(flags[data.test.labels == c].mean()),
+        }
+        for c, name in enumerate(data.train.classes)
+    ]
+
+
+def _calibration(data: Data, groups: Groups, inside: Weighted, predicted: Outputs, held: Outputs | None) -> Json:
+    """What the calibration images and outliers look like, apart from references and the expected mix."""
+    true_groups = groups.of_class[data.calibration.labels]
+    return {
+        "in_distribution_images": len(data.calibration.labels),
+        "outlier_images": len(data.calibration_outliers),
+        "images_by_group": {g: int((true_groups == g).sum()) for g in groups.names},
+        "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
+        "quantile_levels": calibrate.QUANTILE_LEVELS,
+        "quantiles": {
+            name: calibrate.quantiles(
+                values.astype(np.float64), true_groups, groups.names,
+                held.scores[name].astype(np.float64) if held else np.empty(0),
+            )
+            for name, values in predicted.scores.items()
+        },
+    }  # fmt: skip
 
 
 def require_calibration_images(data: Data) -> None:
@@ -99,14 +132,12 @@ def split_results(inside: Outputs, held: Outputs | None, data: Data, score: str)
         "mean_class_accuracy": float(np.nanmean(by_class)),
     }
     if held is not None:
-        found = ood_metrics(inside.scores[score], held.scores[score])
-        out |= {"auroc": found.auroc, "fpr95": found.fpr95}
+        ood = ood_metrics(inside.scores[score], held.scores[score])
+        out |= {"auroc": ood.auroc, "fpr95": ood.fpr95}
     return out
 
 
-def _scores_and_groups(
-    outputs: Outputs | None, score: str, groups: np.ndarray[tuple[int], np.dtype[np.str_]]
-) -> tuple[calibrate.Floats, np.ndarray[tuple[int], np.dtype[np.str_]]]:
+def _scored(outputs: Outputs | None, score: str, labels: NDArray[np.int64] | None = None) -> Scored:
     if outputs is None:
-        return np.empty(0), np.empty(0, dtype=groups.dtype)
-    return outputs.scores[score].astype(np.float64), groups[outputs.predictions]
+        return Scored(np.empty(0), np.empty(0, np.int64))
+    return Scored(outputs.scores[score].astype(np.float64), outputs.predictions, labels)

@@ -1,8 +1,8 @@
 """Pure functions from scores, labels and predictions to the numbers a results table prints. numpy in, floats out.
 
-Conventions: OOD is the positive class and scores are larger = more outlying. scikit-learn computes AUROC and average
-precision. A quantity "at level n" is taken at the measured ROC point nearest to n; nothing is interpolated and tied
-scores are one point. They are those of PASCL (Wang et al., ICML 2022), whose two ROC curves differ:
+OOD is the positive class and scores are larger = more outlying. scikit-learn computes AUROC and average precision. A
+quantity "at level n" is taken at the measured ROC point nearest to n; nothing is interpolated and tied scores are one
+point. The conventions are those of PASCL (Wang et al., ICML 2022), whose two ROC curves differ:
 
 - FPR95 reads every distinct score, from recall 1 downward. Of two points equally near it takes the larger recall, and
   of several with one recall the largest FPR. (Hendrycks et al., ICLR 2019.)
@@ -15,17 +15,17 @@ Anything with a length goes in: numpy arrays, lists, torch tensors on the CPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk  # type: ignore[import-untyped, unused-ignore]
 
-from service.contract.bundle import GROUPS, Group
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 TPR_LEVELS = (0.98, 0.95, 0.90, 0.80)
+ShotGroup = Literal["many", "medium", "few"]
+SHOT_GROUPS: tuple[ShotGroup, ...] = ("many", "medium", "few")
 FPR_LEVELS = (0.0001, 0.001, 0.01, 0.1)
 
 
@@ -132,12 +132,12 @@ def fpr_at_tpr_by_group(
     ins, outs = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     truth = _labels(labels, len(groups))
     _same_length(labels=truth, id_scores=ins)
-    found = {}
+    by_level = {}
     for level in levels:
         rate, threshold = _roc_point("tpr", ins, outs, level)
-        shares = {g: _mean(ins[groups[truth] == g] > threshold) for g in GROUPS}
-        found[level] = GroupFPR(overall=rate, **shares)
-    return found
+        shares = {g: _mean(ins[groups[truth] == g] > threshold) for g in SHOT_GROUPS}
+        by_level[level] = GroupFPR(overall=rate, **shares)
+    return by_level
 
 
 def _accuracy_at(
@@ -180,8 +180,8 @@ def class_accuracy(labels: ArrayLike, predictions: ArrayLike, num_classes: int) 
     return [_mean(predicted[truth == c] == c) for c in range(num_classes)]
 
 
-def class_groups(train_counts: ArrayLike) -> list[Group]:
-    """The group of each class from its number of training images [C].
+def class_groups(train_counts: ArrayLike) -> list[ShotGroup]:
+    """The group of each class from its number of training images [C], as the papers' tables cut them.
 
     With the counts sorted in descending order, many means more images than the class at index floor(0.34 C) has, few
     means fewer than the one at floor(0.67 C), medium the rest. Above 100 classes the bounds are 100 and 20 images
@@ -204,7 +204,7 @@ def group_accuracy(labels: ArrayLike, predictions: ArrayLike, train_counts: Arra
     groups = np.array(class_groups(train_counts))
     by_class = np.array(class_accuracy(labels, predictions, len(groups)))
     seen = ~np.isnan(by_class)
-    return GroupAccuracy(*(_mean(by_class[seen & (groups == g)]) for g in GROUPS))
+    return GroupAccuracy(*(_mean(by_class[seen & (groups == g)]) for g in SHOT_GROUPS))
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------

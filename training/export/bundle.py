@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,8 +20,8 @@ from training.data.folders import MAX_PIXELS
 from training.data.loading import Data
 from training.data.readers import Pixels
 from training.evaluation import calibrate
-from training.evaluation.measure import measure
-from training.evaluation.metrics import class_groups
+from training.evaluation.measure import data_groups, measure
+from training.evaluation.mix import ClassMix
 from training.evaluation.predict import Outputs, deployed, torch_predict
 from training.export import card, examples
 from training.export.graph import onnx_predict, quantize, to_onnx
@@ -80,13 +81,13 @@ def build(
     Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
     """
     images = real_images(data, PARITY_IMAGES)
-    groups = np.array(class_groups(run.train_counts))
+    groups = data_groups(data).of_class
     module = deployed(run, temperature, scores=[score, *extra], train=data.train)
-    expected = torch_predict(module, torch.device("cpu"))(images)
+    from_torch = torch_predict(module, torch.device("cpu"))(images)
     graph = to_onnx(module, data.size_px)
     onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
     full = onnx_predict(graph)(images)
-    share = changed(expected, full, points, score, groups)
+    share = changed(from_torch, full, points, score, groups)
     if share > PARITY_SHARE:
         raise ExportError(
             f"torch and ONNX decide differently on {share:.2%} of {len(images)} images (at most {PARITY_SHARE:.1%} is "
@@ -136,7 +137,10 @@ def export(
         raise ExportError(f"{out} exists already: choose another version, or remove it first")
     score, temperature = calibration["score"], calibration["temperature"]
     graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores)
-    measured = measure(onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group")
+    measured = measure(
+        onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group",
+        **expected(calibration),
+    )  # fmt: skip
     exported = measured["calibration"]["quantiles"]
     evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
     if precision == "int8":
@@ -155,7 +159,6 @@ def export(
         "input": shape,
         "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,
-        "default_operating_point": "id95",
         "threshold_scope": "group",
         "evaluation": evaluation,
         "provenance": {
@@ -172,6 +175,13 @@ def export(
     files |= card.plots(draft)
     files["CARD.md"] = card.render(draft).encode()
     return bundle.write(out, fields, files)
+
+
+def expected(calibration: Json) -> dict[str, Any]:
+    """The levels, and the mix of classes in service, that a calibration record was made for: arguments of measure."""
+    levels = [level for point in calibration["operating_points"].values() if (level := point["level"]) is not None]
+    record = calibration["calibration"]
+    return {"levels": levels, "mix": ClassMix(record["class_mix"], np.array(record["class_shares"]))}
 
 
 def recipe(config: Config) -> Json:

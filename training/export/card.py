@@ -6,12 +6,13 @@ percent; what the manifest does not hold is printed as a dash. The plots lie bes
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
 from training.config import Config
-from training.export.plots import GROUPS, RELIABILITY_PLOT, SCORES_PLOT, plots
+from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
+from training.export.promises import promises
 from training.layout import markdown_table
 
 __all__ = ["plots", "render"]
@@ -73,16 +74,18 @@ def _ingredients(m: Manifest) -> Iterable[str]:
 
 
 def _groups(m: Manifest) -> Iterable[str]:
-    accuracy = m.evaluation.get("group_accuracy") or {}
     point = m.operating_points[m.default_operating_point]
     test = point.cost(m.threshold_scope).test
     default = f"`{m.default_operating_point}`, thresholds: {m.threshold_scope}"
     rows: list[list[Any]] = []
-    for group in GROUPS:
-        counts = [c.train_count for c in m.classes if c.group == group]
+    for group in m.group_names:
+        members = [c for c in m.classes if c.group == group]
+        counts = [c.train_count for c in members]
         span = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else DASH
         rejected = test.id_rejected_by_group.get(group) if test else None
-        rows.append([group, len(counts), span, sum(counts), _share(accuracy.get(group)), _share(rejected)])
+        right = [c.accuracy for c in members if c.accuracy is not None]
+        accuracy = sum(right) / len(right) if right else None
+        rows.append([group, len(counts), span, sum(counts), _share(accuracy), _share(rejected)])
     overall, every = _share(m.evaluation.get("accuracy")), _share(test.id_rejected if test else None)
     rows.append(["all", len(m.classes), DASH, sum(c.train_count for c in m.classes), overall, every])
     yield "## By group"
@@ -103,26 +106,26 @@ def _operating_points(m: Manifest) -> Iterable[str]:
         "all images or one for each group of the predicted class."
     )
     limits = [
-        [f"`{name}`", _number(p.threshold), *(_number(p.group_thresholds[g]) for g in GROUPS)]
+        [f"`{name}`", _number(p.threshold), *(_number(p.group_thresholds[g]) for g in m.group_names)]
         for name, p in m.operating_points.items()
     ]
-    yield markdown_table(["threshold", "global", *GROUPS], limits)
+    yield markdown_table(["threshold", "global", *m.group_names], limits)
     rows = []
     for name, point in m.operating_points.items():
         for scope, cost in (("global", point.global_cost), ("group", point.group_cost)):
-            rows += [[f"`{name}`", scope, "calibration", *_costs(cost.calibration)]]
-            rows += [[f"`{name}`", scope, "test", *_costs(cost.test)]]
-    groups = [f"{g} rejected" for g in GROUPS]
+            rows += [[f"`{name}`", scope, "calibration", *_costs(cost.calibration, m.group_names)]]
+            rows += [[f"`{name}`", scope, "test", *_costs(cost.test, m.group_names)]]
+    groups = [f"{g} rejected" for g in m.group_names]
     yield markdown_table(
         ["point", "thresholds", "measured on", "ID images", "ID rejected", *groups, "outliers caught"], rows
     )
     yield "Groups of the true class. On test images, outliers caught is the unweighted mean over the OOD sets."
 
 
-def _costs(cost: Cost | None) -> list[Any]:
+def _costs(cost: Cost | None, names: Sequence[str]) -> list[Any]:
     if cost is None:
-        return [DASH] * 6
-    groups = [_share(cost.id_rejected_by_group.get(g)) for g in GROUPS]
+        return [DASH] * (3 + len(names))
+    groups = [_share(cost.id_rejected_by_group.get(g)) for g in names]
     return [cost.in_distribution_images, _share(cost.id_rejected), *groups, _share(cost.outliers_caught)]
 
 
@@ -147,7 +150,7 @@ def _ood(m: Manifest) -> Iterable[str]:
 
 def _calibration(m: Manifest) -> Iterable[str]:
     c = m.calibration
-    by_group = ", ".join(f"{c.images_by_group.get(g, 0)} {g}" for g in GROUPS)
+    by_group = ", ".join(f"{c.images_by_group.get(g, 0)} {g}" for g in m.group_names)
     ece = (m.evaluation.get("reliability") or {}).get("ece")
     yield "## Calibration"
     yield (
@@ -155,6 +158,8 @@ def _calibration(m: Manifest) -> Iterable[str]:
         f"{c.in_distribution_images} in-distribution images ({by_group}) and {c.outlier_images} outliers, none of them "
         f"test images. Expected calibration error on the test images: {_share(ece)}."
     )
+    if any(point.level for point in m.operating_points.values()):
+        yield from promises(m)
     yield f"![Scores of in-distribution images and outliers]({SCORES_PLOT})"
     if ece is not None:
         yield f"![Reliability of the probabilities]({RELIABILITY_PLOT})"

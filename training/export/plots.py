@@ -1,20 +1,26 @@
 """The two plots of a model card, from a bundle's manifest."""
 
 import io
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from service.contract.bundle import Group, Manifest
+from service.contract.bundle import Manifest
 
-GROUPS: tuple[Group, ...] = get_args(Group)
 SCORES_PLOT = "plots/scores.png"
 RELIABILITY_PLOT = "plots/reliability.png"
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision; the line styles carry it in print.
-LOOKS = {"many": ("#0072B2", "-"), "medium": ("#009E73", "--"), "few": ("#E69F00", "-."), "outliers": ("#D55E00", ":")}
+OUTLIER_LOOK = ("#D55E00", ":")
+HEAD_LOOK, TAIL_LOOK = ("#0072B2", "-"), ("#E69F00", "-.")
+MIDDLE_LOOKS = (
+    ("#009E73", "--"),
+    ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    ("#56B4E9", (0, (1, 1))),
+    ("#999999", (0, (7, 2))),
+)
 MARKERS = "os^Dv"
 BLUE, GREY = "#0072B2", "#999999"
 
@@ -31,20 +37,27 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
     return drawn
 
 
+def group_looks(names: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Colour and line style of each group, the head's first."""
+    middle = [MIDDLE_LOOKS[i % len(MIDDLE_LOOKS)] for i in range(len(names) - 2)]
+    return dict(zip(names, (HEAD_LOOK, *middle, TAIL_LOOK), strict=False))
+
+
 def _scores(m: Manifest) -> Figure:
     """Cumulative distributions of the deciding score on the calibration split, the thresholds drawn over them."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     levels = [100 * level for level in m.calibration.quantile_levels]
     curves = {k: v for k, v in (m.calibration.quantiles.get(m.deciding_score) or {}).items() if v}
-    for name in [k for k in LOOKS if k in curves]:
-        colour, style = LOOKS[name]
+    looks = group_looks(m.group_names) | {"outliers": OUTLIER_LOOK}
+    for name in [k for k in looks if k in curves]:
+        colour, style = looks[name]
         label = "outliers" if name == "outliers" else f"in-distribution, {name}"
-        axes.plot(curves[name], levels, style, color=colour, label=label, linewidth=2)
+        axes.plot(curves[name], levels, linestyle=style, color=colour, label=label, linewidth=2)
     for marker, (name, point) in zip(MARKERS, m.operating_points.items(), strict=False):
         axes.axvline(point.threshold, color="black", linewidth=0.9, zorder=1)
-        crossings = [(point.threshold, LOOKS["outliers"][0], curves.get("outliers"))]
-        crossings += [(point.group_thresholds[g], LOOKS[g][0], curves.get(g)) for g in GROUPS]
+        crossings = [(point.threshold, OUTLIER_LOOK[0], curves.get("outliers"))]
+        crossings += [(point.group_thresholds[g], looks[g][0], curves.get(g)) for g in m.group_names]
         for x, colour, values in crossings:
             if values:
                 axes.plot(x, _level(values, levels, x), marker, color=colour, markeredgecolor="black", markersize=6)

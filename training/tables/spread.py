@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from service.contract.bundle import GROUPS
-from training.export.plots import LOOKS
+from training.evaluation.metrics import SHOT_GROUPS
+from training.export.plots import group_looks
 from training.tables.series import GREY, MARKERS, OOD_COLOUR, Floats, Picture, Series, png, seeds_of, tidy
 
 KEPT = 0.95  # share of the in-distribution test images that the rejection threshold of a picture keeps
@@ -28,7 +28,7 @@ def scores(series: Sequence[Series]) -> Picture:
         axes.set_title(s.label, fontsize=10.5, loc="left")
         axes.set_ylabel("images per bin")
         tidy(axes, percent="y")
-        flagged = {g: s.scores[s.groups == g] > threshold for g in GROUPS}
+        flagged = {g: s.scores[s.groups == g] > threshold for g in SHOT_GROUPS}
         shares = ", ".join(f"{g} {100 * f.mean():.1f}%" for g, f in flagged.items() if len(f))
         caught = 100 * np.mean([np.mean(o > threshold) for o in s.ood.values()])
         summaries.append(f"{s.label} flags {shares}, OOD {caught:.1f}%")
@@ -60,9 +60,8 @@ def _spread(axes: Any, s: Series) -> None:
     outs = np.mean([shares(o) for o in s.ood.values()], axis=0)
     axes.stairs(outs, edges, fill=True, color=OOD_COLOUR, alpha=0.22, label="OOD, mean over the sets")
     curves = {"OOD": outs}
-    for group in GROUPS:
+    for group, (colour, style) in group_looks(SHOT_GROUPS).items():
         if len(values := s.scores[s.groups == group]):
-            colour, style = LOOKS[group]
             curves[group] = shares(values)
             axes.stairs(curves[group], edges, color=colour, linestyle=style, linewidth=1.8, label=f"ID, {group}")
     _cut(axes, curves, edges)

@@ -9,7 +9,7 @@ COLUMNS = 24
 CLASSIFY = 'route=~"/classify.*|/v2/models/.*infer"'
 MODEL = 'model=~"$model",version=~"$version"'
 GROUP = MODEL + ',group=~"$group"'
-GROUPS = "many|medium|few"
+GROUPS = "head|middle.*|tail|balanced|many|medium|few"  # not "all" and "none"; the last three are those of format 1
 LINES = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 8, "showPoints": "auto", "spanNulls": False}
 LAST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 NO_LABELS = -1  # what the queries of accuracy give without feedback, as 0% would be a lie

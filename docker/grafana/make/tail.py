@@ -20,7 +20,7 @@ from panels import (
     table,
 )
 
-FEW = MODEL + ',group="few"'
+TAIL = MODEL + ',group=~"tail|few"'
 HOUR = 'window="1h"'
 BY = "sum by (class, group)"
 DECIDED = f"{BY} (increase(tailguard_decisions_total{{{GROUP}}}[$__range]))"
@@ -48,15 +48,15 @@ def made() -> Json:
 
 def _glance() -> list[Json]:
     return [
-        stat("Tail rejected", "Share of images predicted in a few-shot class that were rejected in the last hour.",
-             "percentunit", query(f"model_version_group:tailguard_rejection:ratio{{{FEW},{HOUR}}}", "{{version}}")),
+        stat("Tail rejected", "Share of images predicted in a tail class that were rejected in the last hour.",
+             "percentunit", query(f"model_version_group:tailguard_rejection:ratio{{{TAIL},{HOUR}}}", "{{version}}")),
         stat("At least", "Wilson's lower bound of it at z = 4. Over three times the promise, with 50 images, "
              "TailGuardTailRefused fires.", "percentunit",
-             query(f"model_version_group:tailguard_rejection:wilson_lower{{{FEW},{HOUR}}}", "{{version}}")),
+             query(f"model_version_group:tailguard_rejection:wilson_lower{{{TAIL},{HOUR}}}", "{{version}}")),
         stat("Promised to all", "Share of all in-distribution images that the operating point rejects.", "percentunit",
              query(f'model_version_group:tailguard_rejection:expected{{{MODEL},group="all"}}', "{{version}}")),
-        stat("Tail images", "Images predicted in a few-shot class in the last hour.", "short",
-             query(f"model_version_group:tailguard_decisions:increase{{{FEW},{HOUR}}}", "{{version}}")),
+        stat("Tail images", "Images predicted in a tail class in the last hour.", "short",
+             query(f"model_version_group:tailguard_decisions:increase{{{TAIL},{HOUR}}}", "{{version}}")),
         stat("Accuracy by group", "Of the images labelled in the time shown, by their true group.", "percentunit",
              now(accuracy("sum by (group)"), "{{group}}"), width=8, graph="none", defaults={"mappings": [UNSAID]}),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from service.contract.bundle import GROUPS, ClassInfo, Group, Manifest, Measured
+from service.contract.bundle import ClassInfo, Manifest, Measured
 from service.errors import NotFound
 from service.inference.model import Model
 from service.ledger.figures import Live
@@ -60,7 +60,7 @@ async def model_classes(request: Request) -> ClassesAnswer:
             ClassMetrics(class_index=i, **info.model_dump(), live=found.classes[i])
             for i, info in enumerate(manifest.classes)
         ],
-        groups={group: _group_metrics(current, group, found.groups[group]) for group in GROUPS},
+        groups={group: _group_metrics(current, group, found.groups[group]) for group in current.manifest.group_names},
     )
 
 
@@ -100,7 +100,7 @@ def examples(manifest: Manifest) -> list[str]:
 def summary(manifest: Manifest, provider: str, operating_point: str, scope: str) -> ModelSummary:
     """The manifest without the long lists: no golden values, no calibration scores."""
     calibration: dict[str, Any] = manifest.calibration.model_dump(
-        mode="json", exclude={"id_scores", "quantile_levels", "quantiles"}
+        mode="json", exclude={"id_scores", "references", "class_shares", "quantile_levels", "quantiles"}
     )
     return ModelSummary.model_validate(
         {
@@ -114,6 +114,7 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "dataset": manifest.provenance.dataset,
             "provider": provider,
             "input": manifest.input.model_dump(),
+            "groups": manifest.groups,
             "classes": [c.name for c in manifest.classes],
             "scores": list(manifest.scores),
             "deciding_score": manifest.deciding_score,
@@ -122,8 +123,10 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "operating_points": {
                 name: OperatingPointSummary(
                     description=point.description,
+                    level=point.level,
                     threshold=point.threshold,
                     group_thresholds=point.group_thresholds,
+                    group_promises=point.group_promises,
                     global_cost=_costs(point.global_cost),
                     group_cost=_costs(point.group_cost),
                 )
@@ -141,7 +144,7 @@ def _costs(measured: Measured) -> dict[str, Any]:
     return {"calibration": measured.calibration, "test": measured.test}
 
 
-def _group_metrics(current: Model, group: Group, live: Live) -> GroupMetrics:
+def _group_metrics(current: Model, group: str, live: Live) -> GroupMetrics:
     members = [c for c in current.manifest.classes if c.group == group]
     point = current.manifest.operating_points[current.operating_point]
     cost = point.cost(current.scope).calibration

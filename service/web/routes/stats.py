@@ -8,7 +8,7 @@ from statistics import fmean
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from service.contract.bundle import GROUPS, ClassInfo, Cost, Group, Manifest
+from service.contract.bundle import ClassInfo, Cost, Manifest
 from service.contract.decision import Scope
 from service.inference.model import Model
 from service.ledger.figures import Figures, Live, Share, figures
@@ -31,7 +31,7 @@ class Promised(BaseModel):
 class ClassStats(BaseModel):
     name: str
     class_index: int
-    group: Group
+    group: str
     promised: Promised
     live: Live
 
@@ -49,7 +49,7 @@ class StatsAnswer(BaseModel):
     threshold_scope: Scope
     since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
     all: GroupStats
-    groups: dict[Group, GroupStats]
+    groups: dict[str, GroupStats]
     classes: list[ClassStats]
     outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
     promised_outliers_rejected: float | None
@@ -88,7 +88,9 @@ async def stats(request: Request) -> StatsAnswer:
             ),
             live=found.all,
         ),
-        groups={g: GroupStats(promised=_promised(manifest, cost, g), live=found.groups[g]) for g in GROUPS},
+        groups={
+            g: GroupStats(promised=_promised(manifest, cost, g), live=found.groups[g]) for g in manifest.group_names
+        },
         classes=[
             ClassStats(
                 name=info.name,
@@ -109,7 +111,7 @@ def _cost(current: Model) -> Cost:
     return point.cost(current.scope).calibration
 
 
-def _promised(manifest: Manifest, cost: Cost, group: Group) -> Promised:
+def _promised(manifest: Manifest, cost: Cost, group: str) -> Promised:
     return Promised(
         rejected=cost.id_rejected_by_predicted_group.get(group),
         accuracy=_mean_accuracy([info for info in manifest.classes if info.group == group]),

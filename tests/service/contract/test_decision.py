@@ -9,6 +9,7 @@ import pytest
 from service.contract import bundle
 from service.contract.bundle import Manifest
 from service.contract.decision import decide, decide_row, p_value, rejects
+from service.contract.reference import Reference
 from tests.service import tiny
 
 
@@ -54,13 +55,18 @@ def test_operating_point_decides(manifest: Manifest) -> None:
     ],
 )
 def test_p_value(manifest: Manifest, score: float, expected: float) -> None:
-    assert p_value(manifest, score) == pytest.approx(expected, abs=1e-12)
+    for scope, group in (("group", "many"), ("global", "many")):
+        assert p_value(manifest, score, scope, group) == pytest.approx(expected, abs=1e-12)  # type: ignore[arg-type]
 
 
-def test_p_value_of_thinned_scores_is_rounded_up(manifest: Manifest) -> None:
-    """Three scores kept of n = 10: one at or above is a third of 10, which counts as 4."""
-    thinned = manifest.calibration.model_copy(update={"id_scores": (1.0, 2.0, 3.0), "in_distribution_images": 10})
-    assert p_value(manifest.model_copy(update={"calibration": thinned}), 2.5) == pytest.approx((1 + 4) / 11)
+def test_p_values_follow_the_scope(manifest: Manifest) -> None:
+    few = Reference(images=1, borrowed=0, scores=(-9.0,), p_values=(1.0, 0.5))
+    references = manifest.calibration.references | {"few": few}
+    other = manifest.model_copy(
+        update={"calibration": manifest.calibration.model_copy(update={"references": references})}
+    )
+    assert decide(other, 2, -8.0, "id95", "group").p_value == 0.5
+    assert decide(other, 2, -8.0, "id95", "global").p_value == decide(manifest, 2, -8.0, "id95", "global").p_value
 
 
 def test_not_a_number_is_rejected_everywhere(manifest: Manifest) -> None:

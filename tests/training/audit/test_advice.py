@@ -5,10 +5,10 @@ import shlex
 import numpy as np
 import pytest
 
-from service.contract.bundle import GROUPS
 from tests.training.pictures import chosen, save, write_folder
 from training.audit import advice, audit, render
 from training.config import Config
+from training.evaluation.groups import group_classes
 from training.methods import methods
 
 
@@ -32,11 +32,10 @@ def test_no_images_support_nothing():
 
 def test_calibration_support_by_hand():
     counts = np.array([1000, 100, 40, 4])
-    groups = ["many", "medium", "medium", "few"]
-    found = advice.support(counts, groups, outliers=250, fraction=0.1)  # held out: 100, 10, 4, 0
+    found = advice.support(counts, group_classes(counts), outliers=250, fraction=0.1)  # held out: 100, 10, 4, 0
     rows = {g: (s.classes, s.train_images, s.calibration_images, s.supported) for g, s in found.groups.items()}
-    assert rows == {"many": (1, 1000, 100, True), "medium": (2, 140, 14, False), "few": (1, 4, 0, False)}
-    assert [found.groups[g].own_weight for g in GROUPS] == pytest.approx([100 / 120, 14 / 34, 0])
+    assert rows == {"head": (1, 1000, 100, True), "middle": (2, 140, 14, False), "tail": (1, 4, 0, False)}
+    assert [s.promise for s in found.groups.values()] == pytest.approx([0.05, 1 / 15, 1])
     assert found.classes_by_level == {"80%": 3, "90%": 2, "95%": 1, "99%": 1}
     assert found.outliers == 25
 
@@ -44,9 +43,9 @@ def test_calibration_support_by_hand():
 @pytest.mark.parametrize(("few", "fraction"), [(200, 0.1), (100, 0.2), (70, 0.3), (20, 0.1)])
 def test_the_calibration_fraction_is_the_smallest_that_helps(few, fraction):
     counts = np.array([1000, 500, few])
-    found, reason = advice.calibration_fraction(counts, ["many", "medium", "few"])
+    found, reason = advice.calibration_fraction(counts, group_classes(counts))
     assert found == fraction
-    assert ("leans on the global one" in reason) == (few == 20)
+    assert ("are refused: tail at most 33%" in reason) == (few == 20)
 
 
 # ---- Advice ----
@@ -67,7 +66,7 @@ def test_the_method_follows_tail_and_outliers(folder, tail, outliers, method):
 def advised(counts, **changes):
     given = {
         "dataset": "folder", "data": "DATA", "imbalance": None, "outliers": "OUT", "median_side_px": 32,
-        "counts": np.array(counts), "groups": ["many"] * len(counts),
+        "counts": np.array(counts), "groups": group_classes(counts),
     }  # fmt: skip
     return {s.name: s.value for s in advice.advise(**given | changes).settings}
 
@@ -79,7 +78,7 @@ def test_the_image_size_enlarges_no_more_than_half(side, size):
 
 
 @pytest.mark.parametrize(("counts", "batch", "epochs"), [
-    ([11_000, 111], 256, 246),  # 10,000 remain: 39 steps, 246 of which make 9,594
+    ([11_000, 200], 256, 246),  # 10,080 remain: 39 steps, 246 of which make 9,594
     ([300, 20], 32, 400),  # 288 remain: 9 steps, epochs at their limit
     ([100_000, 11_112], 256, 30),  # 390 steps, epochs at their least
 ])  # fmt: skip

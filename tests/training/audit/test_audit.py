@@ -26,7 +26,7 @@ def alike(report):
 def test_counts_ratio_gini_and_groups(folder):
     report = audit(folder)
     assert [(c.name, c.group, c.train) for c in report.classes] == [
-        ("ant", "many", 12), ("bee", "medium", 6), ("cow", "medium", 2),  # of three classes none is few
+        ("ant", "head", 12), ("bee", "tail", 6), ("cow", "tail", 2),  # 12 is five times 2 and more, 6 is not
     ]  # fmt: skip
     assert {p.name: (p.images, p.counts, p.missing) for p in report.parts} == {
         "train": (20, [12, 6, 2], []), "test": (6, [2, 2, 2], []),

@@ -5,14 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.data import loading
 from training.data.readers import DataError
-from training.evaluation import calibrate, measure, predict
+from training.evaluation import calibrate, conformal, measure, predict
+from training.evaluation.groups import group_classes
+from training.evaluation.mix import ClassMix, class_mix
 from training.evaluation.predict import Outputs
 from training.runs.files import jsonable
-
-RANDOM = np.random.default_rng(0)
 
 
 def shuffled(n):
@@ -23,118 +25,236 @@ def shuffled(n):
 # ---- Thresholds ----
 
 
-def test_keep_threshold_by_hand():
-    # n = 19: the ⌈20·.95⌉ = 19th of 19 is the largest, so none is rejected; a little above it, 1% of the range
-    assert calibrate.keep_threshold(shuffled(19)) == pytest.approx(19 + 0.01 * 18)
-    # n = 20: ⌈21·.95⌉ = 20. n = 99: ⌈100·.95⌉ = the 95th, midway to the 96th. n = 39: the 38th
-    assert calibrate.keep_threshold(shuffled(20)) == pytest.approx(20 + 0.01 * 19)
-    assert calibrate.keep_threshold(shuffled(39)) == 38.5
-    assert calibrate.keep_threshold(shuffled(99)) == 95.5
-    assert calibrate.keep_threshold(shuffled(100)) == 96.5  # ⌈101·.95⌉ = 96
+def all_reference(scores, levels=(0.95,), weights=None, new_weight=1.0, spare=()):
+    """The reference of scores that all count alike, without the margin for rounding."""
+    scores = np.asarray(scores, np.float64)
+    return conformal.reference(scores, np.ones(len(scores)) if weights is None else weights, new_weight, levels, spare)
 
 
-def test_keep_threshold_of_few():
-    assert calibrate.keep_threshold(np.array([2.0])) == 2.0
-    assert calibrate.keep_threshold(shuffled(10)) == pytest.approx(10 + 0.01 * 9)
+@pytest.mark.parametrize("n", range(19, 400))
+def test_the_threshold_is_the_conformal_order_statistic(n):
+    kept = (shuffled(n) <= all_reference(shuffled(n)).threshold(0.95)).sum()
+    assert kept == -(-95 * (n + 1) // 100)  # ⌈.95·(n + 1)⌉ in whole numbers
 
 
-def test_keep_threshold_steps_over_ties():
-    scores = np.array([1.0] * 50 + [2.0] * 48 + [7.0])
-    assert calibrate.keep_threshold(scores) == 4.5  # the 95th is a 2; all 2s are kept, and 7 is not
+def test_thresholds_by_hand():
+    # n = 19: the ⌈20·.95⌉ = 19th of 19 is the largest. n = 39: the 38th. n = 99: the 95th
+    assert [all_reference(shuffled(n)).threshold(0.95) for n in (19, 39, 99, 100)] == [19, 38, 95, 96]
+    assert all_reference(shuffled(99)).threshold(0.99) == 99
+    assert all_reference([1.0] * 50 + [2.0] * 48 + [7.0]).threshold(0.95) == 2.0  # the 95th is a 2: all 2s are kept
 
 
-@pytest.mark.parametrize("n", range(1, 400))
-def test_keep_threshold_is_the_conformal_order_statistic(n):
-    kept = (shuffled(n) <= calibrate.keep_threshold(shuffled(n))).sum()
-    assert kept == min(-(-95 * (n + 1) // 100), n)  # ⌈.95·(n + 1)⌉ in whole numbers
+def test_p_values_count_scores_at_or_above_and_the_image_itself():
+    found = all_reference([1.0, 2.0, 2.0, 3.0], levels=(0.8,))
+    assert [found.p_value(s) for s in (1, 1.5, 2, 2.5, 3, 3.5, math.nan)] == [1, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
 
 
-def test_keep_threshold_rejects_at_most_5_percent_of_exchangeable_images():
+@pytest.mark.parametrize("n", [2001, 4001, 5000, 30_000])
+def test_thinned_references_never_understate_and_keep_the_thresholds(n):
+    scores, levels = shuffled(n), (0.9, 0.95, 0.99)
+    found = all_reference(scores, levels)
+    assert len(found.scores) <= conformal.MOST_SCORES + len(levels)
+    for level in levels:
+        assert (scores <= found.threshold(level)).sum() == math.ceil(round(level * (n + 1), 6))
+    for score in np.linspace(0.5, n + 1.5, 3001):
+        exact = (1 + (scores >= score).sum()) / (n + 1)
+        assert exact <= found.p_value(score) <= exact + (n / conformal.MOST_SCORES + 1) / (n + 1)
+
+
+def test_a_group_rejects_at_most_5_percent_of_exchangeable_images():
     random = np.random.default_rng(1)
     rates = []
     for _ in range(600):
         scores = random.gamma(2, size=199 + 300)
-        rates.append((scores[199:] > calibrate.keep_threshold(scores[:199])).mean())
+        rates.append((scores[199:] > all_reference(scores[:199]).threshold(0.95)).mean())
     error = np.std(rates) / math.sqrt(600)
-    assert np.mean(rates) <= 0.05 + 3 * error
-    assert np.mean(rates) >= 0.045 - 3 * error  # and keeps no more than it has to: 9 of 200 at least
+    assert 0.05 - 3 * error <= np.mean(rates) <= 0.05 + 3 * error
 
 
-def test_catch_threshold_by_hand():
-    assert calibrate.catch_threshold(shuffled(20)) == 1.5  # 19 of 20
-    assert calibrate.catch_threshold(shuffled(100)) == 5.5
-    assert calibrate.catch_threshold(np.array([3.0, 3.0, 3.0])) == pytest.approx(3 - 1e-5)
-    assert calibrate.catch_threshold(np.array([1.0, 3.0])) == pytest.approx(1 - 0.01 * 2)  # both are needed for 95%
+def test_weights_by_hand():
+    # weights 3, 1, 1 and a new image of weight 3: p = 3/8 above all, 4/8 above the second, 5/8 above the first
+    found = all_reference([1.0, 2.0, 3.0], levels=(0.6,), weights=np.array([3.0, 1.0, 1.0]), new_weight=3.0)
+    assert found.p_values == (1, 5 / 8, 4 / 8, 3 / 8)
+    assert found.threshold(0.6) == 3.0
 
 
-@pytest.mark.parametrize("n", range(1, 400))
-def test_catch_threshold_catches_95_percent_and_no_more(n):
-    scores = shuffled(n)
-    limit = calibrate.catch_threshold(scores)
-    caught = (scores > limit).sum()
-    assert 100 * caught >= 95 * n
-    # a threshold at the smallest of those caught would catch too few
-    assert 100 * (scores > scores[scores > limit].min()).sum() < 95 * n
+def test_borrowed_scores_by_hand():
+    spare = [(9.0, 1.0), (1.0, 1.0), (12.0, 1.0), (11.0, 1.0)]
+    found = all_reference([4.0, 5.0], levels=(0.8,), spare=spare)  # 4 images are needed: the first two are borrowed
+    assert (found.images, found.borrowed) == (2, 2)
+    assert [found.p_value(s) for s in (4, 5, 6, 9, 9.5)] == [1, 2 / 3, 1 / 3, 1 / 3, 1 / 5]
+    assert found.threshold(0.8) == 9.0
+    assert all_reference([], levels=(0.5,), spare=spare).p_values == (1, 1 / 2)
+    with pytest.raises(ValueError, match="no calibration score"):
+        all_reference([])
 
 
-def test_thresholds_follow_the_scores():
-    scores = RANDOM.normal(size=77)
-    for quantile in (calibrate.keep_threshold, calibrate.catch_threshold):
-        assert quantile(3 * scores + 5) == pytest.approx(3 * quantile(scores) + 5)
-        assert quantile(scores[::-1]) == quantile(scores)
+def test_margins_keep_order_and_exceed_rounding():
+    scores = np.array([-3.0, -1.0, -1.0, 0.0, 2.5, 2.5000001])
+    moved = conformal.raised(scores)
+    assert (np.diff(moved) >= 0).all()
+    assert ((moved - scores) > 1e-6 * np.abs(scores)).all()
+    assert (moved - scores).max() < 1e-3
+    assert conformal.raised(np.zeros(3)).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="1 of 2 calibration scores are NaN or infinite"):
+        conformal.raised(np.array([1.0, np.nan]))
 
 
 # ---- Groups ----
 
 
-def test_shrinkage_by_hand():
-    scores = np.concatenate([np.zeros(20), np.full(60, 4.0)])
-    groups = np.array(["many"] * 20 + ["medium"] * 60)
-    found = calibrate.by_group(1.0, scores, groups, np.max)
-    assert found["many"] == pytest.approx((20 * 0 + 20 * 1) / 40)  # half the say at 20 images
-    assert found["medium"] == pytest.approx((60 * 4 + 20 * 1) / 80)
-    assert found["few"] == 1.0  # no image, no say
+def test_group_classes_by_hand():
+    cases = {
+        (1000, 20): ["head", "tail"], (500, 500, 500, 10, 10, 10): ["head"] * 3 + ["tail"] * 3, (7,): ["balanced"],
+        (40, 10): ["balanced"] * 2, (50, 10): ["head", "tail"], (4, 100, 20): ["tail", "head", "middle"],
+        (0, 3): ["tail", "head"], (0, 0): ["balanced"] * 2,
+        (2000, 300, 50, 9, 1): ["head", "middle-1", "middle-2", "middle-3", "tail"],
+    }  # fmt: skip
+    for counts, expected in cases.items():
+        assert group_classes(counts).of_class.tolist() == expected, counts
+    with pytest.raises(ValueError, match="give the number of training images of each class"):
+        group_classes([])
 
 
-def test_operating_points_by_hand():
-    groups = np.array(["many"] * 99)
-    points = calibrate.operating_points(shuffled(99), groups, shuffled(100), np.array(["few"] * 100))
-    assert points["id95"]["threshold"] == 95.5
-    assert points["ood95"]["threshold"] == 5.5
-    assert points["id95"]["group_thresholds"] == {"many": 95.5, "medium": 95.5, "few": 95.5}
-    assert points["ood95"]["group_thresholds"] == {"many": 5.5, "medium": 5.5, "few": 5.5}
+@given(counts=st.lists(st.integers(0, 20_000), min_size=1, max_size=60))
+def test_groups_follow_the_counts_and_never_join_a_factor_of_five(counts):
+    found = group_classes(counts)
+    assert set(found.of_class) == set(found.names)
+    assert len(set(found.names)) == len(found.names)
+    ordered = [n for group in reversed(found.groups) for n in (group.least_images, group.most_images)]
+    assert ordered == sorted(ordered)
+    for group in found.groups:
+        inside = [n for n, name in zip(counts, found.of_class, strict=True) if name == group.name]
+        assert (min(inside), max(inside)) == (group.least_images, group.most_images)
+        assert max(inside) < 5 * min(inside) or min(inside) == max(inside)
 
 
-def test_no_outliers_no_ood95():
-    points = calibrate.operating_points(shuffled(30), np.array(["many"] * 30), np.empty(0), np.empty(0, str))
-    assert list(points) == ["id95"]
+GROUPS = group_classes([1000, 20])
 
 
-POINT = {"threshold": 2.0, "group_thresholds": {"many": 3.0, "medium": 2.0, "few": 1.0}}
+def uniform_weights(scored, mix=None):
+    shares = np.array([0.98, 0.02])
+    return calibrate.Weighted.by_mix(scored, mix or ClassMix("train", shares), GROUPS)
+
+
+def keep(scores, predicted, levels=(0.95,)):
+    scored = calibrate.Scored(np.asarray(scores, np.float64), np.asarray(predicted), np.asarray(predicted))
+    weighted = uniform_weights(scored)
+    held = calibrate.supported_levels(levels, weighted)
+    found = calibrate.references(weighted, GROUPS, held)
+    return calibrate.keep_points(found, weighted, GROUPS, held, ClassMix("train", np.array([0.98, 0.02])))
+
+
+def test_each_group_has_its_own_quantile():
+    points = keep([*shuffled(99), *(1000 + shuffled(39))], [0] * 99 + [1] * 39)
+    limits = points["id95"]["group_thresholds"]
+    assert limits == pytest.approx({"head": 95, "tail": 1038}, rel=1e-3)
+    assert points["id95"]["group_promises"] == {"head": 0.05, "tail": 0.05}
+
+
+def test_a_group_of_ten_borrows_nine_and_says_what_it_promises():
+    points = keep([*shuffled(99), *(1000 + shuffled(10))], [0] * 99 + [1] * 10)
+    assert points["id95"]["group_thresholds"]["tail"] == pytest.approx(1010, rel=1e-3)
+    assert points["id95"]["group_promises"] == {"head": 0.05, "tail": 1 / 11}
+    low = keep([*(1000 + shuffled(99)), *shuffled(10)], [0] * 99 + [1] * 10)
+    assert 1009 < low["id95"]["group_thresholds"]["tail"] <= 1099.2  # the largest of nine of the head
+
+
+def test_levels_name_the_points_and_few_images_lower_them():
+    scores, predicted = [*shuffled(99), *(1000 + shuffled(39))], [0] * 99 + [1] * 39
+    assert list(keep(scores, predicted, levels=(0.9, 0.99))) == ["id90", "id99"]
+    assert list(keep(shuffled(8), [0] * 8, levels=(0.95, 0.9, 0.8))) == ["id88", "id80"]
+    assert keep(shuffled(8), [0] * 8)["id88"]["level"] == 0.88
+    assert list(keep([1.0], [1], levels=(0.95,))) == ["id50"]
+    for level in (0, 1, 95, math.nan):
+        with pytest.raises(ValueError, match="is no share of images to keep: give one between 0 and 1"):
+            keep(scores, predicted, levels=(level,))
+
+
+def test_catch_points_catch_and_borrow_likewise():
+    scored = calibrate.Scored(np.concatenate([shuffled(100), 1000 + shuffled(10)]), np.array([0] * 100 + [1] * 10))
+    point = calibrate.catch_point(scored, GROUPS)["ood95"]
+    assert (scored.scores > point["threshold"]).sum() == 110 - 4  # ⌊111·.05⌋ = 5: all from the 5th smallest on
+    assert point["group_thresholds"]["head"] == pytest.approx(5, abs=0.1)
+    assert point["group_thresholds"]["tail"] < 100  # below all of its own, and nine of the head's
+    assert list(calibrate.catch_point(calibrate.Scored(shuffled(8), np.zeros(8, int)), GROUPS)) == ["ood88"]
+    assert calibrate.catch_point(calibrate.Scored(np.empty(0), np.empty(0, int)), GROUPS) == {}
+
+
+# ---- The mix of classes in service ----
+
+
+def test_class_weights_by_hand():
+    counts = np.array([90, 10])
+    assert ClassMix("train", np.array([0.9, 0.1])).class_weights(counts, GROUPS.of_class).tolist() == [1, 1]
+    found = ClassMix("uniform", np.array([0.5, 0.5])).class_weights(counts, GROUPS.of_class)
+    assert found == pytest.approx([50 / 90, 5])
+    lacking = ClassMix("uniform", np.full(3, 1 / 3)).class_weights(np.array([90, 0, 10]), np.array(["a", "a", "b"]))
+    assert lacking == pytest.approx([2 / 3 * 100 / 90, 0, 1 / 3 * 100 / 10])  # the second's share goes to its group
+
+
+def test_a_mix_from_a_file(tmp_path):
+    path, counts = tmp_path / "mix.csv", np.array([900, 100])
+    path.write_text('class,share\n"dog, big",3\ncat,1\n')
+    found = class_mix(str(path), ["cat", "dog, big"], counts)
+    assert (found.name, found.shares.tolist()) == ("mix.csv", [0.25, 0.75])
+    assert class_mix("uniform", ["a", "b"], counts).shares.tolist() == [0.5, 0.5]
+    assert class_mix("train", ["a", "b"], counts).shares.tolist() == [0.9, 0.1]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a,1\n", "has no share for b: give a line for every class"),
+    ("a,1\nb,2\nc,3\n", "has shares for c, which are no classes"),
+    ("a,1\nb,x\n", "line 2 of .* is 'b,x': write class,share"),
+    ("a,1\nb\n", "line 2 of .* is 'b': write class,share"),
+    ("a,1\na,2\nb,1\n", "line 2 of .* names a class twice"),
+    ("a,1\nb,-1\n", r"line 2 of .* has a share of -1\.0"),
+    ("a,1\nb,nan\n", "line 2 of .* has a share of nan"),
+    ("a,0\nb,0\n", "are all 0"),
+])  # fmt: skip
+def test_a_mix_that_is_none(tmp_path, text, message):
+    path = tmp_path / "mix.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        class_mix(str(path), ["a", "b"], np.array([1, 1]))
+
+
+def test_a_mix_that_is_no_file():
+    with pytest.raises(ValueError, match="class mix 'even' is neither train, uniform nor a file of shares"):
+        class_mix("even", ["a"], np.array([1]))
+
+
+# ---- Costs ----
+
+
+POINT = {"threshold": 2.0, "group_thresholds": {"head": 3.0, "middle": 2.0, "tail": 1.0}}
+THREE = group_classes([100, 20, 4])
 
 
 def test_rejected_by_hand():
-    scores, groups = np.array([2.5, 2.0, 1.5, 3.0]), np.array(["many", "medium", "few", "many"])
-    assert calibrate.rejected(scores, groups, POINT, "global").tolist() == [True, False, False, True]
-    assert calibrate.rejected(scores, groups, POINT, "group").tolist() == [False, False, True, False]
+    scores, groups = np.array([2.5, 2.0, 1.5, 3.0, np.nan]), np.array(["head", "middle", "tail", "head", "head"])
+    assert calibrate.rejected(scores, groups, POINT, "global").tolist() == [True, False, False, True, True]
+    assert calibrate.rejected(scores, groups, POINT, "group").tolist() == [False, False, True, False, True]
 
 
 def test_cost_by_hand():
-    scores = np.array([2.5, 2.0, 1.5, 3.5])
-    predicted, true = np.array(["many", "medium", "few", "many"]), np.array(["many", "many", "medium", "medium"])
-    first = (np.array([5.0, 0.0]), np.array(["many", "few"]))
-    second = (np.array([5.0, 6.0, 1.5, 1.5]), np.array(["many", "many", "few", "medium"]))
-    found = calibrate.cost(POINT, "group", scores, predicted, true, [first, second, (np.empty(0), np.empty(0, str))])
+    inside = calibrate.Scored(np.array([2.5, 2.0, 1.5, 3.5]), np.array([0, 1, 2, 0]), np.array([0, 0, 1, 1]))
+    first = calibrate.Scored(np.array([5.0, 0.0]), np.array([0, 2]))
+    second = calibrate.Scored(np.array([5.0, 6.0, 1.5, 1.5]), np.array([0, 0, 2, 1]))
+    empty = calibrate.Scored(np.empty(0), np.empty(0, int))
+    found = calibrate.cost(POINT, "group", THREE, inside, [first, second, empty])
     assert found["in_distribution_images"] == 4
     assert found["outlier_images"] == 6
-    assert found["id_rejected"] == 0.5  # 1.5 as few, 3.5 as many
-    assert found["id_rejected_by_group"] == {"many": 0.0, "medium": 1.0, "few": None}
-    assert found["id_rejected_by_predicted_group"] == {"many": 0.5, "medium": 0.0, "few": 1.0}
+    assert found["id_rejected"] == 0.5  # 1.5 as tail, 3.5 as head
+    assert found["id_rejected_by_group"] == {"head": 0.0, "middle": 1.0, "tail": None}
+    assert found["id_rejected_by_predicted_group"] == {"head": 0.5, "middle": 0.0, "tail": 1.0}
     assert found["outliers_caught"] == pytest.approx((1 / 2 + 3 / 4) / 2)  # each set once
-    assert found["outliers_caught_by_predicted_group"] == {"many": 1.0, "medium": 0.0, "few": 0.5}
-    none = calibrate.cost(POINT, "global", scores, predicted, true, [])
+    assert found["outliers_caught_by_predicted_group"] == {"head": 1.0, "middle": 0.0, "tail": 0.5}
+    none = calibrate.cost(POINT, "global", THREE, inside, [], weights=np.array([1.0, 1.0, 0.0, 2.0]))
     assert none["outliers_caught"] is None
     assert none["outlier_images"] == 0
+    assert none["id_rejected"] == 0.75  # 2.5 and 3.5 of a weight of 4
+    assert none["id_rejected_by_predicted_group"] == {"head": 1.0, "middle": 0.0, "tail": None}
 
 
 # ---- Temperature ----
@@ -164,20 +284,21 @@ def test_temperature_stays_in_its_range():
 # ---- Reference distributions ----
 
 
-def test_reference_scores():
-    assert calibrate.reference_scores(shuffled(5)) == [1, 2, 3, 4, 5]
-    found = calibrate.reference_scores(shuffled(10_001))
-    assert len(found) == calibrate.MOST_REFERENCE_SCORES
-    assert (found[0], found[-1]) == (1, 10_001)
-    np.testing.assert_allclose(found, np.linspace(1, 10_001, len(found)), atol=0.5)
+def test_distribution():
+    alike = np.ones(5)
+    assert calibrate.distribution(shuffled(5), alike) == [1, 2, 3, 4, 5]
+    found = calibrate.distribution(shuffled(10_000), np.ones(10_000))
+    assert len(found) == calibrate.MOST_SCORES
+    np.testing.assert_allclose(found, np.linspace(3, 9998, len(found)), atol=1)
+    assert calibrate.distribution(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 1.0, 1.0, 5.0])) == [1, 3, 4, 4]
 
 
 def test_quantiles():
-    groups = np.array(["many"] * 100 + ["few"])
-    found = calibrate.quantiles(np.arange(101.0), groups, np.empty(0))
-    assert list(found) == ["all", "many", "few"]
+    groups = np.array(["head"] * 100 + ["tail"])
+    found = calibrate.quantiles(np.arange(101.0), groups, ("head", "middle", "tail"), np.empty(0))
+    assert list(found) == ["all", "head", "tail"]
     assert found["all"] == pytest.approx(list(range(101)))
-    assert found["few"] == [100.0] * 101
+    assert found["tail"] == [100.0] * 101
 
 
 # ---- Everything a manifest says ----
@@ -203,9 +324,10 @@ def test_measure_takes_thresholds_from_the_calibration_split_alone(digits_and_pr
     inside: Outputs = predictor(loaded.calibration.images)
     scores = inside.scores["msp"].astype(np.float64)
     points = found["operating_points"]
-    assert points["id95"]["threshold"] == calibrate.keep_threshold(scores)
+    kept = (scores <= points["id95"]["threshold"]).sum()
+    assert kept == -(-95 * (len(scores) + 1) // 100)
     outside = predictor(loaded.calibration_outliers).scores["msp"].astype(np.float64)
-    assert points["ood95"]["threshold"] == calibrate.catch_threshold(outside)
+    assert (outside > points["ood95"]["threshold"]).sum() == len(outside) - (len(outside) + 1) // 20 + 1
     # other test and OOD images change what thresholds cost, and no threshold
     other = loading.Data(**vars(loaded) | {"test": loaded.train})
     again = measure.measure(predictor, other, {"x": loaded.train.images}, **settings)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.bundle import GROUPS, Manifest
+from service.contract.bundle import Manifest
 from training.export import card
 
 LEVELS = [i / 100 for i in range(101)]
@@ -145,7 +145,7 @@ def test_every_section_is_there(text):
         ("note", "-"),
         ("many", "1", "5000", "5000", "90.00%", "1.23%"),
         ("medium", "2", "312 to 1250", "1562", "75.00%", "4.00%"),
-        ("few", "1", "78", "78", "-", "-"),
+        ("few", "1", "78", "78", "60.00%", "-"),
         ("all", "4", "-", "6640", "75.00%", "6.00%"),
         ("car", "medium", "1250", "80.00%", "-"),
         ("`id95`", "0.42", "0.37", "0.42", "0.52"),
@@ -202,7 +202,7 @@ def test_a_manifest_without_results(empty):
 def test_one_operating_point_and_no_outliers():
     point = _point(0.4) | {"description": "only one"}
     manifest = make(operating_points={"id95": point}, threshold_scope="global")
-    quantiles = {"msp": {g: manifest.calibration.quantiles["msp"][g] for g in GROUPS}}
+    quantiles = {"msp": {g: manifest.calibration.quantiles["msp"][g] for g in manifest.group_names}}
     bare = make(operating_points={"id95": point}, calibration=manifest.calibration.model_dump() | {
         "quantiles": quantiles, "outlier_images": 0,
     })  # fmt: skip

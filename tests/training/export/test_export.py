@@ -14,8 +14,8 @@ from service.contract import bundle
 from training import trainer
 from training.config import Config
 from training.data import loading
-from training.evaluation import calibrate, measure, predict
-from training.evaluation.metrics import class_groups
+from training.evaluation import measure, predict
+from training.evaluation.groups import group_classes
 from training.export import bundle as export
 from training.export import graph as graph_module
 from training.runs import checkpoint
@@ -82,10 +82,14 @@ def test_thresholds_are_those_of_the_very_graph_that_ships(prepared: Any, shippe
     manifest = bundle.read(shipped)
     graph = graph_module.onnx_predict((shipped / "model.onnx").read_bytes())
     out = graph(loaded.calibration.images)
-    assert manifest.operating_points["id95"].threshold == calibrate.keep_threshold(out.scores["msp"].astype(np.float64))
+    scores = out.scores["msp"].astype(np.float64)
+    refused = scores > manifest.operating_points["id95"].threshold
+    assert refused.sum() == len(scores) - -(-95 * (len(scores) + 1) // 100)  # all but the ⌈.95·(n + 1)⌉ smallest
     assert manifest.calibration.id_scores == tuple(sorted(float(s) for s in out.scores["msp"]))
-    groups = np.array(class_groups(list(loaded.train.counts)))
-    assert [c.group for c in manifest.classes] == groups.tolist()
+    groups = group_classes(loaded.train.counts + loaded.calibration.counts)
+    assert [c.group for c in manifest.classes] == groups.of_class.tolist()
+    assert manifest.groups == groups.groups
+    assert manifest.format == 2
     test = graph(loaded.test.images)
     assert manifest.evaluation["accuracy"] == pytest.approx((test.predictions == loaded.test.labels).mean())
     assert set(manifest.evaluation["int8_against_fp32"]) == {"accuracy", "auroc", "fpr95", "decisions_changed"}

@@ -24,7 +24,7 @@ from training.data import folders, loading, readers
 from training.data.readers import Pixels
 from training.evaluation import predict
 from training.evaluation.calibrate import rejected
-from training.evaluation.metrics import class_groups
+from training.evaluation.measure import data_groups
 from training.export import bundle as export
 from training.methods.methods import METHODS
 from training.runs import checkpoint
@@ -63,7 +63,7 @@ def from_images_to_answers(config: Config, folder: Path, ood: list[Path]) -> Non
     assert record["score"] == run.method.score
     module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=loaded.train)
     expected = predict.torch_predict(module, torch.device("cpu"))(images)
-    compare(expected, record, np.array(class_groups(run.train_counts)), folder / "models" / "made" / "1", images)
+    compare(expected, record, data_groups(loaded).of_class, folder / "models" / "made" / "1", images)
 
 
 def compare(
