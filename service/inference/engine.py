@@ -113,8 +113,8 @@ class Engine:
 
     def _check_signature(self, path: Path) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        found = [(i.name, i.type, list(i.shape[1:])) for i in inputs]
-        if found != [("images", "tensor(uint8)", list(self.shape))] or isinstance(inputs[0].shape[0], int):
+        taken = [(i.name, i.type, list(i.shape[1:])) for i in inputs]
+        if taken != [("images", "tensor(uint8)", list(self.shape))] or isinstance(inputs[0].shape[0], int):
             shown = [(i.name, i.type, list(i.shape)) for i in inputs]
             raise EngineError(f"{path} takes {shown}, its manifest needs images uint8 [N, {str(self.shape)[1:-1]}]")
         ranks = {o.name: (o.type, len(o.shape)) for o in outputs}
@@ -160,8 +160,8 @@ class Engine:
         # A tie within the tolerance may fall either way on another CPU.
         best = float(probabilities.max())
         if best - float(probabilities[names.index(label)]) > PROBABILITY_TOLERANCE[self.manifest.precision]:
-            found = names[int(probabilities.argmax())]
-            raise EngineError(f"golden example {file}: the label is {found!r}, expected {label!r}")
+            actual = names[int(probabilities.argmax())]
+            raise EngineError(f"golden example {file}: the label is {actual!r}, expected {label!r}")
 
     def _scale(self, name: str, value: float) -> float:
         """The size against which an error of a score is judged: its spread at calibration, or itself if larger."""

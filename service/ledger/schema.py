@@ -64,18 +64,18 @@ def prepare(database: Database) -> None:
     Raises SchemaError for tables of a later version, and then nothing has changed.
     """
     with database.transaction():
-        found = _version(database)
-        if found == VERSION:
+        version = _version(database)
+        if version == VERSION:
             return
-        if found > VERSION:
+        if version > VERSION:
             raise SchemaError(
-                f"the ledger has schema version {found}, this service knows versions up to {VERSION}: "
+                f"the ledger has schema version {version}, this service knows versions up to {VERSION}: "
                 "run the version that wrote it, or name another ledger"
             )
-        statements = CREATE if found == 0 else [s for step in range(found, VERSION) for s in MIGRATIONS[step]]
+        statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
-        if found < 2:
+        if version < 2:
             database.execute("CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL)")
             database.execute(f"INSERT INTO ledger SELECT {VERSION}, {COUNT_BYTES}")
         else:

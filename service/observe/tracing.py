@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: one server span per request and one child per stage, or nothing imported at all.
+"""OpenTelemetry traces: one server span per request and one child span per stage. Without traces nothing is imported.
 
 On when TAILGUARD_OTLP_ENDPOINT is set, or when the standard OTEL_EXPORTER_OTLP_ENDPOINT (or _TRACES_ENDPOINT) is, and
 the packages of `pip install 'tailguard[otel]'` are there. The other standard variables work as they do everywhere:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 STANDARD = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PATH = "/v1/traces"
 PROPAGATED = (b"traceparent", b"tracestate")  # W3C Trace Context
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 LONGEST_PATH = 1024
-CLOSE_S = 2.0
-COMPLAINT_S = 60.0
+CLOSE_TRACER_S = 2.0
+WARNING_INTERVAL_S = 60.0
 
 Value = str | bool | int | float
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ def load(settings: Settings) -> "Tracer | None":
 
 
 class Tracer:
-    """Sends what it is told about requests to `exporter`, in batches, from a thread of its own."""
+    """Makes the spans of requests and sends them to `exporter` in batches, from a thread of the SDK."""
 
     def __init__(self, exporter: "SpanExporter", service_name: str) -> None:
         from opentelemetry import trace
@@ -83,7 +83,7 @@ class Tracer:
         self._server = trace.SpanKind.SERVER
         self._error = trace.StatusCode.ERROR
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
-        self._complaints = _Seldom()  # from here on: what the SDK finds wrong with its variables is all shown
+        self._warnings = _RareWarnings()  # from here on: warnings about its variables, above, are all shown
 
     def record(
         self,
@@ -95,11 +95,11 @@ class Tracer:
         attributes: Mapping[str, Value],
         failed: bool,
     ) -> None:
-        """Tell of one answered request; never blocks and never raises.
+        """Make the spans of one answered request; never blocks, never raises.
 
         Times are readings of time.perf_counter(); `stages` names (start, end) of each. `name` is the method and the
         route's template. The parent is the span of the client's `traceparent` header, if it sent one. `failed` is for
-        what the service is to blame for (5xx), not for what it refused.
+        an error of the service (5xx), not for a refusal (4xx).
         """
         try:
             carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in PROPAGATED}
@@ -119,26 +119,26 @@ class Tracer:
                 span.set_status(self._error)
             span.end(self._ns(ended_s))
         except Exception as error:
-            self._complaints.say(f"a request was not traced: {error!r}")
+            self._warnings.say(f"a request was not traced: {error!r}")
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Send what is left. After `timeout_s` seconds it is given up, for a dead collector must not hold the end."""
+    def close(self, timeout_s: float = CLOSE_TRACER_S) -> None:
+        """Send what is left, for at most `timeout_s` seconds: a dead collector must not delay the end."""
         flushing = threading.Thread(target=self._provider.shutdown, name="trace-flush", daemon=True)
         flushing.start()
         flushing.join(timeout_s)
         if not flushing.is_alive():
-            self._complaints.detach()
+            self._warnings.detach()
             return
-        self._complaints.say(f"the last traces were not taken within {timeout_s:g} s and are lost")
-        self._complaints.silent = True  # and stays attached, for what the threads may still say
+        self._warnings.say(f"the last traces were not taken within {timeout_s:g} s and are lost")
+        self._warnings.silent = True  # and stays attached, for later warnings of its threads
         self._exporter.shutdown()  # ends its retries, and so the threads
 
     def _ns(self, reading_s: float) -> int:
         return self._epoch_ns + int(reading_s * 1e9)
 
 
-class _Seldom(logging.Handler):
-    """Passes on one warning of the SDK a minute: with a dead collector it has several to say at every batch."""
+class _RareWarnings(logging.Handler):
+    """Logs at most one warning of the SDK a minute: with a dead collector it has several for every batch."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -158,7 +158,7 @@ class _Seldom(logging.Handler):
     def say(self, message: str) -> None:
         now = time.monotonic()
         if now >= self._next_s and not self.silent:
-            self._next_s = now + COMPLAINT_S
+            self._next_s = now + WARNING_INTERVAL_S
             log.warning("tracing", problem=message)
 
 
@@ -167,17 +167,17 @@ def http_attributes(method: str, scheme: str, path: str, route: str | None, stat
 
     `route` is the template, None where no route fits.
     """
-    found: dict[str, Value] = {
-        "http.request.method": method if method in METHODS else "_OTHER",
+    attributes: dict[str, Value] = {
+        "http.request.method": method if method in KNOWN_METHODS else "_OTHER",
         "url.scheme": scheme,
         "url.path": path[:LONGEST_PATH],
         "http.response.status_code": status,
     }
     if route is not None:
-        found["http.route"] = route
+        attributes["http.route"] = route
     if status >= 500:
-        found["error.type"] = str(status)
-    return found
+        attributes["error.type"] = str(status)
+    return attributes
 
 
 def _traces_url(endpoint: str) -> str:

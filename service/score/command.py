@@ -1,4 +1,4 @@
-"""The command: its arguments, and the story of a run from the inputs to the output."""
+"""The score command: its arguments, and a run from the inputs to the output file."""
 
 import argparse
 import hashlib
@@ -22,9 +22,9 @@ from service.inference.engine import Engine
 from service.score import inputs, outputs
 from service.score.errors import ScoreError
 from service.score.journal import Journal
-from service.score.rows import Row, Scorer
+from service.score.rows import ResultRow, Scorer
 from service.score.stopping import Interrupted, Stop, stoppable
-from service.score.summary import Tally
+from service.score.summary import Summary
 from service.settings import PREFIX, Settings
 
 BATCH_IMAGES = 16  # unless asked otherwise: nobody waits for one image here
@@ -32,7 +32,7 @@ AHEAD_BATCHES = 4  # of each thread: rows are kept in order, and one slow file m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m service score` takes."""
+    """Add the arguments of `tailguard score`."""
     parser.add_argument(
         "inputs", nargs="+", metavar="DIR|GLOB|LIST",
         help="a folder (with its subfolders), a pattern, a .txt or .lst file with one path per line, or - for stdin",
@@ -77,14 +77,14 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     stop.check()
     threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
     header = _header(scorer, config)
-    tally = Tally()
+    summary = Summary()
     started = perf_counter()
     try:
         _drop_leftover(out, partial)
         with Journal(partial, header) as journal:
             plan = Plan(journal, paths, threads, config.max_batch_images or BATCH_IMAGES)
             with closing(_rows(plan, scorer, stop)) as rows:
-                outputs.write(out, scorer.columns, tally.over(rows), header)
+                outputs.write(out, scorer.columns, summary.over(rows), header)
             journal.remove()
     except OSError as error:
         raise ScoreError(
@@ -92,14 +92,14 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
             "command again to go on"
         ) from error
     seconds = perf_counter() - started
-    print(tally.text(scorer.engine.manifest, scorer.operating_point, scorer.scope))
+    print(summary.text(scorer.engine.manifest, scorer.operating_point, scorer.scope))
     print(
         f"wrote {out}: {plan.count} images in {seconds:.1f} s, {plan.count / seconds:.1f} images/s, {threads} threads"
     )
 
 
 class Plan:
-    """What is to be scored and what the journal has already.
+    """The batches to score, and which of them the journal has already.
 
     Batches are cut from the whole of `paths`, whatever is done: a run in pieces then meets the same batches as one in
     one piece, and its floats are the same to the last bit.
@@ -114,8 +114,8 @@ class Plan:
         self.count = sum(len(b) for b, done in zip(self.batches, self.done, strict=True) if not done)
 
 
-def _rows(plan: Plan, scorer: Scorer, stop: Stop) -> Generator[Row, None, None]:
-    """The rows of all paths in their order, read from the journal or scored and kept there."""
+def _rows(plan: Plan, scorer: Scorer, stop: Stop) -> Generator[ResultRow, None, None]:
+    """The rows of all paths in their order, read from the journal, or scored and appended to it."""
     kept = plan.images - plan.count
     if kept:
         print(f"tailguard: {kept} of {plan.images} images are in {plan.journal.path} already", file=sys.stderr)
@@ -141,9 +141,9 @@ def _rows(plan: Plan, scorer: Scorer, stop: Stop) -> Generator[Row, None, None]:
 
 def _in_order(
     pool: ThreadPoolExecutor, scorer: Scorer, batches: Iterable[list[str]], ahead: int, stop: Stop
-) -> Iterator[list[Row]]:
-    """The rows of each batch, as they come to be done, never more than `ahead` batches at once."""
-    pending: deque[Future[list[Row]]] = deque()
+) -> Iterator[list[ResultRow]]:
+    """The rows of each batch in order; at most `ahead` batches are submitted at once."""
+    pending: deque[Future[list[ResultRow]]] = deque()
     waiting = iter(batches)
     while True:
         pending.extend(pool.submit(scorer.score, batch, stop.is_set) for batch in islice(waiting, ahead - len(pending)))
@@ -155,7 +155,7 @@ def _in_order(
 
 
 def _check(out: Path, overwrite: bool) -> None:
-    """Everything about --out that can be refused before anything is done."""
+    """Raise ScoreError for an --out that cannot be written, before anything is scored."""
     outputs.writer(out)
     if not out.parent.is_dir():
         raise ScoreError(f"the folder {out.parent} of --out does not exist: create it first")
@@ -164,7 +164,7 @@ def _check(out: Path, overwrite: bool) -> None:
 
 
 def _configure(args: argparse.Namespace) -> Settings:
-    """The settings of the environment, under the names of which the arguments stand in for them."""
+    """The settings of the environment, with the arguments in place of those that they name."""
     given = {
         "BUNDLE": args.bundle,
         "OPERATING_POINT": args.operating_point,
@@ -177,7 +177,7 @@ def _configure(args: argparse.Namespace) -> Settings:
 
 
 def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
-    """The verified bundle, ready to score."""
+    """Load and verify the bundle."""
     manifest = bundle.read(config.bundle)
     point = config.operating_point or manifest.default_operating_point
     if point not in manifest.operating_points:
@@ -201,7 +201,7 @@ def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
 
 
 def _header(scorer: Scorer, config: Settings) -> dict[str, Any]:
-    """What shapes a row: rows made under another header must not be mixed with these."""
+    """Everything that changes a row: rows made under another header must not be mixed with these."""
     manifest = scorer.engine.manifest
     return {
         "bundle": f"{manifest.name} {manifest.version}",

@@ -1,4 +1,4 @@
-"""What the score command refuses, and how it names the faults of files."""
+"""The error of the score command, and the slugs of files that cannot be read."""
 
 import errno
 
@@ -15,9 +15,9 @@ SLUGS = {
 
 
 class ScoreError(TailGuardError):
-    """The command cannot start or go on; nothing stands under the name of the output."""
+    """The command cannot start or go on. No output file exists then."""
 
 
 def slug(error: OSError) -> str:
-    """The kind of a file that cannot be read, in the manner of service.errors."""
+    """The slug of a file that cannot be read, in the style of those in service.errors."""
     return SLUGS.get(error.errno or 0, "unreadable")

@@ -1,7 +1,7 @@
-"""The rows of an unfinished run, beside its output: append-only JSON lines under a header that says what made them.
+"""The rows of an unfinished run, beside its output: JSON lines, appended, under a header of the settings used.
 
-KILL at any moment leaves whole lines and at most one half, which is dropped. Rows are found by their path, so files
-that came or went between two runs do no harm; a file whose content changed in between keeps the row that it has.
+A KILL leaves whole lines and at most one partial line, which is dropped. Rows are looked up by path, so files may be
+added or removed between two runs; a file whose content changed in between keeps its earlier row.
 """
 
 import fcntl
@@ -12,17 +12,17 @@ from types import TracebackType
 from typing import Any
 
 from service.score.errors import ScoreError
-from service.score.rows import Row
+from service.score.rows import ResultRow
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # ASCII: surrogate escapes pass through it
 HEADER = "tailguard-score"
 
 
 class Journal:
-    """Opens or begins the journal at `path` and holds it against other processes until closed.
+    """Opens or creates the journal at `path` and locks it until closed.
 
-    `header` is everything that shapes a row. Raises ScoreError when another process holds it, or when it was begun with
-    another header.
+    `header` is everything that changes a row. Raises ScoreError when another process has the lock, or when the journal
+    was begun with another header.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
@@ -49,19 +49,19 @@ class Journal:
     def __contains__(self, path: str) -> bool:
         return path in self._offsets
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Keep `rows`; when this returns, they outlive the process."""
+    def append(self, rows: Iterable[ResultRow]) -> None:
+        """Append `rows`; when this returns, they survive a KILL of the process."""
         self._file.write("".join(ENCODER.encode(row) + "\n" for row in rows).encode("ascii"))
         self._file.flush()
 
-    def row(self, path: str) -> Row:
-        """The row that was kept for `path` when the journal was opened. Raises KeyError when there was none."""
+    def row(self, path: str) -> ResultRow:
+        """The row of `path` when the journal was opened. Raises KeyError when there was none."""
         self._reader.seek(self._offsets[path])
-        row: Row = json.loads(self._reader.readline())
+        row: ResultRow = json.loads(self._reader.readline())
         return row
 
     def remove(self) -> None:
-        """The output is complete: the journal has done its work."""
+        """Delete the journal, once the output is complete."""
         self.path.unlink()
 
     def _lock(self) -> None:
@@ -71,7 +71,7 @@ class Journal:
             raise ScoreError(f"another process is writing {self.path}: wait for it, or choose another --out") from error
 
     def _begin(self, header: bytes) -> None:
-        """Check the header, find the rows, cut what is no whole row."""
+        """Check the header, index the rows, cut off a partial last line."""
         self._file.seek(0)
         first = self._file.readline()
         if header.startswith(first) and first != header:  # new, or killed within its header

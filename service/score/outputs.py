@@ -1,4 +1,4 @@
-"""Rows to a file that appears whole or not at all: CSV, JSON lines or Parquet, by its suffix.
+"""Writes rows to CSV, JSON lines or Parquet, by the suffix of the file, which appears complete or not at all.
 
 A file name that is not UTF-8 keeps its bytes in CSV, is written with lone surrogates (\\udc80 to \\udcff, as Python's
 os.fsdecode gives it) in JSON, and with backslashes (\\xff) in Parquet, whose strings must be UTF-8.
@@ -15,15 +15,15 @@ from typing import Any
 
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
-from service.score.rows import Row, Type
+from service.score.rows import ResultRow, Type
 
 PARQUET_ROWS = 10_000  # in memory at once
 
-Write = Callable[[Path, Mapping[str, Type], Iterable[Row], Mapping[str, Any]], None]
+Write = Callable[[Path, Mapping[str, Type], Iterable[ResultRow], Mapping[str, Any]], None]
 
 
 def writer(out: Path) -> Write:
-    """What writes a file of that suffix. Raises ScoreError for another suffix, or when Parquet is not installed."""
+    """The function for that suffix. Raises ScoreError for an unknown one, or when pyarrow is not installed."""
     if out.suffix not in WRITERS:
         raise ScoreError(f"--out {out} has no known suffix: name it {', '.join(WRITERS)}")
     if out.suffix == ".parquet":
@@ -31,7 +31,7 @@ def writer(out: Path) -> Write:
     return WRITERS[out.suffix]
 
 
-def write(out: Path, kinds: Mapping[str, Type], rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+def write(out: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     """Write `rows` of the columns `kinds` to `out`; `about` goes where the format has a place for it."""
     unfinished = temporary(out)
     try:
@@ -44,28 +44,28 @@ def write(out: Path, kinds: Mapping[str, Type], rows: Iterable[Row], about: Mapp
 
 
 def temporary(out: Path) -> Path:
-    """Where `out` is written; always the same, so that what a killed run left is written over by the next."""
+    """The file that is written and then renamed to `out`; a later run overwrites what a killed one left."""
     return out.with_name(f".{out.name}.unfinished")
 
 
-def _csv(path: Path, kinds: Mapping[str, Type], rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+def _csv(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(kinds)
         table.writerows(row.values() for row in rows)
 
 
-def _jsonl(path: Path, kinds: Mapping[str, Type], rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+def _jsonl(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     with path.open("w", encoding="ascii") as file:
         file.writelines(ENCODER.encode(row) + "\n" for row in rows)
 
 
-def _parquet(path: Path, kinds: Mapping[str, Type], rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+def _parquet(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     arrow, parquet = _pyarrow()
     schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in kinds.items()])
     schema = schema.with_metadata({"tailguard": json.dumps(about)})
     with parquet.ParquetWriter(path, schema) as table:
-        remaining: Iterator[Row] = iter(rows)
+        remaining: Iterator[ResultRow] = iter(rows)
         while part := list(islice(remaining, PARQUET_ROWS)):
             data = {name: [row[name] for row in part] for name in kinds}
             data["path"] = [os.fsencode(str(p)).decode("utf-8", "backslashreplace") for p in data["path"]]

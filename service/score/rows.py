@@ -1,4 +1,4 @@
-"""Files to rows: read, decode, run the graph, decide; a batch at a time, in any thread."""
+"""Files to rows of the output: read, decode, run the graph, decide; a batch at a time, in any thread."""
 
 import errno
 import math
@@ -22,15 +22,15 @@ from service.score.errors import slug
 
 Type = Literal["string", "int32", "float32", "float64"]
 Value = str | int | float | None
-Row = dict[str, Value]
+ResultRow = dict[str, Value]
 
 
 def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
-    """The columns of a row, in order, and the narrowest type that holds what POST /classify answers.
+    """The columns of a row in order, each with the narrowest type that holds what POST /classify answers.
 
     All but `path` are null in a row with an `error`; a float is null where the graph gave no finite number.
     """
-    found: dict[str, Type] = {
+    types: dict[str, Type] = {
         "path": "string",
         "decision": "string",
         "label": "string",
@@ -47,13 +47,13 @@ def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
         "error_detail": "string",
     }
     if probabilities:
-        found |= {f"probability_{c.name}": "float32" for c in manifest.classes}
-    return found
+        types |= {f"probability_{c.name}": "float32" for c in manifest.classes}
+    return types
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Everything that shapes a row. May be called from several threads at once."""
+    """Scores files. `score` may be called from several threads at once."""
 
     engine: Runs
     operating_point: str
@@ -67,21 +67,21 @@ class Scorer:
         """The names of the values in a row and their types."""
         return columns(self.engine.manifest, probabilities=self.probabilities)
 
-    def score(self, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[Row]:
-        """One row per path, in order; no row at all when `stopped` says so in between.
+    def score(self, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[ResultRow]:
+        """One row per path, in order; no rows when `stopped` returns True on the way.
 
-        Raises EngineError when the graph fails: then no file is to blame.
+        Raises EngineError when the graph fails, which is no fault of a file.
         """
-        found: list[Loaded | tuple[str, str]] = []
+        loads: list[Loaded | tuple[str, str]] = []
         for path in paths:
             if stopped():
                 return []
-            found.append(self._load(path))
-        good = [loaded for loaded in found if isinstance(loaded, Loaded)]
+            loads.append(self._load(path))
+        good = [loaded for loaded in loads if isinstance(loaded, Loaded)]
         answers = iter(self._answers(good) if good else ())
         empty = dict.fromkeys(self.columns)
-        rows: list[Row] = []
-        for path, loaded in zip(paths, found, strict=True):
+        rows: list[ResultRow] = []
+        for path, loaded in zip(paths, loads, strict=True):
             if isinstance(loaded, Loaded):
                 rows.append(dict(zip(self.columns, (path, *next(answers)), strict=True)))
             else:
@@ -89,7 +89,7 @@ class Scorer:
         return rows
 
     def _load(self, path: str) -> Loaded | tuple[str, str]:
-        """The decoded file, or the slug and the message of its fault."""
+        """The decoded file, or the slug and the message of its error."""
         try:
             return images.load(_read(path, self.max_bytes), self.engine.manifest.input, max_pixels=self.max_pixels)
         except TailGuardError as error:
@@ -100,7 +100,7 @@ class Scorer:
             return "not-found", str(error)
 
     def _answers(self, batch: Sequence[Loaded]) -> list[tuple[Value, ...]]:
-        """What stands behind `path` in the rows of `batch`."""
+        """The values of the rows of `batch`, without `path`."""
         manifest = self.engine.manifest
         pixels = [loaded.pixels for loaded in batch]
         outputs: Outputs = self.engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
@@ -123,13 +123,13 @@ class Scorer:
 
 
 def _finite(value: float) -> float | None:
-    """`value`, or None for what JSON does not know."""
+    """`value`, or None when it is NaN or infinite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def _read(path: str, limit: int) -> bytes:
     """The content of a plain file. Raises OSError, ValueError (NUL in the path), BodyTooLarge before reading it."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer for ever
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would block until somebody writes to it
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -141,7 +141,7 @@ def _read(path: str, limit: int) -> bytes:
             )
         data = os.read(file, status.st_size)
         while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
-            data += more  # some network file systems give less at once
+            data += more  # some network file systems return less than asked for
         return data
     finally:
         os.close(file)

@@ -1,4 +1,4 @@
-"""INT and TERM ask a run to stop; a second one ends it hard."""
+"""INT and TERM stop a run in order; a second signal kills the process."""
 
 import signal
 import threading
@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """`set` from then on when a signal has come, or when the work is given up for another reason."""
+    """A flag that a signal sets, or the code when it gives up for another reason."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -38,7 +38,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Inside, INT and TERM set the Stop. Only in the main thread."""
+    """A context in which INT and TERM set the Stop. Only in the main thread."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -1,4 +1,4 @@
-"""What the rows of a run say together, beside what the manifest promised."""
+"""Counts over the rows of a run, printed beside what the manifest promised."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope
-from service.score.rows import Row
+from service.score.rows import ResultRow
 
 
 @dataclass
-class Tally:
-    """Counts of the rows that went through `over`."""
+class Summary:
+    """Counts of the rows that were passed through `over`."""
 
     decided: Counter[tuple[str, str]] = field(default_factory=Counter)  # (predicted group, decision)
     errors: Counter[str] = field(default_factory=Counter)
 
-    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Pass `rows` on and count them."""
+    def over(self, rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
+        """Yield `rows` and count them."""
         for row in rows:
             if row["error"] is None:
                 self.decided[str(row["group"]), str(row["decision"])] += 1
