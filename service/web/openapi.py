@@ -24,7 +24,16 @@ from service.errors import (
 )
 
 BINARY = {"type": "string", "format": "binary"}
-RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif", "image/tiff")
+RAW_TYPES = (
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "image/bmp",
+    "image/gif",
+    "image/tiff",
+    "image/avif",
+    "image/heic",
+)
 RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 
 DETAILS = {
@@ -88,7 +97,7 @@ ONE_FILE: dict[str, Any] = {
     **DEADLINE,
     "requestBody": {
         "required": True,
-        "description": "One image: JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF, as a form field or as it is.",
+        "description": "One image: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC, as a form field or as it is.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}},

@@ -42,11 +42,11 @@ def tiff(
         tags[338] = (SHORT, extras)
     if colormap:
         tags[320] = (SHORT, colormap)
-    tags |= {number: (kind, values) for number, kind, values in more}
     at = 8
     offsets = [at + sum(map(len, pieces[:i])) for i in range(len(pieces))]
     tags[324 if tile else 273] = (LONG, offsets)
     tags[325 if tile else 279] = (LONG, [len(piece) for piece in pieces])
+    tags |= {number: (kind, values) for number, kind, values in more}
     body = b"".join(pieces)
     body += bytes(len(body) % 2)
     directory_at = at + len(body)

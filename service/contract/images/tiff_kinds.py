@@ -69,6 +69,8 @@ def by_pillow(page: Page) -> bool:
         return eight and plain and page.photometric in (0, 1, 2, 5, 6) and (page.planar == 1 or page.samples == 1)
     if page.compression == 6:
         return eight and page.photometric in (2, 6) and page.planar == 1
+    if page.photometric in (1, 2) and page.compression in BYTEWISE - {1}:
+        return eight and plain and page.planar == 1 and page.fill_order == 1
     if page.photometric == 6:
         return page.compression in BYTEWISE - {1} and eight and plain and page.planar == 1
     if page.photometric == 8:
