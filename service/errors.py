@@ -1,6 +1,6 @@
 """One tree of errors, one table of their HTTP statuses, one shape for the answer: RFC 9457 problem details.
 
-No HTTP framework in here: `images` and `engine` raise these too, and training uses `images`.
+No HTTP framework in here: contract and inference raise these too.
 """
 
 import math
@@ -34,7 +34,11 @@ class RateLimited(TailGuardError):
 
 
 class NotFound(TailGuardError):
-    """The bundle holds no such thing."""
+    """There is no such path, model, example or request."""
+
+
+class MethodNotAllowed(TailGuardError):
+    """The path exists and does not take this method."""
 
 
 class SlowRequest(TailGuardError):
@@ -91,44 +95,43 @@ class SettingsError(TailGuardError):
     """A setting, or a file that one names, is unknown or not valid: at start, or when keys are read again."""
 
 
-class Kind(NamedTuple):
+class ProblemKind(NamedTuple):
+    """What a client may rely on: the HTTP status, the last part of the problem's type, and its title."""
+
     status: int
     slug: str
     title: str
 
 
-STATUS: dict[type[TailGuardError], Kind] = {
-    MalformedRequest: Kind(400, "malformed-request", "The request body is malformed"),
-    Unauthorized: Kind(401, "unauthorized", "An API key is required"),
-    Forbidden: Kind(403, "forbidden", "This API key may not do that"),
-    NotFound: Kind(404, "not-found", "Not found"),
-    SlowRequest: Kind(408, "slow-request", "The body arrived too slowly"),
-    Refused: Kind(409, "refused", "The change was refused"),
-    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
-    UnsupportedMedia: Kind(415, "unsupported-media", "The content is not of a supported type"),
-    InvalidImage: Kind(422, "invalid-image", "The image cannot be read"),
-    InvalidParameter: Kind(422, "invalid-parameter", "A parameter is not valid"),
-    Overloaded: Kind(429, "overloaded", "The queue is full"),
-    RateLimited: Kind(429, "rate-limited", "The API key is over its rate"),
-    ClientGone: Kind(499, "client-gone", "The client left"),
-    EngineError: Kind(500, "engine-error", "The model failed"),
-    SettingsError: Kind(500, "settings-error", "A setting is not valid"),
-    NotReady: Kind(503, "not-ready", "The service is not ready"),
-    DeadlineExceeded: Kind(504, "deadline-exceeded", "The answer took too long"),
+PROBLEMS: dict[type[TailGuardError], ProblemKind] = {
+    MalformedRequest: ProblemKind(400, "malformed-request", "The request body is malformed"),
+    Unauthorized: ProblemKind(401, "unauthorized", "An API key is required"),
+    Forbidden: ProblemKind(403, "forbidden", "This API key may not do that"),
+    NotFound: ProblemKind(404, "not-found", "Not found"),
+    MethodNotAllowed: ProblemKind(405, "method-not-allowed", "The method is not allowed"),
+    SlowRequest: ProblemKind(408, "slow-request", "The body arrived too slowly"),
+    Refused: ProblemKind(409, "refused", "The change was refused"),
+    BodyTooLarge: ProblemKind(413, "body-too-large", "The body is too large"),
+    UnsupportedMedia: ProblemKind(415, "unsupported-media", "The content is not of a supported type"),
+    InvalidImage: ProblemKind(422, "invalid-image", "The image cannot be read"),
+    InvalidParameter: ProblemKind(422, "invalid-parameter", "A parameter is not valid"),
+    Overloaded: ProblemKind(429, "overloaded", "The queue is full"),
+    RateLimited: ProblemKind(429, "rate-limited", "The API key is over its rate"),
+    ClientGone: ProblemKind(499, "client-gone", "The client left"),
+    EngineError: ProblemKind(500, "engine-error", "The model failed"),
+    SettingsError: ProblemKind(500, "settings-error", "A setting is not valid"),
+    NotReady: ProblemKind(503, "not-ready", "The service is not ready"),
+    DeadlineExceeded: ProblemKind(504, "deadline-exceeded", "The answer took too long"),
 }
-HTTP_KINDS = {  # what the framework itself refuses
-    404: Kind(404, "not-found", "Not found"),
-    405: Kind(405, "method-not-allowed", "The method is not allowed"),
-}
-INTERNAL = Kind(500, "internal-error", "Internal error")
+INTERNAL = ProblemKind(500, "internal-error", "Internal error")
 
 
-def kind_of(error: TailGuardError) -> Kind:
+def kind_of(error: TailGuardError) -> ProblemKind:
     """Status, slug and title of an error: those of its class, or of the nearest parent that has them."""
-    return next((STATUS[c] for c in type(error).__mro__ if c in STATUS), INTERNAL)
+    return next((PROBLEMS[c] for c in type(error).__mro__ if c in PROBLEMS), INTERNAL)
 
 
-def problem(kind: Kind, detail: str, *, instance: str, request_id: str) -> dict[str, Any]:
+def problem(kind: ProblemKind, detail: str, *, instance: str, request_id: str) -> dict[str, Any]:
     """The body of an RFC 9457 answer. `instance` is the path of the request."""
     return {
         "type": f"urn:tailguard:problem:{kind.slug}",

@@ -1,4 +1,12 @@
-"""What all requests share: settings, model, keys, memory and metrics; and how one model takes the place of another."""
+"""What all requests share: settings, the model in force and how another takes its place, the ledger, the drain.
+
+    runtime = Runtime(settings)
+    runtime.start()                 # raises before anything is served
+    model = runtime.in_force()      # a request takes it once and keeps it to its end
+    await runtime.stop()
+
+No HTTP: API keys and the memory for bodies belong to service/web.
+"""
 
 import asyncio
 import time
@@ -6,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
-from fastapi import Request
 
 from service.contract.decision import Scope
-from service.errors import InvalidParameter, NotReady, SettingsError
+from service.errors import InvalidParameter, NotReady
 from service.inference import model
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
@@ -20,15 +27,13 @@ from service.observe import tracing
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracer
 from service.settings import PREFIX, Settings
-from service.web.access import Keys
-from service.web.body import Memory
 
 log = structlog.get_logger()
 
 
 @dataclass
-class Service:
-    """At `app.state.service`. `model` is None until it is loaded and verified."""
+class Runtime:
+    """One per application. `model` is None until it is loaded and verified."""
 
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
@@ -36,24 +41,18 @@ class Service:
     shadow: Shadow | None = None
     ledger: Ledger | None = None
     draining: bool = False
-    in_flight: int = 0
+    in_flight: int = 0  # requests
     failure: Exception | None = None  # why the start failed
 
     def __post_init__(self) -> None:
-        self.memory = Memory(self.settings.max_receiving_bytes)
-        self.keys = Keys.load(self.settings)
-        self.tracer: Tracer | None = tracing.load(self.settings)
         settings = self.settings
+        self.tracer: Tracer | None = tracing.load(settings)
         self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
         self.metrics.provider_asked.labels(PROVIDERS[settings.provider].name).set(1)
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def ready(self) -> Model:
-        """The model in service. Raises NotReady while there is none."""
-        if self.model is None:
-            raise NotReady("the service is starting: ask again in a second")
-        return self.model
+    # Start and readiness ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
@@ -65,8 +64,22 @@ class Service:
         self.ledger = Ledger.open(settings, self.metrics, self._count_feedback)
         log.info("model ready", **self.model.described())
 
+    def in_force(self) -> Model:
+        """The model that decides from now on. Raises NotReady before the first one is loaded."""
+        if self.model is None:
+            raise NotReady("the service is starting: ask again in a second")
+        return self.model
+
+    def check_ready(self) -> None:
+        """Raises NotReady unless new requests should be sent here."""
+        if self.draining:
+            raise NotReady("the service is draining: send requests to another replica")
+        self.in_force()
+
+    # Changes while it runs --------------------------------------------------------------------------------------------
+
     async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
-        """Put the bundle at `path` in service and retire the one before; the new model and the seconds it took.
+        """Put the bundle at `path` in force and retire the one before; the new model and the seconds it took.
 
         It is loaded, verified and warmed up beside the running one, which answers meanwhile. Without an operating point
         or scope those that the deployment has chosen stay, or else the new bundle's own hold. Raises BundleError,
@@ -74,7 +87,7 @@ class Service:
         """
         async with self._swapping:
             started = time.perf_counter()
-            old = self.ready()
+            old = self.in_force()
             deciding = Deciding(operating_point or self.deciding.operating_point, scope or self.deciding.scope)
             loaded = await asyncio.to_thread(model.load, path, self.settings, self.metrics, deciding)
             if self.draining:
@@ -92,7 +105,7 @@ class Service:
 
     def set_operating_point(self, operating_point: str | None, scope: Scope | None) -> Model:
         """Decide by another operating point or scope from the next request on. Raises InvalidParameter."""
-        current = self.ready()
+        current = self.in_force()
         known = current.manifest.operating_points
         if operating_point is not None and operating_point not in known:
             raise InvalidParameter(
@@ -104,18 +117,10 @@ class Service:
         log.info("operating point set", **self.model.described())
         return self.model
 
-    def reload_keys(self) -> int:
-        """Read the keys again; their number. Raises SettingsError, and then the old ones stay."""
-        try:
-            self.keys.reload()
-        except SettingsError as error:
-            log.error("the keys were not read again, the old ones stay", error=str(error))
-            raise
-        log.info("keys read again", keys=len(self.keys.names))
-        return len(self.keys.names)
+    # Metrics ----------------------------------------------------------------------------------------------------------
 
     def render_metrics(self) -> bytes:
-        """The text for Prometheus, with what is only known when asked."""
+        """The text for Prometheus, with the gauges that are read only when somebody asks."""
         metrics = self.metrics
         metrics.requests_in_flight.set(self.in_flight)
         metrics.ready.set(self.model is not None and not self.draining)
@@ -124,8 +129,18 @@ class Service:
             metrics.queue_limit_images.set(self.model.pipeline.queue_images)
         return metrics.render()
 
+    def _count_feedback(self, record: FeedbackRecord, change: int) -> None:
+        """Count feedback, in the ledger's thread; that about a model no longer in force is in the ledger only."""
+        current = self.model  # read once: the event loop may put another in its place
+        if current is not None and key_of(current.manifest) == record.model:
+            names = [info.name for info in current.manifest.classes]
+            index = None if record.truth == OUTLIER else names.index(record.truth)
+            current.metrics.count_feedback(index, record.outcome, record.decision, change)
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
     async def stop(self) -> None:
-        """Answer what is in the pipeline, then let go of everything."""
+        """Answer what is in the pipeline, then close everything."""
         self.draining = True
         if self.model is not None:
             if not await self.model.pipeline.drain(self.settings.drain_s):
@@ -140,22 +155,8 @@ class Service:
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
 
-    def _count_feedback(self, record: FeedbackRecord, change: int) -> None:
-        """Count feedback, in the ledger's thread; that about a model no longer in service is in the ledger only."""
-        current = self.model  # read once: the event loop may put another in its place
-        if current is not None and key_of(current.manifest) == record.model:
-            names = [info.name for info in current.manifest.classes]
-            index = None if record.truth == OUTLIER else names.index(record.truth)
-            current.metrics.count_feedback(index, record.outcome, record.decision, change)
-
     async def _retire(self, old: Model) -> None:
         # No new request can take the old model; those that have it are bounded by their deadline.
         await old.pipeline.drain(self.settings.request_timeout_s + 1)
         old.pipeline.close()
         await asyncio.to_thread(old.engine.close)
-
-
-def of(request: Request) -> Service:
-    """The service that a request came to."""
-    service: Service = request.app.state.service
-    return service

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """A longer body is answered 413 while it arrives."""
     max_receiving_bytes: int = Field(default=256 * 2**20, gt=0)
     """Of all bodies in memory at once."""
+    max_form_parts: int = Field(default=256, gt=0)
+    """Parts of one multipart body; more are answered 422 while it is parsed."""
     max_pixels: int = Field(default=50_000_000, gt=0)
     """An image whose header names more is answered 422 before it is decoded."""
     max_decoding_bytes: int = Field(default=256 * 2**20, gt=0)
@@ -93,9 +95,9 @@ class Settings(BaseSettings):
     admin_keys: SecretStr | None = None
     """`name=key,name=key`; these may also change the bundle, the operating point and the keys."""
     keys_file: Path | None = None
-    """A TOML file of keys or of their SHA-256 digests; read again on HUP. See service/web/access.py."""
+    """A TOML file of keys or of their SHA-256 digests; read again on HUP. See service/web/keys_file.py."""
     requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Of each key; not set: no limit."""
+    """Images, or other requests, of each key; not set: no limit."""
     burst_requests: int = Field(default=100, gt=0)
     """What a key may send at once within that limit."""
     allow_anonymous: bool = False

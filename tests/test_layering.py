@@ -36,9 +36,6 @@ NEVER = {
     "training": {"fastapi", "starlette", "uvicorn"},
 }
 
-# What the move into packages left for the clean-up: these files may break a rule until each is put right.
-LEFT_TO_DO = {"service/runtime.py", "service/web/access.py", "service/web/oip/routes.py"}
-
 
 def modules(side: str) -> list[Path]:
     return sorted((ROOT / side).rglob("*.py"))
@@ -76,8 +73,6 @@ def test_imports_run_one_way(side: str) -> None:
     wrong = []
     for path in modules(side):
         own = package_of(path)
-        if str(path.relative_to(ROOT)) in LEFT_TO_DO:
-            continue
         for name in imported(path):
             target = package(name)
             if name.split(".")[0] != side or target in (own, side):
@@ -122,7 +117,7 @@ def test_few_files_lie_loose_and_none_is_long(side: str) -> None:
         for path in modules(side)
         if (n := len(path.read_text().splitlines())) > MOST_LINES
     }
-    assert long.keys() - LEFT_TO_DO == set()
+    assert long == {}
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -1,32 +1,30 @@
-"""One classified image to the body of its answer, in the shape of schemas.Answer."""
+"""One decided image to the body of its answer, in the shape of schemas.Answer."""
 
 import math
 from typing import Any
 
 from service.contract.bundle import Manifest
-from service.contract.decision import Verdict
-from service.inference.model import DecisionParameters, Model
 from service.inference.pipeline import Row
+from service.web.admission import Admitted
+from service.web.record import Decided
 
 
-def answer(
-    request_id: str, current: Model, parameters: DecisionParameters, row: Row, verdict: Verdict, times: dict[str, float]
-) -> dict[str, Any]:
-    """The answer for one image: its `parameters.top_k` classes in falling order of probability, scores and verdict.
+def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
+    """The answer for one image: its most probable classes in falling order of probability, scores and verdict.
 
     A plain dictionary: its shape is written down once, in schemas.Answer, and held to that by the tests; building and
     validating the model for every request would cost more than everything else here.
     """
-    manifest, best = current.manifest, verdict.class_index
-    top = top_classes(manifest, row, parameters.top_k)
+    manifest, row, verdict = admitted.model.manifest, decided.row, decided.verdict
+    best = verdict.class_index
     return {
-        "request_id": request_id,
+        "request_id": admitted.context.request_id,
         "model": {"name": manifest.name, "version": manifest.version},
         "label": manifest.classes[best].name,
         "class_index": best,
         "group": manifest.classes[best].group,
         "probability": finite(float(row.probabilities[best])),
-        "top_k": top,
+        "top_k": top_classes(manifest, row, admitted.parameters.top_k),
         "scores": {name: finite(value) for name, value in row.scores.items()},
         "deciding_score": {
             "name": manifest.deciding_score,
@@ -38,7 +36,13 @@ def answer(
         "p_value": verdict.p_value,
         "decision": verdict.decision,
         "image": {"width_px": row.width_px, "height_px": row.height_px},
-        "stage_times": times,
+        "stage_times": {
+            "receive_ms": milliseconds(decided.receive_s),
+            "decode_ms": milliseconds(row.decode_s),
+            "queue_ms": milliseconds(decided.queue_s),
+            "inference_ms": milliseconds(row.inference_s),
+            "total_ms": milliseconds(decided.total_s),
+        },
     }
 
 
@@ -50,8 +54,10 @@ def top_classes(manifest: Manifest, row: Row, top_k: int) -> list[dict[str, Any]
 
 
 def milliseconds(seconds: float) -> float:
-    return round(max(0.0, seconds) * 1e3, 3)
+    """Seconds as milliseconds, to a microsecond."""
+    return round(seconds * 1e3, 3)
 
 
 def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON knows no NaN
+    """`value`, or None for what JSON does not know."""
+    return value if math.isfinite(value) else None

@@ -1,162 +1,140 @@
-"""The body of a request: counted while it arrives, held in memory, never on disk; and whether its client stays."""
+"""The body of a request: counted while it arrives, unpacked under the same limit, held in memory, never on disk.
+
+Every reader here takes (request, share, model) and is called by web/admission.py, which holds the deadline.
+"""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from service.errors import BodyTooLarge, ClientGone, InvalidParameter, Overloaded, SlowRequest, UnsupportedMedia
-from service.web.connection import SCOPE_KEY, Protocol
+from service.errors import BodyTooLarge, ClientGone, InvalidParameter, MalformedRequest, UnsupportedMedia
+from service.inference.model import Model
+from service.web.context import context_of
 from service.web.forms import MULTIPART, Upload, parse_form
+from service.web.limits import BudgetShare
+from service.web.problems import sentences
+
+THREADED_BYTES = 2**20  # a larger form is cut in a thread: copying it would hold up the event loop
+MAX_JSON_BYTES = 2**14  # of the small bodies that are no image
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # as zlib counts them: 16 and more stand for gzip's header
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
-class Memory:
-    """How many bytes of bodies are held at once, over all requests; a body that would pass the limit is refused."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self.held_bytes = 0
-
-    @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """One request's part of it, given back at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.held_bytes -= share.taken_bytes
-
-
-class Share:
-    """What one request holds of a Memory."""
-
-    __slots__ = ("_memory", "taken_bytes")
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.taken_bytes = 0
-
-    def take(self, count: int) -> None:
-        """Raises Overloaded when `count` more bytes do not fit."""
-        memory = self._memory
-        if memory.held_bytes + count > memory._limit_bytes:
-            raise Overloaded(
-                f"bodies of {memory.held_bytes} bytes are being received, the limit of all together is "
-                f"{memory._limit_bytes}: come back after the seconds in Retry-After",
-                1.0,
-            )
-        memory.held_bytes += count
-        self.taken_bytes += count
-
-
-async def receive_one(request: Request, max_bytes: int, share: Share) -> Upload:
+async def read_image(request: Request, share: BudgetShare, model: Model) -> Upload:
     """The one image of a request: the multipart field `file`, or the raw body with an image content type.
 
-    Raises BodyTooLarge, Overloaded, UnsupportedMedia, MalformedRequest, InvalidParameter for another field name or
-    several files, ClientGone.
+    Raises what receive_body raises, UnsupportedMedia, MalformedRequest, and InvalidParameter for another field name or
+    several files.
     """
     content_type = request.headers.get("content-type", "")
     media = _media_type(content_type)
     if media.startswith("image/"):
-        return Upload("", await receive_body(request, max_bytes, share))
+        return Upload("", await receive_body(request, share))
     if media != MULTIPART:
         raise UnsupportedMedia(
             f"content type {media or 'none'} is not supported: send {MULTIPART} with the field 'file', "
             "or the image itself with a content type such as image/jpeg"
         )
-    uploads = parse_form(await receive_body(request, max_bytes, share), content_type, ("file",))
+    uploads = await _read_form(request, share, content_type, ("file",))
     if len(uploads) > 1:
         raise InvalidParameter(f"{len(uploads)} files came in the field 'file': send one, or all to /classify/batch")
     return uploads[0]
 
 
-async def receive_many(request: Request, max_bytes: int, share: Share) -> list[Upload]:
-    """The images of a multipart request, fields `files` (or `file`), in the order sent. Raises as receive_one."""
+async def read_images(request: Request, share: BudgetShare, model: Model) -> list[Upload]:
+    """The images of a multipart request, fields `files` (or `file`), in the order sent. Raises as read_image."""
     content_type = request.headers.get("content-type", "")
     if (media := _media_type(content_type)) != MULTIPART:
         raise UnsupportedMedia(f"content type {media or 'none'} is not supported: send {MULTIPART} with fields 'files'")
-    return parse_form(await receive_body(request, max_bytes, share), content_type, ("files", "file"))
+    return await _read_form(request, share, content_type, ("files", "file"))
 
 
-async def receive_body(request: Request, max_bytes: int, share: Share) -> bytes:
-    """The whole body. Raises BodyTooLarge at the header if it says so, else at the first byte too many; ClientGone."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise BodyTooLarge(f"the body has {announced} bytes, the limit is {max_bytes}: send a smaller image")
+def json_reader(schema: type[Schema]) -> Callable[[Request, BudgetShare, Model], Awaitable[Schema]]:
+    """A reader of a small JSON body, which FastAPI would take at any size.
+
+    It raises what receive_body raises, MalformedRequest, and InvalidParameter naming the field.
+    """
+
+    async def read(request: Request, share: BudgetShare, model: Model) -> Schema:
+        body = await receive_body(request, share, MAX_JSON_BYTES)
+        try:
+            given = from_json(body)
+        except ValueError as error:
+            raise MalformedRequest(f"the body is not JSON ({error}): send an object") from error
+        if not isinstance(given, dict):
+            raise MalformedRequest("the body is not a JSON object: send one")
+        try:
+            return schema.model_validate(given)
+        except ValidationError as error:
+            raise InvalidParameter(sentences(error.errors(include_url=False))) from None
+
+    return read
+
+
+async def receive_body(request: Request, share: BudgetShare, max_bytes: int | None = None) -> bytes:
+    """The whole body without its content encoding; `max_bytes` counts before and after. None: the setting's.
+
+    Raises BodyTooLarge at the header if it says so, else at the first byte too many; UnsupportedMedia and
+    MalformedRequest for its encoding; Overloaded, ClientGone.
+    """
+    context = context_of(request)
+    limit = context.runtime.settings.max_body_bytes if max_bytes is None else max_bytes
+    headers = request.headers
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", *WINDOW_BITS):
+        raise UnsupportedMedia(f"content encoding {encoding[:100]} is not supported: send gzip, deflate or none")
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise BodyTooLarge(f"the body has {announced} bytes, the limit is {limit}: send a smaller one")
     chunks: list[bytes] = []
     received = 0
-    while True:
+    more = True
+    while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone("the client closed the connection while sending")
+        more = message.get("more_body", False)
         if chunk := message.get("body", b""):
             received += len(chunk)
-            if received > max_bytes:
-                request.state.body_ended = not message.get("more_body", False)
-                raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the limit: send a smaller image")
+            if received > limit:
+                context.body_ended = not more
+                raise BodyTooLarge(f"the body has more than {limit} bytes, the limit: send a smaller one")
             share.take(len(chunk))
             chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    context.body_ended = True  # a refusal from here on has nothing left to read
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if encoding in WINDOW_BITS:
+        body = await asyncio.to_thread(unpacked, body, encoding, limit)  # zlib works beside the event loop
+        share.take(len(body))
+    return body
 
 
-@contextmanager
-def slow_body_as_problem(timeout_s: float) -> Iterator[None]:
-    """Turn the timeout of a receive into SlowRequest."""
+def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """The body before its content encoding. Raises BodyTooLarge when it has more bytes, MalformedRequest."""
+    inflate = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
-        yield
-    except TimeoutError:
-        raise SlowRequest(
-            f"the body had not arrived after {timeout_s:g} s: send it faster or make it smaller"
-        ) from None
+        plain = inflate.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise MalformedRequest(f"the body is no {encoding}: {error}") from error
+    if len(plain) > max_bytes:
+        raise BodyTooLarge(f"the body unpacks to more than {max_bytes} bytes, the limit: send a smaller one")
+    if not inflate.eof or inflate.unused_data:
+        raise MalformedRequest(f"the {encoding} body is cut short, or something comes after its end: send it whole")
+    return plain
 
 
-class dropped_when_client_leaves:  # used like a function: no generator, which would cost a request more
-    """Cancel what runs inside when the client disconnects, and raise ClientGone. Only after the body has been read.
-
-    Under our own server the connection tells (web/connection.py), which costs nothing; under any other, reading the
-    request's next message does.
-    """
-
-    __slots__ = ("_connection", "_left", "_request", "_task", "_watcher")
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._left = False
-        self._watcher: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._connection: Protocol | None = self._request.scope.get(SCOPE_KEY)
-        if self._connection is None:
-            self._watcher = asyncio.create_task(self._watch())
-        elif self._connection.lost:
-            raise ClientGone("the client closed the connection before its answer")
-        else:
-            self._connection.on_lost = self._cancel
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._connection is not None:
-            self._connection.on_lost = None
-        elif self._watcher is not None:
-            self._watcher.cancel()
-        if not self._left:
-            return
-        others = self._task.uncancel()
-        if isinstance(error, asyncio.CancelledError) and others == 0:  # somebody else's cancellation would count
-            raise ClientGone("the client closed the connection before its answer") from None
-
-    def _cancel(self) -> None:
-        self._left = True
-        self._task.cancel()
-
-    async def _watch(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._cancel()
+async def _read_form(request: Request, share: BudgetShare, content_type: str, fields: tuple[str, ...]) -> list[Upload]:
+    body = await receive_body(request, share)
+    max_parts = context_of(request).runtime.settings.max_form_parts
+    if len(body) > THREADED_BYTES:
+        return await asyncio.to_thread(parse_form, body, content_type, fields, max_parts)
+    return parse_form(body, content_type, fields, max_parts)
 
 
 def _media_type(content_type: str) -> str:

@@ -1,12 +1,12 @@
 """uvicorn's HTTP protocol with what a service in the open needs: who left, who says nothing, and how many may come.
 
 Used by service/web/server.py. Under another ASGI server the application still works: it then watches for clients that
-leave by reading from the connection (service/web/body.py), and that server has to bound its connections itself.
+leave by reading from the connection (service/web/admission.py), and that server has to bound its connections itself.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -32,7 +32,6 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             transport.abort()  # an answer would cost what the bound is there to save
             return
-        self.transport = cast(asyncio.Transport, _Corked(transport, self.loop))
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,31 +99,3 @@ class Protocol(HttpToolsProtocol):
         self._head_timer = None
         if not self.transport.is_closing():
             self.transport.close()
-
-
-class _Corked:
-    """A transport whose writes of one turn of the event loop leave together: head and body in one system call."""
-
-    __slots__ = ("_held", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        held, self._held = self._held, []
-        if held and not self._transport.is_closing():
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))

@@ -1,25 +1,28 @@
-"""A multipart form in memory to the files in it (RFC 7578). The form of one file is cut out, any other is parsed."""
+"""A multipart form in memory to the files in it (RFC 7578 and RFC 2046), and where its parts begin and end.
+
+The body is searched for its delimiter lines and cut there: a preamble, blanks after a delimiter, folded headers and an
+epilogue are read as RFC 2046 has them.
+"""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
-from service.errors import InvalidParameter, MalformedRequest, TailGuardError
+from service.errors import InvalidParameter, MalformedRequest
 
 MULTIPART = "multipart/form-data"
-PLAIN_BOUNDARY = re.compile(r'multipart/form-data; ?boundary=("?)([0-9A-Za-z\'()+_,./:=?-]{1,70})\1', re.IGNORECASE)
-MAX_PART_HEAD_BYTES = 1024
-# The headers of a part as curl, browsers, httpx and requests write them; names with escapes are the parser's.
-ONLY_DISPOSITION = re.compile(
-    rb'content-disposition: *form-data; *name="([a-z]+)"(?:; *filename="([ !#$&-Z^_`a-z~]*)")?'
-    rb"(?:\r\ncontent-type: *[!-~]+(?:; *[!-~]+)?)?",
-    re.IGNORECASE,
-)
+MAX_PART_HEAD_BYTES = 8192
+BLANKS = b" \t"
+MAX_BLANKS = 256  # after a boundary
+FOLD = re.compile(rb"\r\n[ \t]+")
+# name=token or name="quoted", where a backslash quotes the sign after it
+PARAMETER = re.compile(rb""";[ \t]*([\w!#$%&'*+.^`|~-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))""", re.DOTALL)
+ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+PLAIN_ENCODINGS = (b"", b"binary", b"8bit", b"7bit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Upload:
     """One file: the name its client gave it, and its content."""
 
@@ -27,113 +30,94 @@ class Upload:
     data: bytes
 
 
-def parse_form(body: bytes, content_type: str, fields: tuple[str, ...]) -> list[Upload]:
-    """The files of a multipart body in the fields named. Raises MalformedRequest, InvalidParameter."""
-    if (plain := PLAIN_BOUNDARY.fullmatch(content_type)) is not None:
-        boundary = plain[2].encode()
-    else:
-        _, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary", b"")
-    if not boundary:
-        raise MalformedRequest(f"the content type {MULTIPART} names no boundary: let the HTTP client set it")
-    if (only := _only_part(body, boundary, fields)) is not None:
-        return [only]
-    form = _Form(boundary, fields)
-    form.feed(body)
-    return form.uploads()
+def parse_form(body: bytes, content_type: str, fields: tuple[str, ...], max_parts: int) -> list[Upload]:
+    """The files of a multipart body in the fields named; the content of other parts is passed over.
 
-
-def _only_part(body: bytes, boundary: bytes, fields: tuple[str, ...]) -> Upload | None:
-    """The one file of the form that nearly every client sends, cut out without a parser; None for any other form.
-
-    Nothing is judged here: what does not look exactly so is left to the parser.
+    Raises MalformedRequest, InvalidParameter.
     """
-    start, end = b"--" + boundary + b"\r\n", b"\r\n--" + boundary + b"--\r\n"
-    head = body.find(b"\r\n\r\n", len(start), len(start) + MAX_PART_HEAD_BYTES)
-    if head < 0 or not body.startswith(start) or not body.endswith(end) or len(body) - len(end) < head + 4:
-        return None
-    if body.rfind(b"\r\n--" + boundary, head + 2, len(body) - 5) >= 0:  # another before the last, whose end is cut off
-        return None
-    found = ONLY_DISPOSITION.fullmatch(body, len(start), head)
-    if found is None or found[1].decode() not in fields:
-        return None
-    return Upload(found[2].decode() if found[2] is not None else "", body[head + 4 : len(body) - len(end)])
-
-
-class _Form:
-    """Collects the parts named in `fields`; the content of other parts is passed over."""
-
-    def __init__(self, boundary: bytes, fields: tuple[str, ...]) -> None:
-        self._fields = fields
-        self._uploads: list[Upload] = []
-        self._others: list[str] = []
-        self._header = (bytearray(), bytearray())
-        self._disposition = b""
-        self._filename = ""
-        self._data: bytearray | None = None
-        self._ended = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begin,
-                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                    "on_header_end": self._header_end,
-                    "on_headers_finished": self._headers_finished,
-                    "on_part_data": self._part_data,
-                    "on_part_end": self._part_end,
-                    "on_end": self._end,
-                },
+    boundary = parameters(content_type.encode("latin-1", "replace")).get(b"boundary", b"")
+    if not 1 <= len(boundary) <= 70:  # RFC 2046
+        raise MalformedRequest(
+            f"the content type {MULTIPART} names no boundary of 1 to 70 signs: let the client set it"
+        )
+    uploads: list[Upload] = []
+    others: list[str] = []
+    for start, end in _parts(body, b"\r\n--" + boundary):
+        if len(uploads) + len(others) >= max_parts:
+            raise InvalidParameter(f"the form has more than {max_parts} parts, the limit: send fewer at once")
+        head_end = body.find(b"\r\n\r\n", start - 2, min(end, start + MAX_PART_HEAD_BYTES) + 2)
+        if head_end < 0:
+            raise MalformedRequest(
+                f"a part of the form has no blank line after its headers, at most {MAX_PART_HEAD_BYTES} bytes of them"
             )
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart boundary is not valid: {error}") from error
-
-    def feed(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart body is malformed: {error}") from error
-
-    def uploads(self) -> list[Upload]:
-        wanted = " or ".join(repr(f) for f in self._fields)
-        if not self._ended:
-            raise self._unfinished()
-        if not self._uploads:
-            found = f"found {', '.join(map(repr, self._others[:5]))}" if self._others else "the form is empty"
-            raise InvalidParameter(f"the form has no field {wanted}: {found}")
-        return self._uploads
-
-    def _unfinished(self) -> TailGuardError:
-        return MalformedRequest("the multipart body ends before its closing boundary: send it whole")
-
-    def _part_begin(self) -> None:
-        self._disposition, self._data = b"", None
-
-    def _header_end(self) -> None:
-        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
-        self._header[0].clear()
-        self._header[1].clear()
-        if name == b"content-disposition":
-            self._disposition = value
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name in self._fields:
-            self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
-            self._data = bytearray()
+        disposition = _disposition(body[start:head_end])
+        name = disposition.get(b"name", b"").decode("utf-8", "replace")
+        if name in fields:
+            uploads.append(Upload(_filename(disposition), body[head_end + 4 : end]))
         else:
-            self._others.append(name[:100])
+            others.append(name[:100])
+    if not uploads:
+        found = f"found {', '.join(map(repr, others[:5]))}" if others else "the form is empty"
+        raise InvalidParameter(f"the form has no field {' or '.join(map(repr, fields))}: {found}")
+    return uploads
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._data is not None:
-            self._data += data[start:end]
 
-    def _part_end(self) -> None:
-        if self._data is not None:
-            self._uploads.append(Upload(self._filename, bytes(self._data)))
-            self._data = None
+def parameters(header: bytes) -> dict[bytes, bytes]:
+    """The parameters of a header such as `form-data; name="file"`, names in lower case."""
+    return {
+        name.lower(): ESCAPED.sub(rb"\1", quoted) if b"\\" in quoted else quoted or token
+        for name, quoted, token in PARAMETER.findall(header)
+    }
 
-    def _end(self) -> None:
-        self._ended = True
+
+def _parts(body: bytes, mark: bytes) -> Iterator[tuple[int, int]]:
+    """Where each part starts, behind its delimiter line, and ends. Raises MalformedRequest unless the form is closed.
+
+    `mark`: a line break, two hyphens and the boundary. The first delimiter may stand at the very beginning.
+    """
+    begun: int | None = None
+    at = -2 if body.startswith(mark[2:]) else body.find(mark)
+    while at != -1:
+        after = at + len(mark)
+        if begun is not None:
+            yield begun, at
+        if body.startswith(b"--", after):
+            return
+        begun = _line_end(body, after)
+        at = body.find(mark, begun - 2)
+    if begun is None:
+        raise MalformedRequest("the multipart body is malformed: its boundary does not occur in it")
+    raise MalformedRequest("the multipart body ends before its closing boundary: send it whole")
+
+
+def _line_end(body: bytes, at: int) -> int:
+    """Behind the line break at `at`, which blanks may precede. Raises MalformedRequest when something else does."""
+    rest = body[at : at + MAX_BLANKS]
+    at += len(rest) - len(rest.lstrip(BLANKS))
+    if not body.startswith(b"\r\n", at):
+        if at + 2 > len(body):
+            raise MalformedRequest("the multipart body ends before its closing boundary: send it whole")
+        raise MalformedRequest("the multipart body is malformed: something follows a boundary on its line")
+    return at + 2
+
+
+def _disposition(head: bytes) -> dict[bytes, bytes]:
+    """The parameters of a part's Content-Disposition. Raises MalformedRequest for a content that is encoded again."""
+    found: dict[bytes, bytes] = {}
+    for line in FOLD.sub(b" ", head).split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        name = name.strip(BLANKS).lower()
+        if name == b"content-disposition":
+            found = parameters(value)
+        elif name == b"content-transfer-encoding" and value.strip(BLANKS).lower() not in PLAIN_ENCODINGS:
+            shown = value.strip(BLANKS)[:50].decode("latin-1")
+            raise MalformedRequest(f"a part has the Content-Transfer-Encoding {shown}: send the bytes as they are")
+    return found
+
+
+def _filename(disposition: dict[bytes, bytes]) -> str:
+    extended = disposition.get(b"filename*", b"")  # RFC 5987: charset'language'percent-encoded
+    charset, _, rest = extended.partition(b"'")
+    if b"filename" not in disposition and charset.lower() == b"utf-8":
+        return unquote_to_bytes(rest.partition(b"'")[2]).decode("utf-8", "replace")
+    return disposition.get(b"filename", b"").decode("utf-8", "replace")

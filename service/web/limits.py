@@ -1,7 +1,10 @@
-"""Token buckets and paced refusals: how much one key may ask, and how often a full service says no. Pure and O(1)."""
+"""Bounds that requests share: a rate per key, a pace of refusals, and the memory for bodies. No HTTP; O(1) each."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from service.errors import Overloaded
 
 ROUNDING_S = 1e-6  # far above the rounding of a clock's seconds, without which a full bucket could refuse
 Clock = Callable[[], float]  # seconds, never backwards
@@ -71,3 +74,42 @@ class Pacer:
             return self._longest_s  # takes no turn: a flood must not leave a debt that others pay after it
         self._busy_until_s = busy_until_s
         return wait_s
+
+
+class BodyBudget:
+    """How many bytes of bodies are in memory at once, over all requests; what would pass the limit is refused."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator["BudgetShare"]:
+        """What one request takes of the budget; all of it is given back at the end."""
+        share = BudgetShare(self)
+        try:
+            yield share
+        finally:
+            self.held_bytes -= share.taken_bytes
+
+
+class BudgetShare:
+    """The bytes that one request holds of a BodyBudget."""
+
+    __slots__ = ("_budget", "taken_bytes")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self.taken_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Raises Overloaded when `count` more bytes do not fit."""
+        budget = self._budget
+        if budget.held_bytes + count > budget.limit_bytes:
+            raise Overloaded(
+                f"bodies of {budget.held_bytes} bytes are in memory and {count} more would pass the limit of "
+                f"{budget.limit_bytes}: come back after the seconds in Retry-After",
+                1.0,
+            )
+        budget.held_bytes += count
+        self.taken_bytes += count

@@ -1,34 +1,30 @@
-"""Around every request: an id in and out, the API key, security headers, metrics, a log line, a trace.
+"""Around every request: an id in and out, security headers, metrics, a log line, a trace; and who may ask at all.
 
-Routes in `direct` are called without FastAPI's routing, dependencies and response validation, which would cost a small
-image more than everything else. They are the same functions that FastAPI documents, with the same query model, so the
-OpenAPI document stays true.
+RequestMiddleware is the outermost: nothing gets past it without an id, a count and an answer. AccessMiddleware is the
+innermost, behind CORS, so that a page of an allowed origin can read a refusal too.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import structlog
 from fastapi import Request
-from pydantic import ValidationError
-from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TailGuardError
 from service.observe.metrics import METHODS
 from service.observe.tracing import http_attributes
-from service.runtime import Service
-from service.web.limits import TokenBucket
-from service.web.problems import Refusals, unexpected
-from service.web.schemas import Wishes
+from service.runtime import Runtime
+from service.web.access import OPEN_PATHS, Keys, role_of
+from service.web.context import CONTEXT_KEY, RequestContext
+from service.web.limits import BodyBudget, TokenBucket
+from service.web.problems import Problems, unexpected
 
-OPEN_PATHS = frozenset({"/", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
-ADMIN_PREFIX = "/admin/"
 UNTRACED = ("/health", "/v2/health", "/metrics")
+UNMATCHED = "unmatched"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -41,23 +37,14 @@ LOG_LINES_PER_S, LOG_LINES_AT_ONCE = 20, 100  # of refusals: a flood of them mus
 log = structlog.get_logger()
 
 
-class Direct(NamedTuple):
-    """A route called directly: its function, and the model of its query."""
+class RequestMiddleware:
+    """Pure ASGI: makes the RequestContext, and counts, logs and traces what came of the request."""
 
-    endpoint: Callable[[Request, Any], Awaitable[Response]]
-    query: type[Wishes]
-
-
-class Observe:
-    """Pure ASGI and outermost: nothing gets past it without an id, a count and an answer."""
-
-    def __init__(
-        self, app: ASGIApp, service: Service, refusals: Refusals, direct: Mapping[tuple[str, str], Direct]
-    ) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime, budget: BodyBudget, routes: Sequence[Route]) -> None:
         self._app = app
-        self._service = service
-        self._refusals = refusals
-        self._direct = direct
+        self._routes = routes
+        self._runtime = runtime
+        self._budget = budget
         self._lines = TokenBucket(LOG_LINES_PER_S, LOG_LINES_AT_ONCE)
         self._unlogged = 0
 
@@ -65,97 +52,96 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = perf_counter(), 499
-        request_id = _request_id(scope)
-        scope.setdefault("state", {}).update(request_id=request_id, started=started)
-        begun = False
+        runtime, status = self._runtime, 0
+        context = RequestContext(runtime, self._budget, _request_id(scope), perf_counter())
+        scope[CONTEXT_KEY] = context
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, begun = message["status"], True
+                status = message["status"]
                 message["headers"] = [
-                    *message["headers"], (b"x-request-id", request_id.encode()), *SECURITY_HEADERS
+                    *message["headers"], (b"x-request-id", context.request_id.encode()), *SECURITY_HEADERS
                 ]  # fmt: skip
-                if self._service.draining:
+                if runtime.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        request = Request(scope, receive)
-        self._service.in_flight += 1
+        runtime.in_flight += 1
         try:
-            await self._answer(request, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            log.exception("unexpected error", request_id=request_id, path=scope["path"])
-            if not begun:
-                await unexpected(request)(scope, receive, send_with_headers)
+            log.exception("unexpected error", request_id=context.request_id, path=scope["path"])
+            if not status:
+                await unexpected(Request(scope))(scope, receive, send_with_headers)
         finally:
-            self._service.in_flight -= 1
-            self._record(scope, status, request_id, started)
+            runtime.in_flight -= 1
+            self._record(scope, context, status or 499)
 
-    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
-        scope = request.scope
-        try:
-            self._admit(scope)
-            direct = self._direct.get((scope["method"], scope["path"]))
-            if direct is None:
-                await self._app(scope, receive, send)
-                return
-            scope["route_path"] = scope["path"]
-            query = scope["query_string"]
-            wishes = direct.query.model_validate(
-                dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {}
-            )
-            response = await direct.endpoint(request, wishes)
-        except (TailGuardError, ValidationError) as error:
-            response = await self._refusals.of(request, error)
-        await response(scope, receive, send)
-
-    def _admit(self, scope: Scope) -> None:
-        """Raises Unauthorized, Forbidden or RateLimited."""
-        path = scope["path"]
-        if path.startswith(ADMIN_PREFIX):
-            scope["state"]["key"] = self._service.keys.admit_admin(scope["headers"]).name
-        elif path not in OPEN_PATHS:
-            key = self._service.keys.admit(scope["headers"])
-            if key is not None:
-                scope["state"]["key"] = key.name
-
-    def _record(self, scope: Scope, status: int, request_id: str, started: float) -> None:
+    def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         ended = perf_counter()
-        state = scope["state"]
-        # The template, never the path: labels stay few.
-        route: str = scope.get("route_path", "") or getattr(scope.get("route"), "path", "unmatched")
+        route = self._template(scope)
         method = scope["method"] if scope["method"] in METHODS else "other"
-        metrics = self._service.metrics
+        metrics = self._runtime.metrics
         metrics.requests.labels(route, method, str(status)).inc()
-        metrics.request_seconds.labels(route).observe(ended - started)
-        if "decided" in state:
-            metrics.respond_seconds.observe(ended - state["decided"])
-        if self._service.tracer is not None and not route.startswith(UNTRACED):
-            self._trace(scope, route, status, started, ended)
+        metrics.request_seconds.labels(route).observe(ended - context.started)
+        if context.decided is not None:
+            metrics.respond_seconds.observe(ended - context.decided)
+        if self._runtime.tracer is not None and not route.startswith(UNTRACED):
+            self._trace(scope, context, route, status, ended)
         if status >= 400 and not route.startswith("/health"):
-            if self._lines.take() > 0:
-                self._unlogged += 1
-                return
-            level = log.error if status == 500 else log.info
-            more = {"key": state["key"]} if "key" in state else {}
-            if self._unlogged:
-                more["lines_left_out"], self._unlogged = self._unlogged, 0
-            level(
-                "refused", status=status, method=method, route=route, request_id=request_id,
-                ms=round((ended - started) * 1e3, 2), **more,
-            )  # fmt: skip
+            self._log(context, route, method, status, ended)
 
-    def _trace(self, scope: Scope, route: str, status: int, started: float, ended: float) -> None:
-        assert self._service.tracer is not None
-        state = scope["state"]
-        attributes = http_attributes(scope["method"], scope["scheme"], scope["path"], route, status)
-        attributes |= {"tailguard.request_id": state["request_id"], **state.get("attributes", {})}
-        self._service.tracer.record(
-            f"{scope['method']} {route}", scope["headers"], started, ended, state.get("stages", {}), attributes,
-            failed=status >= 500,
+    def _template(self, scope: Scope) -> str:
+        """The template of the route, never the path, so that labels stay few."""
+        if (route := scope.get("route")) is None:  # refused before it came to the routes
+            path = scope["path"]
+            route = next((route for route in self._routes if route.path_regex.match(path)), None)
+        return UNMATCHED if route is None else str(route.path)
+
+    def _log(self, context: RequestContext, route: str, method: str, status: int, ended: float) -> None:
+        if self._lines.take() > 0:
+            self._unlogged += 1
+            return
+        failed = status == 500
+        more = {} if context.key is None else {"key": context.key.name}
+        if self._unlogged:
+            more["lines_left_out"], self._unlogged = str(self._unlogged), 0
+        (log.error if failed else log.info)(
+            "failed" if failed else "refused", status=status, method=method, route=route,
+            request_id=context.request_id, ms=round((ended - context.started) * 1e3, 2), **more,
         )  # fmt: skip
+
+    def _trace(self, scope: Scope, context: RequestContext, route: str, status: int, ended: float) -> None:
+        tracer = self._runtime.tracer
+        assert tracer is not None
+        attributes = http_attributes(scope["method"], scope["scheme"], scope["path"], route, status)
+        attributes["tailguard.request_id"] = context.request_id
+        if context.images:
+            attributes |= {"tailguard.images": context.images, **(context.attributes or {})}
+        tracer.record(
+            f"{scope['method']} {route}", scope["headers"], context.started, ended, context.trace_stages(ended),
+            attributes, failed=status >= 500,
+        )  # fmt: skip
+
+
+class AccessMiddleware:
+    """Lets a request pass when its API key may ask for its path, and refuses it otherwise."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, problems: Problems) -> None:
+        self._app = app
+        self._keys = keys
+        self._problems = problems
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (path := scope["path"]) not in OPEN_PATHS:
+            try:
+                scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
+            except TailGuardError as error:
+                response = await self._problems.answer(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

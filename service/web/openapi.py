@@ -1,27 +1,35 @@
-"""What the OpenAPI document says beyond what FastAPI sees: the bodies read by hand, and every error with an example."""
+"""What the OpenAPI document says beyond what FastAPI sees: the bodies read by hand, and every error with an example.
+
+A route names the errors that it can answer; statuses and titles come from the one table, service.errors.PROBLEMS. The
+examples are what the service answers, to the letter: tests/service/web/test_openapi.py provokes each.
+"""
 
 from typing import Any
 
 from service.errors import (
-    HTTP_KINDS,
     INTERNAL,
     PROBLEM_MEDIA_TYPE,
-    STATUS,
+    PROBLEMS,
     BodyTooLarge,
     DeadlineExceeded,
     Forbidden,
     InvalidImage,
     InvalidParameter,
-    Kind,
     MalformedRequest,
     NotReady,
     Overloaded,
-    Refused,
+    ProblemKind,
+    RateLimited,
     SlowRequest,
+    TailGuardError,
     Unauthorized,
     UnsupportedMedia,
     problem,
 )
+
+EXAMPLE_ID = "3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f"
+Failure = type[TailGuardError] | ProblemKind  # an error, or INTERNAL for what none describes
+Responses = dict[int | str, dict[str, Any]]
 
 BINARY = {"type": "string", "format": "binary"}
 RAW_TYPES = (
@@ -36,65 +44,87 @@ RAW_TYPES = (
 )
 RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 
-DETAILS = {
-    400: "the multipart body ends before its closing boundary: send it whole",
-    401: "the API key is missing or wrong: send it as X-API-Key or Authorization: Bearer",
-    403: "the key ci is not an admin key: send one that is",
-    404: "'examples/lion.png' is none of the examples: cat.png, dog.png",
-    408: "the body had not arrived after 10 s: send it faster or make it smaller",
-    409: "the bundle in service stays: models/cifar10-lt/2 is not a bundle: manifest.json cannot be read",
-    413: "the body has 20971520 bytes, the limit is 10485760: send a smaller image",
-    415: "content type text/plain is not supported: send multipart/form-data with the field 'file', "
-    "or the image itself with a content type such as image/jpeg",
-    422: "operating_point 'id99' is none of this model's: id95, ood95",
-    429: "64 images are queued and 1 more would pass the limit of 64: come back after the seconds in Retry-After",
-    500: "the service failed at this request; its log says why under 3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f",
-    503: "the service is shutting down: send the request to another replica",
-    504: "the image was still waiting at its deadline: try again when there is less load",
+# What a route may be refused for before it is reached, and what may go wrong in any.
+ANY_ROUTE: tuple[Failure, ...] = (INTERNAL,)
+KEYED_ROUTE: tuple[Failure, ...] = (Unauthorized, RateLimited, INTERNAL)
+MODEL_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, NotReady)
+BODY_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, MalformedRequest, SlowRequest, BodyTooLarge, UnsupportedMedia,
+                                   InvalidParameter, NotReady)  # fmt: skip
+IMAGE_ROUTE: tuple[Failure, ...] = (*BODY_ROUTE, InvalidImage, Overloaded, DeadlineExceeded)
+ADMIN_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, Forbidden)
+
+DETAILS: dict[Failure, str] = {
+    MalformedRequest: "the multipart body ends before its closing boundary: send it whole",
+    Unauthorized: "the API key is missing or wrong: send it as X-API-Key or Authorization: Bearer",
+    Forbidden: "the key ci is not an admin key: send one that is",
+    SlowRequest: "the body had not arrived after 0.05 s: send it faster or make it smaller",
+    BodyTooLarge: "the body has 20971520 bytes, the limit is 10485760: send a smaller one",
+    UnsupportedMedia: "content encoding br is not supported: send gzip, deflate or none",
+    InvalidImage: "the image is empty (0 bytes): send the content of an image file",
+    InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95",
+    Overloaded: "64 images are queued and 1 more would pass the limit of 64: come back after the seconds in "
+    "Retry-After",
+    RateLimited: "the key ci is over its 0.01 requests per second: come back after the seconds in Retry-After",
+    INTERNAL: f"the service failed at this request; its log says why under {EXAMPLE_ID}",
+    NotReady: "the service is starting: ask again in a second",
+    DeadlineExceeded: "no answer at the deadline: try again when there is less load",
 }
-MEANINGS = {
-    422: "A parameter, a field name or the image is not valid: empty, damaged, cut short, or over the pixel limit",
-}
-KINDS: dict[int, Kind] = {
-    **{404: HTTP_KINDS[404], 500: INTERNAL},
-    **{
-        STATUS[error].status: STATUS[error]
-        for error in (
-            MalformedRequest, Unauthorized, Forbidden, Refused, SlowRequest, BodyTooLarge, UnsupportedMedia,
-            InvalidImage, InvalidParameter, Overloaded, NotReady, DeadlineExceeded,
-        )
-    },
-}  # fmt: skip
 
 
-def problems(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: a problem document with an example for each status."""
-    return {status: _documented(path, status) for status in statuses}
+def kind_and_detail(failure: Failure, said: dict[Failure, str]) -> tuple[ProblemKind, str]:
+    """What the table says of a failure, and the detail of its example: that of the route, or the usual one."""
+    kind = failure if isinstance(failure, ProblemKind) else PROBLEMS[failure]
+    return kind, said.get(failure) or DETAILS[failure]
 
 
-def _documented(path: str, status: int) -> dict[str, Any]:
-    kind = KINDS[status]
-    example = problem(kind, DETAILS[status], instance=path, request_id="3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f")
-    content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
-    documented: dict[str, Any] = {"description": MEANINGS.get(status, kind.title), "content": content}
+def problems(path: str, failures: tuple[Failure, ...], said: dict[Failure, str] | None = None) -> Responses:
+    """The `responses` of a route: a problem document with an example for each failure, by status.
+
+    `said`: details of this route in place of those in DETAILS.
+    """
+    found: Responses = {}
+    for failure in failures:
+        kind, detail = kind_and_detail(failure, said or {})
+        example = problem(kind, detail, instance=path, request_id=EXAMPLE_ID)
+        described(found, kind.status, kind, PROBLEM_MEDIA_TYPE, example)
+        found[kind.status]["content"][PROBLEM_MEDIA_TYPE]["schema"] = {"$ref": "#/components/schemas/Problem"}
+    return found
+
+
+def described(found: Responses, status: int, kind: ProblemKind, media_type: str, example: object) -> None:
+    """Add an example to the response of a status."""
+    response = found.setdefault(status, {"description": kind.title, "content": {media_type: {"examples": {}}}})
+    if kind.title not in response["description"]:
+        response["description"] += f", or: {kind.title[0].lower()}{kind.title[1:]}"
+    response["content"][media_type]["examples"][kind.slug] = {"summary": kind.title, "value": example}
     if status in (429, 503):
-        documented["headers"] = RETRY_AFTER
-    return documented
+        response["headers"] = RETRY_AFTER
 
 
-DEADLINE = {
-    "parameters": [
-        {
-            "name": "X-Request-Timeout-Ms",
-            "in": "header",
-            "required": False,
-            "description": "milliseconds after which the answer is of no use; at most the service's own limit",
-            "schema": {"type": "integer", "minimum": 1},
-        }
-    ]
-}
+def path_parameters(*names: str) -> list[dict[str, Any]]:
+    """Path parameters, by hand: FastAPI would document a 422 that a string cannot cause."""
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+# What every route with a body takes.
+BODY_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "required": False,
+        "description": "milliseconds after which the answer is of no use; at most the service's own limit",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    {
+        "name": "Content-Encoding",
+        "in": "header",
+        "required": False,
+        "description": "of the request; the limit of a body counts before and after it is undone",
+        "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
+    },
+]
 ONE_FILE: dict[str, Any] = {
-    **DEADLINE,
+    "parameters": BODY_HEADERS,
     "requestBody": {
         "required": True,
         "description": "One image: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC, as a form field or as it is.",
@@ -108,7 +138,7 @@ ONE_FILE: dict[str, Any] = {
     },
 }
 MANY_FILES: dict[str, Any] = {
-    **DEADLINE,
+    "parameters": BODY_HEADERS,
     "requestBody": {
         "required": True,
         "description": "Images in fields named `files` (`file` is taken too), all within the limit of one body.",
@@ -123,4 +153,9 @@ MANY_FILES: dict[str, Any] = {
         },
     },
 }
-UPLOAD_ERRORS = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+def json_body(model: type[Any]) -> dict[str, Any]:
+    """What OpenAPI says of a route that reads a small JSON body by hand."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"parameters": BODY_HEADERS, "requestBody": {"required": True, "content": content}}

@@ -1,25 +1,31 @@
-"""Every refusal in one shape, RFC 9457 problem details: our errors, FastAPI's validation, Starlette's 404 and 405."""
+"""Every refusal in one shape, RFC 9457 problem details: our errors, FastAPI's validation, Starlette's 404 and 405.
+
+Under /v2 the shape and the statuses are those of the Open Inference Protocol.
+"""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import (
-    HTTP_KINDS,
     INTERNAL,
     PROBLEM_MEDIA_TYPE,
     BodyTooLarge,
     ClientGone,
     InvalidParameter,
-    Kind,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
     Overloaded,
+    ProblemKind,
     RateLimited,
     TailGuardError,
     headers_of,
@@ -27,8 +33,9 @@ from service.errors import (
     problem,
 )
 from service.observe.metrics import Metrics
+from service.web.context import context_of
 from service.web.limits import Pacer
-from service.web.oip.schemas import JSON_MEDIA_TYPE, refusal, speaks
+from service.web.oip.schemas import JSON_MEDIA_TYPE, is_protocol_path, protocol_problem
 
 LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
 LINGER_BYTES = 64 * 2**20
@@ -38,7 +45,7 @@ LONGEST_HOLD_S = 1.0
 log = structlog.get_logger()
 
 
-class Refusals:
+class Problems:
     """Turns errors into answers, and counts them by reason."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -46,19 +53,18 @@ class Refusals:
         self._pacer = Pacer(REFUSALS_PER_S, LONGEST_HOLD_S)
 
     def install(self, app: FastAPI) -> None:
-        """Let every error that reaches FastAPI end here."""
-        app.add_exception_handler(TailGuardError, self.of)
-        app.add_exception_handler(RequestValidationError, self.of)
-        app.add_exception_handler(HTTPException, self.of)
+        """Let every error that reaches FastAPI be answered here."""
+        for error in (TailGuardError, RequestValidationError, HTTPException):
+            app.add_exception_handler(error, self.answer)
 
-    async def of(self, request: Request, error: Exception) -> Response:
+    async def answer(self, request: Request, error: Exception) -> Response:
         """The response for an error that this service or its framework raised for a request."""
+        more_headers: dict[str, str] = {}
         if isinstance(error, HTTPException):
-            kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", str(error.detail)))
-            detail = f"{request.method} {request.url.path} is not served here: GET /openapi.json lists what is"
-            return _answer(request, kind, detail, dict(error.headers or {}))
-        if isinstance(error, RequestValidationError | ValidationError):
-            error = InvalidParameter("; ".join(_sentence(dict(e)) for e in error.errors()))
+            more_headers = dict(error.headers or {})
+            error = _translated(request, error)
+        elif isinstance(error, RequestValidationError):
+            error = InvalidParameter(sentences(error.errors()))
         assert isinstance(error, TailGuardError)
         self.count(error)
         if isinstance(error, ClientGone):
@@ -66,18 +72,39 @@ class Refusals:
         if isinstance(error, Overloaded | RateLimited) and (hold_s := self._pacer.delay()) > 0:
             await asyncio.sleep(hold_s)
         if kind_of(error).status == 500:
-            log.error("failed", request_id=request.state.request_id, error=str(error))
+            log.error("failed", request_id=context_of(request).request_id, error=str(error))
         response = _Lingering if isinstance(error, BodyTooLarge) else _Problem
-        return _answer(request, kind_of(error), str(error), headers_of(error), response)
+        return _answer(request, kind_of(error), str(error), headers_of(error) | more_headers, response)
 
     def count(self, error: TailGuardError) -> None:
+        """Count a refused request, or a refused image of a batch."""
         self._metrics.refused.labels(kind_of(error).slug).inc()
 
 
 def unexpected(request: Request) -> Response:
-    """The answer when the fault is ours; the log has the rest."""
-    detail = f"the service failed at this request; its log says why under {request.state.request_id}"
+    """The answer to a request at which this service failed for a reason that it does not know; the log has the rest."""
+    detail = f"the service failed at this request; its log says why under {context_of(request).request_id}"
     return _answer(request, INTERNAL, detail, {})
+
+
+def sentences(errors: Sequence[Any]) -> str:
+    """What pydantic found wrong, in one line: each field with its value."""
+    return "; ".join(_sentence(error) for error in errors)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    where = error["loc"][-1] if error["loc"] else "the body"
+    return f"{str(where)[:100]}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
+
+
+def _translated(request: Request, error: HTTPException) -> TailGuardError:
+    """What the framework refuses, as an error of ours."""
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return NotFound(f"{where} is not served here: GET /openapi.json lists what is")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{where} is not served here: GET /openapi.json lists what is")
+    return MalformedRequest(f"{where} cannot be read: {error.detail}")
 
 
 class _Problem(JSONResponse):
@@ -90,7 +117,7 @@ class _Lingering(_Problem):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        left = 0 if scope["state"].get("body_ended") else LINGER_BYTES
+        left = 0 if context_of(Request(scope)).body_ended else LINGER_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while left > 0:
@@ -102,16 +129,10 @@ class _Lingering(_Problem):
 
 
 def _answer(
-    request: Request, kind: Kind, detail: str, headers: dict[str, str], response: type[_Problem] = _Problem
+    request: Request, kind: ProblemKind, detail: str, headers: dict[str, str], response: type[_Problem] = _Problem
 ) -> Response:
-    if speaks(request.url.path):
-        status, said = refusal(kind, detail)
+    if is_protocol_path(request.url.path):
+        status, said = protocol_problem(kind, detail)
         return response(said, status_code=status, headers=headers, media_type=JSON_MEDIA_TYPE)
-    body = problem(kind, detail, instance=request.url.path, request_id=request.state.request_id)
+    body = problem(kind, detail, instance=request.url.path, request_id=context_of(request).request_id)
     return response(body, status_code=kind.status, headers=headers)
-
-
-def _sentence(error: dict[str, object]) -> str:
-    where = error["loc"]
-    name = where[-1] if isinstance(where, tuple) else where
-    return f"{name}={str(error.get('input'))[:100]} is not valid: {error['msg']}"

@@ -1,6 +1,5 @@
 """The bodies of the HTTP answers. Times are in milliseconds, sizes in pixels, shares and probabilities in [0, 1]."""
 
-from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,12 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
 from service.contract.reference import ClassGroup
-from service.ledger.figures import Live
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
 
-class Wishes(BaseModel):
+class ClassifyQuery(BaseModel):
     """What a request may ask for beyond the deployment's defaults: the query of POST /classify."""
 
     top_k: int | None = Field(default=None, ge=1, description="classes to name, at most all; default 5")
@@ -115,7 +113,7 @@ class Answer(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details."""
+    """RFC 9457 problem details; `detail` says what is wrong, with the value, and what to do."""
 
     type: str
     title: str
@@ -174,38 +172,7 @@ class ModelSummary(BaseModel):
     examples: list[str] = Field(description="names for GET /model/examples/{name}")
 
 
-class ClassMetrics(BaseModel):
-    name: str
-    class_index: int
-    group: str
-    train_count: int
-    accuracy: float | None
-    rejected: float | None
-    live: Live
-
-
-class GroupMetrics(BaseModel):
-    """Means over the classes of a group that were measured, and the costs of the operating point in force."""
-
-    classes: int
-    train_count: int
-    accuracy: float | None
-    rejected: float | None
-    calibration_id_rejected: float | None
-    calibration_outliers_caught: float | None
-    live: Live
-
-
-class ClassesAnswer(BaseModel):
-    model: ModelName
-    operating_point: str
-    threshold_scope: Scope
-    since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
-    classes: list[ClassMetrics]
-    groups: dict[str, GroupMetrics]
-
-
-class OperatingPointWish(BaseModel):
+class OperatingPointChange(BaseModel):
     """The body of PUT /admin/operating-point; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
@@ -214,7 +181,7 @@ class OperatingPointWish(BaseModel):
     threshold_scope: Scope | None = None
 
 
-class BundleWish(BaseModel):
+class BundleChange(BaseModel):
     """The body of PUT /admin/bundle; what is left out is as the deployment chose it, else the bundle decides."""
 
     model_config = ConfigDict(extra="forbid")
@@ -240,5 +207,5 @@ class KeysRead(BaseModel):
     keys: int
 
 
-class Health(BaseModel):
+class HealthAnswer(BaseModel):
     status: str

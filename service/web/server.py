@@ -24,8 +24,9 @@ import uvicorn
 
 from service import process
 from service.errors import SettingsError
-from service.runtime import Service
+from service.runtime import Runtime
 from service.settings import Settings
+from service.web.access import Keys
 from service.web.app import create_app
 from service.web.connection import Protocol
 
@@ -35,15 +36,17 @@ HARD_END_S = 2.0  # after grace and drain, for the loop's own end
 log = structlog.get_logger()
 
 
-class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server with the end described above."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
-        self._service = service
+        self._runtime = runtime
         self._stop_at: float | None = None  # time.monotonic()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What was made by now lives to the end: the collector need not walk it again and again, holding every request.
+        # What exists now lives to the end: the collector need not walk it again and again while requests wait.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
@@ -56,9 +59,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stop_at is not None:
             os._exit(128 + sig)
-        settings = self._service.settings
+        settings = self._runtime.settings
         grace_s = settings.drain_grace_s if sig == signal.SIGTERM else 0.0
-        self._service.draining = True
+        self._runtime.draining = True
         self._stop_at = time.monotonic() + grace_s
         end = threading.Timer(grace_s + settings.drain_s + HARD_END_S, os._exit, (1,))
         end.daemon = True
@@ -75,37 +78,39 @@ def serve(settings: Settings, fail: Callable[[str], int]) -> int:
     process.prepare()
     log.info("settings", **settings.printable())
     app = create_app(settings)
-    service: Service = app.state.service
+    runtime: Runtime = app.state.runtime
+    keys: Keys = app.state.keys
     Protocol.max_connections = _open_files(settings.max_connections)
-    server = Server(
+    server = DrainingServer(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             http=Protocol,
             ws="none",
+            proxy_headers=False,  # nothing here depends on the client's address, and headers can name any
             log_config=None,
             log_level="critical",  # failures are said once, here and in the middleware, without a traceback
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(settings.drain_s),
         ),
-        service,
+        runtime,
     )
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: _reload(service))
+        signal.signal(signal.SIGHUP, lambda *_: _reload(keys))
     try:
         server.run()
     except SystemExit as stop:  # uvicorn's way to say that it could not start
-        cause = service.failure or stop.__context__
-        where = "" if service.failure else f"cannot listen on {settings.host}:{settings.port}: "
+        cause = runtime.failure or stop.__context__
+        where = "" if runtime.failure else f"cannot listen on {settings.host}:{settings.port}: "
         return fail(f"{where}{cause}")
     return 0
 
 
-def _reload(service: Service) -> None:
+def _reload(keys: Keys) -> None:
     with suppress(SettingsError):  # said in the log; raised out of a signal handler it would end the event loop
-        service.reload_keys()
+        keys.reload()
 
 
 def _open_files(wanted: int) -> int:

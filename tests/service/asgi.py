@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.inference.engine import Outputs
-from service.runtime import Service
+from service.runtime import Runtime
 from service.settings import Settings
 from service.web.app import create_app
 from service.web.schemas import Problem
@@ -24,12 +24,12 @@ WAIT_S = 10
 class Gate:
     """Stands before the engine of a running application and holds every batch until it is opened."""
 
-    def __init__(self, service: Service) -> None:
-        assert service.model is not None
+    def __init__(self, runtime: Runtime) -> None:
+        assert runtime.model is not None
         self.opened, self.entered = threading.Event(), threading.Semaphore(0)
         self.images = 0
-        self._run = service.model.engine.run
-        service.model.engine.run = self._held  # type: ignore[method-assign]
+        self._run = runtime.model.engine.run
+        runtime.model.engine.run = self._held  # type: ignore[method-assign]
 
     def _held(self, batch: NDArray[np.uint8]) -> Outputs:
         self.images += len(batch)

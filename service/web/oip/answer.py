@@ -7,8 +7,7 @@ import numpy as np
 from pydantic_core import to_json
 
 from service.contract.bundle import Manifest
-from service.contract.decision import Verdict
-from service.inference.pipeline import Row
+from service.web.record import Decided
 
 NUMPY_TYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
 
@@ -29,8 +28,9 @@ def output_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
     }
 
 
-def columns(manifest: Manifest, rows: list[Row], verdicts: list[Verdict]) -> dict[str, Column]:
+def columns(manifest: Manifest, decided: list[Decided]) -> dict[str, Column]:
     """The output tensors, flat, by name."""
+    rows, verdicts = [one.row for one in decided], [one.verdict for one in decided]
     scores = {name: [row.scores[name] for row in rows] for name in manifest.scores}
     best = [verdict.class_index for verdict in verdicts]
     return {

@@ -6,7 +6,6 @@ binary, a little-endian uint32 length and its content; in JSON an image file is 
 
 import base64
 import struct
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -15,72 +14,55 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from service.contract.bundle import Manifest
-from service.errors import BodyTooLarge, InvalidParameter, MalformedRequest, UnsupportedMedia
+from service.errors import InvalidParameter, MalformedRequest
+from service.inference.model import DecisionParameters, Model
 from service.web.oip.answer import output_types
-from service.web.schemas import Wishes
 
 PIXELS, FILES = "images", "image"
 MAX_JSON_VALUES = 2**19  # 10 to 40 ms of parsing; a 384 x 384 image has 442,368
 JSON_WEIGHTS = {b",": 1, b"[": 4, b"{": 64}  # lists and objects cost more, and an honest request has few of them
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib counts them: 16 and more stand for gzip's header
 LENGTH = struct.Struct("<I")
 
 Images = NDArray[np.uint8] | list[bytes]  # pixels [N, H, W, 3] as the model takes them, or N files
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferBody:
     """A request as read. `outputs`: the tensors to send, in order, and whether each is to be binary."""
 
     id: str | None
     images: Images
-    wishes: Wishes
+    parameters: DecisionParameters
     outputs: dict[str, bool]
 
 
-def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """The body before its content encoding. Raises BodyTooLarge when it has more bytes, MalformedRequest."""
-    inflate = zlib.decompressobj(WINDOW_BITS[encoding])
-    try:
-        found = inflate.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise MalformedRequest(f"the body is no {encoding}: {error}") from error
-    if len(found) > max_bytes:
-        raise BodyTooLarge(f"the body unpacks to more than {max_bytes} bytes, the limit: send fewer images at once")
-    if not inflate.eof or inflate.unused_data:
-        raise MalformedRequest(f"the {encoding} body is cut short, or something comes after its end: send it whole")
-    return found
-
-
-def check_encoding(encoding: str) -> None:
-    """Raises UnsupportedMedia."""
-    if encoding not in ("", "identity", *WINDOW_BITS):
-        raise UnsupportedMedia(f"content encoding {encoding[:100]} is not supported: send gzip, deflate or none")
-
-
-def read(body: bytes, json_bytes: str | None, manifest: Manifest, max_images: int) -> Asked:
+def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:
     """A request from its body and its Inference-Header-Content-Length, None without one.
 
     Raises MalformedRequest for what is not of the protocol, InvalidParameter for a value this model does not take.
     """
     end = _json_end(body, json_bytes)
     document = _parsed(body if end == len(body) else body[:end])
-    given = document.get("id")
-    if given is not None and not isinstance(given, str):
-        raise MalformedRequest(f"id is {_shown(given)}: send a string")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise MalformedRequest(f"id is {_shown(request_id)}: send a string")
     parameters = _parameters(document, "the request")
-    try:
-        wishes = Wishes(**{k: parameters[k] for k in ("operating_point", "thresholds") if k in parameters})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidParameter(f"{first['loc'][0]} is {_shown(first['input'])}: {first['msg']}") from error
-    images = _images(document, body, end, manifest, max_images)
-    outputs = _wanted(document, output_types(manifest), _flag(parameters, "binary_data_output", False))
-    return Asked(given, images, wishes, outputs)
+    chosen = _chosen(parameters, model)
+    images = _images(document, body, end, model.manifest, model.pipeline.queue_images)
+    outputs = _wanted(document, output_types(model.manifest), _flag(parameters, "binary_data_output", False))
+    return InferBody(request_id, images, chosen, outputs)
+
+
+def _chosen(parameters: dict[str, Any], model: Model) -> DecisionParameters:
+    point, scope = parameters.get("operating_point"), parameters.get("thresholds")
+    if point is not None and not isinstance(point, str):
+        raise InvalidParameter(f"operating_point is {_shown(point)}: send the name of one")
+    if scope not in (None, "group", "global"):
+        raise InvalidParameter(f"thresholds is {_shown(scope)}: send group or global")
+    return model.decision_parameters(operating_point=point, thresholds=scope)
 
 
 def _json_end(body: bytes, json_bytes: str | None) -> int:

@@ -9,74 +9,77 @@ Beside JSON the binary tensor data extension is spoken. All images of a request 
 """
 
 import asyncio
-from time import perf_counter, time
+from dataclasses import replace
+from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
 
-from service.contract.decision import decide_row
 from service.errors import InvalidImage, NotFound, NotReady, UnsupportedMedia
-from service.inference.model import DecisionParameters, Model
-from service.inference.pipeline import Image, Pipeline, Row
-from service.ledger.rows import Entry
-from service.runtime import Service, of
-from service.web import body as uploads
-from service.web.deadline import deadline_of
+from service.inference.model import Model
+from service.inference.pipeline import Image, Row
+from service.web.admission import Admitted, admit
+from service.web.body import receive_body
+from service.web.context import runtime_of
+from service.web.limits import BudgetShare
 from service.web.oip import answer as oip_answer
 from service.web.oip import request as oip_request
-from service.web.oip.request import FILES, PIXELS, Asked, Images
+from service.web.oip.request import FILES, PIXELS, InferBody
 from service.web.oip.schemas import (
     BINARY_MEDIA_TYPE,
     INFERRED,
     JSON_MEDIA_TYPE,
     NAMED,
-    PREFIX,
+    ROOT_PATH,
     VERSIONED,
     InferResponse,
-    Live,
     ModelMetadata,
     ModelReady,
-    Ready,
+    ServerLive,
     ServerMetadata,
+    ServerReady,
     TensorMetadata,
     infer_extra,
-    refusals,
+    protocol_problems,
 )
+from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, MODEL_ROUTE
+from service.web.record import Decided, decide_image
 
 HEADER_LENGTH = "inference-header-content-length"
 THREADED_BYTES = 2**17  # a larger body is read in a thread: its JSON and base64 would hold up the event loop
+NAMED_MODEL = protocol_problems((*MODEL_ROUTE, NotFound))
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=ROOT_PATH)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Health and metadata
 
 
-@router.get("", responses=refusals(401, 429, 500))
+@router.get("", responses=protocol_problems(KEYED_ROUTE))
 async def server_metadata(request: Request) -> ServerMetadata:
     """The server's name and the extensions of the protocol that it speaks."""
     return ServerMetadata(name="tailguard", version=request.app.version, extensions=["binary_tensor_data"])
 
 
-@router.get("/health/live", responses=refusals(500))
-async def server_live() -> Live:
+@router.get("/health/live", responses=protocol_problems(ANY_ROUTE))
+async def server_live() -> ServerLive:
     """The process answers."""
-    return Live(live=True)
+    return ServerLive(live=True)
 
 
-@router.get("/health/ready", responses=refusals(500, 503))
-async def server_ready(request: Request) -> Ready:
+@router.get("/health/ready", responses=protocol_problems((*ANY_ROUTE, NotReady)))
+async def server_ready(request: Request) -> ServerReady:
     """The model is verified and the service is not draining."""
-    _ready(of(request))
-    return Ready(live=True, ready=True)
+    runtime_of(request).check_ready()
+    return ServerReady(live=True, ready=True)
 
 
-@router.get("/models/{name}", responses=refusals(401, 404, 429, 500, 503), openapi_extra=NAMED)
-@router.get("/models/{name}/versions/{version}", responses=refusals(401, 404, 429, 500, 503), openapi_extra=VERSIONED)
+@router.get("/models/{name}", responses=NAMED_MODEL, openapi_extra=NAMED)
+@router.get("/models/{name}/versions/{version}", responses=NAMED_MODEL, openapi_extra=VERSIONED)
 async def model_metadata(request: Request) -> ModelMetadata:
     """The tensors that the model takes, one of them at a time, and those it gives."""
-    current = _asked_for(request)
-    manifest = current.manifest
+    model = _named_model(request)
+    manifest = model.manifest
     one_of = {"exactly_one_of": f"{PIXELS},{FILES}"}
     size = [-1, manifest.input.height_px, manifest.input.width_px, 3]
     return ModelMetadata(
@@ -92,25 +95,25 @@ async def model_metadata(request: Request) -> ModelMetadata:
             for name, (datatype, shape) in oip_answer.output_types(manifest).items()
         ],
         parameters={
-            "operating_point": current.operating_point,
-            "thresholds": current.scope,
+            "operating_point": model.operating_point,
+            "thresholds": model.scope,
             "deciding_score": manifest.deciding_score,
             "operating_points": ",".join(manifest.operating_points),
         },
     )
 
 
-@router.get("/models/{name}/ready", responses=refusals(401, 404, 429, 500, 503), openapi_extra=NAMED)
+@router.get("/models/{name}/ready", responses=NAMED_MODEL, openapi_extra=NAMED)
 @router.get(
     "/models/{name}/versions/{version}/ready",
-    responses=refusals(401, 404, 429, 500, 503),
+    responses=NAMED_MODEL,
     openapi_extra=VERSIONED,
 )
 async def model_ready(request: Request) -> ModelReady:
     """The model is verified and the service is not draining."""
-    current = _asked_for(request)
-    _ready(of(request))
-    return ModelReady(name=current.manifest.name, ready=True)
+    model = _named_model(request)
+    runtime_of(request).check_ready()
+    return ModelReady(name=model.manifest.name, ready=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,124 +134,68 @@ async def model_ready(request: Request) -> ModelReady:
 )
 async def infer(request: Request) -> Response:
     """Classify images, given as pixels or as files, and decide on each whether the model knows what it sees."""
-    service = of(request)
-    current = _asked_for(request)
-    current.pipeline.check_room()  # a full queue is told before the body is read
-    deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
-    with current.pipeline.visit(), service.memory.share() as share:
-        with uploads.slow_body_as_problem(timeout_s):
-            async with asyncio.timeout_at(deadline):
-                asked = await _receive(request, service, current, share)
-        parameters = current.decision_parameters(**asked.wishes.model_dump())
-        received = perf_counter()
-        service.metrics.receive_seconds.observe(received - request.state.started)
-        async with uploads.dropped_when_client_leaves(request):
-            with current.pipeline.reserve(len(asked.images)):
-                rows = await _rows(current.pipeline, asked.images, deadline)
-    done = perf_counter()
-    body = _decided(request, current, parameters, asked, rows, done - received)
-    if service.tracer is not None:
-        request.state.stages = {
-            "receive": (request.state.started, received),
-            "classify": (received, done),
-            "respond": (done, perf_counter()),
-        }
-        request.state.attributes = {"tailguard.images": len(rows)}
-    return body
+    _named_model(request)
+    async with admit(request, _read, images=lambda body: len(body.images)) as admitted:
+        admitted = replace(admitted, parameters=admitted.body.parameters)  # here they stand in the body
+        rows = await _rows(admitted)
+        decided = [decide_image(admitted, i, admitted.body.images[i], *row) for i, row in enumerate(rows)]
+        return _answer(admitted, decided)
 
 
-async def _receive(request: Request, service: Service, current: Model, share: uploads.Share) -> Asked:
-    max_bytes = service.settings.max_body_bytes
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    oip_request.check_encoding(encoding)
-    body = await uploads.receive_body(request, max_bytes, share)
-    request.state.body_ended = True  # a refusal from here on has nothing left to read
-    if encoding in oip_request.WINDOW_BITS:
-        body = await asyncio.to_thread(oip_request.unpacked, body, encoding, max_bytes)  # zlib lets the loop go on
-        share.take(len(body))
-    described = (body, request.headers.get(HEADER_LENGTH), current.manifest, current.pipeline.queue_images)
-    if len(body) > THREADED_BYTES:
-        return await asyncio.to_thread(oip_request.read, *described)
-    return oip_request.read(*described)
+async def _read(request: Request, share: BudgetShare, model: Model) -> InferBody:
+    body = await receive_body(request, share)
+    given = (body, request.headers.get(HEADER_LENGTH), model)
+    if len(body) > THREADED_BYTES:  # its JSON and base64 would hold up the event loop
+        return await asyncio.to_thread(oip_request.read, *given)
+    return oip_request.read(*given)
 
 
-async def _rows(pipeline: Pipeline, images: Images, deadline: float) -> list[Row]:
-    """A row for each image. The first that fails ends the others; an image that cannot be read is named by its index.
+async def _rows(admitted: Admitted[InferBody]) -> list[tuple[Row, float]]:
+    """The row of each image and when it was there. The first image that fails ends the others.
 
-    The caller holds the slots. Raises as Pipeline.submit.
+    Raises as Pipeline.submit; an image that cannot be read is named by its index.
     """
 
-    async def one(position: int, image: Image) -> Row:
+    async def one(position: int, image: Image) -> tuple[Row, float]:
         try:
-            return await pipeline.submit(image, deadline)
+            return await admitted.model.pipeline.submit(image, admitted.deadline), perf_counter()
         except (InvalidImage, UnsupportedMedia) as error:
             raise InvalidImage(f"{FILES}[{position}]: {error}") from error
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(i, image)) for i, image in enumerate(images)]
+            tasks = [group.create_task(one(i, image)) for i, image in enumerate(admitted.body.images)]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-def _decided(
-    request: Request, current: Model, parameters: DecisionParameters, asked: Asked, rows: list[Row], seconds: float
-) -> Response:
-    """rows → verdicts → answer, counted. `seconds`: from the received body to the last row."""
-    service, manifest = of(request), current.manifest
-    request_id: str = request.state.request_id
-    key: str | None = getattr(request.state, "key", None)
-    verdicts = []
-    for position, (image, row) in enumerate(zip(asked.images, rows, strict=True)):
-        verdict = decide_row(manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
-        verdicts.append(verdict)
-        service.metrics.decode_seconds.observe(row.decode_s)
-        service.metrics.queue_seconds.observe(max(0.0, seconds - row.decode_s - row.inference_s))
-        current.metrics.count_decision(row.scores, verdict)
-        if service.shadow is not None and parameters.is_default and isinstance(image, bytes):
-            service.shadow.offer(image, manifest.classes[verdict.class_index].name, verdict.decision)
-        if service.ledger is not None:
-            file = image if isinstance(image, bytes) else None
-            service.ledger.record(Entry(time(), request_id, position, manifest, row.scores, verdict, key, file))
-    return _answer(current, parameters, asked, oip_answer.columns(manifest, rows, verdicts))
-
-
-def _answer(
-    current: Model, parameters: DecisionParameters, asked: Asked, found: dict[str, oip_answer.Column]
-) -> Response:
-    manifest = current.manifest
+def _answer(admitted: Admitted[InferBody], decided: list[Decided]) -> Response:
+    manifest, asked = admitted.model.manifest, admitted.body
     head = {
         "model_name": manifest.name,
         "model_version": manifest.version,
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": {
-            "operating_point": parameters.operating_point,
-            "thresholds": parameters.scope,
+            "operating_point": asked.parameters.operating_point,
+            "thresholds": asked.parameters.scope,
             "deciding_score": manifest.deciding_score,
         },
     }
-    body, json_bytes = oip_answer.write(head, manifest, found, asked.outputs)
+    body, json_bytes = oip_answer.write(head, manifest, oip_answer.columns(manifest, decided), asked.outputs)
     if json_bytes is None:
         return Response(body, media_type=JSON_MEDIA_TYPE)
     return Response(body, media_type=BINARY_MEDIA_TYPE, headers={HEADER_LENGTH: str(json_bytes)})
 
 
-def _ready(service: Service) -> None:
-    """Raises NotReady while the service starts or drains."""
-    if service.draining:
-        raise NotReady("the service is draining: send requests to another replica")
-    service.ready()
-
-
-def _asked_for(request: Request) -> Model:
+def _named_model(request: Request) -> Model:
     """The model that the path names. Raises NotFound, NotReady."""
-    current = of(request).ready()
-    manifest = current.manifest
+    model = runtime_of(request).in_force()
+    manifest = model.manifest
     name, version = request.path_params["name"], request.path_params.get("version")
     if name != manifest.name or version not in (None, manifest.version):
         asked = name if version is None else f"{name} version {version}"
         raise NotFound(
             f"model {asked[:100]!r} is not served here: this server has {manifest.name} version {manifest.version}"
         )
-    return current
+    return model

@@ -7,10 +7,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.errors import Kind
-from service.web.openapi import DEADLINE, DETAILS, KINDS, MEANINGS, RETRY_AFTER
+from service.errors import (
+    InvalidImage,
+    MalformedRequest,
+    NotFound,
+    ProblemKind,
+)
+from service.web.openapi import (
+    BODY_HEADERS,
+    IMAGE_ROUTE,
+    Failure,
+    Responses,
+    described,
+    kind_and_detail,
+    path_parameters,
+)
 
-PREFIX = "/v2"
+ROOT_PATH = "/v2"
 JSON_MEDIA_TYPE, BINARY_MEDIA_TYPE = "application/json", "application/octet-stream"
 Datatype = Literal["UINT8", "INT64", "FP32", "FP64", "BYTES"]
 Parameters = dict[str, bool | int | float | str]
@@ -22,11 +35,11 @@ class ServerMetadata(BaseModel):
     extensions: list[str]
 
 
-class Live(BaseModel):
+class ServerLive(BaseModel):
     live: bool
 
 
-class Ready(BaseModel):
+class ServerReady(BaseModel):
     """The protocol's text names the field `live`, its OpenAPI file `ready`: both are sent."""
 
     live: bool
@@ -106,38 +119,31 @@ class InferError(BaseModel):
     error: str
 
 
-def speaks(path: str) -> bool:
+def is_protocol_path(path: str) -> bool:
     """Whether a request to `path` expects the protocol's errors."""
-    return path == PREFIX or path.startswith(f"{PREFIX}/")
+    return path == ROOT_PATH or path.startswith(f"{ROOT_PATH}/")
 
 
-def refusal(kind: Kind, detail: str) -> tuple[int, dict[str, str]]:
+def protocol_problem(kind: ProblemKind, detail: str) -> tuple[int, dict[str, str]]:
     """Status and body of a refusal: the protocol knows 400 where RFC 9110 has 422."""
     return 400 if kind.status == 422 else kind.status, {"error": detail}
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route for the statuses that an error can have."""
-    found: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        detail = EXAMPLES.get(status, DETAILS[status])
-        documented = {"model": InferError, "content": {JSON_MEDIA_TYPE: {"example": {"error": detail}}}}
-        documented["description"] = MEANINGS_HERE.get(status, MEANINGS.get(status, KINDS[status].title))
-        if status in (429, 503):
-            documented["headers"] = RETRY_AFTER
-        found[status] = documented
+def protocol_problems(failures: tuple[Failure, ...]) -> Responses:
+    """The `responses` of a route: the protocol's error with an example for each failure, by status."""
+    found: Responses = {}
+    for failure in failures:
+        kind, detail = kind_and_detail(failure, DETAILS_HERE)
+        status, example = protocol_problem(kind, detail)
+        described(found, status, kind, JSON_MEDIA_TYPE, example)
+        found[status]["model"] = InferError
     return found
 
 
-EXAMPLES = {
-    400: "input images has shape [1, 8, 8, 4], the model takes [N, 32, 32, 3] with N from 1 to 64",
-    404: "model 'other' is not served here: this server has cifar10-lt version 1",
-    415: "content encoding br is not supported: send gzip, deflate or none",
-}
-MEANINGS_HERE = {
-    400: "The body is malformed, a tensor has another name, type or shape, an image or a parameter is not valid",
-    404: "No such model or version",
-    415: "The content encoding is not supported",
+DETAILS_HERE: dict[Failure, str] = {
+    MalformedRequest: "input images has shape [1,8,8,4], the model takes [N, 8, 8, 3] with N from 1 to 64",
+    NotFound: "model 'other' is not served here: this server has tiny version 1",
+    InvalidImage: "image[0]: the image is empty (0 bytes): send the content of an image file",
 }
 
 
@@ -152,44 +158,34 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {key: _inlined(part, definitions) for key, part in schema.items() if key != "$defs"}
 
 
-_SCHEMA = InferRequest.model_json_schema()
-_PATH = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in ("name", "version")]
-NAMED: dict[str, Any] = {"parameters": _PATH[:1]}  # by hand: FastAPI would document a 422 that a string cannot cause
-VERSIONED: dict[str, Any] = {"parameters": _PATH}
+_INFER_SCHEMA = InferRequest.model_json_schema()
+NAMED: dict[str, Any] = {"parameters": path_parameters("name")}
+VERSIONED: dict[str, Any] = {"parameters": path_parameters("name", "version")}
 
 
 def infer_extra(named: dict[str, Any]) -> dict[str, Any]:
     """What OpenAPI says of an infer route with the path parameters `named`."""
-    headers = [
-        {
-            "name": "Inference-Header-Content-Length",
-            "in": "header",
-            "required": False,
-            "description": "bytes of the JSON when binary tensors follow it, before any content encoding",
-            "schema": {"type": "integer", "minimum": 0},
-        },
-        {
-            "name": "Content-Encoding",
-            "in": "header",
-            "required": False,
-            "description": "of the request; the limit of a body counts after it is undone",
-            "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
-        },
-    ]
+    json_length = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "required": False,
+        "description": "bytes of the JSON when binary tensors follow it, before any content encoding",
+        "schema": {"type": "integer", "minimum": 0},
+    }
     return {
-        "parameters": [*named["parameters"], *headers, *DEADLINE["parameters"]],
+        "parameters": [*named["parameters"], json_length, *BODY_HEADERS],
         "requestBody": {
             "required": True,
             "description": "JSON alone, or JSON and then the tensor that has a binary_data_size.",
             "content": {
-                JSON_MEDIA_TYPE: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])},
+                JSON_MEDIA_TYPE: {"schema": _inlined(_INFER_SCHEMA, _INFER_SCHEMA["$defs"])},
                 BINARY_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
             },
         },
     }
 
 
-INFERRED: dict[int | str, dict[str, Any]] = {
+INFERRED: Responses = {
     200: {
         "description": "One row for each image, in the order sent",
         "headers": {
@@ -200,5 +196,5 @@ INFERRED: dict[int | str, dict[str, Any]] = {
         },
         "content": {BINARY_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     },
-    **refusals(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
+    **protocol_problems((*IMAGE_ROUTE, NotFound)),
 }

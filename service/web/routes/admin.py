@@ -5,58 +5,86 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from service.contract.bundle import BundleError
-from service.errors import EngineError, InvalidParameter, Refused, SettingsError
+from service.errors import EngineError, Forbidden, InvalidParameter, MalformedRequest, Refused, SettingsError
 from service.inference.model import Model
-from service.runtime import of
-from service.web.openapi import problems
-from service.web.schemas import BundleWish, InForce, KeysRead, OperatingPointWish
+from service.web.access import Keys
+from service.web.admission import admit
+from service.web.body import json_reader
+from service.web.context import runtime_of
+from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, json_body, problems
+from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
+
+BAD_BUNDLE = "the bundle in service stays: /models/none is not a bundle: manifest.json cannot be read (No such file or "
+BAD_BUNDLE += "directory)"
+NO_PATH = "path= is not valid: String should have at least 1 character"
+BAD_KEYS = "the keys in force stay: keys.toml holds no keys: write each as a table [keys.NAME]"
+NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
+CHANGE_ROUTE = (*BODY_ROUTE, Forbidden)
 
 router = APIRouter(prefix="/admin")
-ERRORS = (401, 403, 422, 429, 500, 503)
 
 
-@router.put("/bundle", responses=problems("/admin/bundle", 400, 409, *ERRORS))
-async def put_bundle(request: Request, wish: BundleWish) -> InForce:
+@router.put(
+    "/bundle",
+    responses=problems(
+        "/admin/bundle",
+        (*CHANGE_ROUTE, Refused),
+        {Refused: BAD_BUNDLE, MalformedRequest: NOT_JSON, InvalidParameter: NO_PATH},
+    ),
+    openapi_extra=json_body(BundleChange),
+)
+async def put_bundle(request: Request) -> InForce:
     """Load another bundle beside the running one, verify it, and let it take over; a bad one changes nothing.
 
     Requests in flight are answered by the bundle they began with.
     """
-    service = of(request)
-    try:
-        loaded, seconds = await service.swap(Path(wish.path), wish.operating_point, wish.threshold_scope)
+    runtime = runtime_of(request)
+    async with admit(request, json_reader(BundleChange)) as admitted:
+        change = admitted.body
+    try:  # not within: a client that leaves shall not stop a swap half-way
+        loaded, seconds = await runtime.swap(Path(change.path), change.operating_point, change.threshold_scope)
     except (BundleError, EngineError, SettingsError) as error:
-        service.metrics.swaps.labels("refused").inc()
+        runtime.metrics.swaps.labels("refused").inc()
         raise Refused(f"the bundle in service stays: {error}") from error
-    service.metrics.swaps.labels("done").inc()
+    runtime.metrics.swaps.labels("done").inc()
     return _in_force(loaded, round(seconds, 3))
 
 
-@router.put("/operating-point", responses=problems("/admin/operating-point", 400, *ERRORS))
-async def put_operating_point(request: Request, wish: OperatingPointWish) -> InForce:
+@router.put(
+    "/operating-point",
+    responses=problems("/admin/operating-point", CHANGE_ROUTE, {MalformedRequest: NOT_JSON}),
+    openapi_extra=json_body(OperatingPointChange),
+)
+async def put_operating_point(request: Request) -> InForce:
     """Decide by another operating point, or by other thresholds of it, from the next request on."""
-    if wish.operating_point is None and wish.threshold_scope is None:
+    async with admit(request, json_reader(OperatingPointChange)) as admitted:
+        change = admitted.body
+    if change.operating_point is None and change.threshold_scope is None:
         raise InvalidParameter("the body names neither operating_point nor threshold_scope: send one of them or both")
-    return _in_force(of(request).set_operating_point(wish.operating_point, wish.threshold_scope), None)
+    return _in_force(runtime_of(request).set_operating_point(change.operating_point, change.threshold_scope), None)
 
 
-@router.post("/keys/reload", responses=problems("/admin/keys/reload", 401, 403, 409, 429, 500))
+@router.post(
+    "/keys/reload",
+    responses=problems("/admin/keys/reload", (*KEYED_ROUTE, Forbidden, Refused), {Refused: BAD_KEYS}),
+)
 async def reload_keys(request: Request) -> KeysRead:
     """Read the keys file again, as the signal HUP does; a bad file changes nothing."""
-    service = of(request)
+    keys: Keys = request.app.state.keys
     try:
-        return KeysRead(keys=service.reload_keys())
+        return KeysRead(keys=keys.reload())
     except SettingsError as error:
         raise Refused(f"the keys in force stay: {error}") from error
 
 
-def _in_force(current: Model, seconds: float | None) -> InForce:
-    manifest = current.manifest
+def _in_force(model: Model, seconds: float | None) -> InForce:
+    manifest = model.manifest
     return InForce(
         name=manifest.name,
         version=manifest.version,
         sha256=manifest.sha256,
-        provider=current.engine.provider,
-        operating_point=current.operating_point,
-        threshold_scope=current.scope,
+        provider=model.engine.provider,
+        operating_point=model.operating_point,
+        threshold_scope=model.scope,
         seconds=seconds,
     )

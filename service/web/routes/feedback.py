@@ -1,29 +1,24 @@
 """POST /feedback: the true label of an image that was classified, told afterwards, into the ledger."""
 
-import asyncio
-
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.decision import Decision
-from service.errors import MalformedRequest, NotFound
+from service.errors import InvalidParameter, MalformedRequest, NotFound
 from service.ledger.rows import Outcome
-from service.runtime import of
 from service.settings import PREFIX
-from service.web import body as uploads
-from service.web.deadline import deadline_of
-from service.web.openapi import DEADLINE, problems
+from service.web.admission import admit
+from service.web.body import json_reader
+from service.web.context import runtime_of
+from service.web.openapi import BODY_ROUTE, json_body, problems
 from service.web.schemas import ModelName
 
 MAX_POSITION = 2**31 - 1
-MAX_BODY_BYTES = 2**14
 
 router = APIRouter()
 
 
-class FeedbackWish(BaseModel):
+class FeedbackBody(BaseModel):
     """The body of POST /feedback. Where a request id was used twice, the latest answer is meant."""
 
     model_config = ConfigDict(
@@ -49,25 +44,38 @@ class FeedbackAnswer(BaseModel):
     outcome: Outcome = Field(description="predicted against true, whether the image was accepted or not")
 
 
-BODY = {"required": True, "content": {"application/json": {"schema": FeedbackWish.model_json_schema()}}}
-ERRORS = (400, 401, 404, 408, 413, 422, 429, 500, 503)
+UNKNOWN_REQUEST = (
+    "the ledger holds no image 0 of request 3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f: send the request_id of an answer, and "
+    "index for an image of a batch; old rows are deleted"
+)
+UNKNOWN_LABEL = "index=-1 is not valid: Input should be greater than or equal to 0"
+NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
 
 
-@router.post("/feedback", responses=problems("/feedback", *ERRORS), openapi_extra={**DEADLINE, "requestBody": BODY})
+@router.post(
+    "/feedback",
+    responses=problems(
+        "/feedback",
+        (*BODY_ROUTE, NotFound),
+        {NotFound: UNKNOWN_REQUEST, InvalidParameter: UNKNOWN_LABEL, MalformedRequest: NOT_JSON},
+    ),
+    openapi_extra=json_body(FeedbackBody),
+)
 async def feedback(request: Request) -> FeedbackAnswer:
     """Tell the true label of a classified image. The answer comes once it is kept.
 
     Sent again it changes nothing; with another label it corrects the one before, which stays in the ledger.
     """
-    ledger = of(request).ledger
+    ledger = runtime_of(request).ledger
     if ledger is None:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
-    wish = await _receive(request)
-    key: str | None = getattr(request.state, "key", None)
-    record = await ledger.record_feedback(wish.request_id, wish.index, wish.label, key=key)
+    async with admit(request, json_reader(FeedbackBody)) as admitted:
+        given, key = admitted.body, admitted.context.key
+        name = None if key is None else key.name
+        record = await ledger.record_feedback(given.request_id, given.index, given.label, key=name)
     return FeedbackAnswer(
-        request_id=wish.request_id,
-        index=wish.index,
+        request_id=given.request_id,
+        index=given.index,
         model=ModelName(name=record.model.name, version=record.model.version),
         predicted=record.label,
         group=record.group,
@@ -75,25 +83,3 @@ async def feedback(request: Request) -> FeedbackAnswer:
         label=record.truth,
         outcome=record.outcome,
     )
-
-
-async def _receive(request: Request) -> FeedbackWish:
-    """The body, read here because FastAPI would take one of any size.
-
-    Raises BodyTooLarge, SlowRequest, ClientGone, MalformedRequest, and RequestValidationError naming the field.
-    """
-    service = of(request)
-    deadline, timeout_s = deadline_of(request, service.settings.request_timeout_s)
-    with service.memory.share() as share, uploads.slow_body_as_problem(timeout_s):
-        async with asyncio.timeout_at(deadline):
-            body = await uploads.receive_body(request, MAX_BODY_BYTES, share)
-    try:
-        given = from_json(body)
-    except ValueError as error:
-        raise MalformedRequest(f"the body is not JSON ({error}): send {{request_id, index, label}}") from error
-    if not isinstance(given, dict):
-        raise MalformedRequest("the body is not a JSON object: send {request_id, index, label}")
-    try:
-        return FeedbackWish.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from error

@@ -1,67 +1,47 @@
-"""What the service says about its model, and the web page: GET /model, /model/classes, /model/examples/{name}, /."""
+"""What the service says about its model: GET /model, /model/classes, /model/examples/{name}, /stats."""
 
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
 
-from service.contract.bundle import ClassInfo, Manifest, Measured
+from service.contract.bundle import Manifest, Measured
 from service.errors import NotFound
-from service.inference.model import Model
-from service.ledger.figures import Live
-from service.web.openapi import problems
-from service.web.routes.stats import live
-from service.web.schemas import (
-    ClassesAnswer,
-    ClassMetrics,
-    GroupMetrics,
-    ModelName,
-    ModelSummary,
-    OperatingPointSummary,
-)
+from service.web.context import runtime_of
+from service.web.figures import ClassesAnswer, StatsAnswer, classes_answer, standing, stats_answer
+from service.web.openapi import MODEL_ROUTE, path_parameters, problems
+from service.web.schemas import ModelSummary, OperatingPointSummary
 
-EXAMPLES = "examples/"
+EXAMPLES_FOLDER = "examples/"
 EXAMPLE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-PAGE = (Path(__file__).parent.parent / "pages" / "index.html").read_text(encoding="utf-8")
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-}
+NO_EXAMPLE = "'lion.png' is none of the examples: blue.png, red.png"
 
 router = APIRouter()
 
 
-def _model(request: Request) -> Model:
-    model: Model = request.app.state.service.ready()
-    return model
-
-
-@router.get("/model", responses=problems("/model", 401, 429, 500, 503))
+@router.get("/model", responses=problems("/model", MODEL_ROUTE))
 async def model_summary(request: Request) -> ModelSummary:
-    """What is in service: classes, operating points with their measured costs, evaluation and provenance."""
-    current = _model(request)
-    return summary(current.manifest, current.engine.provider, current.operating_point, current.scope)
+    """What is in force: classes, operating points with their measured costs, evaluation and provenance."""
+    model = runtime_of(request).in_force()
+    return summary(model.manifest, model.engine.provider, model.operating_point, model.scope)
 
 
-@router.get("/model/classes", responses=problems("/model/classes", 401, 429, 500, 503))
+@router.get("/model/classes", responses=problems("/model/classes", MODEL_ROUTE))
 async def model_classes(request: Request) -> ClassesAnswer:
     """The tail as measured on held-out images, and live: per class, and per group at the operating point in force."""
-    current = _model(request)
-    manifest = current.manifest
-    since, found = live(request.app.state.service.ledger, current)
-    return ClassesAnswer(
-        model=ModelName(name=manifest.name, version=manifest.version),
-        operating_point=current.operating_point,
-        threshold_scope=current.scope,
-        since=since,
-        classes=[
-            ClassMetrics(class_index=i, **info.model_dump(), live=found.classes[i])
-            for i, info in enumerate(manifest.classes)
-        ],
-        groups={group: _group_metrics(current, group, found.groups[group]) for group in current.manifest.group_names},
-    )
+    runtime = runtime_of(request)
+    return classes_answer(standing(runtime.ledger, runtime.in_force()))
+
+
+@router.get("/stats", responses=problems("/stats", MODEL_ROUTE))
+async def stats(request: Request) -> StatsAnswer:
+    """Live rejection, accuracy and realised rejection by class and group, with 95% intervals, beside the calibration.
+
+    Counted by the ledger, so it survives restarts, and is a fraction of a second behind. With several replicas on one
+    PostgreSQL ledger all of them are in it, the others some seconds late.
+    """
+    runtime = runtime_of(request)
+    return stats_answer(standing(runtime.ledger, runtime.in_force()))
 
 
 @router.get(
@@ -69,31 +49,24 @@ async def model_classes(request: Request) -> ClassesAnswer:
     response_class=Response,
     responses={
         200: {"description": "An image file", "content": {t: {} for t in sorted(set(EXAMPLE_TYPES.values()))}},
-        **problems("/model/examples/lion.png", 401, 404, 429, 500, 503),
+        **problems("/model/examples/lion.png", (*MODEL_ROUTE, NotFound), {NotFound: NO_EXAMPLE}),
     },
-    openapi_extra={
-        "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
-    },  # by hand: FastAPI would document a 422 that a string can never cause
+    openapi_extra={"parameters": path_parameters("name")},
 )
 async def model_example(request: Request) -> Response:
     """One of the bundle's example images."""
-    current = _model(request)
+    model = runtime_of(request).in_force()
     name: str = request.path_params["name"]
-    known = examples(current.manifest)
+    known = examples(model.manifest)
     if name not in known:  # only names the manifest lists: no path is ever built from anything else
         raise NotFound(f"{name[:100]!r} is none of the examples: {', '.join(known) or 'this bundle has none'}")
-    content = (current.folder / EXAMPLES / name).read_bytes()
+    content = (model.folder / EXAMPLES_FOLDER / name).read_bytes()
     return Response(content, media_type=EXAMPLE_TYPES[Path(name).suffix], headers={"cache-control": "max-age=3600"})
-
-
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> HTMLResponse:
-    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
 def examples(manifest: Manifest) -> list[str]:
     """Names of the bundle's example images."""
-    names = (f.removeprefix(EXAMPLES) for f in manifest.files if f.startswith(EXAMPLES))
+    names = (f.removeprefix(EXAMPLES_FOLDER) for f in manifest.files if f.startswith(EXAMPLES_FOLDER))
     return sorted(n for n in names if Path(n).suffix in EXAMPLE_TYPES and "/" not in n)
 
 
@@ -142,23 +115,3 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
 
 def _costs(measured: Measured) -> dict[str, Any]:
     return {"calibration": measured.calibration, "test": measured.test}
-
-
-def _group_metrics(current: Model, group: str, live: Live) -> GroupMetrics:
-    members = [c for c in current.manifest.classes if c.group == group]
-    point = current.manifest.operating_points[current.operating_point]
-    cost = point.cost(current.scope).calibration
-    return GroupMetrics(
-        classes=len(members),
-        train_count=sum(c.train_count for c in members),
-        accuracy=_mean(members, "accuracy"),
-        rejected=_mean(members, "rejected"),
-        calibration_id_rejected=cost.id_rejected_by_group.get(group),
-        calibration_outliers_caught=cost.outliers_caught_by_predicted_group.get(group),
-        live=live,
-    )
-
-
-def _mean(members: list[ClassInfo], name: str) -> float | None:
-    values = [v for c in members if (v := getattr(c, name)) is not None]
-    return fmean(values) if values else None

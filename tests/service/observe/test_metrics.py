@@ -72,7 +72,7 @@ def test_what_calibration_promises_is_published(client: TestClient) -> None:
     assert [value("threshold", group=g) for g in ("many", "medium", "few")] == [-5.5, -5.25, -5.0]
     assert [value("expected_rejection", group=g) for g in ("all", "many", "few")] == [0.05, 0.04, 0.06]
     assert value("expected_class_share", **{"class": "red", "group": "many"}) == pytest.approx(1000 / 1110)
-    client.app.state.service.set_operating_point("ood95", "global")  # type: ignore[attr-defined]
+    client.app.state.runtime.set_operating_point("ood95", "global")  # type: ignore[attr-defined]
     found = samples(client)
     assert [value("threshold", group=g) for g in ("many", "medium", "few")] == [-8.0, -8.0, -8.0]
     infos = [dict(labels) for name, labels in found if name == "tailguard_model_info"]
@@ -87,7 +87,7 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
         return {dict(labels)["le"] for n, labels in found if n == f"tailguard_{name}"}
 
     assert bounds("deciding_score_bucket") == bounds("calibration_cdf")
-    current = client.app.state.service.model  # type: ignore[attr-defined]
+    current = client.app.state.runtime.model  # type: ignore[attr-defined]
     for score in tiny.ID_SCORES:
         verdict = decide(current.manifest, 0, score, "id95", "group")
         current.metrics.count_decision({"energy": score, "msp": 0.1}, verdict)
@@ -99,7 +99,7 @@ def test_calibration_and_live_scores_have_the_same_bounds(client: TestClient) ->
 
 
 def test_told_labels_are_counted_and_corrections_apart(client: TestClient) -> None:
-    metrics = client.app.state.service.model.metrics  # type: ignore[attr-defined]
+    metrics = client.app.state.runtime.model.metrics  # type: ignore[attr-defined]
     metrics.count_feedback(0, "correct", "accept")
     metrics.count_feedback(2, "wrong", "reject")
     metrics.count_feedback(2, "wrong", "reject", -1)  # corrected: no counter may ever fall

@@ -1,7 +1,6 @@
 """service/web/routes/admin.py changes: a swap under load, a bad bundle, an operating point, keys, the shadow."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def test_swap_under_load_fails_no_request_and_frees_the_old(administered: Settin
     async def body() -> None:
         async with asgi.running(administered) as (app, client):
             client.headers.update(ADMIN)
-            first, seen, done = app.state.service.model, [], asyncio.Event()
+            first, seen, done = app.state.runtime.model, [], asyncio.Event()
 
             async def ask() -> None:
                 while not done.is_set():
@@ -76,7 +75,7 @@ def test_request_in_flight_is_answered_by_the_bundle_it_began_with(administered:
     async def body() -> None:
         async with asgi.running(administered) as (app, client):
             client.headers.update(ADMIN)
-            gate = asgi.Gate(app.state.service)
+            gate = asgi.Gate(app.state.runtime)
             held = asyncio.create_task(client.post("/classify", content=RED, headers=PNG))
             await gate.busy()
             assert (await client.put("/admin/bundle", json={"path": str(second)})).status_code == 200
@@ -103,7 +102,7 @@ def test_request_whose_body_still_comes_keeps_its_bundle(administered: Settings,
 
             slow = asyncio.create_task(asgi.post(app, "/classify", PNG | ADMIN, receive))
             await asyncio.sleep(0)
-            first = app.state.service.model
+            first = app.state.runtime.model
             assert (await client.put("/admin/bundle", json={"path": str(second)}, headers=ADMIN)).status_code == 200
             await asyncio.sleep(0.05)  # time for the old bundle to be retired, were nobody holding it
             swapped.set()
@@ -219,7 +218,7 @@ def test_rate_of_a_key_is_limited(settings: Settings) -> None:
         document = client.get("/openapi.json").json()
         assert [client.get("/model", headers={"x-api-key": "k3y"}).status_code for _ in range(2)] == [200, 200]
         refused = client.get("/model", headers={"x-api-key": "k3y"})
-        assert_problem(refused, 429, "over its 0.01 requests per second", document)
+        assert_problem(refused, 429, "over its 0.01 images per second", document)
         assert 99 <= int(refused.headers["retry-after"]) <= 100
         assert client.get("/model", headers={"x-api-key": "0ther"}).status_code == 200  # nobody else pays for it
 
@@ -238,7 +237,7 @@ def test_shadow_answers_nobody_and_says_how_often_it_differs(settings: Settings,
                 answer = (await client.post("/classify", content=data, headers=PNG)).json()
                 assert answer["model"]["version"] == "1"
             await client.post("/classify?operating_point=ood95", content=RED, headers=PNG)  # not as deployed
-            await asyncio.gather(*app.state.service.shadow._tasks)
+            await asyncio.gather(*app.state.runtime.shadow._tasks)
             text = (await client.get("/metrics")).text
             counts = {o: f'tailguard_shadow_images_total{{outcome="{o}"}}' for o in ("same", "decision-differs")}
             found = {o: float(text.split(line)[1].split()[0]) for o, line in counts.items()}
@@ -252,7 +251,7 @@ def test_shadow_that_cannot_keep_up_is_skipped(settings: Settings, tiny_bundle: 
 
     async def body() -> None:
         async with asgi.running(shadowed) as (app, client):
-            shadow = app.state.service.shadow
+            shadow = app.state.runtime.shadow
             with shadow.model.pipeline.reserve(2):  # all its room
                 assert (await client.post("/classify", content=RED, headers=PNG)).status_code == 200
             text = (await client.get("/metrics")).text
@@ -270,5 +269,6 @@ def test_shadow_bundle_that_is_none_fails_the_start(settings: Settings) -> None:
 def test_admin_bodies_are_json(administered: Settings) -> None:
     with TestClient(create_app(administered)) as client:
         response = client.put("/admin/bundle", content=b"{", headers=ADMIN | {"content-type": "application/json"})
-        assert response.status_code == 422
-        assert json.loads(response.text)["type"] == "urn:tailguard:problem:invalid-parameter"
+        assert_problem(response, 400, "the body is not JSON", client.get("/openapi.json").json())
+        large = client.put("/admin/bundle", content=b" " * 20_000, headers=ADMIN)
+        assert_problem(large, 413, "the limit is 16384", client.get("/openapi.json").json())

@@ -51,7 +51,7 @@ def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) 
     assert content["multipart/form-data"]["schema"]["required"] == ["file"]
     assert "image/jpeg" in content
     assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
-        "top_k", "operating_point", "thresholds", "X-Request-Timeout-Ms",
+        "top_k", "operating_point", "thresholds", "X-Request-Timeout-Ms", "Content-Encoding",
     }  # fmt: skip
     for path, methods in document["paths"].items():
         if path.startswith("/v2"):
@@ -60,8 +60,9 @@ def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) 
             assert "500" in operation["responses"], (path, method)
             for status, response in operation["responses"].items():
                 if int(status) >= 400:
-                    example = response["content"]["application/problem+json"]["example"]
-                    assert Problem.model_validate(example, extra="forbid").status == int(status)
+                    for slug, example in response["content"]["application/problem+json"]["examples"].items():
+                        problem = Problem.model_validate(example["value"], extra="forbid")
+                        assert (problem.status, problem.type.split(":")[-1]) == (int(status), slug)
     Answer.model_validate(document["components"]["schemas"]["Answer"]["examples"][0], extra="forbid")
     assert "HTTPValidationError" not in document["components"]["schemas"]
     assert "Problem" in document["components"]["schemas"]

@@ -46,7 +46,7 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
 def test_bad_input(client: TestClient, document: dict[str, Any], sent: dict[str, Any], status: int, words: str) -> None:
     assert_problem(client.post("/classify", **sent), status, words, document)
     assert client.post("/classify", content=RED, headers=PNG).status_code == 200
-    assert client.app.state.service.model.pipeline.held == 0  # type: ignore[attr-defined]
+    assert client.app.state.runtime.model.pipeline.held == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_examples_give_nothing_but_examples(client: TestClient, name: str) -> No
 def test_unexpected_error_is_a_problem(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     app = create_app(settings)
     with TestClient(app) as client:
-        engine = app.state.service.model.engine
+        engine = app.state.runtime.model.engine
         run, engine.run = engine.run, lambda batch: 1 / 0
         response = client.post("/classify", content=RED, headers=PNG)
         assert_problem(response, 500, response.headers["x-request-id"], client.get("/openapi.json").json())

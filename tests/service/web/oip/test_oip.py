@@ -264,7 +264,7 @@ def test_health_metadata_and_versions(oip: TestClient) -> None:
 
 
 def test_a_score_that_is_no_number_is_null_in_json_and_rejected(oip: TestClient, monkeypatch: Any) -> None:
-    engine = oip.app.state.service.model.engine  # type: ignore[attr-defined]
+    engine = oip.app.state.runtime.model.engine  # type: ignore[attr-defined]
     run = engine.run
 
     def broken(batch: Any) -> Any:

@@ -55,7 +55,7 @@ def test_counts(settings: Settings) -> None:
 def test_shadow_and_trace_get_what_they_can_use(oip: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[tuple[Any, ...]] = []
     traced: list[tuple[Any, ...]] = []
-    service = oip.app.state.service  # type: ignore[attr-defined]
+    service = oip.app.state.runtime  # type: ignore[attr-defined]
     monkeypatch.setattr(service, "shadow", SimpleNamespace(offer=lambda *what: offered.append(what)))
     monkeypatch.setattr(service, "tracer", SimpleNamespace(record=lambda *what, failed: traced.append(what)))
     ask(oip, UINT8)  # another bundle may take another size
@@ -79,7 +79,7 @@ def test_full_late_and_draining(tiny_bundle: Path) -> None:
 
     async def scenario() -> None:
         async with running(chosen) as (app, client):
-            service = app.state.service
+            service = app.state.runtime
             gate = Gate(service)
             first = asyncio.create_task(client.post(INFER, json={"inputs": [BYTES]}))
             await gate.busy()
@@ -98,7 +98,7 @@ def test_full_late_and_draining(tiny_bundle: Path) -> None:
             assert (await client.get("/v2/health/live")).status_code == 200
             gate.opened.set()
             assert columns(await first)["label"] == ["red", "blue"]
-            assert service.model.pipeline.held == service.memory.held_bytes == 0
+            assert service.model.pipeline.held == app.state.budget.held_bytes == 0
             service.draining = False
 
     asyncio.run(scenario())
@@ -112,10 +112,10 @@ def test_one_bad_image_ends_the_others(tiny_bundle: Path) -> None:
             photos = [RED[:50], *[RED] * 39]
             content = elements(*photos)
             request = binary({"inputs": [tensor(BYTES, len(content), shape=[40])]}, content)
-            gate = Gate(app.state.service)
+            gate = Gate(app.state.runtime)
             gate.opened.set()
             assert_refused(await client.post(INFER, **request), 400, "image[0]: the image is damaged")
-            pipeline = app.state.service.model.pipeline
+            pipeline = app.state.runtime.model.pipeline
             assert pipeline.held == 0
             assert columns(await client.post(INFER, json={"inputs": [BYTES]}))["label"] == ["red", "blue"]
             assert gate.images < 40
@@ -139,7 +139,8 @@ def test_openapi_is_true(oip: TestClient) -> None:
                 if int(status) >= 400:
                     assert list(response["content"]) == ["application/json"]
                     assert response["content"]["application/json"]["schema"]["$ref"].endswith("/InferError")
-                    InferError.model_validate(response["content"]["application/json"]["example"], extra="forbid")
+                    for example in response["content"]["application/json"]["examples"].values():
+                        InferError.model_validate(example["value"], extra="forbid")
     body = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "application/octet-stream"}
     assert "$ref" not in json.dumps(body)

@@ -1,0 +1,193 @@
+"""A model's promises beside what the live stream says of it: one building of figures, which two routes show.
+
+Promised: measured at calibration or on held-out images. Live: counted by the ledger at the operating point in force.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from service.contract.bundle import ClassInfo, Cost
+from service.contract.decision import Scope
+from service.inference.model import Model
+from service.ledger.figures import Figures, Live, Share, figures
+from service.ledger.writer import Ledger
+from service.web.schemas import ModelName
+
+
+class ClassMetrics(BaseModel):
+    name: str
+    class_index: int
+    group: str
+    train_count: int
+    accuracy: float | None
+    rejected: float | None
+    live: Live
+
+
+class GroupMetrics(BaseModel):
+    """Means over the classes of a group that were measured, and the costs of the operating point in force."""
+
+    classes: int
+    train_count: int
+    accuracy: float | None
+    rejected: float | None
+    calibration_id_rejected: float | None
+    calibration_outliers_caught: float | None
+    live: Live
+
+
+class ClassesAnswer(BaseModel):
+    model: ModelName
+    operating_point: str
+    threshold_scope: Scope
+    since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
+    classes: list[ClassMetrics]
+    groups: dict[str, GroupMetrics]
+
+
+class Promised(BaseModel):
+    """Measured at calibration or on held-out images; null where there were none."""
+
+    rejected: float | None = Field(description="by predicted class or group")
+    accuracy: float | None = Field(description="mean over the classes")
+    confirmed_rejected: float | None = Field(description="by true class or group")
+
+
+class ClassStats(BaseModel):
+    name: str
+    class_index: int
+    group: str
+    promised: Promised
+    live: Live
+
+
+class GroupStats(BaseModel):
+    promised: Promised
+    live: Live
+
+
+class StatsAnswer(BaseModel):
+    """The whole stream, its groups, and its classes."""
+
+    model: ModelName
+    operating_point: str
+    threshold_scope: Scope
+    since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
+    all: GroupStats
+    groups: dict[str, GroupStats]
+    classes: list[ClassStats]
+    outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
+    promised_outliers_rejected: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a model stands: its costs at calibration, and what the ledger has counted, as of its last commit."""
+
+    model: Model
+    cost: Cost
+    since: datetime | None
+    live: Figures
+
+
+def standing(ledger: Ledger | None, model: Model) -> Standing:
+    """The figures of the model in force at its operating point."""
+    manifest, point, scope = model.manifest, model.operating_point, model.scope
+    tally = None if ledger is None else ledger.tally(manifest)
+    return Standing(
+        model=model,
+        cost=manifest.operating_points[point].cost(scope).calibration,
+        since=None if tally is None else datetime.fromtimestamp(tally.since, UTC),
+        live=figures(Counter() if tally is None else tally.images, manifest, point, scope),
+    )
+
+
+def stats_answer(standing: Standing) -> StatsAnswer:
+    """The body of GET /stats."""
+    model, cost, live = standing.model, standing.cost, standing.live
+    classes = model.manifest.classes
+    return StatsAnswer(
+        **_head(standing),
+        all=GroupStats(promised=_promised(classes, cost.id_rejected, cost.id_rejected), live=live.all),
+        groups={
+            group: strStats(
+                promised=_promised(
+                    _members(model, group),
+                    cost.id_rejected_by_predicted_group.get(group),
+                    cost.id_rejected_by_group.get(group),
+                ),
+                live=live.groups[group],
+            )
+            for group in model.manifest.group_names
+        },
+        classes=[
+            ClassStats(
+                name=info.name,
+                class_index=i,
+                group=info.group,
+                promised=Promised(rejected=None, accuracy=info.accuracy, confirmed_rejected=info.rejected),
+                live=live.classes[i],
+            )
+            for i, info in enumerate(classes)
+        ],
+        outliers_rejected=live.outliers_rejected,
+        promised_outliers_rejected=cost.outliers_caught,
+    )
+
+
+def classes_answer(standing: Standing) -> ClassesAnswer:
+    """The body of GET /model/classes."""
+    model, cost, live = standing.model, standing.cost, standing.live
+    return ClassesAnswer(
+        **_head(standing),
+        classes=[
+            ClassMetrics(class_index=i, **info.model_dump(), live=live.classes[i])
+            for i, info in enumerate(model.manifest.classes)
+        ],
+        groups={
+            group: _group(_members(model, group), cost, group, live.groups[group])
+            for group in model.manifest.group_names
+        },
+    )
+
+
+def _head(standing: Standing) -> dict[str, Any]:
+    model = standing.model
+    return {
+        "model": ModelName(name=model.manifest.name, version=model.manifest.version),
+        "operating_point": model.operating_point,
+        "threshold_scope": model.scope,
+        "since": standing.since,
+    }
+
+
+def _group(members: Sequence[ClassInfo], cost: Cost, group: str, live: Live) -> GroupMetrics:
+    return GroupMetrics(
+        classes=len(members),
+        train_count=sum(info.train_count for info in members),
+        accuracy=_mean([info.accuracy for info in members]),
+        rejected=_mean([info.rejected for info in members]),
+        calibration_id_rejected=cost.id_rejected_by_group.get(group),
+        calibration_outliers_caught=cost.outliers_caught_by_predicted_group.get(group),
+        live=live,
+    )
+
+
+def _promised(members: Sequence[ClassInfo], rejected: float | None, confirmed: float | None) -> Promised:
+    accuracy = _mean([info.accuracy for info in members])
+    return Promised(rejected=rejected, accuracy=accuracy, confirmed_rejected=confirmed)
+
+
+def _members(model: Model, group: str) -> list[ClassInfo]:
+    return [info for info in model.manifest.classes if info.group == group]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return fmean(measured) if measured else None

@@ -1,0 +1,65 @@
+"""One row of the graph to its decision, and the one place that tells of it: metrics, shadow, ledger, trace.
+
+Used by every route that classifies, so a stage means the same in all of them:
+
+    receive     from the first byte of the request to its body, read
+    queue       of an image: from there to its row, less its decode and its batch
+    decode      of an image
+    inference   of a batch
+    respond     of a request: from its last decision to the end of its answer; RequestMiddleware observes it
+"""
+
+from time import perf_counter, time
+from typing import Any, NamedTuple
+
+from service.contract.decision import Verdict, decide_row
+from service.inference.pipeline import Image, Row
+from service.ledger.rows import Entry
+from service.web.admission import Admitted
+
+
+class Decided(NamedTuple):
+    """One decided image and how long its stages took, in seconds; `total_s` from the first byte of the request."""
+
+    row: Row
+    verdict: Verdict
+    receive_s: float
+    queue_s: float
+    total_s: float
+
+
+def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row, done: float | None = None) -> Decided:
+    """Decide on the image at `position` of a request and tell everybody who keeps count.
+
+    `done`: the reading of perf_counter at which its row was there; None: now.
+    """
+    context, model, parameters = admitted.context, admitted.model, admitted.parameters
+    runtime, manifest = context.runtime, model.manifest
+    verdict = decide_row(manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
+    done = perf_counter() if done is None else done
+    assert context.received is not None  # admit has set it
+    queue_s = max(0.0, done - context.received - row.decode_s - row.inference_s)
+    context.decided = done if context.decided is None else max(done, context.decided)
+    context.images += 1
+
+    runtime.metrics.decode_seconds.observe(row.decode_s)
+    runtime.metrics.queue_seconds.observe(queue_s)
+    model.metrics.count_decision(row.scores, verdict)
+    file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
+    label = manifest.classes[verdict.class_index].name
+    if runtime.shadow is not None and parameters.is_default and file is not None:
+        runtime.shadow.offer(file, label, verdict.decision)
+    if runtime.ledger is not None:
+        key = None if context.key is None else context.key.name
+        runtime.ledger.record(Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, file))
+    if runtime.tracer is not None:
+        inferred = done - row.inference_s
+        decoded = inferred - row.decode_s
+        first = context.images == 1
+        context.stages = {
+            "queue": (context.received, decoded), "decode": (decoded, inferred), "inference": (inferred, done)
+        } if first else None  # fmt: skip
+        context.attributes = {
+            "tailguard.label": label, "tailguard.decision": verdict.decision, "tailguard.p_value": verdict.p_value,
+        } if first else None  # fmt: skip
+    return Decided(row, verdict, context.received - context.started, queue_s, done - context.started)

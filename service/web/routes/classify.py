@@ -1,0 +1,78 @@
+"""The spine: a request's way from its bytes to its decision. POST /classify, and /classify/batch for several images.
+
+    bytes → image → batch → graph → decision → answer → metrics, ledger
+
+Each step is one line of `classify`; the module that does it stands behind it.
+"""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
+
+from service.errors import TailGuardError, kind_of, problem
+from service.web.admission import Admitted, admit
+from service.web.answers import answer
+from service.web.body import read_image, read_images
+from service.web.forms import Upload
+from service.web.openapi import IMAGE_ROUTE, MANY_FILES, ONE_FILE, problems
+from service.web.queries import direct_route
+from service.web.record import decide_image
+from service.web.schemas import Answer, BatchAnswer, ClassifyQuery
+
+JSON = "application/json"
+
+router = APIRouter()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image
+
+
+@router.post("/classify", response_model=Answer, responses=problems("/classify", IMAGE_ROUTE), openapi_extra=ONE_FILE)
+async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
+    """Classify one image and decide whether the model knows what it sees."""
+    async with admit(request, read_image, query, images=lambda upload: 1) as admitted:  # its bytes, or a refusal
+        row = await admitted.model.pipeline.submit(admitted.body.data, admitted.deadline)  # image → batch → graph
+        decided = decide_image(admitted, 0, admitted.body.data, row)  # decision → metrics, shadow, ledger, trace
+        found = answer(admitted, decided)
+    return Response(to_json(found), media_type=JSON)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several images
+
+
+@router.post(
+    "/classify/batch",
+    response_model=BatchAnswer,
+    responses=problems("/classify/batch", IMAGE_ROUTE),
+    openapi_extra=MANY_FILES,
+)
+async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
+    """Classify several images: an answer or a problem for each, in the order sent."""
+    async with admit(request, read_images, query, images=len) as admitted:
+        async with asyncio.TaskGroup() as group:
+            items = [group.create_task(_item(request, admitted, i, upload)) for i, upload in enumerate(admitted.body)]
+        found = {"request_id": admitted.context.request_id, "results": [item.result() for item in items]}
+    return Response(to_json(found), media_type=JSON)
+
+
+async def _item(request: Request, admitted: Admitted[list[Upload]], position: int, upload: Upload) -> dict[str, Any]:
+    """The answer for one image of a batch, or its problem."""
+    item: dict[str, Any] = {"file": upload.filename or str(position), "answer": None, "problem": None}
+    try:
+        row = await admitted.model.pipeline.submit(upload.data, admitted.deadline)
+        item["answer"] = answer(admitted, decide_image(admitted, position, upload.data, row))
+    except TailGuardError as error:
+        context, kind = admitted.context, kind_of(error)
+        context.runtime.metrics.refused.labels(kind.slug).inc()
+        item["problem"] = problem(kind, str(error), instance=request.url.path, request_id=context.request_id)
+    return item
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same two, put before FastAPI's (service/web/queries.py)
+
+direct_routes = [direct_route("/classify", classify), direct_route("/classify/batch", classify_batch)]

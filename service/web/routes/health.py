@@ -1,0 +1,33 @@
+"""Is the process alive, should requests be sent here, and what does it count? None of these touches inference."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.errors import NotReady
+from service.web.context import runtime_of
+from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, problems
+from service.web.schemas import HealthAnswer
+
+router = APIRouter()
+
+
+@router.get("/health/live", responses=problems("/health/live", ANY_ROUTE))
+async def live() -> HealthAnswer:
+    """The process answers."""
+    return HealthAnswer(status="live")
+
+
+@router.get("/health/ready", responses=problems("/health/ready", (*ANY_ROUTE, NotReady)))
+async def ready(request: Request) -> HealthAnswer:
+    """The model is verified and the service is not draining."""
+    runtime_of(request).check_ready()
+    return HealthAnswer(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={
+    200: {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    **problems("/metrics", KEYED_ROUTE),
+})  # fmt: skip
+async def metrics(request: Request) -> Response:
+    """Everything counted since the start, for Prometheus."""
+    return Response(runtime_of(request).render_metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
