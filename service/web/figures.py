@@ -116,7 +116,7 @@ def stats_answer(standing: Standing) -> StatsAnswer:
         **_head(standing),
         all=GroupStats(promised=_promised(classes, cost.id_rejected, cost.id_rejected), live=live.all),
         groups={
-            group: strStats(
+            group: GroupStats(
                 promised=_promised(
                     _members(model, group),
                     cost.id_rejected_by_predicted_group.get(group),
