@@ -98,8 +98,9 @@ def _tiff() -> list[tuple[str, str]]:
         ("– floats of 16, 32 and 64 bits", f"scaled by the narrowest of {floats} that holds them, else refused"),
         ("– with one alpha sample, associated or not; unspecified extra samples", "laid on white; left out"),
         ("– predictor 2 (8, 16, 32 bits) and 3 (floats)", "read"),
-        ("JPEG of 8 bits, planes together; CCITT; YCbCr compressed; CIELab of 8 bits", "read by libtiff"),
+        ("JPEG of 8 bits, planes together; CCITT; YCbCr compressed; CIELab of 8 bits (D50)", "read by libtiff"),
         ("BigTIFF", "read"),
+        ("WhitePoint, PrimaryChromaticities, TransferFunction of an RGB TIFF without a profile", "not used"),
         (f"{', '.join(others)}; camera raw (DNG); LogLuv; complex values; any other combination", "refused by name"),
     ]
 
@@ -109,7 +110,7 @@ def _simple() -> list[tuple[str, str]]:
         ("BMP of 1 to 32 bits, run-length encoded, OS/2", "read; the profile of version 5 is used"),
         ("BMP with an alpha mask", "alpha used; one that is 0 everywhere is none"),
         (f"BMP: {', '.join(bmp.KINDS.values())}; 16 bits with alpha; other bit fields", "refused by name"),
-        ("GIF, animated GIF", "read"),
+        ("GIF, animated GIF", "read; a profile inside is not used"),
         ("WebP lossy, lossless, animated, with alpha", "read"),
     ]
 

@@ -13,8 +13,8 @@ from service.errors import InvalidImage
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 64  # that are looked through for the full picture
 CMYK_INKS = 1  # value of InkSet
-TYPES = {  # of the values of a tag, as numpy names them; rationals bear on no pixel
-    1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4", 16: "u8",
+TYPES = {  # of the values of a tag, as numpy names them; rationals are left as bytes
+    1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "V8", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4", 16: "u8",
     17: "i8", 18: "u8",
 }  # fmt: skip
 Order = Literal["<", ">"]
@@ -46,6 +46,7 @@ class Page:
     colormap: NDArray[Any]
     subsampling: tuple[int, ...]
     inks: int
+    white: tuple[float, float] | None  # WhitePoint, x and y
     profile: bytes
     xmp: bytes
 
@@ -141,6 +142,8 @@ def _values(data: bytes, order: Order, entry: tuple[int, int, int] | None) -> ND
 def _page(data: bytes, at: int, order: Order, tags: dict[int, tuple[int, int, int]]) -> Page | None:
     def numbers(tag: int) -> tuple[int, ...]:
         values = _values(data, order, tags.get(tag))[:64]
+        if values.dtype.kind == "V":
+            return ()
         return tuple(int(v) for v in values if np.isfinite(v))
 
     def one(tag: int, default: int) -> int:
@@ -157,6 +160,10 @@ def _page(data: bytes, at: int, order: Order, tags: dict[int, tuple[int, int, in
     if not 0 < samples <= 64:
         return None
     bits, formats = numbers(258) or (1,), numbers(339) or (1,)
+    white = None
+    if len(corner := content(318)) == 16:
+        x, x_whole, y, y_whole = struct.unpack(order + "4I", corner)
+        white = x / max(x_whole, 1), y / max(y_whole, 1)
     tile = (one(322, 0), one(323, 0)) if 322 in tags or 323 in tags else None
     return Page(
         at=at, order=order, width=width, height=height, compression=compression, photometric=photometric,
@@ -168,6 +175,6 @@ def _page(data: bytes, at: int, order: Order, tags: dict[int, tuple[int, int, in
         rows=min(one(278, height) or height, height), tile=tile,
         offsets=_values(data, order, tags.get(324 if tile else 273)),
         counts=_values(data, order, tags.get(325 if tile else 279)),
-        colormap=_values(data, order, tags.get(320)), subsampling=numbers(530) or (2, 2), inks=one(332, CMYK_INKS),
+        colormap=_values(data, order, tags.get(320)), subsampling=numbers(530) or (2, 2), inks=one(332, CMYK_INKS), white=white,
         profile=content(34675), xmp=content(700),
     )  # fmt: skip

@@ -6,6 +6,7 @@ Pillow reads right (`by_pillow`), of one that tiff.py unpacks itself (`by_us`), 
 
 from service.contract.images.tiff_header import CMYK_INKS, Page
 
+D50 = (0.3457, 0.3585)  # x, y of the white of print
 COMPRESSIONS = {
     1: "uncompressed", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old-style JPEG", 7: "JPEG",
     8: "deflate", 32773: "PackBits", 32809: "ThunderScan", 32946: "deflate", 34676: "SGI LogL", 34677: "SGI LogLuv",
@@ -74,6 +75,8 @@ def by_pillow(page: Page) -> bool:
     if page.photometric == 6:
         return page.compression in BYTEWISE - {1} and eight and plain and page.planar == 1
     if page.photometric == 8:
+        if page.white is not None and max(abs(page.white[0] - D50[0]), abs(page.white[1] - D50[1])) > 0.002:
+            return False  # Pillow takes D50 for given
         return page.compression in BYTEWISE and eight and plain and page.planar == 1
     return False
 

@@ -158,6 +158,22 @@ def test_other_kinds_of_tiff_are_refused_by_name(words: str, options: dict[str, 
         read(tiff(WIDTH, HEIGHT, [bytes(9000)], **options))
 
 
+def test_lab_of_a_tiff_is_read_where_its_white_is_that_of_print() -> None:
+    """L* 58.8, a* 30, b* -30, by hand to sRGB; the white point is a pair of rationals, kind 5 of a tag."""
+    pixels = struct.pack("Bbb", 150, 30, -30) * (WIDTH * HEIGHT)
+    data = tiff(WIDTH, HEIGHT, [pixels], samples=3, photometric=8)
+    np.testing.assert_allclose(read(data).pixels[0, 0].astype(int), (174, 123, 195), atol=1)
+    for white, right in (((3457, 10000, 3585, 10000), True), ((3127, 10000, 3290, 10000), False)):
+        with_white = bytearray(tiff(WIDTH, HEIGHT, [pixels], samples=3, photometric=8, more=[(318, LONG, white)]))
+        at = with_white.index(struct.pack("<HHI", 318, LONG, 4))
+        struct.pack_into("<HHI", with_white, at, 318, 5, 2)
+        if right:
+            assert read(bytes(with_white)).width_px == WIDTH
+        else:
+            with pytest.raises(InvalidImage, match="this kind of TIFF is not read: CIELab"):
+                read(bytes(with_white))
+
+
 def test_bits_of_a_byte_the_other_way_round() -> None:
     raw = np.packbits(np.unpackbits(PICTURE[..., :1], axis=2), axis=2, bitorder="little").tobytes()
     data = tiff(WIDTH, HEIGHT, [raw], more=[(266, SHORT, [2])])
