@@ -93,6 +93,8 @@ def colours(chunks: Chunks, profile: bytes | None) -> tuple[bytes | None, bytes 
     if profile or b"sRGB" in chunks.found:
         return profile, None
     gamma, corners = chunks.found.get(b"gAMA", b""), chunks.found.get(b"cHRM", b"")
+    if not gamma and not corners:
+        return None, None
     exponent = 100_000 / SRGB_GAMMA
     if len(gamma) == 4 and (value := int.from_bytes(gamma, "big")) and abs(value - SRGB_GAMMA) > NEAR:
         exponent = 100_000 / value

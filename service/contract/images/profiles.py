@@ -1,8 +1,9 @@
 """Colour profiles: pixels of an image with an ICC profile, or with a PNG's gAMA and cHRM, to sRGB.
 
-The conversion is LittleCMS's, through Pillow. A profile that comes to sRGB within TOLERANCE levels costs only the look
-into the cache (10 µs); another one is built once (1 to 40 ms), and then costs some 10 ns a pixel. An absent, damaged
-or foreign profile (one of another number of channels than the image) means sRGB: browsers do the same.
+The conversion is LittleCMS's, through Pillow. Costs, in CPU time on a busy core: a profile that comes to sRGB within
+TOLERANCE levels, 4 µs to find it in the cache; another is built once (5 ms, a press's 35 ms), and then takes 29 ns a
+pixel (CMYK 63 ns). An absent, damaged or foreign profile (one of another number of channels than the image) means sRGB:
+browsers do the same.
 """
 
 import hashlib

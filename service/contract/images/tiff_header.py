@@ -14,8 +14,8 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 64  # that are looked through for the full picture
 CMYK_INKS = 1  # value of InkSet
 TYPES = {  # of the values of a tag, as numpy names them; rationals are left as bytes
-    1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "V8", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4", 16: "u8",
-    17: "i8", 18: "u8",
+    1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "V8", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4",
+    16: "u8", 17: "i8", 18: "u8",
 }  # fmt: skip
 Order = Literal["<", ">"]
 
@@ -175,6 +175,6 @@ def _page(data: bytes, at: int, order: Order, tags: dict[int, tuple[int, int, in
         rows=min(one(278, height) or height, height), tile=tile,
         offsets=_values(data, order, tags.get(324 if tile else 273)),
         counts=_values(data, order, tags.get(325 if tile else 279)),
-        colormap=_values(data, order, tags.get(320)), subsampling=numbers(530) or (2, 2), inks=one(332, CMYK_INKS), white=white,
-        profile=content(34675), xmp=content(700),
+        colormap=_values(data, order, tags.get(320)), subsampling=numbers(530) or (2, 2), inks=one(332, CMYK_INKS),
+        white=white, profile=content(34675), xmp=content(700),
     )  # fmt: skip
