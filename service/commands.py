@@ -6,6 +6,7 @@ The modules are named, not imported: the service never depends on training.
 
 import difflib
 import importlib
+import os
 import sys
 from typing import NamedTuple
 
@@ -70,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         status: int | None = importlib.import_module(modules[name]).main(given, prog=PROG)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ModuleNotFoundError as error:
         print(f"{PROG} {name} {_missing(error)}", file=sys.stderr)
         return 1

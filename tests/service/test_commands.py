@@ -113,3 +113,11 @@ def test_a_broken_import_of_the_project_is_not_hidden(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "service.__main__")
     with pytest.raises(ModuleNotFoundError, match=r"service\.web"):
         commands.main(["serve"])
+
+
+def test_output_that_is_cut_short_is_no_error() -> None:
+    code = "from service.commands import main; raise SystemExit(main())"
+    command = f"{sys.executable} -c {code!r} inspect models/cifar10-lt/1"
+    done = subprocess.run(f"{command} | head -n 1", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
