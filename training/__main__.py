@@ -36,14 +36,7 @@ class Train(Config):
         given = Config.model_validate(self.model_dump(exclude={"out", "resume"}))
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
         if self.resume:
-            kept = Config.model_validate(checkpoint.load(out)["config"])
-            here = {k: getattr(given, k) for k in self.model_fields_set & checkpoint.MACHINE_KEYS}
-            for key in self.model_fields_set - checkpoint.MACHINE_KEYS - {"out", "resume"}:
-                if getattr(given, key) != getattr(kept, key):
-                    raise ValueError(
-                        f"--resume keeps the run's {key} {getattr(kept, key)!r}; {getattr(given, key)!r} was given"
-                    )
-            given = kept.model_copy(update=here)
+            given = checkpoint.resumed(out, given, self.model_fields_set - {"out", "resume"})
         try:
             trainer.train(given, out, resume=self.resume)
         except trainer.Interrupted:

@@ -24,9 +24,9 @@ from training.data.loading import Data
 from training.data.readers import ImageSet
 from training.methods.methods import build_network, resolve
 from training.methods.objective import autocast, stage1_losses
+from training.network.device import find_device
 from training.network.network import place
 from training.runs.files import Json
-from training.trainer import find_device
 
 
 def synthetic(images: int, num_classes: int = 10) -> Data:

@@ -88,6 +88,11 @@ class Config(BaseModel):
     checkpoint_epochs: int = Field(default=1, ge=1)
     """A checkpoint every so many epochs (and always at the end and on Ctrl-C)."""
 
+    def with_absolute_paths(self) -> "Config":
+        """The same settings with paths that name the same places from every working folder."""
+        paths = {key: path.resolve() for key in ("data", "outliers", "stage1_from") if (path := getattr(self, key))}
+        return self.model_copy(update=paths)
+
 
 def flag(key: str) -> str:
     """A setting's name on the command line."""

@@ -1,57 +1,81 @@
 """What is done with a finished run: evaluate, calibrate, export, compare; the commands of `tailguard`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
 from training.layout import columns
-from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, write_json
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, with_suffix, write_json
 
 
 class OnRun(BaseModel):
     run: CliPositionalArg[Path]
     """Folder of a finished run."""
+    data: Path | None = None
+    """Where the data set is now, when it was moved; its images are compared with those of the run."""
+    outliers: Path | None = None
+    """Where the training outliers are now, when they were moved."""
     ood: list[Path] = []
     """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
     score: str | None = None
     """Which score decides; not given: the method's. See `tailguard methods`."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
 
     def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
-        """(run, data, OOD sets, deciding score)."""
+        """(run, data, OOD sets, deciding score); ValueError for what would fail later, before any image is read."""
+        from training.checks import require_writable
         from training.data import loading
+        from training.network.device import find_device
         from training.runs import checkpoint
+        from training.scores.scores import require_score
 
         run = checkpoint.trained(self.run)
-        loaded = loading.load(run.config, self.run)
+        score = self.score or run.method.score
+        for name in (score, *self.more_scores()):
+            require_score(name, run.scoring.reject is not None, len(run.classes))
+        require_writable(self.run, "the run's folder")
+        self._device = find_device(self.device)
+        places = {key: place for key in ("data", "outliers") if (place := getattr(self, key))}
+        loaded = loading.load(run.config.model_copy(update=places), self.run)
         checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
-        paths = self.ood
-        if not paths and (self.run / RESULTS_FILE).is_file():
-            paths = [Path(p) for p in json.loads((self.run / RESULTS_FILE).read_text())["ood_paths"]]
+        paths = self.ood or self._last_ood_sets()
         self._paths = [str(p.resolve()) for p in paths]
-        return run, loaded, {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}, self.score or run.method.score
+        return run, loaded, {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}, score
 
-    def best_device(self) -> torch.device:
-        from training.trainer import find_device
+    def more_scores(self) -> Sequence[str]:
+        """Scores beside the deciding one."""
+        return ()
 
-        return find_device("auto")
+    def _last_ood_sets(self) -> list[Path]:
+        """Those of the last evaluation with the method's own score, else of one with another score."""
+        results = [self.run / RESULTS_FILE, *sorted(self.run.glob("results-*.json"))]
+        last = next((path for path in results if path.is_file()), None)
+        return [Path(p) for p in json.loads(last.read_text())["ood_paths"]] if last else []
 
     _paths: list[str] = []
+    _device: Any = None
 
 
 class Evaluate(OnRun):
-    """Every metric on the test images and OOD sets, into results.json; what pictures are made of, into outputs.npz."""
+    """Every metric on the test images and OOD sets, into results.json; what pictures are made of, into outputs.npz.
+
+    With another score than the method's they are results-<score>.json and outputs-<score>.npz: tables print the
+    method's own.
+    """
 
     def cli_cmd(self) -> None:
         from training.evaluation import evaluate
 
         run, data, ood, score = self.prepare()
-        results = evaluate.evaluate_run(run, data, ood, score, self.best_device())
-        write_json(self.run / RESULTS_FILE, results | {"ood_paths": self._paths})
+        suffix = "" if score == run.method.score else f"-{score}"
+        results = evaluate.evaluate_run(run, data, ood, score, self._device, suffix)
+        write_json(with_suffix(self.run / RESULTS_FILE, suffix), results | {"ood_paths": self._paths})
         print(summary(results))
 
 
@@ -69,14 +93,13 @@ class Calibrate(OnRun):
         from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
-        device = self.best_device()
-        module = predict.deployed(run, scores=[score], train=data.train)
         measure.require_calibration_images(data)
         expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
-        plain = predict.torch_predict(module, device)
+        module = predict.deployed(run, scores=[score], train=data.train, device=self._device)
+        plain = predict.torch_predict(module, self._device)
         temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
         module.temperature = temperature
-        scaled = predict.torch_predict(module, device)
+        scaled = predict.torch_predict(module, self._device)
         measured = measure.measure(
             scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected
         )
@@ -102,19 +125,39 @@ class Export(OnRun):
     """JSON written by `pareto`, to be shown in the card."""
     scores: list[str] = []
     """More scores for the graph to give beside energy, MSP and the deciding one; may be repeated."""
+    data_name: str | None = None
+    """The data set's name in the card; not given: that of the benchmark, or of the data folder."""
+    data_licence: str | None = None
+    """The terms of the data set, for the card."""
+    data_description: str | None = None
+    """A sentence about the data set, for the card: what the images show and where they come from."""
+    licence: str | None = None
+    """The terms of the bundle itself, for the card."""
+
+    def more_scores(self) -> Sequence[str]:
+        return self.scores
 
     def cli_cmd(self) -> None:
+        from training.checks import require_writable
         from training.data import folders
         from training.export import bundle as export
+        from training.export.about import AboutData
+        from training.runs import checkpoint
 
-        run, data, ood, _ = self.prepare()
+        config = checkpoint.config_of(self.run)
+        about = AboutData.of(config, self.data_name, self.data_licence, self.data_description)
+        target = self.out / (self.name or about.slug) / self.version
+        export.require_target(target)
+        require_writable(self.out, "--out")
         calibration = calibrated(self.run)
-        target = self.out / (self.name or run.config.dataset) / self.version
         rows = json.loads(self.candidates.read_text()) if self.candidates else None
         images = {p.name: p.read_bytes() for p in folders.image_files(self.examples)} if self.examples else None
+        if images is not None and not images:
+            raise ValueError(f"--examples {self.examples} holds no image: name a folder with some, or leave it out")
+        run, data, ood, _ = self.prepare()
         manifest = export.export(
             run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images,
-            scores=self.scores,
+            scores=self.scores, about=about, licence=self.licence, device=self._device,
         )  # fmt: skip
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")

@@ -7,19 +7,17 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 """
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.config import Config
+from training.checks import require_trainable, require_writable
+from training.config import Config, flag
 from training.data.batches import Batch, Batches, Easiness, Features
 from training.data.loading import Data, load
 from training.data.readers import ImageSet
@@ -28,37 +26,30 @@ from training.methods.methods import NONE, Method, build_network, classifying_ne
 from training.methods.objective import Losses, easiness, stage1_losses, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
 from training.network import distributed
-from training.network.network import Network, place
+from training.network.device import find_device
+from training.network.network import Network, first_not_finite, place
 from training.runs import checkpoint
-from training.runs.signals import on_stop
+from training.runs.signals import StopRequest, stop_request
 
 
 class Interrupted(Exception):
     """Ctrl-C or TERM: a checkpoint was written."""
 
 
-# ---------------------------------------------------------------------------------------------------- where and how
-
-
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no GPU is available; use --device cpu")
-    if name == "cuda" and distributed.launched():
-        return torch.device("cuda", distributed.local_rank())
-    return torch.device(name)
+class Diverged(ValueError):
+    """A loss or a network that is not finite: the last checkpoint is the one before."""
 
 
 # ------------------------------------------------------------------------------------------------------- one stage
 
 
 class Loop:
-    """Epochs of one stage: cosine learning rate, progress, checkpoints, interruption."""
+    """Epochs of one stage: cosine learning rate, progress, checkpoints, interruption, a stop where it diverges."""
 
-    def __init__(self, config: Config, out: Path, stage: str, state: dict[str, Any], *, views: int = 1) -> None:
-        self.config, self.out, self.stage, self.state, self.views = config, out, stage, state, views
-        self.stopping = False
+    def __init__(
+        self, config: Config, out: Path, stage: str, state: dict[str, Any], stop: StopRequest, *, views: int = 1
+    ) -> None:
+        self.config, self.out, self.stage, self.state, self.stop, self.views = config, out, stage, state, stop, views
 
     def run(
         self, network: Network, parameters: list[nn.Parameter], batches: Batches, losses: Callable[[Batch], Losses],
@@ -78,6 +69,8 @@ class Loop:
             batches.mined = state["mined"] if state.get("mined") is None else state["mined"].to(device)
 
         def save(epoch: int, step: int) -> None:
+            if spoilt := first_not_finite(network):
+                raise self.diverged(f"{spoilt} of the network is not finite", epoch, step)
             state.update(
                 stage=self.stage, epoch=epoch, step=step, sums=sums, optimizer=optimizer.state_dict(),
                 mined=batches.mined,
@@ -94,18 +87,21 @@ class Loop:
             for epoch in range(first_epoch, epochs):
                 for group in optimizer.param_groups:  # cosine to 0, stepped per epoch
                     group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
-                started, seen = time.perf_counter(), 0
+                started, seen, recent = time.perf_counter(), 0, []
                 drawn = batches.epoch(epoch, first_step, progress=epoch / epochs, easiness=easiness)
                 for step, batch in enumerate(drawn, start=first_step):
                     parts = losses(batch)
                     parts["loss"].backward()  # type: ignore[no-untyped-call]
-                    parts, stopping = distributed.average(parameters, parts, self.stopping)
+                    parts, stopping = distributed.average(parameters, parts, self.stop.requested)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
                     seen += self.views * len(batch.images) + len(batch.outliers)
+                    recent.append(parts["loss"])
                     bar.update()
-                    if step % 10 == 9 or step + 1 == batches.steps:
+                    if step % 10 == 9 or step + 1 == batches.steps or stopping:
+                        self.require_finite(recent, epoch, step)
+                        recent = []
                         shown: dict[str, object] = {k: f"{v.item() / (step + 1):.3f}" for k, v in sums.items()}
                         bar.set_postfix(shown | {"images_s": round(seen / (time.perf_counter() - started))})
                     if stopping:
@@ -119,6 +115,24 @@ class Loop:
                 if (epoch + 1) % self.config.checkpoint_epochs == 0 or epoch + 1 == epochs:
                     save(epoch + 1, 0)
 
+    def require_finite(self, recent: list[Tensor], epoch: int, step: int) -> None:
+        """Diverged unless the losses of the steps up to `step` are finite. Waits for the device once for all."""
+        for i, loss in enumerate(torch.stack(recent).tolist()):
+            if not math.isfinite(loss):
+                raise self.diverged(f"the loss is {loss}", epoch, step - len(recent) + 1 + i)
+
+    def diverged(self, what: str, epoch: int, step: int) -> Diverged:
+        """The error of this stage, with the remedy and the last checkpoint."""
+        rate = "learning_rate" if self.stage == "stage1" else "stage2_learning_rate"
+        kept = "no checkpoint was written yet"
+        if (self.out / checkpoint.CHECKPOINT_FILE).exists():
+            last = self.state
+            kept = f"the checkpoint in {self.out} is of {last['stage']}, epoch {last['epoch']}, step {last['step']}"
+        return Diverged(
+            f"{self.stage} diverged in epoch {epoch}, step {step}: {what}; {kept}. Train with a lower {flag(rate)}, "
+            f"or resume with --precision fp32 where it was bf16"
+        )
+
 
 # -------------------------------------------------------------------------------------------------------- the run
 
@@ -126,9 +140,12 @@ class Loop:
 def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     """Train `config` into the folder `out` and return it.
 
-    Raises Interrupted (a checkpoint was written) on Ctrl-C or TERM, ValueError when settings or data do not fit.
+    Raises Interrupted (a checkpoint was written) on Ctrl-C or TERM, Diverged for a loss or a network that is not
+    finite, ValueError when settings, data, device or folder do not fit: before the first step.
     """
+    config = config.with_absolute_paths()
     method = resolve(config)
+    require_writable(out, "--out")
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(
             f"{out} holds no checkpoint to resume"
@@ -140,14 +157,11 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
-    if config.batch_images % distributed.world() or config.stage2_batch_images % distributed.world():
-        raise ValueError(f"batches of {config.batch_images} do not split over {distributed.world()} processes")
 
     data = load(config, out if resume else config.stage1_from)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
-    if method.needs_outliers and len(data.outliers) == 0:
-        raise ValueError(f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp")
+    require_trainable(config, method, data)
     state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
     network = place(build_network(method, len(data.train.classes), config.width), device)
@@ -155,9 +169,9 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if "network" in state:
         network.load_state_dict(state["network"])
 
-    with _interruptible() as loops:
+    with stop_request() as stop:
         if state["stage"] == "stage1":
-            loop = loops(Loop(config, out, "stage1", state, views=method.views))
+            loop = Loop(config, out, "stage1", state, stop, views=method.views)
             batches = Batches(
                 data.train, data.outliers if method.needs_outliers else None, config.batch_images, seed=config.seed,
                 stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
@@ -170,8 +184,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
                 easiness=easiness(config, network, device),
             )  # fmt: skip
         if method.stage2 != NONE and state["stage"] != "done":
-            loop = loops(Loop(config, out, "stage2", state))
-            second_stage(config, method, data, network, loop)
+            second_stage(config, method, data, network, Loop(config, out, "stage2", state, stop))
     state.update(stage="done", optimizer=None, sums={}, mined=None)
     if distributed.rank() == 0:
         checkpoint.save(out, state)
@@ -182,7 +195,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
     """The state of a new run, or of the one to resume; ValueError when the data are not those it was trained on."""
     if resume:
-        state = checkpoint.load(out)
+        state = checkpoint.load(out) | {"config": config.model_dump(mode="json")}
         checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
         return state
     state = {
@@ -226,24 +239,3 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         copied, prepare(copied, stage), batches, stage2_losses(config, stage, data, copied, device),
         epochs=config.stage2_epochs, learning_rate=config.stage2_learning_rate or stage.learning_rate, key="branch",
     )  # fmt: skip
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[Loop], Loop]]:
-    """While it lasts, the first Ctrl-C or TERM ends the current loop after its step; the second one acts as usual."""
-    current: Loop | None = None
-
-    def watch(loop: Loop) -> Loop:
-        nonlocal current
-        loop.stopping = current is not None and current.stopping  # asked for while the last loop was ending
-        current = loop
-        return loop
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if current is None or current.stopping:
-            raise KeyboardInterrupt
-        current.stopping = True
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
-
-    with on_stop(stop):
-        yield watch

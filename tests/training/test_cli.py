@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training import tiny
 from training import __main__ as commands
+from training import trainer
+from training.data import loading
 from training.methods.methods import screen
 from training.runs import checkpoint
-from training.runs.files import CALIBRATION_FILE, RESULTS_FILE
+from training.runs.files import CALIBRATION_FILE, OUTPUTS_FILE, RESULTS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,10 +183,93 @@ def test_score_that_the_network_cannot_give(run, copied):
     assert not (copied / RESULTS_FILE).exists()
 
 
-def test_another_score_than_the_methods(run, copied):
+def test_another_score_leaves_the_methods_own_results(run, copied, tmp_path):
+    """Tables print results.json and draw outputs.npz: another score has files of its own."""
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
+    assert run("evaluate", copied, "--ood", tmp_path / "noise.npy")[0] == 0
+    before = {name: (copied / name).read_bytes() for name in (RESULTS_FILE, OUTPUTS_FILE)}
     status, printed = run("evaluate", copied, "--score", "mahalanobis-pp")
     assert status == 0, printed
-    assert json.loads((copied / RESULTS_FILE).read_text())["score"] == "mahalanobis-pp"
+    assert {name: (copied / name).read_bytes() for name in before} == before
+    other = json.loads((copied / "results-mahalanobis-pp.json").read_text())
+    assert other["score"] == "mahalanobis-pp"
+    assert set(other["ood"]) == {"nine", "noise"}  # on the OOD sets of the last evaluation
+    assert (copied / "outputs-mahalanobis-pp.npz").is_file()
+
+
+# ---- A run stands on its own ----
+
+
+@pytest.fixture
+def far_from_here(tmp_path, monkeypatch):
+    """A run whose data were named from another folder than the one we stand in: (run, data)."""
+    tiny.write_cifar10(tmp_path / "there" / "cifar", per_batch=20)
+    monkeypatch.chdir(tmp_path / "there")
+    config = tiny.config(
+        dataset="cifar10", data=Path("cifar"), imbalance=None, method="msp", epochs=1, batch_images=20,
+        calibration_fraction=0.2,
+    )  # fmt: skip
+    trainer.train(config, Path("run"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "there" / "run", tmp_path / "there" / "cifar"
+
+
+def test_a_run_is_evaluated_from_another_folder(run, far_from_here):
+    status, printed = run("evaluate", far_from_here[0])
+    assert status == 0, printed
+
+
+def test_data_that_moved_are_named_again(run, far_from_here, tmp_path):
+    folder, data = far_from_here
+    data.rename(tmp_path / "moved")
+    status, printed = run("evaluate", folder)
+    assert status == 1
+    assert "--data" in printed
+    for command in ("evaluate", "calibrate"):
+        status, printed = run(command, folder, "--data", tmp_path / "moved")
+        assert status == 0, printed
+    status, printed = run("export", folder, "--data", tmp_path / "moved", "--out", tmp_path / "models")
+    assert status == 0, printed
+    status, printed = run("train", "--out", folder, "--resume", "--data", tmp_path / "moved")
+    assert status == 0, printed
+
+
+def test_other_data_in_the_new_place_are_refused(run, far_from_here, tmp_path):
+    tiny.write_cifar10(tmp_path / "other", per_batch=10)
+    status, printed = run("evaluate", far_from_here[0], "--data", tmp_path / "other")
+    assert status == 1
+    assert "error: " in printed
+
+
+# ---- Export refuses before it works ----
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--name", "My Birds"], "--name 'My Birds': use small letters, digits and . _ -"),
+        (["--version", "v 1"], "--version 'v 1': use letters, digits and . _ -, beginning with a letter or a digit"),
+        (["--scores", "nonesuch"], "There is no score 'nonesuch'"),
+        (["--examples", "empty"], "--examples empty holds no image: name a folder with some, or leave it out"),
+        (["--out", "file/models"], "is a file, name a folder"),
+    ],
+)
+def test_export_refuses_before_it_reads_data(run, copied, tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (copied / CALIBRATION_FILE).write_text("{}")
+    monkeypatch.setattr(loading, "load", None)
+    status, printed = run("export", copied, *given)
+    assert status == 1
+    assert said in printed
+
+
+def test_a_device_that_is_none_is_refused_in_words(run, copied):
+    for command in (["evaluate", copied], ["train", *tiny.options(tiny.config()), "--out", copied / "new"]):
+        status, printed = run(*command, "--device", "gpu")
+        assert status == 1
+        assert "error: --device gpu: there is no such device; use auto, cpu, cuda or cuda:N" in printed
 
 
 def test_calibrate_without_calibration_images(run, tmp_path):

@@ -16,6 +16,7 @@ from tests.training import tiny
 from training import trainer
 from training.data import loading
 from training.methods import objective
+from training.network.device import find_device
 from training.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,7 +297,7 @@ def test_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda: no GPU is available; use --device cpu"):
         trainer.train(tiny.config(device="cuda"), tmp_path / "run")
-    assert trainer.find_device("auto") == torch.device("cpu")
+    assert find_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

@@ -12,7 +12,7 @@ from training.evaluation import metrics, predict
 from training.evaluation.predict import Outputs, Predict
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
-from training.runs.files import OUTPUTS_FILE, Json, jsonable, replacing
+from training.runs.files import OUTPUTS_FILE, Json, jsonable, replacing, with_suffix
 
 CONVENTIONS = (
     "OOD is the positive class and scores are larger = more outlying (PASCL, EAT, ImOOD). fpr95: share of "
@@ -53,13 +53,16 @@ def evaluate(
     return jsonable(results), inside, outside
 
 
-def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device) -> Json:
+def evaluate_run(
+    run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device, suffix: str = ""
+) -> Json:
     """The results of a finished run, with their provenance; the pictures of a table are drawn from its outputs.npz.
 
+    `suffix` goes into the name of that file.
     outputs.npz: labels, predictions and deciding scores [N] of the test images, the scores `ood/<name>` of each OOD
     set, and features [K, F] with labels [K] (−1 = OOD) of up to MAP_IMAGES images of either kind.
     """
-    module = predict.deployed(run, scores=[score], train=data.train)
+    module = predict.deployed(run, scores=[score], train=data.train, device=device)
     results, inside, outside = evaluate(
         predict.torch_predict(module, device), data.test, ood, run.train_counts, score
     )  # fmt: skip
@@ -75,7 +78,7 @@ def evaluate_run(run: Run, data: Data, ood: Mapping[str, Pixels], score: str, de
         map_features=np.concatenate(features).astype(np.float32),
         **{f"ood/{name}": out.scores[score] for name, out in outside.items()},
     )  # fmt: skip
-    with replacing(run.folder / OUTPUTS_FILE) as temporary:
+    with replacing(with_suffix(run.folder / OUTPUTS_FILE, suffix)) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return {
         "method": run.config.method,

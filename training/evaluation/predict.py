@@ -68,12 +68,13 @@ ALWAYS = ("energy", "msp")  # every bundle gives these beside the deciding score
 
 
 def deployed(
-    run: Run, temperature: float = 1.0, *, scores: Sequence[str] = (), train: ImageSet | None = None
-) -> Deployed:
+    run: Run, temperature: float = 1.0, *, scores: Sequence[str] = (), train: ImageSet | None = None,
+    device: torch.device | None = None,
+) -> Deployed:  # fmt: skip
     """The module of a finished run, in eval mode, with energy, MSP, and `scores` (not given: the method's).
 
-    `train` are the images that scores with constants are fitted on. Raises ValueError where a score does not fit the
-    network, or needs `train`.
+    `train` are the images that scores with constants are fitted on, on `device` (not given: the network's). Raises
+    ValueError where a score does not fit the network, or needs `train`.
     """
     names = list(dict.fromkeys([*ALWAYS, *(scores or [run.method.score])]))
     shift = None
@@ -82,7 +83,7 @@ def deployed(
         shift = -run.method.score_tau * (counts / counts.sum()).log()
     reference = None
     if train is not None and any(SCORES[name].fit for name in names if name in SCORES):
-        reference = refer(run.scoring, train, shift)
+        reference = refer(run.scoring, train, shift, device)
     has_reject = run.scoring.reject is not None
     built = {name: fitted(name, reference, has_reject) for name in names}
     return Deployed(
@@ -90,12 +91,14 @@ def deployed(
     ).eval()
 
 
-def refer(network: Network, train: ImageSet, shift: Tensor | None) -> Reference:
-    """Features and logits of the training images as they are, and the head."""
-    weight, bias = (t.detach().cpu() for t in network.linear())
-    bias = bias if shift is None else bias + shift
-    features = torch.from_numpy(embed(network, train.images, next(network.parameters()).device))
-    return Reference(features, features @ weight.T + bias, torch.from_numpy(train.labels), weight, bias)
+def refer(network: Network, train: ImageSet, shift: Tensor | None, device: torch.device | None = None) -> Reference:
+    """Features and logits of the training images as they are, and the head; on `device`, not given the network's."""
+    device = device or next(network.parameters()).device
+    weight, bias = (t.detach().to(device) for t in network.linear())
+    bias = bias if shift is None else bias + shift.to(device)
+    features = torch.from_numpy(embed(network, train.images, device)).to(device)
+    labels = torch.from_numpy(train.labels).to(device)
+    return Reference(features, features @ weight.T + bias, labels, weight, bias)
 
 
 @torch.no_grad()

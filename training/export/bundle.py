@@ -1,6 +1,7 @@
 """Networks → one ONNX graph → a bundle, its thresholds calibrated on that very graph."""
 
 import io
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.evaluation.measure import data_groups, measure
 from training.evaluation.mix import ClassMix
 from training.evaluation.predict import Outputs, deployed, torch_predict
 from training.export import card, examples
+from training.export.about import AboutData
 from training.export.graph import onnx_predict, quantize, to_onnx
 from training.runs.checkpoint import Run
 from training.runs.files import Json
@@ -32,6 +34,7 @@ from training.scores.scores import SCORES
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
 QUANTIZATION_IMAGES = 512
+CPU = torch.device("cpu")
 
 
 class ExportError(ValueError):
@@ -39,6 +42,17 @@ class ExportError(ValueError):
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
+
+
+def require_target(out: Path) -> None:
+    """ExportError unless `out` = <models>/<name>/<version> is new and the contract permits its name and version."""
+    for field, flag, value in (("name", "--name", out.parent.name), ("version", "--version", out.name)):
+        pattern = next(m.pattern for m in bundle.Manifest.model_fields[field].metadata if hasattr(m, "pattern"))
+        if not re.fullmatch(pattern, value):
+            small = "small letters, " if field == "name" else "letters, "
+            raise ExportError(f"{flag} {value!r}: use {small}digits and . _ -, beginning with a letter or a digit")
+    if out.exists():
+        raise ExportError(f"{out} exists already: choose another version, or remove it first")
 
 
 def decisions(outputs: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> NDArray[np.int64]:
@@ -74,16 +88,17 @@ def real_images(data: Data, count: int) -> Pixels:
 
 
 def build(
-    run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = ()
-) -> tuple[bytes, Json]:
+    run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = (),
+    device: torch.device = CPU,
+) -> tuple[bytes, Json]:  # fmt: skip
     """(graph with `score` and the `extra` ones, parity record).
 
     Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
     """
     images = real_images(data, PARITY_IMAGES)
     groups = data_groups(data).of_class
-    module = deployed(run, temperature, scores=[score, *extra], train=data.train)
-    from_torch = torch_predict(module, torch.device("cpu"))(images)
+    module = deployed(run, temperature, scores=[score, *extra], train=data.train, device=device)
+    from_torch = torch_predict(module, CPU)(images)
     graph = to_onnx(module, data.size_px)
     onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
     full = onnx_predict(graph)(images)
@@ -126,29 +141,34 @@ def golden_examples(
 def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
+    about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
-    `scores` are exported beside the deciding one, energy and MSP. `example_images` (name → content of an image file)
-    become the golden examples; not given: the drawn ones.
-    Raises ExportError when `out` exists or torch and ONNX decide differently.
+    `scores` are exported beside the deciding one, energy and MSP; those that are fitted are fitted on `device`.
+    `example_images` (name → content of an image file) become the golden examples; not given: drawn ones. `about` and
+    `licence` are what the card says of the data set and of the bundle.
+    Raises ExportError when `out` exists or has no valid name, or when torch and ONNX decide differently.
     """
-    if out.exists():
-        raise ExportError(f"{out} exists already: choose another version, or remove it first")
+    require_target(out)
+    about = about or AboutData.of(run.config)
     score, temperature = calibration["score"], calibration["temperature"]
-    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores)
+    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores, device)
     measured = measure(
         onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group",
         **expected(calibration),
     )  # fmt: skip
     exported = measured["calibration"]["quantiles"]
-    evaluation = measured["evaluation"] | {"parity": parity, "recipe": recipe(run.config)}
+    evaluation = measured["evaluation"] | {
+        "parity": parity, "recipe": recipe(run.config), "data_set": about.record(), "licence": licence,
+        "examples": {"given": len(example_images)} if example_images else {"given": 0},
+    }  # fmt: skip
     if precision == "int8":
         evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
     if candidates:
         evaluation["candidates"] = candidates
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
-    files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw())
+    files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     fields = measured | {
         "name": out.parent.name,
@@ -163,7 +183,7 @@ def export(
         "evaluation": evaluation,
         "provenance": {
             "method": run.config.method,
-            "dataset": f"{run.config.dataset}, imbalance {run.config.imbalance or 'as it is'}",
+            "dataset": f"{about.name}, imbalance {run.config.imbalance or 'as it is'}",
             "seed": run.config.seed,
             "command": run.provenance["command"],
             "commit": run.provenance["commit"],

@@ -11,6 +11,7 @@ from typing import Any
 
 from service.contract.bundle import Cost, Manifest
 from training.config import Config
+from training.export.about import licence_text
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import promises
 from training.layout import markdown_table
@@ -65,9 +66,19 @@ def _purpose(m: Manifest) -> Iterable[str]:
 def _ingredients(m: Manifest) -> Iterable[str]:
     data, recipe = m.evaluation.get("data") or {}, m.evaluation.get("recipe") or {}
     yield "## Data"
+    about = m.evaluation.get("data_set") or {}
+    if about.get("description"):
+        yield about["description"]
     given = {k: _cell(k, v) for k, v in data.items()}
     trained = sum(c.train_count for c in m.classes)
-    yield _pairs({"dataset": m.provenance.dataset, "training images of all classes": trained, **given})
+    yield _pairs(
+        {
+            "dataset": m.provenance.dataset,
+            "licence of the data": about.get("licence") or DASH,
+            "training images of all classes": trained,
+            **given,
+        }
+    )
     yield "## Recipe"
     yield _against_the_paper(recipe)
     yield _pairs({"method": m.provenance.method, **{k: _cell(k, v) for k, v in recipe.items()}})
@@ -184,8 +195,7 @@ def _provenance(m: Manifest) -> Iterable[str]:
     yield _pairs({**facts, "sha256 of the graph": f"`{m.sha256}`", **p.versions})
     yield f"```\n{p.command}\n```"
     yield "## Licence"
-    licence = m.evaluation.get("licence") or "Apache-2.0"
-    yield f"{licence}. The bundle holds no image of its data sets, whose own terms apply to them."
+    yield licence_text(m.evaluation)
 
 
 # ---- Cells ----------------------------------------------------------------------------------------------------------

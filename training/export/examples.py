@@ -6,92 +6,24 @@ images are involved, so they may be published. A model may misclassify them: the
     python -c "from training.export import examples; print({k: len(v) for k, v in examples.draw().items()})"
 """
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageFont
 
-SIDE_PX = 96
-ZOOM = 4  # drawn larger, then reduced: smooth edges
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
+from training.export.drawing import SIDE_PX, ZOOM, Canvas, png, shade
 
-
-def draw() -> dict[str, bytes]:
-    """File name → PNG bytes of an RGB image of SIDE_PX x SIDE_PX, the same pixels each time."""
-    return {f"{name}.png": _png(painter()) for name, painter in PAINTERS.items()}
+CLASSES = ("airplane", "automobile", "cat", "frog", "ship", "truck")
 
 
-class Canvas:
-    """A picture addressed in percent of its side, x to the right and y downward."""
+def draw(classes: Collection[str] = CLASSES) -> dict[str, bytes]:
+    """File name → PNG bytes of an RGB image of SIDE_PX x SIDE_PX, the same pixels each time.
 
-    def __init__(self, top: Colour, bottom: Colour, seed: int) -> None:
-        self.unit = SIDE_PX * ZOOM / 100
-        self.random = np.random.default_rng(seed)
-        self.image = Image.fromarray(_gradient(top, bottom, SIDE_PX * ZOOM))
-        self.pen = ImageDraw.Draw(self.image)
-
-    def ground(self, y: float, near: Colour, far: Colour, grain: int = 14) -> None:
-        """Fill from `y` to the lower edge, `far` at the horizon, with streaks as of grass, waves or asphalt."""
-        band = Image.fromarray(_gradient(far, near, SIDE_PX * ZOOM))
-        self.image.paste(band.crop((0, 0, band.width, round((100 - y) * self.unit))), (0, round(y * self.unit)))
-        for _ in range(70):
-            x, depth = self.random.uniform(-10, 100), self.random.uniform(0, 1) ** 0.7
-            shade = self.random.integers(-grain, grain + 1)
-            colour = _shade(_mix(far, near, depth), int(shade))
-            at = y + depth * (100 - y)
-            self.line([(x, at), (x + 4 + 14 * depth, at)], colour, 0.6 + depth)
-
-    def blob(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        """A filled ellipse round (x, y)."""
-        u = self.unit
-        self.pen.ellipse(((x - rx) * u, (y - ry) * u, (x + rx) * u, (y + ry) * u), fill=colour)
-
-    def shape(self, points: Sequence[Point], colour: Colour) -> None:
-        """A filled polygon."""
-        self.pen.polygon([(x * self.unit, y * self.unit) for x, y in points], fill=colour)
-
-    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
-        """A line with rounded joints and ends."""
-        self.pen.line([(x * self.unit, y * self.unit) for x, y in points], colour, round(width * self.unit), "curve")
-        for x, y in points:
-            self.blob(x, y, width / 2, width / 2, colour)
-
-    def ball(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        """An ellipse lit from above: darker below, lighter above."""
-        for step in range(8):
-            shrink = 1 - 0.09 * step
-            self.blob(x, y - ry * (1 - shrink) * 0.55, rx * shrink, ry * shrink, _shade(colour, 8 * step - 28))
-
-    def wheel(self, x: float, y: float, radius: float) -> None:
-        """A tyre with its rim."""
-        self.blob(x, y, radius, radius, (26, 26, 28))
-        self.blob(x, y, radius * 0.52, radius * 0.52, (168, 170, 174))
-        self.blob(x, y, radius * 0.2, radius * 0.2, (70, 70, 74))
-
-
-def _gradient(top: Colour, bottom: Colour, side: int) -> np.ndarray:
-    share = np.linspace(0, 1, side)[:, None]
-    column = (1 - share) * np.array(top) + share * np.array(bottom)  # (side, 3)
-    return np.repeat(column[:, None].round().astype(np.uint8), side, axis=1)
-
-
-def _mix(one: Colour, two: Colour, share: float) -> Colour:
-    r, g, b = (round(a + (z - a) * share) for a, z in zip(one, two, strict=True))
-    return r, g, b
-
-
-def _shade(colour: Colour, by: int) -> Colour:
-    r, g, b = (min(255, max(0, c + by)) for c in colour)
-    return r, g, b
-
-
-def _png(image: Image.Image) -> bytes:
-    small = image.filter(ImageFilter.GaussianBlur(1.5)).resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    Pictures of the classes of CIFAR-10 are drawn where all of them are among `classes`, for other data sets only
+    those that belong to no class.
+    """
+    shown = [name for name in PAINTERS if name not in CLASSES or set(CLASSES) <= set(classes)]
+    return {f"{name}.png": png(PAINTERS[name]()) for name in shown}
 
 
 # ---- In-distribution: six classes of CIFAR-10 -----------------------------------------------------------------------
@@ -119,12 +51,12 @@ def _automobile() -> Image.Image:
     c.ground(62, (88, 88, 92), (112, 112, 116))
     c.blob(50, 80, 44, 5, (58, 58, 62))
     red = (196, 34, 36)
-    c.shape([(24, 54), (36, 36), (66, 36), (80, 54)], _shade(red, -18))
+    c.shape([(24, 54), (36, 36), (66, 36), (80, 54)], shade(red, -18))
     c.shape([(29, 54), (38, 40), (50, 40), (50, 54)], (150, 188, 208))
     c.shape([(53, 54), (53, 40), (64, 40), (74, 54)], (132, 172, 196))
     c.shape([(6, 74), (7, 58), (20, 53), (82, 53), (94, 60), (95, 74)], red)
-    c.shape([(7, 59), (20, 54), (82, 54), (93, 60)], _shade(red, 34))
-    c.shape([(6, 70), (95, 70), (94, 76), (7, 76)], _shade(red, -52))
+    c.shape([(7, 59), (20, 54), (82, 54), (93, 60)], shade(red, 34))
+    c.shape([(6, 70), (95, 70), (94, 76), (7, 76)], shade(red, -52))
     c.blob(91, 63, 3, 2.4, (252, 240, 190))
     c.blob(8.5, 62, 2, 2.4, (255, 120, 90))
     c.wheel(25, 75, 9.5)
@@ -138,11 +70,11 @@ def _cat() -> Image.Image:
     grey = (128, 124, 122)
     c.ball(50, 96, 34, 30, grey)
     for side in (-1, 1):
-        c.shape([(50 + side * 30, 12), (50 + side * 30, 46), (50 + side * 6, 30)], _shade(grey, -12))
+        c.shape([(50 + side * 30, 12), (50 + side * 30, 46), (50 + side * 6, 30)], shade(grey, -12))
         c.shape([(50 + side * 27, 19), (50 + side * 27, 40), (50 + side * 12, 31)], (214, 160, 154))
     c.ball(50, 50, 31, 27, grey)
     for x in (42, 50, 58):
-        c.line([(x, 26), (50 + (x - 50) * 0.7, 38)], _shade(grey, -58), 2)
+        c.line([(x, 26), (50 + (x - 50) * 0.7, 38)], shade(grey, -58), 2)
     for side in (-1, 1):
         c.blob(50 + side * 13, 47, 7, 6, (196, 200, 76))
         c.blob(50 + side * 13, 47, 2.2, 5.6, (12, 12, 12))
@@ -159,19 +91,19 @@ def _frog() -> Image.Image:
     green = (98, 150, 46)
     c.blob(50, 84, 44, 7, (62, 58, 36))
     for side in (-1, 1):
-        c.ball(50 + side * 32, 68, 13, 16, _shade(green, -26))
-        c.line([(50 + side * 36, 80), (50 + side * 22, 84), (50 + side * 44, 85)], _shade(green, -40), 5)
+        c.ball(50 + side * 32, 68, 13, 16, shade(green, -26))
+        c.line([(50 + side * 36, 80), (50 + side * 22, 84), (50 + side * 44, 85)], shade(green, -40), 5)
     c.ball(50, 62, 30, 23, green)
     c.blob(50, 74, 20, 9, (206, 206, 136))
     for side in (-1, 1):
         c.ball(50 + side * 17, 38, 10, 10, green)
         c.blob(50 + side * 17, 37, 6.4, 6.4, (226, 180, 52))
         c.blob(50 + side * 17, 37, 4.4, 3, (14, 14, 10))
-        c.line([(50 + side * 14, 70), (50 + side * 16, 83), (50 + side * 24, 86)], _shade(green, -14), 5.5)
+        c.line([(50 + side * 14, 70), (50 + side * 16, 83), (50 + side * 24, 86)], shade(green, -14), 5.5)
     c.line([(25, 58), (38, 64), (50, 65.5), (62, 64), (75, 58)], (46, 74, 24), 1.6)
     for _ in range(14):
         x, y = c.random.uniform(30, 70), c.random.uniform(45, 56)
-        c.blob(x, y, 1.6, 1.2, _shade(green, -36))
+        c.blob(x, y, 1.6, 1.2, shade(green, -36))
     return c.image
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from training.methods.step import Step
 from training.network import distributed
 
+MASKED = -1e9  # exp of it is 0; the logarithm of a row that is masked altogether stays finite, and so its gradient
+
 
 def pascl(
     view1: Tensor,
@@ -37,22 +39,22 @@ def pascl(
         tail_classes: bool [C], True for a tail class.
     Returns a scalar; 0 when there is no anchor with a positive.
     """
-    if partial:
-        tail = tail_classes[labels]
-        view1, view2, labels = view1[tail], view2[tail], labels[tail]
     inliers = torch.cat([view1, view2])  # (A, D)
-    anchor_labels = torch.cat([labels, labels])
     features = torch.cat([inliers, outliers])  # (A + M, D)
     outlier_label = tail_classes.shape[0]  # one past the last class
-    everyone = torch.cat([anchor_labels, anchor_labels.new_full((outliers.shape[0],), outlier_label)])
+    everyone = torch.cat([labels, labels, labels.new_full((outliers.shape[0],), outlier_label)])
     anchors = inliers if asymmetric else features
     if anchors.shape[0] == 0:
         return features.sum() * 0
 
+    # head images are masked and not taken out: their number is on the device, and reading it would wait for it
+    part = torch.cat([tail_classes, tail_classes.new_ones(1)])[everyone] if partial else everyone >= 0  # (A + M,)
     similarity = anchors @ features.T / temperature  # (A, A + M)
     itself = torch.eye(anchors.shape[0], features.shape[0], dtype=torch.bool, device=features.device)
-    log_probability = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-    positive = (everyone[: anchors.shape[0], None] == everyone[None, :]) & ~itself
+    left_out = itself | ~part[None, :]
+    log_probability = similarity - similarity.masked_fill(left_out, MASKED).logsumexp(dim=1, keepdim=True)
+    of_anchors = slice(anchors.shape[0])
+    positive = (everyone[of_anchors, None] == everyone[None, :]) & ~left_out & part[of_anchors, None]
     counted = positive.sum(dim=1)
     per_anchor = -(log_probability.masked_fill(~positive, 0)).sum(dim=1) / counted.clamp(min=1)
     return per_anchor.sum() / (counted > 0).sum().clamp(min=1)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.network import distributed
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BETA = 0.9999  # class-balanced weights, as in Cui et al. 2019 and LDAM's code
@@ -25,12 +27,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 
 def weighted_softmax(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """Σ w_y·CE / Σ w_y over the batch, w_c ∝ 1/n_c with Σ_c w_c = C (the reweighting baseline of Cao et al. 2019)."""
-    return F.cross_entropy(logits, labels, weight=_pad(_weights(_like(counts, logits)), logits, 1))
+    return _weighted(logits, labels, _pad(_weights(_like(counts, logits)), logits, 1))
 
 
 def class_balanced(logits: Tensor, labels: Tensor, counts: Tensor, *, beta: float = BETA) -> Tensor:
     """Σ w_y·CE / Σ w_y, w_c ∝ (1 − β)/(1 − β^n_c) with Σ_c w_c = C, 0 < β < 1 (Cui et al. 2019)."""
-    return F.cross_entropy(logits, labels, weight=_effective_weights(logits, counts, beta))
+    return _weighted(logits, labels, _effective_weights(logits, counts, beta))
 
 
 def focal(logits: Tensor, labels: Tensor, counts: Tensor, *, gamma: float = 1.0) -> Tensor:
@@ -58,7 +60,7 @@ def ldam_class_balanced(
 ) -> Tensor:
     """LDAM with the weights of `class_balanced`: the late phase of deferred re-weighting (DRW, Cao et al. 2019)."""
     with_margins = _with_margins(logits, labels, counts, scale, largest)
-    return F.cross_entropy(with_margins, labels, weight=_effective_weights(logits, counts, beta))
+    return _weighted(with_margins, labels, _effective_weights(logits, counts, beta))
 
 
 # --------------------------------------------------------------------------------------------- a shift of the logits
@@ -89,6 +91,13 @@ LOSSES: dict[str, Loss] = {
     "balanced-softmax": balanced_softmax,
     "logit-adjustment": logit_adjustment,
 }
+
+
+def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Σ w_y·CE / Σ w_y with weights [K], where the second sum is over the batch of all processes."""
+    of_images = weights[labels]
+    loss = of_images * F.cross_entropy(logits, labels, reduction="none")  # (N,)
+    return loss.sum() / distributed.mean(of_images.sum())
 
 
 # -------------------------------------------------------------------------------------------------- from the counts

@@ -21,6 +21,7 @@ from training.scores.scores import SCORES
 
 NONE = "none"
 COSINE = {"ldam", "ldam-class-balanced"}  # losses whose margins are those of a cosine head
+PRIOR_IN_LOSS = {"logit-adjustment", "balanced-softmax"}  # losses whose logits need no correction by the prior
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,14 @@ METHODS: dict[str, Method] = {
     "oe": Method("Hendrycks et al. 2019", _OUTLIERS, outlier_term="oe"),
     "oe-abf": Method("Wang et al. 2022", _OUTLIERS, outlier_term="oe", stage2="abf"),
     "energy-oe": Method("Liu et al. 2020", _OUTLIERS, outlier_term="energy-margins", score="energy"),
-    "oecc": Method("Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5),
+    "oecc": Method(
+        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
+    ),
     "sofl": Method("Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass"),
-    "ntom": Method("Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", mining=0.125, score="reject-mass"),
+    "ntom": Method(
+        "Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", outliers_per_image=2, mining=0.125,
+        score="reject-mass",
+    ),
     # PASCL and the corners of its ablation
     "supcon": Method(**_ABLATION, partial=False, asymmetric=False),  # type: ignore[arg-type]
     "pascl-partial": Method(**_ABLATION, asymmetric=False),  # type: ignore[arg-type]
@@ -169,6 +175,11 @@ def _problems(method: Method, given: set[str]) -> Iterator[str]:
         yield (
             "SMOTE draws new features on the straight lines between old ones, and a contrastive stage places classes "
             "by angle, where such lines leave the class: use --stage2 crt, or --contrast none"
+        )
+    if method.stage2 == "la-posthoc" and method.loss in PRIOR_IN_LOSS:
+        yield (
+            f"loss {method.loss} has the class prior in training, and stage 2 la-posthoc would take it off a second "
+            "time: use one of the two, --stage2 none or --loss cross-entropy"
         )
     if method.contrast != NONE and not method.needs_outliers:
         yield f"contrast {method.contrast} pushes outliers away: give an --outlier-term (its weight may be 0)"

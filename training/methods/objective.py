@@ -92,7 +92,13 @@ def stage1_losses(
             batch.labels, counts, tail, batch.generator,
         )  # fmt: skip
 
+    begin = OUTLIER_TERMS[method.outlier_term].begin if outlier else None
+
     def losses(batch: Batch) -> Losses:
+        nonlocal begin
+        if begin and batch.progress >= method.outlier_from:
+            begin(network, data.train)
+            begin = None
         step = forward(batch)
         late = method.late_loss != NONE and batch.progress >= method.late_from
         classify = LOSSES[method.late_loss if late else method.loss]

@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.data.readers import ImageSet
 from training.methods.step import Step
+from training.network import distributed
+from training.network.network import Network, to_input
 
 OECC_BATCH, OECC_OUTLIERS = 128, 256  # Papadopoulos et al. sum over batches of these sizes
+MEASURED_IMAGES = 256  # at once, for the training accuracy
 
 
 def outlier_exposure(step: Step) -> Tensor:
@@ -35,15 +39,43 @@ def oecc(step: Step, *, confidence_weight: float = 0.07, uniform_weight: float =
     """OECC (Papadopoulos et al. 2021): λ1 Σ_in (max p − A)² + λ2 Σ_out Σ_k |p_k − 1/C|.
 
     Their sums run over 128 images and 256 outliers; here they are means times those sizes, so that the batch size does
-    not change the weights. A is the training accuracy: of this batch, where they use the finished baseline's.
+    not change the weights. A is a constant: the training accuracy of the baseline, when the term begins.
     """
-    logits, labels = step.inliers, step.inlier_labels
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    logits = step.inliers
+    accuracy = step.network.learned["outlier"].value
+    assert isinstance(accuracy, Tensor)
     confidence = (logits.softmax(dim=1).amax(dim=1) - accuracy).square()
     distance = (step.outlier_logits.softmax(dim=1) - 1 / logits.shape[1]).abs().sum(dim=1)
     return (
         confidence_weight * OECC_BATCH * _mean(confidence) + uniform_weight * OECC_OUTLIERS * _mean(distance)
     )  # fmt: skip
+
+
+class TrainingAccuracy(nn.Module):
+    """OECC's A: the accuracy of the network on its training images, measured once; below 0 until then."""
+
+    value: Tensor
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(-1.0))
+
+
+@torch.no_grad()
+def measure_accuracy(network: Network, train: ImageSet) -> None:
+    """Set the network's TrainingAccuracy unless it is set: on the images as they are, in eval mode."""
+    kept = network.learned["outlier"]
+    assert isinstance(kept, TrainingAccuracy)
+    if kept.value >= 0:
+        return
+    network.eval()
+    right = torch.zeros_like(kept.value)
+    for start in range(0, len(train.labels), MEASURED_IMAGES):
+        part = slice(start, start + MEASURED_IMAGES)
+        images, labels = (torch.from_numpy(a[part]).to(right.device) for a in (train.images, train.labels))
+        right += (network(to_input(images))[0].argmax(dim=1) == labels).sum()
+    kept.value.copy_(right / len(train.labels))
+    network.train()
 
 
 def outlier_class(step: Step) -> Tensor:
@@ -60,7 +92,8 @@ def sofl(step: Step) -> Tensor:
     z, classes = step.outlier_joint, step.outlier_logits.shape[1]
     rejects = step.outlier_reject.shape[1]
     best = z.argmax(dim=1)
-    drawn = torch.randint(rejects, best.shape, generator=step.generator, device=z.device) + classes
+    batch = (len(best) * distributed.world(),)  # drawn for the batch of all processes, as one process draws
+    drawn = distributed.share(torch.randint(rejects, batch, generator=step.generator, device=z.device)) + classes
     target = torch.where(best >= classes, best, drawn)
     return _mean(z.logsumexp(dim=1) - z.gather(1, target[:, None]).squeeze(1))
 
@@ -101,7 +134,8 @@ def imood(step: Step) -> Tensor:
 class OutlierTerm:
     """A term, its paper, its default weight λ1, the score it trains, and the reject logits it adds to the network.
 
-    `joint`: the reject logits share the softmax of the classes, so that the class loss pushes them down.
+    `joint`: the reject logits share the softmax of the classes, so that the class loss pushes them down. `begin` is
+    called with the network and the training set before the term's first step, and again after a resume.
     """
 
     term: Callable[[Step], Tensor]
@@ -111,12 +145,19 @@ class OutlierTerm:
     reject: Callable[[int], int] = lambda num_classes: 0
     joint: bool = True
     learned: Callable[[int, int], nn.Module] | None = None
+    begin: Callable[[Network, ImageSet], None] | None = None
 
 
 OUTLIER_TERMS = {
     "oe": OutlierTerm(outlier_exposure, "Hendrycks et al. 2019", 0.5),
     "energy-margins": OutlierTerm(energy_margins, "Liu et al. 2020", 0.1, "energy"),
-    "oecc": OutlierTerm(oecc, "Papadopoulos et al. 2021", 1.0),
+    "oecc": OutlierTerm(
+        oecc,
+        "Papadopoulos et al. 2021",
+        1.0,
+        learned=TrainingAccuracy,
+        begin=measure_accuracy,
+    ),
     "outlier-class": OutlierTerm(outlier_class, "Chen et al. 2021", 1.0, "reject-mass", reject=lambda c: 1),
     "sofl": OutlierTerm(sofl, "Mohseni et al. 2020", 5.0, "reject-mass", reject=lambda c: 5 if c < 50 else 10),
     "imood": OutlierTerm(imood, "Liu et al. 2024", 0.5, "in-or-out", reject=lambda c: 1, joint=False, learned=LogGamma),

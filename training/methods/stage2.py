@@ -39,6 +39,7 @@ class Stage2:
     on_features: bool = False  # trained on SMOTE's features [N', F] instead of images
     learning_rate: float = 5e-4
     passes: int = 1  # through the trunk at inference: 2 when the trunk's own state changes
+    needs_calibration_images: bool = False
 
 
 # ---- The modules that are trained ----
@@ -84,12 +85,7 @@ def scales_only(network: Network) -> list[nn.Module]:
 
 
 def tau_norm(at: Solving) -> tuple[Tensor, Tensor]:
-    """w_c / ‖w_c‖^τ without bias (Kang et al. 2020); τ from 0, .1, … 2 by mean class accuracy on calibration images.
-
-    Raises ValueError when there are no calibration images.
-    """
-    if len(at.labels) == 0:
-        raise ValueError("tau-norm chooses τ on calibration images: use --calibration-fraction above 0")
+    """w_c / ‖w_c‖^τ without bias (Kang et al. 2020); τ from 0, .1, … 2 by mean class accuracy on calibration images."""
     norms = at.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
     truth = F.one_hot(at.labels, len(at.counts)).double()
     images = truth.sum(dim=0)
@@ -115,7 +111,7 @@ STAGES = {
     "crt": Stage2("Kang et al. 2020", head_only, rebuild=fresh_head, sampler="balanced", learning_rate=5e-3),
     "crt-smote": Stage2("Chawla et al. 2002", head_only, rebuild=fresh_head, on_features=True, learning_rate=5e-3),
     "lws": Stage2("Kang et al. 2020", scales_only, rebuild=scaled_head, sampler="balanced", learning_rate=5e-3),
-    "tau-norm": Stage2("Kang et al. 2020", rebuild=fresh_head, solve=tau_norm),
+    "tau-norm": Stage2("Kang et al. 2020", rebuild=fresh_head, solve=tau_norm, needs_calibration_images=True),
     "la-posthoc": Stage2("Menon et al. 2021", rebuild=fresh_head, solve=prior_correction),
 }
 

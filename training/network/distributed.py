@@ -4,6 +4,7 @@ Exchanged, and why:
 - BatchNorm statistics: in-distribution images and outliers are normalised jointly (REFERENCE A4), over the whole batch.
 - Projected features: the contrastive term compares every tail image with every outlier of the whole batch.
 - Gradients and losses: averaged, in one flat buffer; each process's loss is the mean over its own share.
+- Sums of weights: a loss that divides by the weights in the batch divides by those of the whole batch.
 Every process draws the whole batch from the same generator and keeps its own share.
 """
 
@@ -130,6 +131,15 @@ def average(parameters: list[nn.Parameter], losses: dict[str, Tensor], flag: boo
         tensor.copy_(flat[start_at : start_at + tensor.numel()].view_as(tensor))
         start_at += tensor.numel()
     return dict(zip(losses, shared[-1].unbind(), strict=True)), bool(flat[-1] > 0)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a value over the processes, without a gradient."""
+    if world() == 1:
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
 
 
 def launched() -> bool:

@@ -110,6 +110,13 @@ def to_input(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
+def first_not_finite(network: nn.Module) -> str | None:
+    """The name of the first parameter or buffer with a value that is NaN or infinite."""
+    tensors = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()  # waits once
+    return next((name for name, good in zip(tensors, finite, strict=True) if not good), None)
+
+
 Placed = TypeVar("Placed", bound=nn.Module)
 
 

@@ -12,7 +12,7 @@ import torch
 from training.config import Config, program
 from training.data.loading import Data
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
-from training.network.network import Network
+from training.network.network import Network, first_not_finite
 from training.runs.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -53,14 +53,24 @@ class Run:
     history: list[dict[str, float]]
 
 
-def trained(folder: Path) -> Run:
-    """The finished run in `folder`, in eval mode on the CPU. ValueError when it has not finished."""
+def _finished(folder: Path) -> dict[str, Any]:
     state = load(folder)
     if state["stage"] != "done":
         raise ValueError(
             f"{folder} has not finished (stage {state['stage']}, epoch {state['epoch']}): "
             f"{program()} train --out {folder} --resume"
         )
+    return state
+
+
+def config_of(folder: Path) -> Config:
+    """The settings of the finished run in `folder`. ValueError when it has not finished."""
+    return Config.model_validate(_finished(folder)["config"])
+
+
+def trained(folder: Path) -> Run:
+    """The finished run in `folder`, in eval mode on the CPU. ValueError when it has not finished or is not finite."""
+    state = _finished(folder)
     config = Config.model_validate(state["config"])
     method = resolve(config)
     scoring = build_network(method, len(state["classes"]), config.width)
@@ -68,6 +78,11 @@ def trained(folder: Path) -> Run:
     classifying = classifying_network(method, scoring)
     if classifying is not scoring:
         classifying.load_state_dict(state["branch"])
+    for network in (scoring, classifying):
+        if spoilt := first_not_finite(network):
+            raise ValueError(
+                f"the network in {folder} is not finite ({spoilt}): train it again with a lower --learning-rate"
+            )
     return Run(
         folder, config, method, tuple(state["classes"]), state["train_counts"], scoring.eval(), classifying.eval(),
         state["provenance"], state["history"],
@@ -91,15 +106,34 @@ def require_same_data(where: Path, classes: list[str], train_counts: list[int], 
 
 STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}
 MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
+PLACE_KEYS = {"data", "outliers", "stage1_from"}  # where files lie: what they hold is compared
+
+
+def resumed(folder: Path, given: Config, keys: set[str]) -> Config:
+    """The settings of the run in `folder`, with those of `given` named in `keys` that may change.
+
+    How the machine is used and where the data lie may always change; the length, batch and learning rate of stage 2
+    until that stage begins. ValueError names another setting that differs.
+    """
+    state = load(folder)
+    kept, free = Config.model_validate(state["config"]), MACHINE_KEYS | PLACE_KEYS
+    if state["stage"] == "stage1":
+        free = free | {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
+    for key in sorted(keys - free):
+        if getattr(given, key) != getattr(kept, key):
+            raise ValueError(
+                f"--resume keeps the run's {key} {getattr(kept, key)!r}; {getattr(given, key)!r} was given"
+            )
+    return kept.model_copy(update={key: getattr(given, key) for key in keys & free})
 
 
 def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     """The state that a new run takes from the finished stage 1 of `folder`; ValueError when settings or data differ."""
     old = load(folder)
-    if old["stage"] == "stage1":
-        raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
-    free = STAGE2_KEYS | MACHINE_KEYS
     before = Config.model_validate(old["config"])
+    if old["stage"] == "stage1" and old["epoch"] < before.epochs:
+        raise ValueError(f"{folder} is still in stage 1 (epoch {old['epoch']}): finish it first")
+    free = STAGE2_KEYS | MACHINE_KEYS | PLACE_KEYS
     then = before.model_dump(mode="json")
     differ = [k for k in new["config"] if k not in free and new["config"][k] != then[k]]
     differ += [k for k in ("classes", "train_counts") if new[k] != old[k]]

@@ -13,6 +13,11 @@ RESULTS_FILE, OUTPUTS_FILE, CALIBRATION_FILE = "results.json", "outputs.npz", "c
 Json = dict[str, Any]
 
 
+def with_suffix(path: Path, suffix: str) -> Path:
+    """results.json → results-energy.json for the suffix "-energy"; the same path for an empty one."""
+    return path.with_name(f"{path.stem}{suffix}{path.suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix, which takes the place of `path` if nothing goes wrong."""

@@ -80,7 +80,7 @@ def fit_fdbd(reference: Reference) -> Constants:
     """μ [F]; 1 / ((C − 1)·‖w_i − w_j‖) [C, C], 0 for i = j and where two classes share one row: no boundary there."""
     weight = reference.weight.double()
     norms = torch.stack([_length(weight - row) for row in weight])  # not (C, C, F) at once
-    inverse = torch.where(norms > TINY, 1 / norms.clamp_min(TINY), 0) / (len(weight) - 1)
+    inverse = torch.where(norms > TINY, 1 / norms.clamp_min(TINY), 0) / max(len(weight) - 1, 1)
     return {"mean": reference.features.double().mean(dim=0).float(), "inverse": inverse.float()}
 
 

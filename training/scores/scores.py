@@ -27,6 +27,7 @@ class Score:
     value: Callable[..., Tensor]  # value(seen, **constants) → [N]
     fit: Callable[[Reference], Constants] | None = None
     needs_reject: bool = False
+    constant_for_one_class: bool = False  # it compares classes
     cost: str = "negligible"  # beyond the trunk, per image; C classes, F features
 
 
@@ -68,9 +69,14 @@ def in_or_out(seen: Seen) -> Tensor:
 
 SCORES: dict[str, Score] = {
     "energy": Score("-T*logsumexp(z/T), z the stage-1 logits", "Liu et al. 2020", energy),
-    "msp": Score("1 - max softmax(z), z the stage-1 logits", "Hendrycks & Gimpel 2017", msp),
+    "msp": Score(
+        "1 - max softmax(z), z the stage-1 logits", "Hendrycks & Gimpel 2017", msp, constant_for_one_class=True,
+    ),
     "max-logit": Score("-max z", "Hendrycks et al. 2022", max_logit),
-    "gen": Score("sum over the 100 largest p of (p*(1-p))^0.1, p = softmax(z)", "Liu et al. 2023 (GEN)", gen),
+    "gen": Score(
+        "sum over the 100 largest p of (p*(1-p))^0.1, p = softmax(z)", "Liu et al. 2023 (GEN)", gen,
+        constant_for_one_class=True,
+    ),
     "reject-mass": Score(
         "logsumexp(r) - logsumexp(z), r the reject logits: log-odds of their mass",
         "Mohseni et al. 2020 (SOFL); Wei et al. 2024 (EAT)", reject_mass, needs_reject=True,
@@ -83,6 +89,7 @@ SCORES: dict[str, Score] = {
     "fdbd": Score(
         "-mean over k != c* of (z_c* - z_k)/||w_c* - w_k||, divided by ||f - mean f||",
         "Liu & Qin 2024 (fDBD)", posthoc.fdbd, posthoc.fit_fdbd, cost="C + F multiply-adds, C*C constants",
+        constant_for_one_class=True,
     ),
     "nci": Score(
         "-w_c*.(f - mean f)/||f - mean f|| - 0.001*||f||_1",
@@ -129,8 +136,11 @@ class Fitted(nn.Module):
         return self.score.value(seen, **dict(self.named_buffers()))
 
 
-def fitted(name: str, reference: Reference | None, has_reject: bool) -> Fitted:
-    """The score `name`, fitted on `reference` where it needs that. Raises ValueError where it cannot be computed."""
+def require_score(name: str, has_reject: bool, num_classes: int | None = None) -> Score:
+    """The row of SCORES called `name`. ValueError where there is none, or where it says nothing of this network.
+
+    That is a score of reject logits without such logits, and one that compares classes where there is one class.
+    """
     score = SCORES.get(name)
     if score is None:
         raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}.")
@@ -140,6 +150,15 @@ def fitted(name: str, reference: Reference | None, has_reject: bool) -> Fitted:
             f"Score {name!r} reads reject logits, and this network has none. Train it with a method that adds them, "
             f"or choose from: {free}."
         )
+    if score.constant_for_one_class and num_classes == 1:
+        free = ", ".join(other for other, row in SCORES.items() if not row.constant_for_one_class)
+        raise ValueError(f"Score {name!r} compares classes, and these data have one. Choose from: {free}.")
+    return score
+
+
+def fitted(name: str, reference: Reference | None, has_reject: bool) -> Fitted:
+    """The score `name`, fitted on `reference` where it needs that. Raises ValueError where it cannot be computed."""
+    score = require_score(name, has_reject)
     if score.fit is None:
         return Fitted(score, {})
     if reference is None:

@@ -37,5 +37,10 @@ def test_no_picture_is_blank_or_repeated(drawn):
     assert all(_pixels(content).std() > 10 for content in drawn.values())
 
 
+def test_other_data_sets_get_no_picture_of_cifars_classes():
+    for classes in (("daisy", "rose"), ("cat", "dog"), ()):
+        assert list(examples.draw(classes)) == [f"{name}.png" for name in OUTLIERS]
+
+
 def test_drawing_repeats_itself(drawn):
     assert examples.draw() == drawn

@@ -10,7 +10,7 @@ from training.data.samplers import SAMPLERS
 from training.methods.contrast import CONTRASTS, Prototypes
 from training.methods.losses import LOSSES
 from training.methods.methods import COSINE, METHODS, NONE, PARTS, build_network, find, first_stage_of, resolve, screen
-from training.methods.outliers import OUTLIER_TERMS, LogGamma
+from training.methods.outliers import OUTLIER_TERMS, LogGamma, TrainingAccuracy
 from training.methods.stage2 import STAGES
 from training.network.network import CosineHead
 from training.scores.scores import SCORES
@@ -67,7 +67,8 @@ def test_network_of_a_row(name):
     assert network.rejects(torch.zeros(2, 16)).shape == (2, rejects)
     assert isinstance(network.head, CosineHead) == (m.loss == "ldam")
     learned = {k: type(v) for k, v in network.learned.items()}
-    expected = {"outlier": LogGamma} if m.outlier_term == "imood" else {}
+    beside = {"imood": LogGamma, "oecc": TrainingAccuracy}
+    expected = {"outlier": beside[m.outlier_term]} if m.outlier_term in beside else {}
     assert learned == expected | ({"contrast": Prototypes} if m.contrast == "cocl" else {})
 
 
@@ -148,6 +149,8 @@ def test_another_outlier_term_leaves_cocls_inference():
         ("oe", {"partial": False}, "--partial and --asymmetric are switches of --contrast pascl"),
         ("cocl", {"asymmetric": True}, "--partial and --asymmetric are switches of --contrast pascl"),
         ("pascl", {"contrast": "none", "partial": True}, "are switches of --contrast pascl"),
+        ("logit-adjustment", {"stage2": "la-posthoc"}, "would take it off a second time: use one of the two, --stage2"),
+        ("cocl", {"loss": "balanced-softmax"}, "loss balanced-softmax has the class prior in training"),
     ],
 )
 def test_refusals_say_why(method, changes, reason):

@@ -1,6 +1,7 @@
 """What teaches from outliers: each term by hand, and against the formula of its paper written out again."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.training import tiny
+from training import trainer
+from training.data import loading
+from training.methods.methods import METHODS, build_network, find
 from training.methods.outliers import (
     OUTLIER_TERMS,
     LogGamma,
+    TrainingAccuracy,
     energy_margins,
+    measure_accuracy,
     oecc,
     outlier_class,
     outlier_exposure,
     sofl,
 )
+from training.network.network import to_input
+from training.runs import checkpoint
 
 
 def exposure(logits):
@@ -90,10 +98,19 @@ def test_energy_margins_by_loops():
 # ---- OECC ----
 
 
+def with_accuracy(value):
+    """A network whose training accuracy was measured as this."""
+    network = nn.Module()
+    network.learned = nn.ModuleDict({"outlier": TrainingAccuracy(16, 8)})
+    network.learned["outlier"].value.fill_(value)
+    return network
+
+
 def test_oecc_by_hand():
-    """p = (3/4, 1/4) twice, one of two right, so A = 1/2; an outlier at (3/4, 1/4) is 1/4 + 1/4 from uniform."""
+    """p = (3/4, 1/4) twice, A = 1/2 whatever the batch gets right; an outlier at (3/4, 1/4) is 1/2 from uniform."""
     sure = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]], dtype=torch.float64)
-    found = oecc(tiny.step(logits=sure, labels=torch.tensor([0, 1]), outlier_logits=sure[:1]))
+    labels = torch.tensor([0, 0])
+    found = oecc(tiny.step(logits=sure, labels=labels, outlier_logits=sure[:1], network=with_accuracy(0.5)))
     assert found.item() == pytest.approx(0.07 * 128 * (1 / 4) ** 2 + 0.05 * 256 * (1 / 2))
 
 
@@ -106,13 +123,36 @@ def test_oecc_by_loops():
         total = sum(math.exp(x) for x in z)
         return [math.exp(x) / total for x in z]
 
-    right = [z.index(max(z)) == y for z, y in zip(rows, labels.tolist() * 2, strict=True)]
-    accuracy = sum(right) / len(right)
+    accuracy = 0.25
     confidence = sum((max(softmax(z)) - accuracy) ** 2 for z in rows) / len(rows)
     distance = sum(sum(abs(p - 1 / 5) for p in softmax(z.tolist())) for z in outside) / len(outside)
-    found = oecc(tiny.step(logits=inside, labels=labels, outlier_logits=outside))
-    # against accuracy in float32
+    found = oecc(tiny.step(logits=inside, labels=labels, outlier_logits=outside, network=with_accuracy(accuracy)))
     assert found.item() == pytest.approx(0.07 * 128 * confidence + 0.05 * 256 * distance, rel=1e-6)
+
+
+def test_the_accuracy_is_measured_once_and_stays(tmp_path):
+    """It is that of the training images in eval mode when the term begins: epoch 1 of 2."""
+    out = trainer.train(tiny.config(method="oecc", epochs=2), tmp_path / "run")
+    state = checkpoint.load(out)
+    assert "outlier" not in state["history"][0]
+    assert "outlier" in state["history"][1]
+    measured = state["network"]["learned.outlier.value"].item()
+    assert 0 < measured <= 1
+    network = build_network(find("oecc"), 8, 8)
+    network.load_state_dict(state["network"])
+    data = loading.load(tiny.config()).train
+    measure_accuracy(network, data)
+    assert network.learned["outlier"].value.item() == pytest.approx(measured)  # not measured again
+    network.learned["outlier"].value.fill_(-1)
+    measure_accuracy(network, data)
+    with torch.no_grad():
+        logits, _ = network.eval()(to_input(torch.from_numpy(data.images)))
+    right = (logits.argmax(dim=1).numpy() == data.labels).mean()
+    assert network.learned["outlier"].value.item() == pytest.approx(right)
+
+
+def test_papers_that_show_two_outliers_an_image():
+    assert {name for name, m in METHODS.items() if m.outliers_per_image == 2} == {"oecc", "ntom", "cocl"}
 
 
 # ---- Reject classes ----
@@ -179,11 +219,19 @@ def full_step(*, n=4, m=3, views=2, num_classes=8, rejects=2, grown=True):
     return tiny.step(**tensors, labels=torch.arange(n) % num_classes, network=network), tensors
 
 
+def term_of(name, step):
+    """The term and the step, whose network has what the term reads."""
+    if name == "oecc":
+        step = replace(step, network=with_accuracy(0.4))
+    return OUTLIER_TERMS[name].term, step
+
+
 @pytest.mark.parametrize("name", OUTLIER_TERMS)
 def test_without_outliers_every_term_is_finite(name):
     """A batch without outliers gives no NaN, in the term or its gradient; what only looks at outliers gives 0."""
     step, tensors = full_step(m=0)
-    loss = OUTLIER_TERMS[name].term(step)
+    term, step = term_of(name, step)
+    loss = term(step)
     loss.backward()
     assert torch.isfinite(loss)
     grads = [t.grad for t in tensors.values() if t.grad is not None]
@@ -198,15 +246,15 @@ def test_the_order_of_the_outliers_changes_nothing(name):
     step, tensors = full_step(grown=False, rejects=1)
     order = torch.tensor([2, 0, 1])
     other = {k: t[order] if k.startswith("outlier") else t for k, t in tensors.items()}
+    term, step = term_of(name, step)
     shuffled = tiny.step(**other, labels=step.labels, network=step.network)
-    term = OUTLIER_TERMS[name].term
     assert term(shuffled).item() == pytest.approx(term(step).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OUTLIER_TERMS)
 def test_a_small_step_against_the_gradient_lowers_the_term(name):
     step, tensors = full_step(rejects=1)
-    term = OUTLIER_TERMS[name].term
+    term, step = term_of(name, step)
     before = term(step)
     before.backward()
     moved = {k: t.detach() - 1e-3 * (0 if t.grad is None else t.grad) for k, t in tensors.items()}

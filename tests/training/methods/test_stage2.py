@@ -205,14 +205,6 @@ def test_tau_norm_counts_each_class_alike():
     assert weight[0, 0].item() == pytest.approx(4**0.4, rel=1e-5)  # τ = .6
 
 
-def test_tau_norm_needs_calibration_images(first_stage, tmp_path):
-    with pytest.raises(ValueError, match=r"tau-norm chooses τ on calibration images: use --calibration-fraction above"):
-        tau_norm(solving([[1.0, 0.0], [0.0, 1.0]], torch.empty(0, 2).tolist(), []))
-    config = tiny.config(method="tau-norm", calibration_fraction=0, epochs=1, batch_images=128)
-    with pytest.raises(ValueError, match="use --calibration-fraction above 0"):
-        trainer.train(config, tmp_path / "run")
-
-
 def test_prior_correction_by_hand():
     """argmax z − log π: with counts 8 and 2, class 1 gains log 4."""
     given = solving([[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]], [0], bias=[0.5, -0.5], counts=[8, 2])

@@ -100,5 +100,5 @@ def test_one_process_shares_nothing():
 
 def test_batch_that_does_not_split(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 3)
-    with pytest.raises(ValueError, match="batches of 32 do not split over 3 processes"):
+    with pytest.raises(ValueError, match="--batch-images 32: batches of 32 do not split over 3 processes"):
         trainer.train(tiny.config(), tmp_path / "run")

@@ -113,6 +113,11 @@ def test_fdbd_where_two_classes_share_one_row(given):
     assert np.abs(found).max() < 1e3
 
 
+def test_fdbd_of_one_class_is_constant_and_finite(given):
+    one = given.reference._replace(weight=given.reference.weight[:1], logits=given.reference.logits[:, :1])
+    assert not score("fdbd", one, given.inside._replace(logits=given.inside.logits[:, :1])).any()
+
+
 def test_nci_by_loops(given):
     features, weight, bias, train = doubles(
         given.inside.features, given.reference.weight, given.reference.bias, given.reference.features

@@ -13,7 +13,19 @@ from torch import nn
 from tests.training.scores.test_posthoc import clusters
 from training.evaluation.metrics import ood_metrics
 from training.scores.fitted import _unit
-from training.scores.scores import SCORES, Fitted, Seen, energy, fitted, gen, in_or_out, max_logit, msp, reject_mass
+from training.scores.scores import (
+    SCORES,
+    Fitted,
+    Seen,
+    energy,
+    fitted,
+    gen,
+    in_or_out,
+    max_logit,
+    msp,
+    reject_mass,
+    require_score,
+)
 
 NEED_FIT = [name for name, score in SCORES.items() if score.fit]
 NEED_NOTHING = [name for name, score in SCORES.items() if not score.fit and not score.needs_reject]
@@ -138,6 +150,13 @@ def test_constants_are_float32_and_stay_when_the_head_changes(given, name):
 
 
 # ---- What cannot be computed ----
+
+
+@pytest.mark.parametrize("name", ["msp", "gen", "fdbd"])
+def test_a_score_that_compares_classes_needs_two(name):
+    assert require_score(name, False, 2)
+    with pytest.raises(ValueError, match=rf"Score '{name}' compares classes, and these data have one\. Choose from"):
+        require_score(name, False, 1)
 
 
 def test_unknown_name_lists_the_names():

@@ -1,0 +1,59 @@
+"""What can fail early: every setting of a run against its data, its machine and its folders, before the first step."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.config import Config
+from training.data.loading import Data
+from training.evaluation.measure import require_calibration_images
+from training.methods.methods import METHODS, NONE, Method
+from training.methods.stage2 import STAGES
+from training.network import distributed
+from training.scores.scores import SCORES
+
+
+def require_trainable(config: Config, method: Method, data: Data) -> None:
+    """ValueError that names every setting with which training on `data` would fail, in stage 1 or in stage 2."""
+    if problems := list(_problems(config, method, data)):
+        raise ValueError("\n".join(problems))
+    if method.stage2 != NONE and STAGES[method.stage2].needs_calibration_images:
+        require_calibration_images(data)
+
+
+def _problems(config: Config, method: Method, data: Data) -> Iterator[str]:
+    if method.needs_outliers and len(data.outliers) == 0:
+        yield f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp"
+    if len(data.train.classes) == 1 and SCORES[method.score].constant_for_one_class:
+        able = (name for name, m in METHODS.items() if m.needs_outliers and not SCORES[m.score].constant_for_one_class)
+        yield (
+            f"--method {config.method}: with one class its loss is 0 and its score {method.score} is constant; use a "
+            f"method that learns a score from outliers: {', '.join(able)}"
+        )
+    if emptied := [name for name, n in zip(data.train.classes, data.train.counts, strict=True) if n == 0]:
+        yield (
+            f"--calibration-fraction {config.calibration_fraction:g} leaves no training image of class "
+            f"{', '.join(emptied[:5])}: use a smaller one"
+        )
+    images = len(data.train.labels)
+    batches = {"--batch-images": (config.batch_images, images)}
+    if method.stage2 != NONE and (stage := STAGES[method.stage2]).learns is not None:
+        # SMOTE brings every class to the count of the largest
+        available = len(data.train.classes) * int(data.train.counts.max()) if stage.on_features else images
+        batches["--stage2-batch-images"] = (config.stage2_batch_images, available)
+    for flag, (batch, available) in batches.items():
+        if batch > available:
+            yield f"{flag} {batch}: {available} training images do not fill such a batch, use {available} or less"
+        if batch % distributed.world():
+            yield f"{flag} {batch}: batches of {batch} do not split over {distributed.world()} processes"
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """ValueError unless `folder` can be written to, or be made where it does not exist yet. Nothing is made here."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{setting} {folder}: {there} is a file, name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{setting} {folder}: {there} cannot be written to, name another folder")

@@ -1,0 +1,46 @@
+"""What a bundle says of the data set it was trained on and of the images and terms that travel with it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.config import Config
+from training.runs.files import Json
+
+BENCHMARKS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
+
+
+@dataclass(frozen=True)
+class AboutData:
+    """What a card says of the data set: its name, its terms and a sentence about it; None: not stated."""
+
+    name: str
+    slug: str  # the name of the bundle where none is given
+    licence: str | None = None
+    description: str | None = None
+
+    @staticmethod
+    def of(
+        config: Config, name: str | None = None, licence: str | None = None, description: str | None = None
+    ) -> "AboutData":
+        """From what is given; the name of a benchmark or of the data folder where none is."""
+        folder = config.data.name if config.dataset == "folder" and config.data else ""
+        slug = re.sub(r"[^a-z0-9._-]+", "-", (name or folder).lower()).strip("._-") or config.dataset
+        if not name and config.dataset in BENCHMARKS:
+            slug = config.dataset
+        return AboutData(name or BENCHMARKS.get(config.dataset) or folder or config.dataset, slug, licence, description)
+
+    def record(self) -> Json:
+        return {"name": self.name, "licence": self.licence, "description": self.description}
+
+
+def licence_text(evaluation: Mapping[str, Any]) -> str:
+    """The terms of the bundle and of its data set, and which images the bundle holds."""
+    own = evaluation.get("licence") or "The terms of the bundle are not stated"
+    given = (evaluation.get("examples") or {}).get("given", 0)
+    inside = "The example images are drawn by script: the bundle holds no image of its data set."
+    if given:
+        inside = f"The bundle holds {given} example image{'' if given == 1 else 's'} given at export: see examples/."
+    terms = (evaluation.get("data_set") or {}).get("licence") or "not stated here"
+    return f"{own}. {inside} The data set has terms of its own: {terms}."
