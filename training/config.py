@@ -15,6 +15,10 @@ def program() -> str:
     return "tailguard" if Path(sys.argv[0]).stem == "tailguard" else PYTHON_M
 
 
+STAGE2_EPOCHS = 10  # PASCL's
+STAGE2_STEPS = 400  # the least: a new head needs some hundreds of steps, which few images do not give in 10 epochs
+
+
 class Config(BaseModel):
     """The settings of `tailguard train`; the defaults are PASCL's on CIFAR-LT (REFERENCE A4-A6)."""
 
@@ -73,7 +77,8 @@ class Config(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     stage1_from: Path | None = None
     """Folder of another run whose finished stage 1 to take, so that only the second stage is trained."""
-    stage2_epochs: int = Field(default=10, ge=1)
+    stage2_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of stage 2; not given: 10, or as many as make 400 steps where the images are few."""
     stage2_batch_images: int = Field(default=128, ge=2)
     stage2_learning_rate: float | None = Field(default=None, gt=0)
     """Not given: the second stage's (5e-4 for ABF)."""

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
@@ -13,6 +13,10 @@ from training.config import Config
 
 class Table(BaseModel):
     """Train what a table lacks, then print it and write it with its pictures: <out>/<name>.md, .csv, .html and .png."""
+
+    REPLACING: ClassVar[tuple[str, ...]] = (
+        "width", "epochs", "batch_images", "stage2_batch_images", "augment", "calibration_fraction",
+    )  # fmt: skip
 
     name: CliPositionalArg[str]
     """comparison, ablation, per-set, balance or long-tail."""
@@ -24,17 +28,21 @@ class Table(BaseModel):
     """Runs go to <out>/runs, where another table finds them again."""
     dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
     data: Path | None = None
-    """As in `train`, as are imbalance, outliers, image_size_px and device."""
-    imbalance: Annotated[float, Field(gt=1)] = 100
+    """As in `train`, as are outliers, image_size_px, augment, calibration_fraction and device."""
+    imbalance: Annotated[float | None, Field(gt=1)] = None
+    """Cut the training set to this tail; not given: 100 for the CIFARs, as published, and none for other data."""
     outliers: Path | None = None
     image_size_px: int | None = None
+    augment: Literal["none", "flip", "crop", "paper", "photo"] | None = None
+    calibration_fraction: float | None = None
     device: str = "auto"
     ood: list[Path] = []
     """OOD test sets, as in `evaluate`."""
     width: int | None = None
-    """Replaces the budget's, as do epochs and batch_images."""
+    """Replaces the budget's, as do epochs and the batches of both stages."""
     epochs: int | None = None
     batch_images: int | None = None
+    stage2_batch_images: int | None = None
     at_once: Annotated[int, Field(ge=1)] = 1
     """Runs trained side by side on the device; one CIFAR run does not fill a large GPU, or two cores."""
     threads: int | None = None
@@ -68,9 +76,20 @@ class Table(BaseModel):
                 write_json(self.results / f"{job.folder.name}.json", compact(result))
 
     def _require_data(self, table: Any) -> None:
-        """ValueError before anything is trained when the table's runs would lack data."""
+        """ValueError before anything is trained when the table's runs would lack data, a device or a folder."""
+        from training.checks import require_writable
         from training.methods.methods import find
+        from training.network.device import find_device
 
+        find_device(self.device)
+        require_writable(self.out, "--out")
+        if self.results:
+            require_writable(self.results, "--results")
+        if self._cut is None and 1 in table.imbalances:
+            raise ValueError(
+                f"table {self.name} compares a long tail with balanced data, which no cut makes of data that are taken "
+                "as they are: give --imbalance with data that have as many images of every class"
+            )
         if self.dataset == "digits":  # brings its own outliers and OOD set
             return
         if self.data is None:
@@ -82,15 +101,20 @@ class Table(BaseModel):
                 f"table {self.name} measures OOD detection: give --ood, an array or a folder, once or more"
             )
 
+    @property
+    def _cut(self) -> float | None:
+        published = 100 if self.dataset in ("cifar10", "cifar100") else None
+        return self.imbalance or published
+
     def _jobs(self, table: Any, imbalance: float) -> list[Any]:
         """The runs that the table needs on data of this imbalance."""
         from training.tables import jobs
 
         balanced = imbalance <= 1
-        settings: dict[str, Any] = {"imbalance": 1 if balanced else self.imbalance} | jobs.BUDGETS[self.budget]
+        settings: dict[str, Any] = {"imbalance": 1 if balanced else self._cut} | jobs.BUDGETS[self.budget]
         if balanced:
             settings["epochs"] = jobs.BALANCED_EPOCHS[self.budget]
-        settings |= {k: v for k in ("width", "epochs", "batch_images") if (v := getattr(self, k)) is not None}
+        settings |= {k: v for k in self.REPLACING if (v := getattr(self, k)) is not None}
         settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
         base = Config(**settings, views=table.views)
         methods = [need.method for need in table.needs if need.imbalance == imbalance]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.checks import require_trainable, require_writable
-from training.config import Config, flag
+from training.config import STAGE2_EPOCHS, STAGE2_STEPS, Config, flag
 from training.data.batches import Batch, Batches, Easiness, Features
 from training.data.loading import Data, load
 from training.data.readers import ImageSet
@@ -162,6 +162,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     require_trainable(config, method, data)
+    config = with_stage2_epochs(config, data)
     state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
     network = place(build_network(method, len(data.train.classes), config.width), device)
@@ -190,6 +191,13 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         checkpoint.save(out, state)
     distributed.stop()
     return out
+
+
+def with_stage2_epochs(config: Config, data: Data) -> Config:
+    """`config` with a number of stage-2 epochs, derived from the number of training images where it is not given."""
+    steps = max(len(data.train.labels) // config.stage2_batch_images, 1)
+    epochs = config.stage2_epochs or max(STAGE2_EPOCHS, math.ceil(STAGE2_STEPS / steps))
+    return config.model_copy(update={"stage2_epochs": epochs})
 
 
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
@@ -232,6 +240,7 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         features = torch.from_numpy(embed(network, data.train.images, device)).to(device)
         labels = torch.from_numpy(data.train.labels).to(device)
         images = Features(*smote(features, labels, seed=config.seed), data.train.classes)
+    assert config.stage2_epochs
     batches = Batches(
         images, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device, sampler=stage.sampler
     )

@@ -18,7 +18,7 @@ from training.runs import checkpoint
 def no_step(monkeypatch):
     """A step of training fails the test."""
 
-    def step(*_arguments):
+    def step(*_arguments, **_settings):
         raise AssertionError("training began")
 
     monkeypatch.setattr(trainer.Loop, "run", step)

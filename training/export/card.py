@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
-from training.config import Config
+from training.config import STAGE2_EPOCHS, Config
 from training.export.about import licence_text
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import promises
@@ -203,7 +203,7 @@ def _provenance(m: Manifest) -> Iterable[str]:
 
 def _against_the_paper(recipe: Mapping[str, Any]) -> str:
     """Where a run stayed below the recipe of PASCL, the defaults of Config."""
-    paper = Config().model_dump()
+    paper = Config().model_dump() | {"stage2_epochs": STAGE2_EPOCHS}
     keys = ("width", "epochs", "batch_images", "stage2_epochs")
     differ = [k for k in keys if recipe.get(k) not in (None, paper[k])]
     other = [f"{k.replace('_', ' ')} {recipe[k]} instead of {paper[k]}" for k in differ]

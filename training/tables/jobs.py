@@ -44,7 +44,7 @@ def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: 
 
 def name_of(config: Config) -> str:
     """Names what differs between the runs of a table."""
-    cut = f"lt{config.imbalance:g}" if config.imbalance and config.imbalance > 1 else "balanced"
+    cut = "natural" if config.imbalance is None else f"lt{config.imbalance:g}" if config.imbalance > 1 else "balanced"
     views = f"-v{config.views}" if config.views else ""
     return (
         f"{config.dataset}-{cut}-{config.method}{views}-w{config.width}-e{config.epochs}-b{config.batch_images}"

@@ -1,5 +1,6 @@
 """Two processes at half the batch each against one: the same BatchNorm, the same loss curve, the same weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_norm_over_processes_is_the_norm_of_the_whole_batch(two):
     for name in ("weight_gradient", "bias_gradient", "running_mean", "running_var", "num_batches_tracked", "loss"):
         for half in halves:
             torch.testing.assert_close(half[name], alone[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", distributed_worker.TERMS)
+def test_a_loss_that_divides_by_the_batch_is_that_of_one_process(two, name):
+    """Weights and constants are those of the whole batch, and random targets are drawn for the whole batch."""
+    alone = distributed_worker.loss_values()[name]
+    for rank in range(2):
+        shared = json.loads((two / f"losses{rank}.json").read_text())[name]
+        assert shared == pytest.approx(alone, rel=1e-5)
 
 
 def test_one_process_that_stops_stops_all(two):

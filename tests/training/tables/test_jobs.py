@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from training.config import Config
 from training.methods.methods import METHODS, first_stage_of
-from training.tables import jobs
+from training.runs import several
+from training.table import Table
+from training.tables import TABLES, jobs
 
 CONFIG = Config(dataset="digits", imbalance=10, width=8, epochs=1, batch_images=32, device="cpu")
 
@@ -59,3 +63,42 @@ def test_folders_differ_where_settings_do():
     assert len({j.folder for j in jobs}) == len(changes)
     assert jobs[0].folder == Path("out/runs/digits-lt10-oe-w8-e1-b32-s0")
     assert jobs[1].folder.name.startswith("digits-balanced-")
+
+
+# ---- Data as they are ----
+
+
+def jobs_of(name, **given):
+    table = Table(name=name, **given)
+    return [job for ratio in TABLES[name].imbalances for job in table._jobs(TABLES[name], ratio)]
+
+
+def test_a_natural_tail_is_not_cut():
+    made = jobs_of("per-set", dataset="folder", data=Path("birds"), outliers=Path("junk"))
+    assert {job.config.imbalance for job in made} == {None}
+    assert made[0].folder.name.startswith("folder-natural-oe-")
+    assert {job.config.imbalance for job in jobs_of("per-set", dataset="folder", imbalance=7.0)} == {7}
+    assert {job.config.imbalance for job in jobs_of("per-set", dataset="cifar10")} == {100}  # as published
+
+
+def test_settings_for_small_data_reach_the_runs():
+    given = {"batch_images": 16, "stage2_batch_images": 8, "augment": "crop", "calibration_fraction": 0.3}
+    for job in jobs_of("per-set", dataset="folder", **given):
+        assert job.config.model_dump(include=set(given)) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "balance"}, "table balance compares a long tail with balanced data"),
+        ({"name": "per-set", "device": "gpu"}, "--device gpu: there is no such device"),
+        ({"name": "per-set", "out": Path("file") / "tables"}, "is a file, name a folder"),
+        ({"name": "per-set", "results": Path("file")}, "--results file: .*is a file, name a folder"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(several, "run", None)
+    with pytest.raises(ValueError, match=said):
+        Table(dataset="folder", data=Path("birds"), outliers=Path("junk"), ood=[Path("ood")], **given).cli_cmd()
