@@ -32,6 +32,7 @@ class Train(Config):
     def cli_cmd(self) -> None:
         from training import trainer
         from training.runs import checkpoint
+        from training.runs.loop import Interrupted
 
         given = Config.model_validate(self.model_dump(exclude={"out", "resume"}))
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
@@ -39,7 +40,7 @@ class Train(Config):
             given = checkpoint.resumed(out, given, self.model_fields_set - {"out", "resume"})
         try:
             trainer.train(given, out, resume=self.resume)
-        except trainer.Interrupted:
+        except Interrupted:
             sys.exit(f"interrupted; the run is kept: {program()} train --out {out} --resume")
         print(f"trained: {out}")
 

@@ -16,7 +16,7 @@ def program() -> str:
 
 
 STAGE2_EPOCHS = 10  # PASCL's
-STAGE2_STEPS = 400  # the least: a new head needs some hundreds of steps, which few images do not give in 10 epochs
+STAGE2_STEPS = 600  # the least: a new head needs hundreds of steps, which few images do not give in 10 epochs
 
 
 class Config(BaseModel):
@@ -78,7 +78,7 @@ class Config(BaseModel):
     stage1_from: Path | None = None
     """Folder of another run whose finished stage 1 to take, so that only the second stage is trained."""
     stage2_epochs: int | None = Field(default=None, ge=1)
-    """Epochs of stage 2; not given: 10, or as many as make 400 steps where the images are few."""
+    """Epochs of stage 2; not given: 10, or as many as make 600 steps where the images are few."""
     stage2_batch_images: int = Field(default=128, ge=2)
     stage2_learning_rate: float | None = Field(default=None, gt=0)
     """Not given: the second stage's (5e-4 for ABF)."""

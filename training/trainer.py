@@ -7,132 +7,27 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 """
 
 import math
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
 from training.checks import require_trainable, require_writable
-from training.config import STAGE2_EPOCHS, STAGE2_STEPS, Config, flag
-from training.data.batches import Batch, Batches, Easiness, Features
+from training.config import STAGE2_EPOCHS, STAGE2_STEPS, Config
+from training.data.batches import Batches, Features
 from training.data.loading import Data, load
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
-from training.methods.objective import Losses, easiness, stage1_losses, stage2_losses
+from training.methods.objective import easiness, stage1_losses, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
 from training.network import distributed
 from training.network.device import find_device
-from training.network.network import Network, first_not_finite, place
+from training.network.network import Network, place
 from training.runs import checkpoint
-from training.runs.signals import StopRequest, stop_request
-
-
-class Interrupted(Exception):
-    """Ctrl-C or TERM: a checkpoint was written."""
-
-
-class Diverged(ValueError):
-    """A loss or a network that is not finite: the last checkpoint is the one before."""
-
-
-# ------------------------------------------------------------------------------------------------------- one stage
-
-
-class Loop:
-    """Epochs of one stage: cosine learning rate, progress, checkpoints, interruption, a stop where it diverges."""
-
-    def __init__(
-        self, config: Config, out: Path, stage: str, state: dict[str, Any], stop: StopRequest, *, views: int = 1
-    ) -> None:
-        self.config, self.out, self.stage, self.state, self.stop, self.views = config, out, stage, state, stop, views
-
-    def run(
-        self, network: Network, parameters: list[nn.Parameter], batches: Batches, losses: Callable[[Batch], Losses],
-        *, epochs: int, learning_rate: float, key: str, easiness: Easiness | None = None,
-    ) -> None:  # fmt: skip
-        """Train `parameters` for `epochs`; the network is kept in the state under `key`."""
-        device = next(network.parameters()).device
-        optimizer = torch.optim.Adam(
-            parameters, lr=learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )  # L2, not decoupled (A4)
-        state, first_epoch, first_step = self.state, 0, 0
-        sums: Losses = {}
-        if state["stage"] == self.stage and state.get("optimizer"):
-            optimizer.load_state_dict(state["optimizer"])
-            first_epoch, first_step = state["epoch"], state["step"]
-            sums = {name: value.to(device) for name, value in state["sums"].items()}
-            batches.mined = state["mined"] if state.get("mined") is None else state["mined"].to(device)
-
-        def save(epoch: int, step: int) -> None:
-            if spoilt := first_not_finite(network):
-                raise self.diverged(f"{spoilt} of the network is not finite", epoch, step)
-            state.update(
-                stage=self.stage, epoch=epoch, step=step, sums=sums, optimizer=optimizer.state_dict(),
-                mined=batches.mined,
-            )  # fmt: skip
-            state[key] = network.state_dict()
-            if distributed.rank() == 0:
-                checkpoint.save(self.out, state)
-
-        bar = tqdm(
-            total=epochs * batches.steps, initial=first_epoch * batches.steps + first_step, unit="step",
-            desc=self.stage, disable=distributed.rank() > 0, mininterval=1, dynamic_ncols=True,
-        )  # fmt: skip
-        with bar:
-            for epoch in range(first_epoch, epochs):
-                for group in optimizer.param_groups:  # cosine to 0, stepped per epoch
-                    group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
-                started, seen, recent = time.perf_counter(), 0, []
-                drawn = batches.epoch(epoch, first_step, progress=epoch / epochs, easiness=easiness)
-                for step, batch in enumerate(drawn, start=first_step):
-                    parts = losses(batch)
-                    parts["loss"].backward()  # type: ignore[no-untyped-call]
-                    parts, stopping = distributed.average(parameters, parts, self.stop.requested)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    sums = {name: sums.get(name, 0) + part for name, part in parts.items()}
-                    seen += self.views * len(batch.images) + len(batch.outliers)
-                    recent.append(parts["loss"])
-                    bar.update()
-                    if step % 10 == 9 or step + 1 == batches.steps or stopping:
-                        self.require_finite(recent, epoch, step)
-                        recent = []
-                        shown: dict[str, object] = {k: f"{v.item() / (step + 1):.3f}" for k, v in sums.items()}
-                        bar.set_postfix(shown | {"images_s": round(seen / (time.perf_counter() - started))})
-                    if stopping:
-                        save(epoch, step + 1)
-                        raise Interrupted
-                state["history"].append(
-                    {"stage": self.stage, "epoch": epoch}
-                    | {name: value.item() / batches.steps for name, value in sums.items()}
-                )
-                first_step, sums = 0, {}
-                if (epoch + 1) % self.config.checkpoint_epochs == 0 or epoch + 1 == epochs:
-                    save(epoch + 1, 0)
-
-    def require_finite(self, recent: list[Tensor], epoch: int, step: int) -> None:
-        """Diverged unless the losses of the steps up to `step` are finite. Waits for the device once for all."""
-        for i, loss in enumerate(torch.stack(recent).tolist()):
-            if not math.isfinite(loss):
-                raise self.diverged(f"the loss is {loss}", epoch, step - len(recent) + 1 + i)
-
-    def diverged(self, what: str, epoch: int, step: int) -> Diverged:
-        """The error of this stage, with the remedy and the last checkpoint."""
-        rate = "learning_rate" if self.stage == "stage1" else "stage2_learning_rate"
-        kept = "no checkpoint was written yet"
-        if (self.out / checkpoint.CHECKPOINT_FILE).exists():
-            last = self.state
-            kept = f"the checkpoint in {self.out} is of {last['stage']}, epoch {last['epoch']}, step {last['step']}"
-        return Diverged(
-            f"{self.stage} diverged in epoch {epoch}, step {step}: {what}; {kept}. Train with a lower {flag(rate)}, "
-            f"or resume with --precision fp32 where it was bf16"
-        )
-
+from training.runs.loop import Loop
+from training.runs.signals import stop_request
 
 # -------------------------------------------------------------------------------------------------------- the run
 

@@ -18,6 +18,7 @@ from training.data import loading
 from training.methods import objective
 from training.network.device import find_device
 from training.runs import checkpoint
+from training.runs.loop import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]  # before anything ran here
@@ -96,7 +97,7 @@ def test_resumed_run_is_the_uninterrupted_one(finished, tmp_path, monkeypatch, v
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_after(patch, views)
-        with pytest.raises(trainer.Interrupted):
+        with pytest.raises(Interrupted):
             trainer.train(tiny.config(), out)
     state = checkpoint.load(out)
     assert (state["stage"], state["epoch"], state["step"]) == where
@@ -115,8 +116,8 @@ def test_interruption_between_the_stages_is_not_lost(finished, tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.checkpoint, "save", interrupting)
-        with pytest.raises(trainer.Interrupted):
+        patch.setattr(checkpoint, "save", interrupting)
+        with pytest.raises(Interrupted):
             trainer.train(tiny.config(), tmp_path / "run")
     assert checkpoint.load(tmp_path / "run")["stage"] == "stage2"
     trainer.train(tiny.config(), tmp_path / "run", resume=True)
@@ -152,7 +153,7 @@ def test_killed_between_checkpoints_goes_back_to_the_last(finished, tmp_path, mo
         save(folder, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.checkpoint, "save", dying)
+        patch.setattr(checkpoint, "save", dying)
         with pytest.raises(RuntimeError, match="killed"):
             trainer.train(tiny.config(), tmp_path / "run")
     assert checkpoint.load(tmp_path / "run")["epoch"] == 1

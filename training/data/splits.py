@@ -51,7 +51,7 @@ def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np
     """
     names, of = np.unique(units, return_inverse=True)  # ascending, so a unit's number ranks its key
     held = names.astype(np.float64) / 2.0**64 < fraction
-    if fraction <= 0:
+    if fraction <= 0 or not len(units):
         return held[of]
     labels = np.zeros(len(units), np.int64) if labels is None else labels
     pairs, images = np.unique(labels * len(names) + of, return_counts=True)  # a row for each unit of each class

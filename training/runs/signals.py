@@ -28,7 +28,7 @@ def on_stop(handler: Callable[[int, FrameType | None], object]) -> Iterator[None
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """The first SIGINT or SIGTERM inside the block is noted, for a loop to read; the second raises KeyboardInterrupt."""
+    """The first SIGINT or SIGTERM inside the block is noted, for a loop to read; the second interrupts at once."""
     stop = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from training.data.batches import Batches
 from training.methods import objective
 from training.methods.methods import build_network, resolve
 from training.runs import checkpoint
+from training.runs.loop import Interrupted
 
 STEPS, BATCH = 3, 4  # an epoch needs 12 outliers, its pool is 48
 
@@ -135,7 +136,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, views):
     whole = trainer.train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_after(patch, views)
-        with pytest.raises(trainer.Interrupted):
+        with pytest.raises(Interrupted):
             trainer.train(config, tmp_path / "run")
     state = checkpoint.load(tmp_path / "run")
     assert 0 < state["step"] < 5

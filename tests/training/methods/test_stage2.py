@@ -15,6 +15,7 @@ from training.methods.methods import METHODS
 from training.methods.stage2 import STAGES, Solving, branch, prepare, prior_correction, tau_norm
 from training.network.network import CosineHead, Network, place
 from training.runs import checkpoint
+from training.runs.loop import Interrupted
 
 LEARNING = [name for name, stage in STAGES.items() if stage.learns]
 
@@ -279,7 +280,7 @@ def test_resumed_second_stage_is_the_uninterrupted_one(first_stage, tmp_path, mo
             interrupt_at_batch(patch, 2)
         else:
             interrupt_after(patch, 2)
-        with pytest.raises(trainer.Interrupted):
+        with pytest.raises(Interrupted):
             trainer.train(config, tmp_path / "run")
     state = checkpoint.load(tmp_path / "run")
     assert (state["stage"], state["epoch"], state["step"]) == ("stage2", 0, 2)
