@@ -258,7 +258,7 @@ def test_export_refuses_before_it_reads_data(run, copied, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    (copied / CALIBRATION_FILE).write_text("{}")
+    (copied / CALIBRATION_FILE).write_text('{"calibration": {"class_mix": "train"}}')
     monkeypatch.setattr(loading, "load", None)
     status, printed = run("export", copied, *given)
     assert status == 1

@@ -2,13 +2,16 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from service.contract.bundle import Manifest
+from training.config import Config
 from training.export import card
+from training.export.about import AboutData
 
 LEVELS = [i / 100 for i in range(101)]
 NAMES = ["plane", "car", "bird", "cat"]
@@ -170,7 +173,7 @@ def test_a_row_of_each_table(text, cells):
 def test_statements(text):
     assert "chosen on the calibration split: 200 in-distribution images (100 many, 80 medium, 20 few)" in text
     assert "OOD is the positive class." in text
-    assert "Apache-2.0" in text
+    assert "The terms of the bundle are not stated." in text
     assert "python -m training train" in text
 
 
@@ -208,3 +211,33 @@ def test_one_operating_point_and_no_outliers():
     })  # fmt: skip
     assert "only one" in card.render(bare)
     assert card.plots(bare)["plots/scores.png"]
+
+
+# ---- Whose bundle it is ----
+
+
+def test_the_card_says_whose_the_data_are_and_which_images_it_holds():
+    about = {"name": "Wadden plankton", "licence": "CC BY 4.0", "description": "Plankton of the Wadden Sea, one net."}
+    said = {"data_set": about, "licence": "Proprietary", "examples": {"given": 3}}
+    text = card.render(make(_evaluation() | said))
+    assert "Plankton of the Wadden Sea, one net." in text
+    assert "| licence of the data | CC BY 4.0 |" in text
+    assert "Proprietary. The bundle holds 3 example images given at export: see examples/." in text
+    assert "The data set has terms of its own: CC BY 4.0." in text
+    assert "holds no image" not in text
+    drawn = card.render(make(_evaluation() | said | {"examples": {"given": 0}}))
+    assert "The example images are drawn by script: the bundle holds no image of its data set." in drawn
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "slug"),
+    [
+        ({"dataset": "cifar10", "data": Path("x")}, "CIFAR-10", "cifar10"),
+        ({"dataset": "folder", "data": Path("/photos/My Birds (2024)")}, "My Birds (2024)", "my-birds-2024"),
+        ({"dataset": "folder", "data": Path("/")}, "folder", "folder"),
+    ],
+)
+def test_a_data_set_is_called_after_its_benchmark_or_folder(given, name, slug):
+    about = AboutData.of(Config(**given))
+    assert (about.name, about.slug) == (name, slug)
+    assert AboutData.of(Config(**given), "Wadden plankton").slug == "wadden-plankton"
