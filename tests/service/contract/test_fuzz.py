@@ -53,8 +53,8 @@ def failing(data: bytes) -> tuple[str, str]:
 
 def test_a_crash_and_a_hang_are_laid_to_their_inputs(tmp_path: Path) -> None:
     given, count = seeds(), 12
-    starts = [mutated(given, 7, i)[1] for i in range(count)]
-    found = images.fuzz(count, seed=7, jobs=1, longest_s=1, decode=failing)
+    starts = [mutated(given, 1, i)[1] for i in range(count)]
+    found = images.fuzz(count, seed=1, jobs=1, longest_s=1, decode=failing)
     reasons = {index: reason.split(":")[0] for index, reason in found.failures}
     wanted = {i: "the process ended with 3" for i, data in enumerate(starts) if data.startswith(b"GIF8")}
     wanted |= {i: "no outcome after 1 s" for i, data in enumerate(starts) if data.startswith(b"BM")}
@@ -62,10 +62,10 @@ def test_a_crash_and_a_hang_are_laid_to_their_inputs(tmp_path: Path) -> None:
     assert reasons == wanted
     assert len(set(wanted.values())) == 3
     assert found.outcomes.total() == count
-    images.save(tmp_path, 7, found.failures)
+    images.save(tmp_path, 1, found.failures)
     first = min(wanted)
-    assert (tmp_path / f"7-{first}.bin").read_bytes() == starts[first]
-    assert f"--seed 7 --only {first}" in (tmp_path / f"7-{first}.txt").read_text()
+    assert (tmp_path / f"1-{first}.bin").read_bytes() == starts[first]
+    assert f"--seed 1 --only {first}" in (tmp_path / f"1-{first}.txt").read_text()
 
 
 def test_mutated_images_over_http() -> None:
