@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.contract.bundle import require_class_names
 from training.config import Config
 from training.data import folders, readers
 from training.data.choice import PARTS, Choice, Part
@@ -40,6 +41,10 @@ def load(config: Config, run: Path | None = None) -> Data:
     out, and DataError says so where one is no longer there.
     """
     train, test, outliers, ood, size, notes = _read(config)
+    try:
+        require_class_names(train.classes)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     for part, images in (("training", train), ("test", test)):
         if empty := [name for name, n in zip(images.classes, images.counts, strict=True) if n == 0]:
             raise DataError(f"no {part} image of class {', '.join(empty[:5])}: every class needs at least one")
