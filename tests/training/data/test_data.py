@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from tests.training import tiny
+from tests.training.pictures import save
+from training.config import Config
 from training.data import loading, readers
 from training.data.batches import Batches
 from training.data.choice import Choice
@@ -396,3 +398,15 @@ def test_whole_tail():
 
 def test_reader_error_is_a_value_error():
     assert issubclass(readers.DataError, ValueError)  # the commands turn these into one line
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("outlier", "how feedback names an image of no class"), (" ", "is called ' '")]
+)
+def test_class_names_that_mean_something_else_are_refused(tmp_path, name, message):
+    for part in ("train", "test"):
+        for label in (name, "cat"):
+            for i in range(3):
+                save(tmp_path / part / label / f"{i}.png", 10 * i + len(label))
+    with pytest.raises(DataError, match=message):
+        loading.load(Config(dataset="folder", data=tmp_path))

@@ -370,3 +370,34 @@ def test_measure_without_calibration_images(digits_and_predict):
     bare = loading.Data(**vars(loaded) | {"calibration": loaded.train.take(np.empty(0, np.int64))})
     with pytest.raises(DataError, match="no calibration images: train with --calibration-fraction above 0"):
         measure.measure(predictor, bare, {}, score="msp", temperature=1.0, scope="group")
+
+
+def test_measure_with_levels_and_a_mix(digits_and_predict):
+    loaded, predictor = digits_and_predict
+    counts = measure.data_groups(loaded).counts
+    mix = class_mix("uniform", loaded.train.classes, counts)
+    found = measure.measure(
+        predictor, loaded, {}, score="msp", temperature=1.0, scope="group", levels=(0.9, 0.8), mix=mix
+    )
+    assert list(found["operating_points"])[:2] == ["id90", "id80"]
+    assert found["default_operating_point"] == "id90"
+    record = found["calibration"]
+    assert (record["class_mix"], record["class_shares"]) == ("uniform", [1 / 8] * 8)
+    assert set(record["references"]) == {"all", *(g["name"] for g in found["groups"])}
+    assert "in the class mix uniform" in found["operating_points"]["id90"]["description"]
+    # costs count each calibration image by its weight: the mean over the classes
+    scores = predictor(loaded.calibration.images).scores["msp"].astype(np.float64)
+    labels = loaded.calibration.labels
+    flags = scores > found["operating_points"]["id80"]["threshold"]
+    by_class = [flags[labels == c].mean() for c in range(8) if (labels == c).any()]
+    cost = found["operating_points"]["id80"]["global_cost"]["calibration"]
+    if len(by_class) == 8:
+        assert cost["id_rejected"] == pytest.approx(np.mean(by_class))
+
+
+def test_groups_come_from_the_counts_before_the_calibration_split(digits_and_predict):
+    loaded, predictor = digits_and_predict
+    found = measure.measure(predictor, loaded, {}, score="msp", temperature=1.0, scope="group")
+    before = loaded.train.counts + loaded.calibration.counts
+    assert [c["group"] for c in found["classes"]] == group_classes(before).of_class.tolist()
+    assert found["groups"][-1]["least_images"] == before.min()
