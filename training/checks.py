@@ -40,6 +40,7 @@ def _problems(config: Config, method: Method, data: Data) -> Iterator[str]:
     if method.stage2 != NONE and (stage := STAGES[method.stage2]).learns is not None:
         # SMOTE brings every class to the count of the largest
         available = len(data.train.classes) * int(data.train.counts.max()) if stage.on_features else images
+        assert config.stage2_batch_images
         batches["--stage2-batch-images"] = (config.stage2_batch_images, available)
     for flag, (batch, available) in batches.items():
         if batch > available:

@@ -1,5 +1,6 @@
 """Everything a run depends on, in one frozen model. An unknown key is an error; units are in the names."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ def program() -> str:
     return "tailguard" if Path(sys.argv[0]).stem == "tailguard" else PYTHON_M
 
 
-STAGE2_EPOCHS = 10  # PASCL's
+STAGE2_EPOCHS, STAGE2_BATCH = 10, 128  # PASCL's
 STAGE2_STEPS = 600  # the least: a new head needs hundreds of steps, which few images do not give in 10 epochs
 
 
@@ -79,7 +80,8 @@ class Config(BaseModel):
     """Folder of another run whose finished stage 1 to take, so that only the second stage is trained."""
     stage2_epochs: int | None = Field(default=None, ge=1)
     """Epochs of stage 2; not given: 10, or as many as make 600 steps where the images are few."""
-    stage2_batch_images: int = Field(default=128, ge=2)
+    stage2_batch_images: int | None = Field(default=None, ge=2)
+    """Images per step of stage 2; not given: 128, or the batch of stage 1 where that is smaller."""
     stage2_learning_rate: float | None = Field(default=None, gt=0)
     """Not given: the second stage's (5e-4 for ABF)."""
 
@@ -92,6 +94,12 @@ class Config(BaseModel):
     """Threads per process on a CPU; not given: PyTorch's choice."""
     checkpoint_epochs: int = Field(default=1, ge=1)
     """A checkpoint every so many epochs (and always at the end and on Ctrl-C)."""
+
+    def with_stage2_settings(self, images: int) -> "Config":
+        """The same settings with the batch and epochs of stage 2, derived for so many training images if not given."""
+        batch = self.stage2_batch_images or min(STAGE2_BATCH, self.batch_images)
+        epochs = self.stage2_epochs or max(STAGE2_EPOCHS, math.ceil(STAGE2_STEPS / max(images // batch, 1)))
+        return self.model_copy(update={"stage2_batch_images": batch, "stage2_epochs": epochs})
 
     def with_absolute_paths(self) -> "Config":
         """The same settings with paths that name the same places from every working folder."""

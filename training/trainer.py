@@ -6,7 +6,6 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 (joint BatchNorm statistics), and loss + λ1·outlier term + λ2·contrast. Stage 2 trains part of a copy, or solves for it.
 """
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from training.checks import require_trainable, require_writable
-from training.config import STAGE2_EPOCHS, STAGE2_STEPS, Config
+from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load
 from training.data.readers import ImageSet
@@ -56,8 +55,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     data = load(config, out if resume else config.stage1_from)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
+    config = config.with_stage2_settings(len(data.train.labels))
     require_trainable(config, method, data)
-    config = with_stage2_epochs(config, data)
     state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
     network = place(build_network(method, len(data.train.classes), config.width), device)
@@ -86,13 +85,6 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         checkpoint.save(out, state)
     distributed.stop()
     return out
-
-
-def with_stage2_epochs(config: Config, data: Data) -> Config:
-    """`config` with a number of stage-2 epochs, derived from the number of training images where it is not given."""
-    steps = max(len(data.train.labels) // config.stage2_batch_images, 1)
-    epochs = config.stage2_epochs or max(STAGE2_EPOCHS, math.ceil(STAGE2_STEPS / steps))
-    return config.model_copy(update={"stage2_epochs": epochs})
 
 
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
@@ -136,6 +128,7 @@ def second_stage(config: Config, method: Method, data: Data, network: Network, l
         labels = torch.from_numpy(data.train.labels).to(device)
         images = Features(*smote(features, labels, seed=config.seed), data.train.classes)
     assert config.stage2_epochs
+    assert config.stage2_batch_images
     batches = Batches(
         images, None, config.stage2_batch_images, seed=config.seed, stage=2, device=device, sampler=stage.sampler
     )

@@ -55,8 +55,8 @@ def require_same_settings(job: Job) -> None:
     free = {*MACHINE_KEYS, "data", "stage1_from"}
     if find(job.config.method).stage2 == NONE:
         free |= {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
-    if job.config.stage2_epochs is None:  # the trainer derives it
-        free |= {"stage2_epochs"}
+    derived = ("stage2_epochs", "stage2_batch_images")  # by the trainer, where they are not given
+    free |= {key for key in derived if getattr(job.config, key) is None}
     one, two = (c.model_dump(exclude=free) | {"outliers": c.outliers and c.outliers.name} for c in (kept, job.config))
     if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
         raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
