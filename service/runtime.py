@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from service.contract.decision import Scope
-from service.errors import InvalidParameter, NotReady
+from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
@@ -74,7 +74,13 @@ class Runtime:
         """Raises NotReady unless new requests should be sent here."""
         if self.draining:
             raise NotReady("the service is draining: send requests to another replica")
-        self.in_force()
+        if (fault := self.in_force().pipeline.fault()) is not None:
+            raise NotReady(f"{fault}: send requests to another replica")
+
+    def check_live(self) -> None:
+        """Raises NotReady when the engine has been faulty for so long that the process should be started anew."""
+        if self.model is not None and self.model.pipeline.dead():
+            raise NotReady("the engine does not recover: start the service anew, and read its log")
 
     # Changes while it runs --------------------------------------------------------------------------------------------
 
@@ -88,12 +94,19 @@ class Runtime:
         async with self._swapping:
             started = time.perf_counter()
             old = self.in_force()
-            deciding = Deciding(operating_point or self.deciding.operating_point, scope or self.deciding.scope)
-            loaded = await asyncio.to_thread(model.load, path, self.settings, self.metrics, deciding)
-            if self.draining:
+            loaded = await asyncio.to_thread(
+                model.load, path, self.settings, self.metrics, self.deciding.changed(operating_point, scope)
+            )
+            try:
+                if self.draining:
+                    raise NotReady("the service is shutting down: nothing was swapped")
+                # What decides may have been changed while the bundle was loaded.
+                deciding = self.deciding.changed(operating_point, scope)
+                loaded = loaded.deciding_by(*deciding.within(path, loaded.manifest))
+            except TailGuardError:
                 loaded.close()
-                raise NotReady("the service is shutting down: nothing was swapped")
-            self.deciding = deciding
+                raise
+            self._decide_by(deciding)
             self.model = loaded  # the requests that hold the old one keep it to their end
             self.metrics.bind(loaded.metrics)
             seconds = time.perf_counter() - started
@@ -111,23 +124,30 @@ class Runtime:
             raise InvalidParameter(
                 f"operating_point={operating_point[:100]} is none of this model's: {', '.join(known)}"
             )
-        chosen = self.deciding
-        self.deciding = Deciding(operating_point or chosen.operating_point, scope or chosen.scope)
+        self._decide_by(self.deciding.changed(operating_point, scope))
         self.model = current.deciding_by(operating_point, scope)
         log.info("operating point set", **self.model.described())
         return self.model
 
+    def _decide_by(self, deciding: Deciding) -> None:
+        """Take over what the deployment has chosen, for the shadow too."""
+        self.deciding = deciding
+        if self.shadow is not None:
+            self.shadow.follow(deciding)
+
     # Metrics ----------------------------------------------------------------------------------------------------------
 
-    def render_metrics(self) -> bytes:
+    async def render_metrics(self) -> bytes:
         """The text for Prometheus, with the gauges that are read only when somebody asks."""
         metrics = self.metrics
         metrics.requests_in_flight.set(self.in_flight)
-        metrics.ready.set(self.model is not None and not self.draining)
+        metrics.ready.set(0)
         if self.model is not None:
             metrics.queue_images.set(self.model.pipeline.held)
             metrics.queue_limit_images.set(self.model.pipeline.queue_images)
-        return metrics.render()
+            metrics.engine_usable.set(self.model.pipeline.fault() is None)
+            metrics.ready.set(not self.draining and self.model.pipeline.fault() is None)
+        return await asyncio.to_thread(metrics.render)  # with thousands of series it takes a tenth of a second and more
 
     def _count_feedback(self, record: FeedbackRecord, change: int) -> None:
         """Count feedback, in the ledger's thread; that about a model no longer in force is in the ledger only."""
@@ -135,7 +155,8 @@ class Runtime:
         if current is not None and key_of(current.manifest) == record.model:
             names = [info.name for info in current.manifest.classes]
             index = None if record.truth == OUTLIER else names.index(record.truth)
-            current.metrics.count_feedback(index, record.outcome, record.decision, change)
+            decided = (record.decision, record.operating_point, record.scope)
+            current.metrics.count_feedback(index, record.outcome, decided, change, by_deployment=record.by_deployment)
 
     # The end ----------------------------------------------------------------------------------------------------------
 

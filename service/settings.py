@@ -117,6 +117,8 @@ class Settings(BaseSettings):
     ledger_images: bool = False
     """Keep the bytes of every image too."""
 
+    metrics_max_classes: int = Field(default=200, ge=0)
+    """Classes with series of their own in /metrics, the most frequent; the others of a group are counted together."""
     log_format: Literal["console", "json"] = "console"
     """`console` or `json`, to standard error."""
     otlp_endpoint: str | None = None

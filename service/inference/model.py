@@ -86,6 +86,11 @@ class Deciding:
     scope: Scope | None = None
     said_in: str = "operating_point"  # for the error when a bundle lacks it
 
+    def changed(self, operating_point: str | None, scope: Scope | None) -> "Deciding":
+        """The same with another point or scope; None leaves one as it is."""
+        said_in = self.said_in if operating_point is None else "operating_point"
+        return Deciding(operating_point or self.operating_point, scope or self.scope, said_in)
+
     def within(self, path: Path, manifest: Manifest) -> tuple[str, Scope]:
         """What decides with this bundle. Raises SettingsError when it has no such operating point."""
         point = self.operating_point or manifest.default_operating_point
@@ -128,7 +133,7 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         manifest=manifest,
         engine=engine,
         pipeline=pipeline,
-        metrics=ModelMetrics(manifest, engine.provider, point, scope),
+        metrics=ModelMetrics(manifest, engine.provider, point, scope, settings.metrics_max_classes),
         operating_point=point,
         scope=scope,
     )

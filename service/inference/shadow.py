@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from service.contract.decision import decide_row
-from service.errors import TailGuardError
+from service.errors import SettingsError, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding
 from service.inference.pipeline import Row
@@ -44,6 +44,16 @@ class Shadow:
         task = asyncio.get_running_loop().create_task(self._compare(data, label, decision))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def follow(self, deciding: Deciding) -> None:
+        """Decide from now on as the deployment does, as far as the shadow's bundle has that operating point."""
+        current = self.model
+        try:
+            point, scope = deciding.within(current.folder, current.manifest)
+        except SettingsError as error:
+            point, scope = current.manifest.default_operating_point, deciding.scope or current.manifest.threshold_scope
+            log.warning("the shadow decides by its own operating point", operating_point=point, reason=str(error))
+        self.model = current.deciding_by(point, scope)
 
     def close(self) -> None:
         for task in self._tasks:

@@ -1,6 +1,6 @@
-"""Every Prometheus metric of the service and its buckets. Base units; every label has few values."""
+"""Every Prometheus metric of the service, in base units. Every label has few values."""
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +21,8 @@ STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 STAGES = ("receive", "decode", "queue", "inference", "respond")
+ImageOutcome = Literal["answered", "refused", "failed", "abandoned"]
+IMAGE_OUTCOMES: tuple[ImageOutcome, ...] = ("answered", "refused", "failed", "abandoned")
 SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
 
 
@@ -47,7 +49,7 @@ class Metrics:
             buckets=STAGE_BUCKETS_S,
             **where,
         )
-        # A label is looked up once, not once a request.
+        # Labels are looked up once, not once a request.
         self.receive_seconds, self.decode_seconds, self.queue_seconds, self.inference_seconds, self.respond_seconds = (
             stage_seconds.labels(stage) for stage in STAGES
         )
@@ -58,6 +60,8 @@ class Metrics:
         self.requests_in_flight = Gauge("requests_in_flight", "Requests begun and not yet answered", **where)
         self.queue_images = Gauge("queue_images", "Images admitted and not yet answered", **where)
         self.queue_limit_images = Gauge("queue_limit_images", "Images admitted at most", **where)
+        images = Counter("images", "Images by how they ended: see count_image", ["outcome"], **where)
+        self._images = {outcome: images.labels(outcome) for outcome in IMAGE_OUTCOMES}
         self.refused = Counter("refused", "Images or requests refused or failed, by reason", ["reason"], **where)
         self.ready = Gauge("ready", "1 while the service takes requests", **where)
         self.provider_asked = Gauge("provider_asked_info", "The provider that the settings name", ["provider"], **where)
@@ -82,11 +86,17 @@ class Metrics:
                 counter.labels(value)
 
     def bind(self, model: ModelMetrics) -> None:
-        """Publish the series of `model` in place of those of the one before."""
+        """Publish the series of `model` in place of those of the model before."""
         if self._model is not None:
             self.registry.unregister(self._model)
         self._model = model
         self.registry.register(model)
+
+    def count_image(self, outcome: ImageOutcome, images: int = 1) -> None:
+        """Count images of requests that classify: answered with a decision; refused for a reason that the client can
+        mend (4xx, shedding included); failed by the service (5xx); abandoned by their client.
+        """
+        self._images[outcome].inc(images)
 
     def count_failed_run(self) -> None:
         """Count one run of the graph that failed."""
@@ -98,4 +108,5 @@ class Metrics:
         self.inference_seconds.observe(seconds)
 
     def render(self) -> bytes:
+        """The text for Prometheus. Takes milliseconds per thousand series: call it in a thread."""
         return generate_latest(self.registry)

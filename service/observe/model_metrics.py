@@ -1,7 +1,8 @@
 """The metrics of one bundle: its decisions and scores, beside what its calibration promises of them.
 
-With the calibration's distribution published under the bounds of the live histogram, PromQL alone computes how far the
-two are apart (Kolmogorov-Smirnov).
+Decisions are counted under the operating point and scope that decided, so that after a change a window holds only what
+the new ones decided. Requests that name another point are counted apart. The calibration's distribution is published
+under the bounds of the live histogram, so PromQL alone computes how far the two are apart (Kolmogorov-Smirnov).
 """
 
 import math
@@ -22,7 +23,8 @@ SCORE_STEPS = 24
 CALIBRATION_STEPS = 20  # bounds at every twentieth of the calibration scores
 OUTLIER_STEPS = 6  # beyond nearly all of them, evenly spaced
 P_VALUE_BUCKETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
-OUTLIER = "outlier"
+OUTLIER = "outlier"  # label class of what belongs to none
+OTHER_CLASSES = "(other classes)"
 
 
 class _Where(TypedDict):
@@ -31,18 +33,23 @@ class _Where(TypedDict):
 
 
 class ModelMetrics(Collector):
-    """Each model keeps its own, so requests that end after another bundle has taken over do not count there.
+    """One object per model, so requests that end after a swap are counted for the model that decided them.
 
-    Every series exists from the start, at zero: rates are right from the first event on.
+    Every series of the point in force exists from its start, at zero: rates are right from the first event on.
     """
 
-    def __init__(self, manifest: Manifest, provider: str, operating_point: str, scope: Scope) -> None:
+    def __init__(
+        self, manifest: Manifest, provider: str, operating_point: str, scope: Scope, max_classes: int = 200
+    ) -> None:
+        """`max_classes`: with series of their own, the most frequent first; the others count as one in each group."""
         self._manifest = manifest
+        self._labels = class_labels(manifest, max_classes)
         self._registry = CollectorRegistry()
         where = _Where(registry=self._registry, namespace="tailguard")
         ours, self._ours = ["model", "version"], (manifest.name, manifest.version)
         identity = (*self._ours, manifest.sha256, manifest.provenance.method, provider)
         self._identity = identity
+        self._decision_series: dict[tuple[int, str, str, Scope], Counter] = {}  # looked up once, not once an image
         self._info = Gauge(
             "model_info", "The model in service and what decides",
             [*ours, "sha256", "method", "provider", "operating_point", "scope"], **where,
@@ -61,26 +68,36 @@ class ModelMetrics(Collector):
         self.set_in_force(operating_point, scope)
 
     def _count_decisions(self, where: _Where) -> None:
-        ours, manifest = ["model", "version"], self._manifest
-        decisions = Counter("decisions", "Decisions by predicted class", [*ours, "class", "group", "decision"], **where)
-        feedback = Counter(
-            "feedback", "True labels told afterwards; class: the true one",
-            [*ours, "class", "group", "outcome", "decision"], **where,
+        ours, point = ["model", "version"], ["operating_point", "scope"]
+        self._decisions = Counter(
+            "decisions", "Decisions as the deployment decides, by predicted class",
+            [*ours, "class", "group", "decision", *point], **where,
+        )  # fmt: skip
+        self._feedback = Counter(
+            "feedback", "True labels of images that the deployment decided; class: the true one",
+            [*ours, "class", "group", "outcome", "decision", *point], **where,
+        )  # fmt: skip
+        self._requested_decisions = Counter(
+            "requested_decisions", "Decisions at an operating point or scope that the request named",
+            [*ours, "decision", *point], **where,
+        )  # fmt: skip
+        self._requested_feedback = Counter(
+            "requested_feedback", "True labels of images that were decided as their request named",
+            [*ours, "outcome", "decision", *point], **where,
         )  # fmt: skip
         self._corrections = Counter(
             "feedback_corrections", "True labels counted in feedback and later replaced by another", ours, **where
         ).labels(*self._ours)
-        both = ("accept", "reject")
-        self._decisions = [
-            {d: decisions.labels(*self._ours, info.name, info.group, d) for d in both} for info in manifest.classes
-        ]
-        self._feedback: dict[tuple[int | None, str, str], Counter] = {
-            (i, outcome, d): feedback.labels(*self._ours, info.name, info.group, outcome, d)
-            for i, info in enumerate(manifest.classes)
-            for outcome in ("correct", "wrong")
-            for d in both
-        }
-        self._feedback |= {(None, OUTLIER, d): feedback.labels(*self._ours, OUTLIER, "none", OUTLIER, d) for d in both}
+
+    def _start_at_zero(self, operating_point: str, scope: Scope) -> None:
+        """Make every series of this operating point and scope."""
+        for decision in ("accept", "reject"):
+            point = (decision, operating_point, scope)
+            for labels in sorted(set(self._labels)):
+                self._decisions.labels(*self._ours, *labels, *point)
+                for outcome in ("correct", "wrong"):
+                    self._feedback.labels(*self._ours, *labels, outcome, *point)
+            self._feedback.labels(*self._ours, OUTLIER, "none", OUTLIER, *point)
 
     def _count_scores(self, where: _Where) -> None:
         ours, manifest = ["model", "version"], self._manifest
@@ -118,11 +135,12 @@ class ModelMetrics(Collector):
             "expected_class_share", "Share of the class in the mix that calibration expects in service",
             [*ours, "class", "group"], **where,
         )  # fmt: skip
-        for info, expected in zip(manifest.classes, manifest.calibration.class_shares, strict=True):
-            share.labels(*self._ours, info.name, info.group).set(expected)
+        for labels, expected in zip(self._labels, manifest.calibration.class_shares, strict=True):
+            share.labels(*self._ours, *labels).inc(expected)
 
     def set_in_force(self, operating_point: str, scope: Scope) -> None:
-        """Publish what decides from now on, and what it is expected to cost."""
+        """Publish what decides from now on, and what it is expected to cost; its decisions are counted from zero."""
+        self._start_at_zero(operating_point, scope)
         point = self._manifest.operating_points[operating_point]
         cost = point.cost(scope).calibration
         self._info.clear()
@@ -134,36 +152,62 @@ class ModelMetrics(Collector):
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)
 
-    def count_decision(self, scores: dict[str, float], verdict: Verdict) -> None:
-        """Count one classified image."""
-        self._decisions[verdict.class_index][verdict.decision].inc()
+    def count_decision(self, scores: dict[str, float], verdict: Verdict, *, by_deployment: bool) -> None:
+        """Count one classified image. `by_deployment`: not at an operating point or scope that its request named."""
+        point = (verdict.decision, verdict.operating_point, verdict.scope)
+        index = verdict.class_index
+        group = self._manifest.classes[index].group
         for name, value in scores.items():
-            if math.isfinite(value):  # one NaN would spoil the sum for good
+            if math.isfinite(value):  # one NaN would make the sum NaN for good
                 self._scores[name].observe(value)
         if math.isfinite(verdict.score):
-            self._deciding[self._manifest.classes[verdict.class_index].group].observe(verdict.score)
-        self._p_value.observe(verdict.p_value)
+            self._deciding[group].observe(verdict.score)
+        if by_deployment:
+            series = self._decision_series.get((index, *point))
+            if series is None:
+                series = self._decisions.labels(*self._ours, *self._labels[index], *point)
+                self._decision_series[index, *point] = series
+            series.inc()
+            self._p_value.observe(verdict.p_value)
+        else:
+            self._requested_decisions.labels(*self._ours, *point).inc()
 
-    def count_feedback(self, class_index: int | None, outcome: str, decision: str, count: int = 1) -> None:
+    def count_feedback(
+        self, class_index: int | None, outcome: str, decided: tuple[str, str, str], count: int = 1, *,
+        by_deployment: bool,
+    ) -> None:  # fmt: skip
         """Count one true label; `class_index` None: an outlier. With count=-1 an earlier one has been corrected.
 
-        To Prometheus a counter that falls has been reset, and `increase` would count everything again: corrections
-        are counted apart, and GET /stats is exact. Raises KeyError for an outcome or decision that is none.
+        `decided`: decision, operating point and scope. To Prometheus a counter that falls has been reset, and
+        `increase` would count everything again: corrections are counted apart, and GET /stats is exact.
         """
-        series = self._feedback[class_index, outcome, decision]
-        (series if count > 0 else self._corrections).inc(abs(count))
+        if count < 0:
+            self._corrections.inc(-count)
+        elif by_deployment:
+            labels = (OUTLIER, "none") if class_index is None else self._labels[class_index]
+            self._feedback.labels(*self._ours, *labels, outcome, *decided).inc(count)
+        else:
+            self._requested_feedback.labels(*self._ours, outcome, *decided).inc(count)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._registry.collect()
         merged: Metric | None = None
         for family in self._families.values():
-            for found in family.collect():
+            for metric in family.collect():
                 if merged is None:
-                    merged = found
+                    merged = metric
                 else:
-                    merged.samples.extend(found.samples)
+                    merged.samples.extend(metric.samples)
         if merged is not None:
             yield merged
+
+
+def class_labels(manifest: Manifest, max_classes: int) -> list[tuple[str, str]]:
+    """The labels class and group of each class: its own name for the `max_classes` most frequent in training."""
+    classes = manifest.classes
+    frequent = sorted(range(len(classes)), key=lambda i: -classes[i].train_count)[:max_classes]
+    named = set(frequent)
+    return [(info.name if i in named else OTHER_CLASSES, info.group) for i, info in enumerate(classes)]
 
 
 def _le(bound: float) -> str:
@@ -180,11 +224,11 @@ def deciding_bounds(manifest: Manifest) -> list[float]:
     """
     reference = manifest.calibration.id_scores
     last = len(reference) - 1
-    found = [reference[round(last * i / CALIBRATION_STEPS)] for i in range(CALIBRATION_STEPS + 1)]
+    bounds = [reference[round(last * i / CALIBRATION_STEPS)] for i in range(CALIBRATION_STEPS + 1)]
     seen = [v for row in manifest.calibration.quantiles.get(manifest.deciding_score, {}).values() for v in row]
-    top = max([*seen, found[-1]])
-    found += [found[-1] + (top - found[-1]) * i / OUTLIER_STEPS for i in range(1, OUTLIER_STEPS + 1)]
-    bounds = sorted({float(f"{v:.6g}") for v in found})
+    top = max([*seen, bounds[-1]])
+    bounds += [bounds[-1] + (top - bounds[-1]) * i / OUTLIER_STEPS for i in range(1, OUTLIER_STEPS + 1)]
+    bounds = sorted({float(f"{v:.6g}") for v in bounds})
     return bounds if len(bounds) > 1 else [bounds[0], bounds[0] + 1.0]
 
 

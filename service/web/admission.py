@@ -1,17 +1,17 @@
 """Everything that may refuse a request before its work begins, and all that it holds until it is answered.
 
     async with admit(request, read_image, query, images=one) as admitted:
-        row = await admitted.model.pipeline.submit(admitted.body.data, admitted.deadline)
+        row = await admitted.submit(admitted.body.data)
 
 In this order: a model is in force; the query is one that it takes; the queue has room, which is checked before the
-body is read; the body arrives whole, in time, and within the memory for bodies; its images get their room in the
-queue. While the work runs it is cancelled when the client leaves.
+body is read; the body arrives whole, in time, and within the memory for bodies; a single image gets its room in the
+queue, and several get theirs one by one in `submit`. While the work runs it is cancelled when the client leaves.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ from fastapi import Request
 
 from service.errors import ClientGone, InvalidParameter, SlowRequest
 from service.inference.model import DecisionParameters, Model
+from service.inference.pipeline import Image, Row
 from service.web.connection import SCOPE_KEY, Protocol
 from service.web.context import RequestContext, context_of
 from service.web.limits import BudgetShare
@@ -39,6 +40,13 @@ class Admitted(Generic[Body]):
     parameters: DecisionParameters
     body: Body
     deadline: float
+    holds_slots: bool = True  # else each image waits for its own
+
+    async def submit(self, image: Image) -> Row:
+        """The row of one image. Raises as Pipeline.submit."""
+        if self.holds_slots:
+            return await self.model.pipeline.submit(image, self.deadline)
+        return await self.model.pipeline.submit_when_free(image, self.deadline)
 
 
 @asynccontextmanager
@@ -58,6 +66,7 @@ async def admit(
     model = runtime.in_force()
     parameters = model.decision_parameters(**({} if query is None else query.__dict__))
     if images is not None:
+        context.uncounted_images = 1
         model.pipeline.check_room()
     deadline, timeout_s = deadline_of(request, runtime.settings.request_timeout_s)
     with model.pipeline.visit(), context.budget.share() as share:
@@ -80,8 +89,12 @@ async def admit(
                 raise InvalidParameter(
                     f"{count} images came, at most {model.pipeline.queue_images} fit: send fewer at once"
                 )
+            context.uncounted_images = count
             if count > 1 and context.key is not None:
                 context.key.take(count - 1)  # AccessMiddleware has counted one
+            if count > 1:  # they enter one by one, as room comes
+                yield replace(admitted, holds_slots=False)
+                return
             with model.pipeline.reserve(count):
                 yield admitted
 

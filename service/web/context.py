@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.observe.metrics import ImageOutcome
 from service.runtime import Runtime
 from service.web.access import Key
 from service.web.limits import BodyBudget
@@ -26,8 +27,21 @@ class RequestContext:
     received: float | None = None  # when the body was there and read
     decided: float | None = None  # when the last image was decided
     images: int = 0  # decided so far
+    uncounted_images: int = 0  # of the request, that have not been counted by outcome yet
     stages: Stages | None = None  # of the one image of a request
     attributes: dict[str, str | float] | None = None  # the same image's, for its trace
+
+    def count_image(self, outcome: ImageOutcome) -> None:
+        """Count one image of the request by its outcome."""
+        self.uncounted_images -= 1
+        self.runtime.metrics.count_image(outcome)
+
+    def count_rest(self, status: int) -> None:
+        """Count the images that have no outcome of their own by the status of the answer."""
+        if self.uncounted_images > 0:
+            outcome: ImageOutcome = "abandoned" if status == 499 else "failed" if status >= 500 else "refused"
+            self.runtime.metrics.count_image(outcome, self.uncounted_images)
+            self.uncounted_images = 0
 
     def trace_stages(self, ended: float) -> Stages:
         """The stages of the request for its trace. Images of one request overlap, so several are one stage."""

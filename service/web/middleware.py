@@ -85,6 +85,7 @@ class RequestMiddleware:
         metrics = self._runtime.metrics
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_seconds.labels(route).observe(ended - context.started)
+        context.count_rest(status)
         if context.decided is not None:
             metrics.respond_seconds.observe(ended - context.decided)
         if self._runtime.tracer is not None and not route.startswith(UNTRACED):

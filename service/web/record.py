@@ -41,17 +41,19 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     queue_s = max(0.0, done - context.received - row.decode_s - row.inference_s)
     context.decided = done if context.decided is None else max(done, context.decided)
     context.images += 1
+    context.count_image("answered")
 
     runtime.metrics.decode_seconds.observe(row.decode_s)
     runtime.metrics.queue_seconds.observe(queue_s)
-    model.metrics.count_decision(row.scores, verdict)
+    model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
     label = manifest.classes[verdict.class_index].name
     if runtime.shadow is not None and parameters.is_default and file is not None:
         runtime.shadow.offer(file, label, verdict.decision)
     if runtime.ledger is not None:
         key = None if context.key is None else context.key.name
-        runtime.ledger.record(Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, file))
+        entry = Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, file)
+        runtime.ledger.record(entry._replace(by_deployment=parameters.is_default))
     if runtime.tracer is not None:
         inferred = done - row.inference_s
         decoded = inferred - row.decode_s

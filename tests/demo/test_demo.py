@@ -65,7 +65,7 @@ def scraped() -> tuple[str, str, np.ndarray]:
     metrics.bind(model)
     before = metrics.render().decode()
     for score, predicted in zip(some.score[:400].tolist(), some.predicted[:400].tolist(), strict=True):
-        model.count_decision({"msp": score}, decide(manifest, predicted, score, "id95", "group"))
+        model.count_decision({"msp": score}, decide(manifest, predicted, score, "id95", "group"), by_deployment=True)
     return before, metrics.render().decode(), some.score[:400]
 
 

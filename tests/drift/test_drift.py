@@ -126,7 +126,10 @@ def promtool_case(world: World, columns: np.ndarray) -> tuple[list[dict[str, str
     """Series that grow by `columns` every evaluation, and what each recorded series must be after an hour."""
     seen, promised = world.cells.split(columns), world.expected()
     own = 'model="m",version="1"'
-    series = {f"tailguard_calibration_images{{{own}}}": f"{world.images}+0x{PER_HOUR}"}
+    series = {
+        f"tailguard_calibration_images{{{own}}}": f"{world.images}+0x{PER_HOUR}",
+        f"tailguard_model_info{{{own}}}": f"1+0x{PER_HOUR}",
+    }
     for i, group in enumerate(GROUPS):
         label = f'{own},class="c{i}",group="{group}"'
         for decision, step in (("reject", seen.rejected[i]), ("accept", seen.group[i] - seen.rejected[i])):

@@ -12,6 +12,7 @@ from panels import (
     dashboard,
     dashed,
     heat,
+    in_force,
     lines,
     now,
     or_zero,
@@ -79,7 +80,8 @@ def _rejection() -> list[Json]:
 
 def _confirmed(which: str) -> str:
     part, whole = (
-        f"sum(increase(tailguard_feedback_total{{{MODEL},{which}{more}}}[1h]))" for more in (',decision="reject"', "")
+        f"sum {in_force(f'increase(tailguard_feedback_total{{{MODEL},{which}{more}}}[1h])')}"
+        for more in (',decision="reject"', "")
     )
     return share(part, whole)
 
@@ -155,7 +157,8 @@ def _drift() -> list[Json]:
 
 
 def _classes() -> list[Json]:
-    rejected = f'sum by (class) (increase(tailguard_decisions_total{{{GROUP},decision="reject"}}[$__range]))'
+    increase = f'increase(tailguard_decisions_total{{{GROUP},decision="reject"}}[$__range])'
+    rejected = f"sum by (class) {in_force(increase)}"
     median = f"histogram_quantile(0.5, sum by (score, le) (rate(tailguard_score_bucket{{{MODEL}}}[{RATE}]))) > -Inf"
     return [
         bars("Top rejected classes", "Predicted classes with the most rejected images over the time shown.", "short",

@@ -33,6 +33,11 @@ def or_zero(expr: str, **labels: str) -> str:
     return f"({expr}) or on () {zero}"
 
 
+def in_force(increase: str) -> str:
+    """Of decisions or feedback: those of the operating point and scope in force."""
+    return f"({increase} and on (instance, model, version, operating_point, scope) tailguard_model_info)"
+
+
 def share(part: str, whole: str, least: str = "1") -> str:
     """A ratio that is 0, never NaN, where there is nothing."""
     return f"{part} / clamp_min({whole}, {least})"

@@ -25,10 +25,10 @@ def _glance() -> list[Json]:
              graph="none", defaults={"thresholds": steps(("red", None), ("green", 1))}, **RED_WHEN),
         stat("Alerts", "Alerts of TailGuard that are firing.", "short", query(firing), width=3,
              defaults={"thresholds": steps(("green", None), ("red", 1))}, **RED_WHEN),
-        stat("Requests", "Classifying requests a second over five minutes.", "reqps",
-             query('tailguard:requests:rate{window="5m"}')),
-        stat("Failed", "Share of classifying requests answered with 5xx over five minutes. The budget is 0.1%.",
-             "percentunit", query('tailguard:request_errors:ratio{window="5m"}'),
+        stat("Images", "Images a second sent to be classified, over five minutes.", "cps",
+             query('tailguard:images:rate{window="5m"}')),
+        stat("Failed", "Share of images that the service failed to classify, over five minutes. The budget is 0.1%.",
+             "percentunit", query('tailguard:image_failures:ratio{window="5m"}'),
              defaults={"thresholds": steps(("green", None), ("orange", 0.001), ("red", 0.0144))}, **RED_WHEN),
         stat("p99", "99th percentile of classifying requests over five minutes; 0: none.", "s",
              query("tailguard:request_seconds:p99"),
@@ -46,9 +46,14 @@ def _requests() -> list[Json]:
     return [
         lines("Requests by route and status", "Answers a second of every route, probes and scrapes too.", "reqps",
               query(or_zero(by_status), "{{route}} {{status}}")),
-        lines("Failures against the budget", "Share answered with 5xx by window. 0.1% is the budget of a month; over "
+        lines("Failures against the budget", "Share of failed images by window. 0.1% is the budget of a month; over "
               "14.4 times that for an hour, or 6 times for six hours, somebody is told.", "percentunit",
-              query("tailguard:request_errors:ratio", "{{window}}")),
+              query("tailguard:image_failures:ratio", "{{window}}")),
+        lines("Images by outcome", "Images a second: answered, refused (4xx), failed (5xx), abandoned by their client.",
+              "cps", query(f"sum by (outcome) (rate(tailguard_images_total[{RATE}]))", "{{outcome}}")),
+        lines("Engine", "1 while the graph runs, and failed runs a second.", "short",
+              query("min(tailguard_engine_usable)", "usable"),
+              query(f"sum(rate(tailguard_failed_runs_total[{RATE}]))", "failed runs")),
         lines("Duration", "Quantiles of classifying requests; 0: none.", "s",
               query(quantile(0.5), "p50"), query(quantile(0.95), "p95"), query(quantile(0.99), "p99")),
         heat("Durations", "How many classifying requests took how long.", "s",
@@ -83,8 +88,9 @@ def _refused() -> list[Json]:
     return [
         lines("Refused", "Images or requests refused or failed, by reason.", "cps",
               query(f"sum by (reason) (rate(tailguard_refused_total[{RATE}]))", "{{reason}}"), width=8),
-        lines("Ledger rows", "Rows for the ledger: written, dropped because its queue was full, failed.", "cps",
-              query(f"sum by (outcome) (rate(tailguard_ledger_rows_total[{RATE}]))", "{{outcome}}"), width=8),
+        lines("Ledger rows", "Rows for the ledger: written, or dropped from a full queue; failed attempts.", "cps",
+              query(f"sum by (outcome) (rate(tailguard_ledger_rows_total[{RATE}]))", "{{outcome}}"),
+              query(f"sum(rate(tailguard_ledger_failures_total[{RATE}]))", "failed attempts"), width=8),
         lines("Ledger size", "Bytes of the ledger of each replica.", "bytes",
               query("tailguard_ledger_bytes", "{{instance}}"), width=8),
     ]  # fmt: skip

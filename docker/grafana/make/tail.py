@@ -10,6 +10,7 @@ from panels import (
     columns,
     dashboard,
     dashed,
+    in_force,
     lines,
     now,
     override,
@@ -22,11 +23,12 @@ from panels import (
 
 TAIL = MODEL + ',group=~"tail|few"'
 HOUR = 'window="1h"'
+REJECT = 'decision="reject"'
 BY = "sum by (class, group)"
-DECIDED = f"{BY} (increase(tailguard_decisions_total{{{GROUP}}}[$__range]))"
-REJECTED = f'{BY} (increase(tailguard_decisions_total{{{GROUP},decision="reject"}}[$__range]))'
+DECIDED = f"{BY} {in_force(f'increase(tailguard_decisions_total{{{GROUP}}}[$__range])')}"
+REJECTED = f"{BY} {in_force(f'increase(tailguard_decisions_total{{{GROUP},{REJECT}}}[$__range])')}"
 EXPECTED = f"max by (class, group) (tailguard_expected_class_share{{{GROUP}}})"
-EVERY = f"clamp_min(sum(increase(tailguard_decisions_total{{{MODEL}}}[$__range])), 1)"
+EVERY = f"clamp_min(sum {in_force(f'increase(tailguard_decisions_total{{{MODEL}}}[$__range])')}, 1)"
 UNSAID = {"type": "value", "options": {str(NO_LABELS): {"text": "no labels", "color": "text", "index": 0}}}
 CLASS = "{{class}}"
 
@@ -98,8 +100,10 @@ def _worst() -> list[Json]:
 
 
 def _over_time() -> list[Json]:
-    decided = f"sum by (class) (rate(tailguard_decisions_total{{{GROUP}}}[$__rate_interval]))"
-    rejected = f'sum by (class) (rate(tailguard_decisions_total{{{GROUP},decision="reject"}}[$__rate_interval]))'
+    decided, rejected = (
+        f"sum by (class) {in_force(f'rate(tailguard_decisions_total{{{which}}}[$__rate_interval])')}"
+        for which in (GROUP, f"{GROUP},{REJECT}")
+    )
     return [
         columns("Mix of classes", "Share of the predicted classes over the time shown beside their share in training.",
                 "percentunit", now(f"sum by (class) ({DECIDED}) / on () group_left () {EVERY}", format="table"),

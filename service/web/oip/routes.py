@@ -158,7 +158,7 @@ async def _rows(admitted: Admitted[InferBody]) -> list[tuple[Row, float]]:
 
     async def one(position: int, image: Image) -> tuple[Row, float]:
         try:
-            return await admitted.model.pipeline.submit(image, admitted.deadline), perf_counter()
+            return await admitted.submit(image), perf_counter()
         except (InvalidImage, UnsupportedMedia) as error:
             raise InvalidImage(f"{FILES}[{position}]: {error}") from error
 

@@ -8,6 +8,7 @@ Each step is one line of `classify`; the module that does it stands behind it.
 import asyncio
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
@@ -24,6 +25,7 @@ from service.web.schemas import Answer, BatchAnswer, ClassifyQuery
 JSON = "application/json"
 
 router = APIRouter()
+log = structlog.get_logger()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ router = APIRouter()
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image and decide whether the model knows what it sees."""
     async with admit(request, read_image, query, images=lambda upload: 1) as admitted:  # its bytes, or a refusal
-        row = await admitted.model.pipeline.submit(admitted.body.data, admitted.deadline)  # image → batch → graph
+        row = await admitted.submit(admitted.body.data)  # image → batch → graph
         decided = decide_image(admitted, 0, admitted.body.data, row)  # decision → metrics, shadow, ledger, trace
         found = answer(admitted, decided)
     return Response(to_json(found), media_type=JSON)
@@ -51,23 +53,39 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
     openapi_extra=MANY_FILES,
 )
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
-    """Classify several images: an answer or a problem for each, in the order sent."""
+    """Classify several images: an answer or a problem for each, in the order sent.
+
+    When the service fails at every one of them (5xx), the whole request is answered so.
+    """
     async with admit(request, read_images, query, images=len) as admitted:
+        failures: list[TailGuardError] = []
         async with asyncio.TaskGroup() as group:
-            items = [group.create_task(_item(request, admitted, i, upload)) for i, upload in enumerate(admitted.body)]
+            items = [
+                group.create_task(_item(request, admitted, i, upload, failures))
+                for i, upload in enumerate(admitted.body)
+            ]
+        if len(failures) == len(items):
+            raise failures[0]
         found = {"request_id": admitted.context.request_id, "results": [item.result() for item in items]}
     return Response(to_json(found), media_type=JSON)
 
 
-async def _item(request: Request, admitted: Admitted[list[Upload]], position: int, upload: Upload) -> dict[str, Any]:
-    """The answer for one image of a batch, or its problem."""
+async def _item(
+    request: Request, admitted: Admitted[list[Upload]], position: int, upload: Upload, failures: list[TailGuardError]
+) -> dict[str, Any]:
+    """The answer for one image of a batch, or its problem; errors of the service are appended to `failures`."""
     item: dict[str, Any] = {"file": upload.filename or str(position), "answer": None, "problem": None}
     try:
-        row = await admitted.model.pipeline.submit(upload.data, admitted.deadline)
+        row = await admitted.submit(upload.data)
         item["answer"] = answer(admitted, decide_image(admitted, position, upload.data, row))
     except TailGuardError as error:
         context, kind = admitted.context, kind_of(error)
         context.runtime.metrics.refused.labels(kind.slug).inc()
+        failed = kind.status >= 500
+        context.count_image("failed" if failed else "refused")
+        if failed:
+            failures.append(error)
+            log.error("failed", request_id=context.request_id, image=position, status=kind.status, error=str(error))
         item["problem"] = problem(kind, str(error), instance=request.url.path, request_id=context.request_id)
     return item
 

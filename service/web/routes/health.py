@@ -11,15 +11,16 @@ from service.web.schemas import HealthAnswer
 router = APIRouter()
 
 
-@router.get("/health/live", responses=problems("/health/live", ANY_ROUTE))
-async def live() -> HealthAnswer:
-    """The process answers."""
+@router.get("/health/live", responses=problems("/health/live", (*ANY_ROUTE, NotReady)))
+async def live(request: Request) -> HealthAnswer:
+    """The process answers, and its engine has not been faulty for too long."""
+    runtime_of(request).check_live()
     return HealthAnswer(status="live")
 
 
 @router.get("/health/ready", responses=problems("/health/ready", (*ANY_ROUTE, NotReady)))
 async def ready(request: Request) -> HealthAnswer:
-    """The model is verified and the service is not draining."""
+    """The model is verified and runs, and the service is not draining."""
     runtime_of(request).check_ready()
     return HealthAnswer(status="ready")
 
@@ -30,4 +31,4 @@ async def ready(request: Request) -> HealthAnswer:
 })  # fmt: skip
 async def metrics(request: Request) -> Response:
     """Everything counted since the start, for Prometheus."""
-    return Response(runtime_of(request).render_metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(await runtime_of(request).render_metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
