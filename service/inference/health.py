@@ -66,7 +66,7 @@ class EngineHealth:
         return None
 
     def dead(self) -> bool:
-        """The fault has lasted so long that the process should be started anew."""
+        """Whether the fault has lasted so long that the process should be started anew."""
         since = self._failing_since if self.failing else self._stalled_since()
         return since is not None and self._clock() - since >= self._limits.dead_s
 

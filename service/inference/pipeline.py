@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Manifest
-from service.errors import EngineError, NotReady, TailGuardError
+from service.errors import NotReady
 from service.inference.batcher import Batcher, Ticket
 from service.inference.budget import ByteBudget
 from service.inference.engine import Outputs
@@ -48,7 +48,6 @@ class Counts(Protocol):
     """What a pipeline reports, from its worker threads; service.observe.metrics.Metrics counts it."""
 
     def count_batch(self, images: int, seconds: float) -> None: ...
-
     def count_failed_run(self) -> None: ...
 
 
@@ -137,7 +136,6 @@ class Pipeline:
         return self._slots.reserve(count)
 
     def visit(self) -> AbstractContextManager[None]:
-        """While a request may still submit images: a pipeline that is to be closed waits for it."""
         return self._slots.visit()
 
     async def submit(self, image: Image, deadline: float) -> Row:
@@ -164,11 +162,9 @@ class Pipeline:
         return fault
 
     def dead(self) -> bool:
-        """The fault has lasted so long that the process should be started anew."""
         return self._health.dead()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is held and nobody visits. False when `timeout_s` passes first."""
         return await self._slots.drain(timeout_s)
 
     def close(self) -> None:
@@ -181,7 +177,7 @@ class Pipeline:
 
     async def _run_probe(self) -> None:
         target = self._engine.manifest.input
-        with suppress(TailGuardError):  # the health has it already
+        with suppress(Exception):  # the health knows it already
             pixels = np.zeros((target.height_px, target.width_px, 3), np.uint8)
             await self.submit(pixels, asyncio.get_running_loop().time() + PROBE_S)
 
@@ -191,7 +187,7 @@ class Pipeline:
         with self._health.running():
             decoded = [self._decode_one(ticket) for ticket in batch]
             good = [d for d in decoded if isinstance(d, Decoded)]
-            rows = iter(self._rows(good) if good else ())
+            rows = iter(self._rows(good))
             return [next(rows) if isinstance(d, Decoded) else d for d in decoded]
 
     def _decode(self, batch: list[Ticket[Image]]) -> list[Decoded | Exception]:
@@ -199,7 +195,7 @@ class Pipeline:
 
     def _infer(self, batch: list[Ticket[Decoded]]) -> list[Row | Exception]:
         with self._health.running():
-            return [*self._rows([ticket.item for ticket in batch])]
+            return self._rows([ticket.item for ticket in batch])
 
     def _decode_one(self, ticket: Ticket[Image]) -> Decoded | Exception:
         image = ticket.item
@@ -216,9 +212,14 @@ class Pipeline:
                 return error
             return Decoded(loaded, perf_counter() - started)
 
-    def _rows(self, batch: list[Decoded]) -> list[Row]:
+    def _rows(self, batch: list[Decoded]) -> list[Row | Exception]:
+        if not batch:
+            return []
         started = perf_counter()
-        outputs = self._run([d.loaded.pixels for d in batch])
+        try:
+            outputs = self._run([d.loaded.pixels for d in batch])
+        except Exception as error:  # only theirs: images of the batch that were refused keep their own error
+            return [error] * len(batch)
         seconds = perf_counter() - started
         columns = {name: values.tolist() for name, values in outputs.scores.items()}
         if self._counts is not None:
@@ -244,6 +245,6 @@ class Pipeline:
                 log.error("a run of the graph failed", images=len(pixels), error=str(error))
             if self._counts is not None:
                 self._counts.count_failed_run()
-            raise error if isinstance(error, EngineError) else EngineError(f"the graph failed: {error!r}") from error
+            raise
         self._health.succeeded()
         return outputs

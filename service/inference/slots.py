@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.errors import NotReady, Overloaded
 
 SMOOTHING = 0.2  # weight of the newest batch in the measured seconds per image
 LONGEST_RETRY_S = 60.0
@@ -73,7 +73,7 @@ class Slots:
     async def when_free(self, deadline: float) -> AsyncIterator[None]:
         """Hold room for one image once there is some; `deadline` in the event loop's time.
 
-        Raises DeadlineExceeded when it passes first, NotReady when closed.
+        Raises Overloaded when it passes first, NotReady when closed.
         """
         await self._wait(deadline)
         try:
@@ -125,7 +125,11 @@ class Slots:
                 self._held_by_waiting -= 1  # granted in the same turn of the loop in which the caller left
                 self._give_back(1)
             if isinstance(error, TimeoutError):
-                raise DeadlineExceeded("no room in the queue before the deadline: send fewer images at once") from None
+                raise Overloaded(
+                    f"no room came in the queue of {self.limit} images before the deadline: "
+                    "send fewer at once, or come back after the seconds in Retry-After",
+                    self.retry_after_s,
+                ) from None
             raise
 
     def _admit_waiting(self) -> None:

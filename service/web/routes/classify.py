@@ -12,7 +12,7 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from service.errors import TailGuardError, kind_of, problem
+from service.errors import Overloaded, TailGuardError, kind_of, problem
 from service.web.admission import Admitted, admit
 from service.web.answers import answer
 from service.web.body import read_image, read_images
@@ -55,7 +55,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify several images: an answer or a problem for each, in the order sent.
 
-    When the service fails at every one of them (5xx), the whole request is answered so.
+    When every image was shed or failed by the service (429, 5xx), the whole request is answered so.
     """
     async with admit(request, read_images, query, images=len) as admitted:
         failures: list[TailGuardError] = []
@@ -73,7 +73,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
 async def _item(
     request: Request, admitted: Admitted[list[Upload]], position: int, upload: Upload, failures: list[TailGuardError]
 ) -> dict[str, Any]:
-    """The answer for one image of a batch, or its problem; errors of the service are appended to `failures`."""
+    """The answer for one image of a batch, or its problem; what is not the client's fault is appended to `failures`."""
     item: dict[str, Any] = {"file": upload.filename or str(position), "answer": None, "problem": None}
     try:
         row = await admitted.submit(upload.data)
@@ -83,8 +83,9 @@ async def _item(
         context.runtime.metrics.refused.labels(kind.slug).inc()
         failed = kind.status >= 500
         context.count_image("failed" if failed else "refused")
-        if failed:
+        if failed or isinstance(error, Overloaded):
             failures.append(error)
+        if failed:
             log.error("failed", request_id=context.request_id, image=position, status=kind.status, error=str(error))
         item["problem"] = problem(kind, str(error), instance=request.url.path, request_id=context.request_id)
     return item

@@ -79,9 +79,10 @@ def test_graph_without_a_score(tmp_path: Path) -> None:
 
 
 def test_graph_with_other_classes(tmp_path: Path) -> None:
-    classes = tiny.manifest()["classes"][:2]
+    manifest = tiny.manifest()
+    fewer = {"classes": manifest["classes"][:2], "calibration": manifest["calibration"] | {"class_shares": [0.5, 0.5]}}
     with pytest.raises(EngineError, match="has 2 classes"):
-        load(tiny.write(tmp_path / "1", classes=classes, golden=[]))
+        load(tiny.write(tmp_path / "1", **fewer, golden=[]))
 
 
 def changed(**changes: Any) -> dict[str, Any]:

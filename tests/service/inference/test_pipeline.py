@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.contract import bundle, images
 from service.contract.bundle import Manifest
-from service.errors import DeadlineExceeded, EngineError, InvalidImage, NotReady, UnsupportedMedia
+from service.errors import DeadlineExceeded, InvalidImage, NotReady, UnsupportedMedia
 from service.inference.engine import Engine, Outputs
 from service.inference.health import HealthLimits
 from service.inference.pipeline import Dials, Pipeline, Row
@@ -227,7 +227,7 @@ def test_an_engine_that_fails_is_a_fault_until_a_probe_succeeds(fused: bool) -> 
         engine.broken = True
         for i in range(3):
             assert pipeline.fault() is None
-            with pytest.raises(EngineError, match="CUDA error 700"):
+            with pytest.raises(RuntimeError, match="CUDA error 700"):
                 await pipeline.submit(image(i), later())
         assert pipeline.fault() == "the last 3 runs of the graph failed: CUDA error 700"
         assert pipeline._probe is not None

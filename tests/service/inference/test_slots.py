@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.errors import NotReady, Overloaded
 from service.inference.slots import Slots
 from tests.service.inference.test_batcher import WAIT_S, later, run, turns
 
@@ -87,7 +87,7 @@ def test_a_caller_that_leaves_while_it_waits_takes_nothing() -> None:
             first, second = asyncio.create_task(image()), asyncio.create_task(image())
             await turns()
             first.cancel()
-            with pytest.raises(DeadlineExceeded, match="no room in the queue before the deadline"):
+            with pytest.raises(Overloaded, match="no room came in the queue of 1 images before the deadline"):
                 await slots.when_free(asyncio.get_running_loop().time() + 0.01).__aenter__()
         second.cancel()  # in the same turn of the loop in which it gets its slot
         assert isinstance((await asyncio.gather(second, return_exceptions=True))[0], asyncio.CancelledError)

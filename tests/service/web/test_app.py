@@ -19,6 +19,7 @@ from tests.service.asgi import assert_problem, form
 
 PNG = {"content-type": "image/png"}
 RED, GREY = tiny.photo((220, 30, 30)), tiny.photo((10, 10, 10))
+TWO = form(RED, "files") * 2
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
@@ -111,16 +112,90 @@ def test_overload_is_429_with_retry_after_and_harms_nobody(settings: Settings) -
         async with asgi.running(settings.model_copy(update={"queue_images": 2})) as (app, client):
             document = (await client.get("/openapi.json")).json()
             gate = asgi.Gate(app.state.runtime)
-            tasks = [asyncio.create_task(client.post("/classify", content=RED, headers=PNG))]
+            held = [asyncio.create_task(client.post("/classify", content=RED, headers=PNG)) for _ in range(2)]
             await gate.busy()
-            two = await client.post("/classify/batch", files=form(RED, "files") * 2)
-            assert_problem(two, 429, "1 images are queued and 2 more", document)
-            assert int(two.headers["retry-after"]) >= 1
+            while app.state.runtime.model.pipeline.held < 2:
+                await asyncio.sleep(0)
+            for path, sent in (("/classify", {"content": RED, "headers": PNG}), ("/classify/batch", {"files": TWO})):
+                full = await client.post(path, **sent)  # type: ignore[arg-type]
+                assert_problem(full, 429, "2 images are queued and 1 more", document)
+                assert int(full.headers["retry-after"]) >= 1
             assert (await client.get("/health/live")).json() == {"status": "live"}
             gate.opened.set()
-            assert (await tasks[0]).status_code == 200
-            again = await client.post("/classify/batch", files=form(RED, "files") * 2)
-            assert again.status_code == 200
+            assert [(await task).status_code for task in held] == [200, 200]
+            assert (await client.post("/classify/batch", files=TWO)).status_code == 200
+
+    asyncio.run(body())
+
+
+def test_a_batch_as_large_as_the_queue_is_answered_beside_single_images(settings: Settings) -> None:
+    """64 images find two of the 64 places taken: they enter as room comes, and single images are admitted meanwhile."""
+
+    async def body() -> None:
+        async with asgi.running(settings.model_copy(update={"queue_images": 64})) as (app, client):
+            gate = asgi.Gate(app.state.runtime)
+            held = [asyncio.create_task(client.post("/classify", content=RED, headers=PNG)) for _ in range(2)]
+            await gate.busy()
+            batch = asyncio.create_task(client.post("/classify/batch", files=form(RED, "files") * 64))
+            while app.state.runtime.model.pipeline.held < 2 + 32:
+                await asyncio.sleep(0)
+            held.append(asyncio.create_task(client.post("/classify", content=RED, headers=PNG)))
+            gate.opened.set()
+            assert [(await task).status_code for task in held] == [200] * 3
+            results = (await batch).json()["results"]
+            assert [r["answer"]["label"] for r in results] == ["red"] * 64
+
+    asyncio.run(body())
+
+
+def test_images_are_counted_by_outcome_and_a_batch_that_fails_whole_is_5xx(settings: Settings) -> None:
+    async def body() -> None:
+        async with asgi.running(settings) as (app, client):
+            document = (await client.get("/openapi.json")).json()
+            engine = app.state.runtime.model.engine
+            one_bad = [*form(RED, "files"), ("files", ("x.png", b"hello", "image/png"))]
+            assert (await client.post("/classify/batch", files=one_bad)).status_code == 200
+            await client.post("/classify", content=b"hello", headers=PNG)
+            run, engine.run = engine.run, failing
+            broken = await client.post("/classify/batch", files=TWO)
+            assert_problem(broken, 500, "the graph failed", document)
+            single = await client.post("/classify", content=RED, headers=PNG)
+            assert_problem(single, 500, "the graph failed", document)
+            mixed = await client.post("/classify/batch", files=one_bad)  # one refused, one failed
+            assert [r["problem"]["status"] for r in mixed.json()["results"]] == [500, 415]
+            engine.run = run
+            text = (await client.get("/metrics")).text
+            for outcome, count in (("answered", 1), ("refused", 3), ("failed", 4), ("abandoned", 0)):
+                assert f'tailguard_images_total{{outcome="{outcome}"}} {count}.0' in text, outcome
+
+    asyncio.run(body())
+
+
+def failing(batch: Any) -> Any:
+    raise EngineError("the graph failed")
+
+
+def test_an_engine_that_fails_is_not_ready_and_in_the_end_not_live(settings: Settings) -> None:
+    async def body() -> None:
+        changed = {"unready_failed_runs": 3, "dead_s": 0.001}
+        async with asgi.running(settings.model_copy(update=changed)) as (app, client):
+            document = (await client.get("/openapi.json")).json()
+            engine, pipeline = app.state.runtime.model.engine, app.state.runtime.model.pipeline
+            run, engine.run = engine.run, failing
+            for _ in range(3):
+                assert (await client.get("/health/ready")).status_code == 200
+                await client.post("/classify", content=RED, headers=PNG)
+            assert_problem(await client.get("/health/ready"), 503, "the last 3 runs of the graph failed", document)
+            while (live := await client.get("/health/live")).status_code == 200:
+                await asyncio.sleep(0.001)
+            assert_problem(live, 503, "the engine does not recover", document)
+            assert "tailguard_engine_usable 0.0" in (text := (await client.get("/metrics")).text)
+            assert "tailguard_ready 0.0" in text
+            engine.run = run  # it recovers, and a probe finds out: nobody sends images to what is not ready
+            while pipeline.fault() is not None:
+                await asyncio.sleep(0.001)
+            assert (await client.get("/health/ready")).status_code == 200
+            assert (await client.get("/health/live")).status_code == 200
 
     asyncio.run(body())
 

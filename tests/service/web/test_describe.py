@@ -74,6 +74,8 @@ def test_several_applications_in_one_process(settings: Settings) -> None:
         TestClient(create_app(settings)) as two,
     ):
         one.post("/classify", content=RED, headers=PNG)
-        line = 'tailguard_decisions_total{class="red",decision="accept",group="many",model="tiny",version="1"}'
+        point = 'operating_point="id95",scope="group"'
+        labels = f'class="red",decision="accept",group="many",model="tiny",{point},version="1"'
+        line = f"tailguard_decisions_total{{{labels}}}"
         assert f"{line} 1.0" in one.get("/metrics").text
         assert f"{line} 0.0" in two.get("/metrics").text

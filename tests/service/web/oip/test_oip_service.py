@@ -37,14 +37,17 @@ def oip(tiny_bundle: Path) -> Iterator[TestClient]:
         yield started
 
 
+POINT = 'model="tiny",operating_point="id95",scope="group",version="1"'
+
+
 def test_counts(settings: Settings) -> None:
     with TestClient(create_app(settings)) as client:
         ask(client, BYTES)
         ask(client, BYTES | {"data": [TEXTS[0], "AAAA"]})
         client.get("/v2/models/other")
         text = client.get("/metrics").text
-    assert 'tailguard_decisions_total{class="red",decision="accept",group="many",model="tiny",version="1"} 1.0' in text
-    assert 'tailguard_decisions_total{class="blue",decision="reject",group="few",model="tiny",version="1"} 0.0' in text
+    assert f'tailguard_decisions_total{{class="red",decision="accept",group="many",{POINT}}} 1.0' in text
+    assert f'tailguard_decisions_total{{class="blue",decision="reject",group="few",{POINT}}} 0.0' in text
     assert 'tailguard_refused_total{reason="invalid-image"} 1.0' in text
     assert 'tailguard_refused_total{reason="not-found"} 1.0' in text
     route = "/v2/models/{name}/infer"
@@ -83,8 +86,9 @@ def test_full_late_and_draining(tiny_bundle: Path) -> None:
             gate = Gate(service)
             first = asyncio.create_task(client.post(INFER, json={"inputs": [BYTES]}))
             await gate.busy()
-            full = await client.post(INFER, json={"inputs": [BYTES]})
-            assert_refused(full, 429, "2 images are queued and 2 more would pass the limit of 3")
+            with service.model.pipeline.reserve(2):
+                full = await client.post(INFER, json={"inputs": [BYTES]})
+            assert_refused(full, 429, "3 images are queued and 1 more would pass the limit of 3")
             assert int(full.headers["retry-after"]) >= 1
             late = await client.post(
                 INFER,
