@@ -1,7 +1,7 @@
 """Temperature, operating points and reference distributions, from the calibration split and held-back outliers only."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,7 @@ def references(calibration: Weighted, groups: Groups, levels: Sequence[float]) -
     for group in groups.names:
         own = predicted_groups == group
         own_weights, new_weight = _group_weights(calibration, groups, group)
-        order = [i for i in _nearest_first(images.predicted, groups, group) if weights[i] > 0]
-        spare = [(float(scores[i]), float(weights[i])) for i in order]
+        spare = _nearest_first(scores, weights, images.predicted, groups, group)
         found[group] = conformal.reference(scores[own], own_weights, new_weight, levels, spare)
     return found
 
@@ -122,15 +121,21 @@ def _group_weights(calibration: Weighted, groups: Groups, group: str) -> tuple[F
     return calibration.weights[own], new_weight
 
 
-def _nearest_first(predicted: Ints, groups: Groups, group: str) -> Ints:
-    """The images predicted in other groups, those first whose class has nearly as many images; ties are drawn."""
-    others = np.flatnonzero(groups.of_class[predicted] != group)
+def _nearest_first(
+    scores: Floats, weights: Floats, predicted: Ints, groups: Groups, group: str
+) -> Iterator[tuple[float, float]]:
+    """Scores and weights of images predicted in other groups, those first whose class has nearly as many images.
+
+    The order within a class is drawn. Images that the expected mix leaves out are passed over.
+    """
+    others = np.flatnonzero((groups.of_class[predicted] != group) & (weights > 0))
     bounds = next(g for g in groups.groups if g.name == group)
     logs = np.log(np.maximum(groups.counts[predicted[others]], 1))
     low, high = math.log(max(bounds.least_images, 1)), math.log(max(bounds.most_images, 1))
     away = np.maximum(np.maximum(low - logs, logs - high), 0)
     draw = np.random.default_rng(SPARE_SEED).random(len(others))
-    return np.asarray(others[np.lexsort((draw, away))])
+    for i in others[np.lexsort((draw, away))]:
+        yield float(scores[i]), float(weights[i])
 
 
 # ---- Operating points -----------------------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ def raised(scores: Floats) -> Floats:
                          "infinite: the network cannot be calibrated")  # fmt: skip
     low, high = np.quantile(scores, [0.05, 0.95])
     moved = scores + SPREAD_MARGIN * (high - low) + RELATIVE_MARGIN * np.abs(scores)
-    return np.array([float(f"{value:.7g}") for value in moved])
+    size = np.where(np.abs(moved) > 1e-250, np.abs(moved), 1.0)
+    unit = 10.0 ** (6 - np.floor(np.log10(size)))
+    return np.asarray(np.round(moved * unit) / unit)
 
 
 def reference(
@@ -43,15 +45,13 @@ def reference(
     weights: Floats,
     new_weight: float,
     levels: Iterable[float],
-    spare: Sequence[tuple[float, float]] = (),
+    spare: Iterable[tuple[float, float]] = (),
 ) -> Reference:
     """The p-values of a group from its calibration scores [N], their weights [N] and that of a new image.
 
     `spare`: (score, weight) of images of other groups in the order of borrowing; as many are taken as the highest of
     `levels` needs. Raises ValueError when there is no score at all.
     """
-    if not len(scores) and not spare:
-        raise ValueError("there is no calibration score to take a threshold from")
     values, place = np.unique(scores, return_inverse=True)
     at = np.bincount(place, weights, minlength=len(values)) if len(values) else np.zeros(0)
     from_here = np.cumsum(at[::-1])[::-1]  # the weight of all scores at or above each value
@@ -63,15 +63,18 @@ def reference(
     kept = _thinned(steps, refused)
     ends, p_values = values[kept].tolist(), [1.0, *steps[kept].tolist()]
     borrowed = 0
-    for score, weight in spare:
-        if ends and p_values[-1] <= min(refused):
-            break
+    enough = bool(ends) and p_values[-1] <= min(refused)
+    for score, weight in () if enough else spare:
         borrowed += 1
         total += weight
         if not ends or score > ends[-1]:
             ends.append(score)
             p_values.append(p_values[-1])
         p_values[-1] = new_weight / (total + new_weight)
+        if p_values[-1] <= min(refused):
+            break
+    if not ends:
+        raise ValueError("there is no calibration score to take a threshold from")
     return Reference(images=len(scores), borrowed=borrowed, scores=tuple(ends), p_values=tuple(p_values))
 
 
