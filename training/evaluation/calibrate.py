@@ -110,15 +110,18 @@ def references(calibration: Weighted, groups: Groups, levels: Sequence[float]) -
 
 
 def _group_weights(calibration: Weighted, groups: Groups, group: str) -> tuple[Floats, float]:
-    """The weights of the images predicted in a group, and that of a new one: the largest of the group's classes.
+    """The weights of the images predicted in a group, and that of a new one.
 
-    Of a group that the expected mix leaves out, all images count alike.
+    The new one has the largest weight of the group's classes, or that of its calibration images on average over the
+    expected mix, if more: images of rarer classes are among them. Where the mix leaves a group out, all count alike.
     """
     own = groups.of_class[calibration.images.predicted] == group
     new_weight = float(calibration.class_weights[groups.of_class == group].max())
     if not new_weight > 0:
         return np.ones(int(own.sum())), 1.0
-    return calibration.weights[own], new_weight
+    weights = calibration.weights[own]
+    average = float((weights**2).sum() / weights.sum()) if weights.sum() > 0 else 0.0
+    return weights, max(new_weight, average)
 
 
 def _nearest_first(
