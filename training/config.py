@@ -26,9 +26,17 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     dataset: Literal["cifar10", "cifar100", "folder", "digits"] = "cifar10"
-    """CIFAR pickles, a folder with train/<class>/* and test/<class>/*, or scikit-learn's digits."""
+    """CIFAR pickles, photographs in class folders or in a list, or scikit-learn's digits."""
     data: Path | None = None
-    """Folder of the data set (digits needs none)."""
+    """Folder of the data set (digits needs none), or a CSV, JSON lines or Parquet list of path, label, split, group."""
+    group_by: str = "near"
+    """Photographs that share a side of every split: near (near duplicates), folder, column:NAME, pattern:REGEX, none."""
+    unreadable: Literal["skip", "stop"] = "skip"
+    """Photographs that cannot be read: leave them out and list them, or stop at the first."""
+    class_level: int | None = Field(default=None, ge=1)
+    """Nested class folders: how many name a class; not given: down to the folder that holds the images."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of each class that is kept for test where photographs come without a test part."""
     imbalance: float | None = Field(default=None, ge=1)
     """Cut the training set to this ratio of the largest class to the smallest; 1 = balanced; not given: as it is."""
     outliers: Path | None = None

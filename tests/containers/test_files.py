@@ -138,3 +138,9 @@ def test_every_image_of_ours_has_the_version_of_the_project(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_the_label_of_an_image_has_the_version_of_the_project(path: Path) -> None:
     assert f"VERSION={PROJECT['version']}" in [rest for word, rest in instructions(path) if word == "ARG"]
+
+
+def test_the_network_policy_lets_out_what_settings_can_name() -> None:
+    """PostgreSQL for the ledger, OTLP over HTTP for traces, and names."""
+    policy = next(d for path in manifests() for d in [load(path)] if d["kind"] == "NetworkPolicy")
+    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53, 5432, 4318}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from training.data.readers import DataError, Keys
 
 CHOICE_FILE = "split.csv"
-PARTS = ("train", "calibration", "outliers", "calibration_outliers")
+PARTS = ("train", "calibration", "test", "outliers", "calibration_outliers")  # test: where training made that part
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Choice:
             raise DataError(f"{path} is damaged ({error!r}): restore it from a copy, or train again") from error
         return Choice({name: Part(np.array(keys[name], np.uint64), classes[name]) for name in PARTS})
 
-    def find(self, keys: Keys, names: tuple[str, str]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Where the images of two parts are among `keys`, and how many of `keys` belong to neither.
+    def find(self, keys: Keys, *names: str) -> tuple[list[NDArray[np.int64]], int]:
+        """Where the images of these parts are among `keys`, and how many of `keys` belong to none of them.
 
         An image that was there several times is taken as often. DataError where one is no longer there.
         """
         wanted = [Counter(self.parts[name].keys.tolist()) for name in names]
-        places: tuple[list[int], list[int]] = ([], [])
+        places: list[list[int]] = [[] for _ in names]
         for i, key in enumerate(keys.tolist()):
             for left, place in zip(wanted, places, strict=True):
                 if left[key] > 0:
@@ -86,5 +86,4 @@ class Choice:
                     f"{missing} of {len(self.parts[name].keys)} images that the run has as {name.replace('_', ' ')} "
                     "are no longer in the data: restore them, or name the folder where they are"
                 )
-        first, second = (np.array(place, np.int64) for place in places)
-        return first, second, len(keys) - len(first) - len(second)
+        return [np.array(place, np.int64) for place in places], len(keys) - sum(map(len, places))

@@ -1,104 +1,120 @@
-"""Folders of image files: which files they hold, of which class, and their pixels and content keys."""
+"""Folders of image files, to listings:
 
+    DIR/train/<class>/*, DIR/test/<class>/* and perhaps DIR/val/<class>/*
+    DIR/<class>/*                                   (then training makes the test part itself)
+    DIR/train/Fruit/Apple/Granny-Smith/*            the folders in which images lie are the classes, with their path
+
+Files are found by content (service.contract.files); class names are compared in Unicode's form NFC.
+"""
+
+import os
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from service.contract import files
-from service.contract import images as service_images
-from service.contract.bundle import Input
-from training.data.readers import DataError, ImageSet, Keys, Pixels, array, content_key, pixel_keys
+from service.contract.files import ImageFiles
+from training.data.decode import pixels_of, square
+from training.data.listing import Labelled, Parts, by_frequency
+from training.data.readers import DataError, Pixels, array
 
-MAX_PIXELS = 50_000_000
+PARTS = ("train", "val", "test")
+BESIDE = ("outliers", "ood")  # folders beside the classes that hold none
 
 
 def image_files(folder: Path, notes: list[str] | None = None) -> list[Path]:
-    """Every image file below `folder` in the order of names (service.contract.files); what is left out into `notes`."""
+    """Every image file below `folder` in the order of names; what is left out goes into `notes`."""
     found = files.find(folder)
     if notes is not None:
         notes += found.notes(folder)
     return [Path(path) for path in found.paths]
 
 
-def read_files(paths: list[Path], size_px: int) -> Pixels:
-    """Decode files exactly as the service does: uint8 [N, size_px, size_px, 3]."""
-    shape = Input(height_px=size_px, width_px=size_px, fit="stretch", resampling="bilinear")
-    out = np.empty((len(paths), size_px, size_px, 3), np.uint8)
-    for i, path in enumerate(paths):
-        try:
-            out[i] = service_images.load(path.read_bytes(), shape, max_pixels=MAX_PIXELS).pixels
-        except Exception as error:
-            raise DataError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
-    return out
+def has_parts(folder: Path) -> bool:
+    """Whether it holds train/<class> rather than <class>."""
+    return (folder / "train").is_dir()
 
 
-def file_keys(paths: list[Path]) -> Keys:
-    """The content keys of files that can be read."""
-    return np.array([content_key(path.read_bytes()) for path in paths], np.uint64)
+def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
+    """The parts of a folder. DataError where it holds no class folder, or an empty one.
 
-
-def class_files(folder: Path, notes: list[str] | None = None) -> dict[str, list[Path]]:
-    """The image files of each class folder in `folder`, by class name in Unicode's form NFC; hidden folders are none.
-
-    Two folders whose names differ in their Unicode form alone are one class.
+    `class_level`: how many folders name a class (1: those directly below train); not given: down to the images.
     """
-    classes: dict[str, list[Path]] = {}
-    total = files.ImageFiles([], Counter(), 0, [])
-    for inner in sorted(folder.iterdir()):
-        if files.is_hidden(inner.name):
-            total = total + files.ImageFiles([], Counter(), 1, [])
-        elif inner.is_dir():
-            found = files.find(inner)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: name the folder that holds the images of each class in a folder")
+    parted = has_parts(folder)
+    roots = {part: folder / part for part in PARTS if (folder / part).is_dir()} if parted else {"train": folder}
+    found = {part: _find_classes(root, () if parted else BESIDE) for part, root in roots.items()}
+    notes = [note for part, (total, _, _) in found.items() for note in total.notes(roots[part])]
+    for part, (_, _, empty) in found.items():
+        if empty:
+            raise DataError(f"{roots[part]}: no image in class {', '.join(empty[:5])}: add some or remove the folder")
+    holders = {where for _, places, _ in found.values() for _, where in places}
+    labelled: Labelled = {}
+    for part, (_, places, _) in found.items():
+        labelled[part] = [(path, _class_of(where, holders, class_level)) for path, where in places if where]
+        if loose := len(places) - len(labelled[part]):
+            notes.append(f"{roots[part]}: left out {loose} images outside of any class folder")
+    if not labelled["train"]:
+        raise DataError(
+            f"{roots['train']} has no class folder: put the images of each class into a folder of their own"
+        )
+    if nested := sorted({name for rows in labelled.values() for _, name in rows if "/" in name}):
+        notes.append(
+            f"{folder}: {len(nested)} classes are nested folders ({nested[0]}): --class-level 1 takes the first folder"
+        )
+    return Parts(by_frequency(labelled), notes)
+
+
+Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC
+
+
+def _find_classes(root: Path, beside: Iterable[str]) -> tuple[ImageFiles, list[tuple[str, Where]], list[str]]:
+    """(what was found, the images with their folders, the names of the first folders without an image)."""
+    total = ImageFiles([], Counter(), 0, [])
+    places: list[tuple[str, Where]] = []
+    empty = []
+    for entry in sorted(root.iterdir()):
+        if files.is_hidden(entry.name):
+            total = total + ImageFiles([], Counter(), 1, [])
+        elif entry.is_dir() and entry.name not in beside:
+            found = files.find(entry)
             total = total + found
-            classes.setdefault(unicodedata.normalize("NFC", inner.name), []).extend(map(Path, found.paths))
-    if notes is not None:
-        notes += total.notes(folder)
-    return classes
+            places += [(path, _folders_of(path, root)) for path in found.paths]
+            empty += [] if found.paths else [entry.name]
+        elif entry.is_file() and entry.suffix.lower() in files.SUFFIXES:
+            places.append((str(entry), ()))
+    return total, places, empty
 
 
-def class_folders(folder: Path, size_px: int, notes: list[str] | None = None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of DIR/train/<class>/* and DIR/test/<class>/*; classes from the most frequent to the rarest."""
-    parts: dict[str, dict[str, list[Path]]] = {}
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise DataError(f"{folder / part} is missing: a folder data set has train/<class>/ and test/<class>/")
-        parts[part] = class_files(folder / part, notes)
-        if empty := [name for name, paths in parts[part].items() if not paths]:
-            raise DataError(f"{folder / part}: no image in class {', '.join(empty)}: add some or remove the folder")
-    if parts["train"].keys() != parts["test"].keys():
-        differ = sorted(parts["train"].keys() ^ parts["test"].keys())
-        raise DataError(f"{folder}: train and test have different classes ({', '.join(differ[:5])})")
-    classes = tuple(sorted(parts["train"], key=lambda c: (-len(parts["train"][c]), c)))
-    sets = []
-    for part in ("train", "test"):
-        labelled = [(path, label) for label, name in enumerate(classes) for path in parts[part][name]]
-        paths = [path for path, _ in labelled]
-        pixels = read_files(paths, size_px)
-        sets.append(ImageSet(pixels, np.array([y for _, y in labelled], np.int64), classes, file_keys(paths)))
-    return sets[0], sets[1]
+def _folders_of(path: str, root: Path) -> Where:
+    return tuple(unicodedata.normalize("NFC", os.path.relpath(os.path.dirname(path), root)).split(os.sep))
 
 
-class Unlabelled(NamedTuple):
-    """Images without labels: uint8 [N, H, W, 3] and their content keys [N]."""
+def _class_of(where: Where, holders: set[Where], level: int | None) -> str:
+    """The first `level` folders; without a level those down to the first that holds images itself."""
+    if level is None:
+        level = next(n for n in range(1, len(where) + 1) if where[:n] in holders)
+    return "/".join(where[:level])
 
-    pixels: Pixels
-    keys: Keys
+
+def resized(pixels: Pixels, size_px: int) -> Pixels:
+    """uint8 [N, H, W, 3] → uint8 [N, size_px, size_px, 3] as the service does."""
+    if pixels.shape[1:3] == (size_px, size_px):
+        return np.ascontiguousarray(pixels)
+    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in pixels]
+    return np.stack([np.asarray(i) for i in resize])
 
 
-def unlabelled(path: Path, size_px: int, notes: list[str] | None = None) -> Unlabelled:
-    """A .npy or .npz uint8 [N, H, W, 3], or a folder of images; resized to size_px as the service does."""
-    if path.is_dir():
-        paths = image_files(path, notes)
-        if not paths:
-            raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
-        return Unlabelled(read_files(paths, size_px), file_keys(paths))
-    loaded = array(path)
-    keys = pixel_keys(loaded)
-    if loaded.shape[1:3] == (size_px, size_px):
-        return Unlabelled(np.ascontiguousarray(loaded), keys)
-    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in loaded]
-    return Unlabelled(np.stack([np.asarray(i) for i in resize]), keys)
+def unlabelled_pixels(path: Path, size_px: int, notes: list[str] | None = None) -> Pixels:
+    """A .npy or .npz array, or every image of a folder, as uint8 [N, size_px, size_px, 3]."""
+    if not path.is_dir():
+        return resized(array(path), size_px)
+    paths = [str(p) for p in image_files(path, notes)]
+    if not paths:
+        raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
+    return pixels_of(paths, square(size_px), title=f"read {path.name}")

@@ -1,4 +1,10 @@
-"""What a run trains on: the images that its settings name, read, cut and split."""
+"""What a run trains on: the images that its settings name, read, grouped and split.
+
+    load(config)             every image as pixels, for a network that is trained on them
+    photographs.list_files   photographs as lists of files, for features that are computed batch by batch (decode.py)
+
+Both take the folder of a run, whose written choice then says which image is on which side.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,9 +13,11 @@ import numpy as np
 
 from service.contract.bundle import require_class_names
 from training.config import Config
-from training.data import folders, readers
-from training.data.choice import PARTS, Choice, Part
-from training.data.folders import Unlabelled
+from training.data import folders, photographs, readers
+from training.data.choice import Choice, Part
+from training.data.listing import Listing
+from training.data.photographs import CACHE, Source, came_since
+from training.data.pixels import pixel_array
 from training.data.readers import DataError, ImageSet, Keys, Pixels
 from training.data.splits import calibration_split, held_back, long_tail_cut
 
@@ -34,67 +42,55 @@ class Data:
     notes: tuple[str, ...] = ()
 
 
-def load(config: Config, run: Path | None = None) -> Data:
+def load(config: Config, run: Path | None = None, cache: Path | None = None) -> Data:
     """Read, cut and split what `config` names; DataError with a remedy where that is not possible.
 
     With the folder of a `run` the sides are those that it has written down (choice.py): images that came since are left
-    out, and DataError says so where one is no longer there.
+    out, and DataError says so where one is no longer there. `cache` is a folder for what is read of photographs, so
+    that the next command need not read it again; not given: the one in the run.
     """
-    train, test, outliers, ood, size, notes = _read(config)
-    try:
-        require_class_names(train.classes)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    if config.dataset == "folder":
+        return _load_photographs(config, run, cache)
+    ood: dict[str, Pixels] = {}
+    size, notes = 32, list[str]()
+    outliers = np.empty((0, size, size, 3), np.uint8)
+    if config.dataset == "digits":
+        train, test, eights, nines = readers.digits()
+        outliers, ood, size = eights, {"nine": nines}, 16
+    else:
+        if config.data is None:
+            raise DataError(f"--dataset {config.dataset} needs --data DIR")
+        train, test = readers.cifar(config.data, hundred=config.dataset == "cifar100")
     for part, images in (("training", train), ("test", test)):
         if empty := [name for name, n in zip(images.classes, images.counts, strict=True) if n == 0]:
             raise DataError(f"no {part} image of class {', '.join(empty[:5])}: every class needs at least one")
+    if config.outliers is not None:
+        outliers = folders.unlabelled_pixels(config.outliers, size, notes)
+    keys = readers.pixel_keys(outliers)
     if run is None:
         if config.imbalance is not None:
             train = long_tail_cut(train, config.imbalance)
         train, calibration = calibration_split(train, config.calibration_fraction)
-        held = held_back(outliers.keys, None, config.calibration_fraction)
-        outside, held_outside = np.flatnonzero(~held), np.flatnonzero(held)
-        choice = _choice(train, calibration, outliers.keys[outside], outliers.keys[held_outside])
+        held = held_back(keys, None, config.calibration_fraction)
+        kept, out = np.flatnonzero(~held), np.flatnonzero(held)
+        choice = Choice({
+            "train": _part(train), "calibration": _part(calibration), "outliers": Part(keys[kept], []),
+            "calibration_outliers": Part(keys[out], []),
+        })  # fmt: skip
     else:
         choice = Choice.read(run)
-        inside, held_inside, new = choice.find(train.keys, ("train", "calibration"))
-        outside, held_outside, more = choice.find(outliers.keys, ("outliers", "calibration_outliers"))
+        (inside, held_inside), new = choice.find(train.keys, "train", "calibration")
+        (kept, out), more = choice.find(keys, "outliers", "calibration_outliers")
         train, calibration = train.take(inside), train.take(held_inside)
-        if (new and config.imbalance is None) or more:
-            notes.append(f"{new} images and {more} outliers have come since the run began: they are left out")
-    is_digits = config.dataset == "digits"
+        notes += came_since(0 if config.imbalance else new, more)
     return Data(
-        train, calibration, test, outliers.pixels[outside], outliers.pixels[held_outside], ood, size,
-        max(1, size // 8), not is_digits, choice, tuple(notes),
+        train, calibration, test, outliers[kept], outliers[out], ood, size, max(1, size // 8),
+        config.dataset != "digits", choice, tuple(notes),
     )  # fmt: skip
 
 
-def _read(config: Config) -> tuple[ImageSet, ImageSet, Unlabelled, dict[str, Pixels], int, list[str]]:
-    """(train, test, outliers, OOD sets, side in pixels, notes) as they lie on the disk."""
-    ood: dict[str, Pixels] = {}
-    size, notes = 32, list[str]()
-    outliers = Unlabelled(np.empty((0, size, size, 3), np.uint8), np.empty(0, np.uint64))
-    if config.dataset == "digits":
-        train, test, eights, nines = readers.digits()
-        outliers, ood, size = Unlabelled(eights, readers.pixel_keys(eights)), {"nine": nines}, 16
-    elif config.data is None:
-        raise DataError(f"--dataset {config.dataset} needs --data DIR")
-    elif config.dataset == "folder":
-        size = config.image_size_px or size
-        train, test = folders.class_folders(config.data, size, notes=notes)
-    else:
-        train, test = readers.cifar(config.data, hundred=config.dataset == "cifar100")
-    if config.outliers is not None:
-        outliers = folders.unlabelled(config.outliers, size, notes=notes)
-    return train, test, outliers, ood, size, notes
-
-
-def _choice(train: ImageSet, calibration: ImageSet, outliers: Keys, calibration_outliers: Keys) -> Choice:
-    def labelled(images: ImageSet) -> Part:
-        return Part(images.keys, [images.classes[label] for label in images.labels])
-
-    parts = (labelled(train), labelled(calibration), Part(outliers, []), Part(calibration_outliers, []))
-    return Choice(dict(zip(PARTS, parts, strict=True)))
+def _part(images: ImageSet) -> Part:
+    return Part(images.keys, [images.classes[label] for label in images.labels])
 
 
 def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
@@ -105,5 +101,27 @@ def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
         for one in arrays or [path]:
             if one.stem in sets:
                 raise DataError(f"two OOD sets are called {one.stem!r}: rename one of {path}")
-            sets[one.stem] = folders.unlabelled(one, size_px).pixels
+            sets[one.stem] = folders.unlabelled_pixels(one, size_px)
     return sets
+
+
+def _load_photographs(config: Config, run: Path | None, cache: Path | None) -> Data:
+    size = config.image_size_px or 32
+    found = photographs.list_files(config, run, cache)
+    cache = cache or (run / CACHE if run else None)
+
+    def labelled(listing: Listing, keys: Keys) -> ImageSet:
+        pixels = pixel_array(listing.paths, keys, size, cache)
+        return ImageSet(pixels, listing.labels, listing.classes, keys)
+
+    def unlabelled(source: Source, keys: Keys) -> Pixels:
+        if isinstance(source, Listing):
+            return pixel_array(source.paths, keys, size, cache)
+        return folders.resized(source, size)
+
+    return Data(
+        labelled(found.train, found.keys["train"]), labelled(found.calibration, found.keys["calibration"]),
+        labelled(found.test, found.keys["test"]), unlabelled(found.outliers, found.keys["outliers"]),
+        unlabelled(found.calibration_outliers, found.keys["calibration_outliers"]), {}, size, max(1, size // 8), True,
+        found.choice, found.notes,
+    )  # fmt: skip

@@ -4,10 +4,12 @@ Bundles and results from before content keys (models/cifar10-lt/1 and training/r
 their position in the data; tests/drift/scores.py keeps that split, so that their calibration can be made again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.readers import DataError, ImageSet, Keys, Labels
+from training.data.readers import DataError, ImageSet, Keys, Labels, content_key
 
 FEWEST_IMAGES = 5  # different images of a class from which on one is held back for calibration
 
@@ -26,9 +28,14 @@ def long_tail_counts(num_classes: int, largest: int, imbalance: float) -> list[i
 
 def long_tail_cut(images: ImageSet, imbalance: float) -> ImageSet:
     """The first n_c images of each class in their order. DataError where a class has too few for its place."""
-    available = images.counts
-    wanted = long_tail_counts(len(images.classes), int(available.max()), imbalance)
-    for name, want, have in zip(images.classes, wanted, available, strict=True):
+    return images.take(long_tail_rows(images.labels, images.classes, imbalance))
+
+
+def long_tail_rows(labels: Labels, classes: Sequence[str], imbalance: float) -> NDArray[np.int64]:
+    """Which images `long_tail_cut` keeps, in their order."""
+    available = np.bincount(labels, minlength=len(classes))
+    wanted = long_tail_counts(len(classes), int(available.max()), imbalance)
+    for name, want, have in zip(classes, wanted, available, strict=True):
         if want > have:
             raise DataError(
                 f"imbalance {imbalance:g} asks for {want} images of class {name!r}, which has {have}: "
@@ -36,8 +43,13 @@ def long_tail_cut(images: ImageSet, imbalance: float) -> ImageSet:
             )
         if want == 0:
             raise DataError(f"imbalance {imbalance:g} leaves class {name!r} without an image: use a smaller one")
-    keep = [np.flatnonzero(images.labels == c)[:n] for c, n in enumerate(wanted)]
-    return images.take(np.sort(np.concatenate(keep)))
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(wanted)]))
+
+
+def salted(keys: Keys, salt: str) -> Keys:
+    """Other keys that follow from these: a split by them has nothing to do with a split by the keys themselves."""
+    seed = salt.encode()
+    return np.array([content_key(seed + key.to_bytes(8, "big")) for key in keys.tolist()], np.uint64)
 
 
 def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np.bool_]:

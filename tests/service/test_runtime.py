@@ -1,0 +1,86 @@
+"""service/runtime.py: what decides, while models and operating points change."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.inference import model
+from service.runtime import Runtime
+from service.settings import Settings
+from tests.service import asgi, tiny
+from tests.service.asgi import WAIT_S
+
+PNG = {"content-type": "image/png"}
+SHADES = [tiny.photo((220 - 7 * i, 30 + 4 * i, 30 + 4 * i)) for i in range(25)]  # from a sure red to grey
+
+
+def test_an_identical_shadow_never_differs_after_the_operating_point_has_changed(
+    settings: Settings, tiny_bundle: Path
+) -> None:
+    async def body() -> None:
+        shadowed = settings.model_copy(update={"shadow_bundle": tiny_bundle, "shadow_share": 1.0})
+        async with asgi.running(shadowed) as (app, client):
+            runtime: Runtime = app.state.runtime
+            runtime.set_operating_point("ood95", "global")
+            changed = 0
+            for photo in SHADES:
+                default = (await client.post("/classify", content=photo, headers=PNG)).json()
+                before = await client.post(
+                    "/classify?operating_point=id95&thresholds=group", content=photo, headers=PNG
+                )
+                changed += default["decision"] != before.json()["decision"]
+                assert runtime.shadow is not None
+                await asyncio.gather(*runtime.shadow._tasks)
+            assert changed > 0  # a shadow that had kept the point of the start would differ in these
+            text = (await client.get("/metrics")).text
+            assert f'tailguard_shadow_images_total{{outcome="same"}} {len(SHADES)}.0' in text
+            assert 'tailguard_shadow_images_total{outcome="decision-differs"} 0.0' in text
+
+    asyncio.run(body())
+
+
+def test_a_shadow_without_the_operating_point_keeps_its_own(settings: Settings, tmp_path: Path) -> None:
+    points = {name: p for name, p in tiny.manifest()["operating_points"].items() if name == "id95"}
+    other = tiny.write(tmp_path / "2", version="2", operating_points=points)
+
+    async def body() -> None:
+        shadowed = settings.model_copy(update={"shadow_bundle": other, "shadow_share": 1.0})
+        async with asgi.running(shadowed) as (app, _):
+            runtime: Runtime = app.state.runtime
+            runtime.set_operating_point("ood95", "global")
+            assert runtime.shadow is not None
+            assert (runtime.shadow.model.operating_point, runtime.shadow.model.scope) == ("id95", "global")
+
+    asyncio.run(body())
+
+
+def test_an_operating_point_set_while_a_bundle_loads_is_kept(
+    settings: Settings, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, go_on = threading.Event(), threading.Event()
+    load = model.load
+
+    def slow(*what: Any, **more: Any) -> model.Model:
+        made = load(*what, **more)
+        loaded.set()
+        assert go_on.wait(WAIT_S)
+        return made
+
+    async def body() -> None:
+        async with asgi.running(settings) as (app, _):
+            runtime: Runtime = app.state.runtime
+            monkeypatch.setattr(model, "load", slow)
+            swap = asyncio.create_task(runtime.swap(tiny_bundle, None, None))
+            assert await asyncio.to_thread(loaded.wait, WAIT_S)
+            runtime.set_operating_point("ood95", None)
+            go_on.set()
+            await swap
+            current = runtime.in_force()
+            assert (current.operating_point, current.scope) == ("ood95", "group")
+            labels = (await runtime.render_metrics()).decode()
+            assert 'operating_point="ood95",provider="CPUExecutionProvider",scope="group"' in labels
+
+    asyncio.run(body())

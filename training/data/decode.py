@@ -1,0 +1,109 @@
+"""Image files to pixels, lazily, by several processes: what feature extraction and every reader of files iterates.
+
+    for batch in decode(paths, target, batch_images=64, failures=failures):
+        features[batch.index] = network(batch.pixels)
+
+Every file goes through service.contract.images.load, as an upload does, so that training and service see the same
+pixels. Memory holds some batches of each process, whatever the number of files.
+"""
+
+import stat
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from service.contract import images
+from service.contract.bundle import Input
+from training.data.processes import in_processes, usable_cpus
+from training.data.readers import DataError, Pixels
+
+MAX_PIXELS = 50_000_000
+FEW_FILES = 64  # for fewer, processes take longer to start than to work
+
+
+class Unreadable(NamedTuple):
+    """A file that is no image, or cannot be read, and why."""
+
+    path: str
+    reason: str
+
+
+class Decoded(NamedTuple):
+    """Some of the files: int64 [n], which of them, and uint8 [n, H, W, 3]."""
+
+    index: NDArray[np.int64]
+    pixels: Pixels
+
+
+def square(size_px: int) -> Input:
+    """What a network of size_px x size_px pixels takes: the image stretched to it."""
+    return Input(height_px=size_px, width_px=size_px, fit="stretch", resampling="bilinear")
+
+
+def read(path: str) -> bytes:
+    """The content of a plain file: OSError for a pipe or a folder, which would never end or give nothing."""
+    file = Path(path)
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError("it is no plain file")
+    return file.read_bytes()
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be used, in words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def processes_for(files: int, processes: int | None) -> int:
+    """How many processes decode so many files: `processes` where given, else one for each CPU, one for few files."""
+    return processes or (1 if files < FEW_FILES else usable_cpus())
+
+
+def decode(
+    paths: Sequence[str], target: Input, *, batch_images: int = 64, processes: int | None = None,
+    failures: list[Unreadable] | None = None, title: str | None = None,
+) -> Iterator[Decoded]:  # fmt: skip
+    """The images of `paths` in order, at the size of `target`, in batches of at most `batch_images`.
+
+    A file that cannot be read is appended to `failures`, and its index left out; without `failures` it raises DataError.
+    `title` names a progress bar. `processes`: not given, one for each CPU.
+    """
+    starts = range(0, len(paths), batch_images)
+    tasks = (paths[start : start + batch_images] for start in starts)
+    results = in_processes(partial(_decode, target), tasks, processes_for(len(paths), processes))
+    bar = tqdm(total=len(paths), desc=title, unit="file", disable=title is None, leave=False, delay=1)
+    with bar:
+        for start, (good, pixels, bad) in zip(starts, results, strict=True):
+            if bad and failures is None:
+                raise DataError(f"{bad[0].path} cannot be read as an image ({bad[0].reason}): mend or remove it")
+            if failures is not None:
+                failures += bad
+            if len(good):
+                yield Decoded(start + good, pixels)
+            bar.update(len(good) + len(bad))
+
+
+def _decode(target: Input, paths: Sequence[str]) -> tuple[NDArray[np.int64], Pixels, list[Unreadable]]:
+    """(which of `paths` are read, their pixels, the others)."""
+    good: list[int] = []
+    bad: list[Unreadable] = []
+    pixels = np.empty((len(paths), target.height_px, target.width_px, 3), np.uint8)
+    for i, path in enumerate(paths):
+        try:
+            pixels[len(good)] = images.load(read(path), target, max_pixels=MAX_PIXELS).pixels
+            good.append(i)
+        except Exception as error:  # decoders raise nearly anything
+            bad.append(Unreadable(path, reason_of(error)))
+    return np.array(good, np.int64), pixels[: len(good)], bad
+
+
+def pixels_of(paths: Sequence[str], target: Input, *, title: str | None = None) -> Pixels:
+    """uint8 [N, H, W, 3] of all of them at once. DataError for the first that cannot be read."""
+    pixels = np.empty((len(paths), target.height_px, target.width_px, 3), np.uint8)
+    for batch in decode(paths, target, title=title):
+        pixels[batch.index] = batch.pixels
+    return pixels

@@ -1,0 +1,78 @@
+"""Image files with their labels: what a data set on disk is before a pixel is read."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.readers import DataError, Labels
+
+
+@dataclass(frozen=True)
+class Listing:
+    """N image files, int64 labels [N] in 0..C-1 (empty `classes`: unlabelled, all 0), and the C class names.
+
+    A class name may be a path, Fruit/Apple: the class in its taxonomy. `columns` are further columns of a list, [N] each.
+    """
+
+    paths: list[str]
+    labels: Labels
+    classes: tuple[str, ...]
+    columns: dict[str, list[str]]
+
+    @staticmethod
+    def unlabelled(paths: list[str]) -> "Listing":
+        return Listing(paths, np.zeros(len(paths), np.int64), (), {})
+
+    def take(self, index: NDArray[Any]) -> "Listing":
+        rows = np.asarray(index, np.int64).tolist()
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return Listing([self.paths[i] for i in rows], self.labels[rows], self.classes, columns)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    @cached_property
+    def taxonomy(self) -> list[tuple[str, ...]]:
+        """For each class the names on its way from the root: ("Fruit", "Apple")."""
+        return [tuple(name.split("/")) for name in self.classes]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a data set that were found: train, and perhaps val and test, which share their classes.
+
+    Without a test part the caller makes one. `notes` are sentences for a person about what was left out.
+    """
+
+    parts: dict[str, Listing]
+    notes: list[str]
+
+
+Labelled = dict[str, list[tuple[str, str]]]  # part → (path, class name) of each image
+
+
+def by_frequency(labelled: Labelled, columns: dict[str, dict[str, list[str]]] | None = None) -> dict[str, Listing]:
+    """Listings of the parts; classes from the most frequent in train to the rarest, equals in the order of names.
+
+    DataError where another part has a class that train has not.
+    """
+    counts = Counter(name for _, name in labelled["train"])
+    classes = tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+    place = {name: i for i, name in enumerate(classes)}
+    for part, rows in labelled.items():
+        if strange := sorted({name for _, name in rows} - counts.keys()):
+            raise DataError(
+                f"train and {part} have different classes ({', '.join(strange[:5])}): every class needs images in train"
+            )
+    return {
+        part: Listing(
+            [path for path, _ in rows], np.array([place[name] for _, name in rows], np.int64), classes,
+            (columns or {}).get(part, {}),
+        )
+        for part, rows in labelled.items()
+    }  # fmt: skip

@@ -1,0 +1,81 @@
+"""Lists of image files, CSV, JSON lines or Parquet, to listings.
+
+    path,label,split,group
+    shelf/0001.jpg,apple,train,visit-17
+
+`path` (relative to the list's own folder, or absolute) and `label` are needed; `split` is train, val or test; every
+other column may be named by --group-by column:NAME.
+"""
+
+import csv
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from training.data.folders import PARTS
+from training.data.listing import Labelled, Parts, by_frequency
+from training.data.readers import DataError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+Row = dict[str, Any]
+
+
+def is_list(path: Path) -> bool:
+    """Whether it is a file with a suffix of SUFFIXES."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def read_list(path: Path) -> Parts:
+    """The parts of a list. DataError with the line where it is not one."""
+    labelled: Labelled = {}
+    columns: dict[str, dict[str, list[str]]] = {}
+    for number, row in enumerate(_rows(path), start=1):
+        for needed in ("path", "label"):
+            if row.get(needed) in (None, ""):
+                raise DataError(
+                    f"{path}: row {number} has no {needed}; it has {sorted(map(str, row))}: name the columns so"
+                )
+        split = str(row.get("split") or "train").strip().lower()
+        if split not in SPLIT_NAMES:
+            raise DataError(f"{path}: row {number} has the split {split!r}: use {', '.join(PARTS)}")
+        part = SPLIT_NAMES[split]
+        label = unicodedata.normalize("NFC", str(row["label"]).strip())
+        labelled.setdefault(part, []).append((str(path.parent / str(row["path"])), label))
+        for name in row.keys() - {"path", "label", "split"}:
+            before = len(labelled[part]) - 1
+            values = columns.setdefault(part, {}).setdefault(str(name), [])
+            values += [""] * (before - len(values))  # rows of JSON lines may lack it
+            values.append("" if row[name] is None else str(row[name]))
+    if "train" not in labelled:
+        raise DataError(f"{path} has no row of the split train: every class needs some")
+    for part, named in columns.items():
+        for values in named.values():
+            values += [""] * (len(labelled[part]) - len(values))
+    return Parts(by_frequency(labelled, columns), [])
+
+
+def _rows(path: Path) -> Iterable[Row]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return _parquet(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                return list(csv.DictReader(file, strict=True))
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} ({error}): save it again") from error
+    if bad := next((i for i, row in enumerate(rows, start=1) if not isinstance(row, dict)), None):
+        raise DataError(f"{path}: line {bad} is no JSON object: write one object a line, with path and label")
+    return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(f"{path}: reading Parquet needs pyarrow: install the extra parquet, or save a CSV") from error
+    rows: list[Row] = parquet.read_table(path).to_pylist()
+    return rows

@@ -1,0 +1,210 @@
+"""Photographs on disk, split, before a pixel is read at the size of a network.
+
+    files = list_files(config, cache=run / "cache")
+    for batch in iterate(files.train, target): ...        # decode.py
+
+Read once (scan.py), grouped so that near duplicates share a side (grouping.py), split by content (splits.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.config import Config
+from training.data import folders, lists, readers
+from training.data.choice import Choice, Part
+from training.data.decode import Unreadable
+from training.data.grouping import group, units
+from training.data.listing import Listing, Parts
+from training.data.readers import DataError, Keys, Pixels
+from training.data.scan import Scan, scan
+from training.data.splits import held_back, long_tail_rows, salted
+
+CACHE = "cache"  # folder in a run's
+SCAN_FILE = "scan.npz"
+SHOWN = 5  # unreadable files that a note names
+Source = Listing | Pixels  # files, or an array uint8 [N, H, W, 3]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The sides of a data set. `keys` are the content keys of each by its name; outliers have no classes.
+
+    `unreadable` files are in none of them. `groups` int64 [N] are those of the training images.
+    """
+
+    train: Listing
+    calibration: Listing
+    test: Listing
+    outliers: Source
+    calibration_outliers: Source
+    keys: dict[str, Keys]
+    choice: Choice
+    unreadable: list[Unreadable]
+    notes: tuple[str, ...]
+
+
+def list_files(config: Config, run: Path | None = None, cache: Path | None = None) -> Files:
+    """The files that `config` names, on the sides that the `run` has written down, or split anew.
+
+    `cache`: a folder that keeps the scan; not given: the run's. DataError with a remedy.
+    """
+    if config.data is None:
+        raise DataError("--dataset folder needs --data: a folder of class folders, or a list (CSV, JSONL, Parquet)")
+    cache = cache or (run / CACHE if run else None)
+    found = read_parts(config.data, class_level=config.class_level)
+    notes = list(found.notes)
+    outside = _outlier_source(config.outliers, notes)
+    files = list(dict.fromkeys(path for part in found.parts.values() for path in part.paths))
+    files += outside.paths if isinstance(outside, Listing) else []
+    seen = scan(files, cache=cache / SCAN_FILE if cache else None, title="read files")
+    bad = seen.unreadable
+    if bad and config.unreadable == "stop":
+        raise DataError(f"{bad[0].path} cannot be read as an image ({bad[0].reason}): mend or remove it")
+    notes += unreadable_notes(bad)
+    place = {files[i]: row for row, i in enumerate(seen.index.tolist())}
+    sides: dict[str, tuple[Source, Keys]]
+    if run is None:
+        sides = _split(config, found, place, seen, notes) | _split_outliers(config, outside, place, seen)
+        choice = Choice({name: Part(keys, _names(source)) for name, (source, keys) in sides.items()})
+    else:
+        choice = Choice.read(run)
+        sides = _as_chosen(choice, found, outside, place, seen, notes)
+    listings = {name: source for name, (source, _) in sides.items() if isinstance(source, Listing)}
+    return Files(
+        listings["train"], listings["calibration"], listings["test"], sides["outliers"][0],
+        sides["calibration_outliers"][0], {name: keys for name, (_, keys) in sides.items()}, choice, bad, tuple(notes),
+    )  # fmt: skip
+
+
+def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
+    """The parts of a folder or a list, whichever `data` is."""
+    if lists.is_list(data):
+        return lists.read_list(data)
+    if data.is_file():
+        raise DataError(f"{data} is no list: name a folder, or a file ending in {', '.join(lists.SUFFIXES)}")
+    return folders.read_folders(data, class_level=class_level)
+
+
+def unreadable_notes(bad: list[Unreadable]) -> list[str]:
+    """The count, and the first of them with their reasons."""
+    if not bad:
+        return []
+    shown = "; ".join(f"{one.path} ({one.reason})" for one in bad[:SHOWN])
+    return [f"left out {len(bad)} unreadable files: {shown}{' ...' if len(bad) > SHOWN else ''}"]
+
+
+# ---- Splitting ----
+
+Sides = dict[str, tuple[Source, Keys]]
+
+
+def _readable(listing: Listing, place: dict[str, int]) -> tuple[Listing, Rows]:
+    """What can be read of a listing, and the rows of the scan."""
+    good = [i for i, path in enumerate(listing.paths) if path in place]
+    kept = listing.take(np.array(good, np.int64))
+    return kept, np.array([place[path] for path in kept.paths], np.int64)
+
+
+def _split(config: Config, found: Parts, place: dict[str, int], seen: Scan, notes: list[str]) -> Sides:
+    listing, rows = _readable(found.parts["train"], place)
+    if not len(rows):
+        raise DataError(f"{config.data}: no training image can be read: see the reasons above, or give other data")
+    if config.imbalance is not None:
+        kept = long_tail_rows(listing.labels, listing.classes, config.imbalance)
+        listing, rows = listing.take(kept), rows[kept]
+    keys = seen.keys[rows]
+    grouped = group(listing, config.group_by, keys, seen.small[rows])
+    notes.append(f"{config.data}: {grouped.note()}")
+    unit, everything = units(grouped.groups, keys), np.arange(len(rows))
+    test = everything[:0]
+    if "test" not in found.parts:
+        test = np.flatnonzero(held_back(salted(unit, "test"), listing.labels, config.test_fraction))
+        notes.append(f"{config.data}: no test part, so {len(test)} of {len(rows)} images were taken for it")
+    rest = np.setdiff1d(everything, test)
+    held = everything[:0]
+    if "val" not in found.parts:
+        held = rest[held_back(unit[rest], listing.labels[rest], config.calibration_fraction)]
+    train = np.setdiff1d(rest, held)
+    sides: Sides = {"train": (listing.take(train), keys[train])}
+    for name, part, chosen in (("calibration", "val", held), ("test", "test", test)):
+        if part in found.parts:
+            given, given_rows = _readable(found.parts[part], place)
+            sides[name] = given, seen.keys[given_rows]
+        else:
+            sides[name] = listing.take(chosen), keys[chosen]
+    return sides
+
+
+def _split_outliers(config: Config, outside: Source, place: dict[str, int], seen: Scan) -> Sides:
+    if isinstance(outside, Listing):
+        listing, rows = _readable(outside, place)
+        keys = seen.keys[rows]
+        by = config.group_by if config.group_by in ("near", "folder") else "none"
+        unit = units(group(listing, by, keys, seen.small[rows]).groups, keys) if len(rows) else keys
+    else:
+        listing, keys = outside, readers.pixel_keys(outside)
+        unit = keys
+    held = held_back(unit, None, config.calibration_fraction)
+    return {
+        name: (_take(listing, np.flatnonzero(side)), keys[side])
+        for name, side in (("outliers", ~held), ("calibration_outliers", held))
+    }
+
+
+def _as_chosen(
+    choice: Choice, found: Parts, outside: Source, place: dict[str, int], seen: Scan, notes: list[str]
+) -> Sides:
+    sides: Sides = {}
+    new = 0
+    together = [
+        "train",
+        *(name for name, part in (("calibration", "val"), ("test", "test")) if part not in found.parts),
+    ]
+    for part, names in (("train", together), ("val", ["calibration"]), ("test", ["test"])):
+        if part in found.parts:
+            listing, rows = _readable(found.parts[part], place)
+            places, more = choice.find(seen.keys[rows], *names)
+            new += more
+            sides |= {n: (listing.take(p), seen.keys[rows[p]]) for n, p in zip(names, places, strict=True)}
+    if isinstance(outside, Listing):
+        outside, rows = _readable(outside, place)
+        keys = seen.keys[rows]
+    else:
+        keys = readers.pixel_keys(outside)
+    names = ["outliers", "calibration_outliers"]
+    places, more = choice.find(keys, *names)
+    sides |= {n: (_take(outside, p), keys[p]) for n, p in zip(names, places, strict=True)}
+    notes += came_since(new, more)
+    return sides
+
+
+def came_since(images: int, outliers: int) -> list[str]:
+    """A note about images that a run does not know."""
+    if not images and not outliers:
+        return []
+    return [f"{images} images and {outliers} outliers have come since the run began: they are left out"]
+
+
+def _take(source: Source, index: Rows) -> Source:
+    return source.take(index) if isinstance(source, Listing) else source[index]
+
+
+def _names(source: Source) -> list[str]:
+    if not isinstance(source, Listing) or not source.classes:
+        return []
+    return [source.classes[label] for label in source.labels]
+
+
+def _outlier_source(path: Path | None, notes: list[str]) -> Source:
+    if path is None:
+        return Listing.unlabelled([])
+    if path.is_dir():
+        found = [str(p) for p in folders.image_files(path, notes)]
+        if not found:
+            raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
+        return Listing.unlabelled(found)
+    return readers.array(path)

@@ -1,0 +1,48 @@
+"""Photographs at the size of a network, decoded once: in memory, or in a file of the run that is mapped into it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.data.decode import decode, square
+from training.data.readers import Keys, Pixels
+
+STEP_IMAGES = 64  # between two notes of how far the file is
+
+
+def pixel_array(paths: Sequence[str], keys: Keys, size_px: int, cache: Path | None) -> Pixels:
+    """uint8 [N, size_px, size_px, 3] of the files, whose content keys are `keys`. DataError where one cannot be read.
+
+    With a `cache` folder they are written to a file there and mapped, so that memory holds what is in use; a file that
+    was begun is gone on with.
+    """
+    title = f"decode at {size_px} px"
+    if cache is None or not len(paths):
+        pixels = np.empty((len(paths), size_px, size_px, 3), np.uint8)
+        for batch in decode(paths, square(size_px), title=title):
+            pixels[batch.index] = batch.pixels
+        return pixels
+    name = hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
+    whole, begun = cache / f"pixels-{size_px}-{name}.npy", cache / f"pixels-{size_px}-{name}.partial.npy"
+    if not whole.exists():
+        _fill(paths, size_px, begun, title)
+        begun.rename(whole)
+        begun.with_suffix(".done").unlink(missing_ok=True)
+    mapped: Pixels = np.load(whole, mmap_mode="c")
+    return mapped
+
+
+def _fill(paths: Sequence[str], size_px: int, begun: Path, title: str) -> None:
+    """Write the images that `begun` does not hold yet, in order."""
+    shape = (len(paths), size_px, size_px, 3)
+    progress = begun.with_suffix(".done")  # a text file: how many images are written
+    start = int(progress.read_text()) if begun.exists() and progress.exists() else 0
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    kind = "r+" if start else "w+"
+    file = np.lib.format.open_memmap(begun, mode=kind, dtype=np.uint8, shape=None if start else shape)
+    for batch in decode(paths[start:], square(size_px), batch_images=STEP_IMAGES, title=title):
+        file[start + batch.index] = batch.pixels
+        file.flush()
+        progress.write_text(str(start + int(batch.index[-1]) + 1))
