@@ -30,7 +30,7 @@ class Config(BaseModel):
     data: Path | None = None
     """Folder of the data set (digits needs none), or a CSV, JSON lines or Parquet list of path, label, split, group."""
     group_by: str = "near"
-    """Photographs that share a side of every split: near (near duplicates), folder, column:NAME, pattern:REGEX, none."""
+    """Which photographs share a side of every split: near (duplicates), folder, column:NAME, pattern:REGEX or none."""
     unreadable: Literal["skip", "stop"] = "skip"
     """Photographs that cannot be read: leave them out and list them, or stop at the first."""
     class_level: int | None = Field(default=None, ge=1)

@@ -16,6 +16,7 @@ from training.checks import require_trainable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load
+from training.data.photographs import CACHE
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
@@ -52,7 +53,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
 
-    data = load(config, out if resume else config.stage1_from)
+    data = load(config, out if resume else config.stage1_from, out / CACHE)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_stage2_settings(len(data.train.labels))

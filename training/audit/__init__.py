@@ -1,4 +1,4 @@
-"""The look before training: counts, tail, duplicates, faults, what calibration can support, and settings to begin with.
+"""What is in a data set before training: counts, duplicates, faults; what does it support, with which settings?
 
     report = audit(Path("plankton")); print(render(report)); plot(report, Path("audit.png"))
 
@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audit import advice, duplicates, piles
-from training.audit.duplicates import Pile
+from training.audit import advice, duplicates, sources
+from training.audit.duplicates import ImagePart
 from training.audit.picture import plot
-from training.audit.piles import Header, Source, Sources
 from training.audit.report import (
     ClassRow,
     Conflict,
@@ -29,6 +28,8 @@ from training.audit.report import (
     Unreadable,
     render,
 )
+from training.audit.sources import Source, Sources
+from training.data.scan import Header
 from training.evaluation.groups import group_classes
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
@@ -51,17 +52,21 @@ SHARED_MEANS = {  # what it does when two parts have images in common
 
 def audit(
     data: Path, *, dataset: str | None = None, imbalance: float | None = None, outliers: Path | None = None,
-    ood: Sequence[Path] = (), size_px: int = 32,
+    ood: Sequence[Path] = (), size_px: int = 32, class_level: int | None = None, group_by: str = "near",
 ) -> Report:  # fmt: skip
-    """Look at a data set as training would read it: CIFAR pickles or class folders, detected where not named.
+    """Look at a data set as training would read it: CIFAR pickles, class folders or a list, detected where not named.
 
     `imbalance` cuts the training images as `train --imbalance` does. Outliers and OOD sets are arrays or folders;
-    beside class folders, outliers/ and ood/ are taken where none are named. `size_px` is that of folder data.
+    beside class folders, outliers/ and ood/ are taken where none are named. `size_px` is the side at which photographs
+    are compared; `class_level` and `group_by` are as in `train`.
     Raises DataError where there is no data set to look at; unreadable files are reported.
     """
-    found = piles.read(data, dataset=dataset, imbalance=imbalance, outliers=outliers, ood=ood, size_px=size_px)
-    sources = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
-    parts = [_part(source, found.classes) for source in sources]
+    found = sources.read(
+        data, dataset=dataset, imbalance=imbalance, outliers=outliers, ood=ood, size_px=size_px,
+        class_level=class_level, group_by=group_by,
+    )  # fmt: skip
+    every = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
+    parts = [_part(source, found.classes) for source in every]
     counts = np.array(parts[0].counts)
     groups = group_classes(counts)
     if outliers is None and found.outliers is not None:
@@ -72,7 +77,7 @@ def audit(
     )  # fmt: skip
     fraction = next(s.value for s in advised.settings if s.name == "calibration_fraction")
     held = advice.held_out(counts, fraction).tolist()
-    images = [source.pile for source in sources]
+    images = [source.part for source in every]
     copies, conflicts = _exact(images, found.classes)
     report = Report(
         data=str(data), dataset=found.kind, size_px=images[0].pixels.shape[1],
@@ -82,9 +87,9 @@ def audit(
             for c, g, n, h in zip(found.classes, groups.of_class.tolist(), counts.tolist(), held, strict=True)
         ],
         imbalance_ratio=float(counts.max() / max(counts.min(), 1)), gini=gini(counts), parts=parts,
-        unreadable=[Unreadable(path=p, reason=r) for source in sources for p, r in source.unreadable],
+        unreadable=[Unreadable(path=p, reason=r) for source in every for p, r in source.unreadable],
         copies=copies, conflicts=conflicts, look_alikes=_near(images),
-        support=advice.support(counts, groups, len(found.outliers.pile.pixels) if found.outliers else 0, fraction),
+        support=advice.support(counts, groups, len(found.outliers.part.pixels) if found.outliers else 0, fraction),
         advice=advised, notes=[],
     )  # fmt: skip
     return report.model_copy(update={"notes": _notes(report, found)})
@@ -103,17 +108,17 @@ def gini(counts: NDArray[np.int64]) -> float:
 
 
 def _part(source: Source, classes: tuple[str, ...]) -> Part:
-    pile = source.pile
-    pixels = pile.pixels
-    counts = None if pile.labels is None else np.bincount(pile.labels, minlength=len(classes)).tolist()
+    part = source.part
+    pixels = part.pixels
+    counts = None if part.labels is None else np.bincount(part.labels, minlength=len(classes)).tolist()
     size = pixels.shape[1]
     headers = source.headers or [Header(size, size, "", "")] * (1 if len(pixels) else 0)
     red, green, blue = (pixels[..., channel] for channel in range(3))
     grey = int(((red == green) & (green == blue)).all(axis=(1, 2)).sum())
     return Part(
-        name=pile.name, images=len(pixels), counts=counts,
+        name=part.name, images=len(pixels), counts=counts,
         missing=[c for c, n in zip(classes, counts or [], strict=False) if not n],
-        grey=grey, flat=int(duplicates.flat(pile.thumbnails).sum()),
+        grey=grey, flat=int(duplicates.flat(part.thumbnails).sum()),
         width_px=_range([h.width_px for h in headers]), height_px=_range([h.height_px for h in headers]),
         aspect=_range([h.width_px / h.height_px for h in headers]),
         formats=dict(Counter(h.format for h in source.headers).most_common()),
@@ -127,14 +132,14 @@ def _range(values: Sequence[float]) -> Range:
     return Range(minimum=min(values), median=float(np.median(values)), maximum=max(values))
 
 
-def _exact(images: list[Pile], classes: tuple[str, ...]) -> tuple[list[Copies], list[Conflict]]:
-    """Copies within and across piles, and the sets of equal images whose labels differ."""
+def _exact(images: list[ImagePart], classes: tuple[str, ...]) -> tuple[list[Copies], list[Conflict]]:
+    """Copies within and across parts, and the sets of equal images whose labels differ."""
     pairs: dict[tuple[int, int], list[tuple[str, str]]] = {
         pair: [] for pair in combinations_with_replacement(range(len(images)), 2)
     }
     conflicts = []
     for group in duplicates.exact(images):
-        seen: dict[int, str] = {}  # pile → its first image of this group
+        seen: dict[int, str] = {}  # part → its first image of this group
         for p, i in group:
             name = images[p].names[i]
             for earlier, example in seen.items():
@@ -151,7 +156,7 @@ def _exact(images: list[Pile], classes: tuple[str, ...]) -> tuple[list[Copies], 
     return copies, conflicts
 
 
-def _near(images: list[Pile]) -> list[LookAlikes]:
+def _near(images: list[ImagePart]) -> list[LookAlikes]:
     out = []
     for a, b in COMPARED:
         for first in (p for p in images if p.name == a):
@@ -174,8 +179,8 @@ def _notes(report: Report, found: Sources) -> list[str]:
     by_name = {p.name: p for p in report.parts}
     notes = [
         f"{p.name} has no image of {', '.join(p.missing[:5])}{' ...' if len(p.missing) > 5 else ''}: "
-        "`train` needs every class in train and test"
-        for p in (by_name["train"], by_name["test"])
+        + ("`train` needs every class there" if p.name == "train" else "nothing is measured of them")
+        for p in (by_name[name] for name in ("train", "test") if name in by_name)
         if p.missing
     ]
     shared = {(c.first.split("/")[0], c.second.split("/")[0]) for c in report.copies if c.first != c.second}
@@ -183,9 +188,9 @@ def _notes(report: Report, found: Sources) -> list[str]:
     if report.conflicts:
         notes.append("equal images with different labels teach nothing: decide on one label or remove them")
     if "val" in by_name:
-        notes.append("`train` does not read val/: it cuts its calibration images from train; move val/ there to use it")
-    sources = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
-    notes += [note for source in sources for note in source.notes]
+        notes.append("`train` calibrates on val, so it takes no calibration images from train")
+    every = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
+    notes += found.notes + [note for source in every for note in source.notes]
     lonely = sum(c.calibration == 0 for c in report.classes)
     if lonely:
         notes.append(f"{lonely} classes have too few images to hold one out: nothing will be known of them")

@@ -1,8 +1,8 @@
 """Images that occur more than once: exactly, by their pixels, and nearly, by 8 x 8 thumbnails.
 
-Torralba, Fergus and Freeman, "80 million tiny images" (PAMI 2008) compare thumbnails by their normalised correlation;
-so does this. It is a screen: nature makes look-alikes (of two rod-shaped plankton in one pose the thumbnails agree),
-and a crop, a mirror image or a rotation is not found. Look at the examples before anything is removed.
+Thumbnails are compared by their normalised correlation (Torralba, Fergus and Freeman, "80 million tiny images", PAMI
+2008). The result is a list of candidates: two different rod-shaped plankton in one pose may have the same thumbnail,
+and a crop, a mirror image or a rotation is not found. Look at the examples before you remove anything.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ BLOCK_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class Pile:
-    """Images of one origin: uint8 [N, S, S, 3], the labels [N] where there are any, and a name for each image."""
+class ImagePart:
+    """Images of one part of a data set: uint8 [N, S, S, 3], the labels [N] where there are any, a name for each."""
 
     name: str
     pixels: Pixels
@@ -38,7 +38,7 @@ class Pile:
 
 @dataclass(frozen=True)
 class Near:
-    """An image of the second pile and its nearest in the first: where they are, both cosines in [-1, 1]."""
+    """An image of the second part and its nearest in the first: their places, and both cosines in [-1, 1]."""
 
     first: int
     second: int
@@ -46,11 +46,11 @@ class Near:
     full_cosine: float
 
 
-def exact(piles: list[Pile]) -> list[list[tuple[int, int]]]:
-    """Groups of two or more images with the same pixels, each image as (pile, index), in the order of the piles."""
+def exact(parts: list[ImagePart]) -> list[list[tuple[int, int]]]:
+    """Groups of two or more images with the same pixels, each image as (part, index), in the order of the parts."""
     places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
-    for p, pile in enumerate(piles):
-        for i, image in enumerate(pile.pixels):
+    for p, part in enumerate(parts):
+        for i, image in enumerate(part.pixels):
             places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((p, i))
     return [group for group in places.values() if len(group) > 1]
 
@@ -60,7 +60,7 @@ def flat(vectors: Vectors) -> NDArray[np.bool_]:
     return np.asarray(~vectors.any(axis=1))
 
 
-def near(first: Pile, second: Pile) -> list[Near]:
+def near(first: ImagePart, second: ImagePart) -> list[Near]:
     """For each image of `second` its nearest in `first`, where the thumbnails' cosine is above NEAR_COSINE.
 
     Pairs with equal pixels are left out (they are `exact`'s). The surest pairs, by the whole images, come first.

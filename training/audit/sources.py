@@ -153,7 +153,7 @@ def _unlabelled(name: str, path: Path, size_px: int) -> Source:
 
 
 def _short(path: str, name: str, root: Path) -> str:
-    """The path from the part's name on: ood/unknown/1.png of /data/plankton/ood/unknown/1.png; else relative to root."""
+    """The path from the part's name on: ood/sea/1.png of /data/plankton/ood/sea/1.png; else relative to `root`."""
     parts, wanted = Path(path).parts, tuple(name.split("/"))
     starts = [i for i in range(len(parts)) if parts[i : i + len(wanted)] == wanted]
     return "/".join(parts[starts[-1] :]) if starts else os.path.relpath(path, root if root.is_dir() else root.parent)

@@ -9,12 +9,14 @@ pixels. Memory holds some batches of each process, whatever the number of files.
 
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from service.contract import images
@@ -33,7 +35,8 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class Decoded(NamedTuple):
+@dataclass(frozen=True)
+class Decoded:
     """Some of the files: int64 [n], which of them, and uint8 [n, H, W, 3]."""
 
     index: NDArray[np.int64]
@@ -69,7 +72,7 @@ def decode(
 ) -> Iterator[Decoded]:  # fmt: skip
     """The images of `paths` in order, at the size of `target`, in batches of at most `batch_images`.
 
-    A file that cannot be read is appended to `failures`, and its index left out; without `failures` it raises DataError.
+    A file that cannot be read is appended to `failures` and left out; without `failures` it raises DataError.
     `title` names a progress bar. `processes`: not given, one for each CPU.
     """
     starts = range(0, len(paths), batch_images)
@@ -99,6 +102,23 @@ def _decode(target: Input, paths: Sequence[str]) -> tuple[NDArray[np.int64], Pix
         except Exception as error:  # decoders raise nearly anything
             bad.append(Unreadable(path, reason_of(error)))
     return np.array(good, np.int64), pixels[: len(good)], bad
+
+
+def iterate(
+    source: Sequence[str] | Pixels, target: Input, *, batch_images: int = 64, processes: int | None = None,
+    failures: list[Unreadable] | None = None, title: str | None = None,
+) -> Iterator[Decoded]:  # fmt: skip
+    """`decode` of files, or the same of an array uint8 [N, H, W, 3], whose images are fitted as an upload is."""
+    if not isinstance(source, np.ndarray):
+        yield from decode(
+            source, target, batch_images=batch_images, processes=processes, failures=failures, title=title
+        )  # fmt: skip
+        return
+    starts = range(0, len(source), batch_images)
+    for start in tqdm(starts, desc=title, unit="batch", disable=title is None, leave=False):
+        part = source[start : start + batch_images]
+        fitted = np.stack([images.fit(Image.fromarray(image), target) for image in part])
+        yield Decoded(start + np.arange(len(part)), fitted)
 
 
 def pixels_of(paths: Sequence[str], target: Input, *, title: str | None = None) -> Pixels:

@@ -40,19 +40,18 @@ def has_parts(folder: Path) -> bool:
 
 
 def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
-    """The parts of a folder. DataError where it holds no class folder, or an empty one.
+    """The parts of a folder. DataError where it holds no class folder.
 
-    `class_level`: how many folders name a class (1: those directly below train); not given: down to the images.
+    `class_level`: how many folders name a class at most (1: those directly below train); not given: down to the images.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: name the folder that holds the images of each class in a folder")
     parted = has_parts(folder)
+    if not parted and (lone := next((part for part in ("test", "val") if (folder / part).is_dir()), None)):
+        raise DataError(f"{folder / 'train'} is missing: beside {lone}/ the images to train on are in train/<class>/")
     roots = {part: folder / part for part in PARTS if (folder / part).is_dir()} if parted else {"train": folder}
     found = {part: _find_classes(root, () if parted else BESIDE) for part, root in roots.items()}
     notes = [note for part, (total, _, _) in found.items() for note in total.notes(roots[part])]
-    for part, (_, _, empty) in found.items():
-        if empty:
-            raise DataError(f"{roots[part]}: no image in class {', '.join(empty[:5])}: add some or remove the folder")
     holders = {where for _, places, _ in found.values() for _, where in places}
     labelled: Labelled = {}
     for part, (_, places, _) in found.items():
@@ -60,14 +59,12 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
         if loose := len(places) - len(labelled[part]):
             notes.append(f"{roots[part]}: left out {loose} images outside of any class folder")
     if not labelled["train"]:
-        raise DataError(
-            f"{roots['train']} has no class folder: put the images of each class into a folder of their own"
-        )
+        raise DataError(f"{roots['train']} has no class folder with images: put those of each class into a folder")
     if nested := sorted({name for rows in labelled.values() for _, name in rows if "/" in name}):
         notes.append(
             f"{folder}: {len(nested)} classes are nested folders ({nested[0]}): --class-level 1 takes the first folder"
         )
-    return Parts(by_frequency(labelled), notes)
+    return Parts(by_frequency(labelled, more=[name for _, _, empty in found.values() for name in empty]), notes)
 
 
 Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC
@@ -85,7 +82,7 @@ def _find_classes(root: Path, beside: Iterable[str]) -> tuple[ImageFiles, list[t
             found = files.find(entry)
             total = total + found
             places += [(path, _folders_of(path, root)) for path in found.paths]
-            empty += [] if found.paths else [entry.name]
+            empty += [] if found.paths else [unicodedata.normalize("NFC", entry.name)]
         elif entry.is_file() and entry.suffix.lower() in files.SUFFIXES:
             places.append((str(entry), ()))
     return total, places, empty
@@ -96,10 +93,9 @@ def _folders_of(path: str, root: Path) -> Where:
 
 
 def _class_of(where: Where, holders: set[Where], level: int | None) -> str:
-    """The first `level` folders; without a level those down to the first that holds images itself."""
-    if level is None:
-        level = next(n for n in range(1, len(where) + 1) if where[:n] in holders)
-    return "/".join(where[:level])
+    """The folders down to the first that holds images itself, at most `level` of them."""
+    deepest = next(n for n in range(1, len(where) + 1) if where[:n] in holders)
+    return "/".join(where[: min(level or deepest, deepest)])
 
 
 def resized(pixels: Pixels, size_px: int) -> Pixels:

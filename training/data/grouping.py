@@ -1,4 +1,4 @@
-"""Images that must share a side of every split: near duplicates (bursts, frames of one video), or groups that are given.
+"""Images that must share a side of every split: near duplicates (bursts, frames of one video), or given groups.
 
 `--group-by` near | none | folder | column:NAME | pattern:REGEX
 
@@ -21,9 +21,10 @@ from scipy.sparse.csgraph import connected_components
 
 from training.data.listing import Listing
 from training.data.readers import DataError, Keys, Labels, Pixels
+from training.data.splits import FEWEST_IMAGES
 from training.data.thumbnails import Vectors, thumbnails
 
-# (least cosine of colours, least cosine of thumbnails). A group of more than MOST_OF_A_CLASS is linked anew by the next:
+# (least cosine of colours, least cosine of thumbnails). A group above MOST_OF_A_CLASS is linked anew by the next pair:
 # where all images look alike (microscopes, scans) the looser bounds would link everything.
 LEVELS = (
     (0.88, 0.50), (0.90, 0.50), (0.91, 0.55), (0.92, 0.60), (0.93, 0.65), (0.94, 0.70), (0.95, 0.80), (0.98, 0.95),
@@ -122,7 +123,7 @@ def _near_links(labels: Labels, small: Pixels) -> Iterator[Links]:
     """Links within each class by the loosest of LEVELS that leaves no group above MOST_OF_A_CLASS of it."""
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        most = max(MOST_OF_A_CLASS * len(members), 1)
+        most = max(MOST_OF_A_CLASS * len(members), FEWEST_IMAGES - 1)
         vectors = colours(small[members]), thumbnails(small[members])
         waiting = [np.arange(len(members))]  # of these images, which have yet to be linked, level by level
         for bounds in LEVELS:

@@ -1,13 +1,16 @@
 """Image files with their labels: what a data set on disk is before a pixel is read."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.bundle import require_class_names
 from training.data.readers import DataError, Labels
 
 
@@ -15,7 +18,7 @@ from training.data.readers import DataError, Labels
 class Listing:
     """N image files, int64 labels [N] in 0..C-1 (empty `classes`: unlabelled, all 0), and the C class names.
 
-    A class name may be a path, Fruit/Apple: the class in its taxonomy. `columns` are further columns of a list, [N] each.
+    A class name may be a path, Fruit/Apple: the class in its taxonomy. `columns` are other columns of a list, [N] each.
     """
 
     paths: list[str]
@@ -44,7 +47,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a data set that were found: train, and perhaps val and test, which share their classes.
+    """The parts of a data set that were found: train, and perhaps val and test, all with the same classes.
 
     Without a test part the caller makes one. `notes` are sentences for a person about what was left out.
     """
@@ -52,23 +55,33 @@ class Parts:
     parts: dict[str, Listing]
     notes: list[str]
 
+    def check(self, data: Path) -> None:
+        """DataError where a class has no image to train on, or a name that means something else."""
+        train = self.parts["train"]
+        try:
+            require_class_names(train.classes)
+        except ValueError as error:
+            raise DataError(f"{data}: {error}") from error
+        if empty := [name for name, n in zip(train.classes, train.counts, strict=True) if not n]:
+            raise DataError(
+                f"{data}: no training image of class {', '.join(empty[:5])}: add some, or remove the class everywhere"
+            )
+
 
 Labelled = dict[str, list[tuple[str, str]]]  # part → (path, class name) of each image
 
 
-def by_frequency(labelled: Labelled, columns: dict[str, dict[str, list[str]]] | None = None) -> dict[str, Listing]:
+def by_frequency(
+    labelled: Labelled, columns: dict[str, dict[str, list[str]]] | None = None, *, more: Iterable[str] = ()
+) -> dict[str, Listing]:
     """Listings of the parts; classes from the most frequent in train to the rarest, equals in the order of names.
 
-    DataError where another part has a class that train has not.
+    `more` are classes without an image in train.
     """
     counts = Counter(name for _, name in labelled["train"])
+    counts.update(dict.fromkeys([*more, *(name for rows in labelled.values() for _, name in rows)], 0))
     classes = tuple(sorted(counts, key=lambda name: (-counts[name], name)))
     place = {name: i for i, name in enumerate(classes)}
-    for part, rows in labelled.items():
-        if strange := sorted({name for _, name in rows} - counts.keys()):
-            raise DataError(
-                f"train and {part} have different classes ({', '.join(strange[:5])}): every class needs images in train"
-            )
     return {
         part: Listing(
             [path for path, _ in rows], np.array([place[name] for _, name in rows], np.int64), classes,

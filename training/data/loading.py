@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from service.contract.bundle import require_class_names
 from training.config import Config
 from training.data import folders, photographs, readers
 from training.data.choice import Choice, Part

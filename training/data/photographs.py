@@ -56,6 +56,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
         raise DataError("--dataset folder needs --data: a folder of class folders, or a list (CSV, JSONL, Parquet)")
     cache = cache or (run / CACHE if run else None)
     found = read_parts(config.data, class_level=config.class_level)
+    found.check(config.data)
     notes = list(found.notes)
     outside = _outlier_source(config.outliers, notes)
     files = list(dict.fromkeys(path for part in found.parts.values() for path in part.paths))
@@ -74,6 +75,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
         choice = Choice.read(run)
         sides = _as_chosen(choice, found, outside, place, seen, notes)
     listings = {name: source for name, (source, _) in sides.items() if isinstance(source, Listing)}
+    notes += missing_notes(config.data, listings["train"], listings["test"])
     return Files(
         listings["train"], listings["calibration"], listings["test"], sides["outliers"][0],
         sides["calibration_outliers"][0], {name: keys for name, (_, keys) in sides.items()}, choice, bad, tuple(notes),
@@ -95,6 +97,17 @@ def unreadable_notes(bad: list[Unreadable]) -> list[str]:
         return []
     shown = "; ".join(f"{one.path} ({one.reason})" for one in bad[:SHOWN])
     return [f"left out {len(bad)} unreadable files: {shown}{' ...' if len(bad) > SHOWN else ''}"]
+
+
+def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
+    """Which classes have no readable image left to train on (DataError), or none to test on."""
+    if lost := [name for name, n in zip(train.classes, train.counts, strict=True) if not n]:
+        raise DataError(f"{data}: no readable training image is left of class {', '.join(lost[:5])}: add some")
+    untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
+    if not untested:
+        return []
+    names = f"{', '.join(untested[:SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
+    return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
 
 
 # ---- Splitting ----
@@ -145,12 +158,12 @@ def _split_outliers(config: Config, outside: Source, place: dict[str, int], seen
         keys = seen.keys[rows]
         by = config.group_by if config.group_by in ("near", "folder") else "none"
         unit = units(group(listing, by, keys, seen.small[rows]).groups, keys) if len(rows) else keys
+        outside = listing
     else:
-        listing, keys = outside, readers.pixel_keys(outside)
-        unit = keys
+        unit = keys = readers.pixel_keys(outside)
     held = held_back(unit, None, config.calibration_fraction)
     return {
-        name: (_take(listing, np.flatnonzero(side)), keys[side])
+        name: (_take(outside, np.flatnonzero(side)), keys[side])
         for name, side in (("outliers", ~held), ("calibration_outliers", held))
     }
 

@@ -1,4 +1,4 @@
-"""One pass over image files before anything else: which can be read, what each is known by, and what it looks like small.
+"""One pass over image files before anything else: which can be read, what each is known by, how it looks small.
 
 Splits, the search for near duplicates and the audit need nothing more of an image; several processes make the pass, and
 a cache keeps it, so that a file is read again only when its size or its time of change differ.

@@ -17,7 +17,7 @@ from service.contract import bundle
 from service.contract.bundle import Input
 from service.contract.images import load as load_image
 from training.config import Config
-from training.data.folders import MAX_PIXELS
+from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
 from training.data.readers import Pixels
 from training.evaluation import calibrate

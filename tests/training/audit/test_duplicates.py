@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from training.audit import duplicates
-from training.audit.duplicates import Pile
+from training.audit.duplicates import ImagePart
+from training.data import thumbnails
 
 
 def noise(n, *, seed=0, size=32):
@@ -18,7 +19,7 @@ def blobs(n, *, seed=0, size=32):
 
 
 def pile(name, pixels):
-    return Pile(name, pixels, [f"{name}/{i}" for i in range(len(pixels))])
+    return ImagePart(name, pixels, [f"{name}/{i}" for i in range(len(pixels))])
 
 
 def test_exact_copies_within_and_across_piles_are_grouped():
@@ -38,7 +39,7 @@ def test_one_grey_level_in_one_pixel_is_no_exact_copy():
 @pytest.mark.parametrize("size", [8, 20, 32, 33, 48])
 def test_thumbnails_are_block_means_less_their_mean_of_length_one(size):
     images = noise(3, size=size)
-    got = duplicates.thumbnails(images)
+    got = thumbnails.thumbnails(images)
     edges = np.linspace(0, size, 9).round().astype(int)
     means = np.array([
         [[image[edges[r] : edges[r + 1], edges[c] : edges[c + 1]].mean(axis=(0, 1)) for c in range(8)]
@@ -51,7 +52,7 @@ def test_thumbnails_are_block_means_less_their_mean_of_length_one(size):
 
 def test_thumbnails_need_eight_pixels():
     with pytest.raises(ValueError, match="7 px"):
-        duplicates.thumbnails(noise(1, size=7))
+        thumbnails.thumbnails(noise(1, size=7))
 
 
 @pytest.mark.parametrize("change", [
@@ -93,8 +94,8 @@ def test_flat_images_are_near_to_nothing_without_a_warning():
     flat = np.full((3, 32, 32, 3), 255, np.uint8)
     flat[1] = 0
     flat[2, 0, 0, 0] = 254  # one level in one pixel is no shape
-    assert duplicates.flat(duplicates.thumbnails(flat)).all()
-    assert not duplicates.flat(duplicates.thumbnails(blobs(3))).any()
+    assert duplicates.flat(thumbnails.thumbnails(flat)).all()
+    assert not duplicates.flat(thumbnails.thumbnails(blobs(3))).any()
     assert duplicates.near(pile("a", flat), pile("b", flat[::-1].copy())) == []
 
 

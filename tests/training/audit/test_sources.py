@@ -115,11 +115,34 @@ def test_two_data_sets_in_one_folder_need_a_choice(folder):
     assert audit(folder, dataset="folder").dataset == "folder"
 
 
-@pytest.mark.parametrize(("missing", "found"), [("test", "test is missing"), ("train", "train is missing")])
-def test_a_folder_without_train_or_test_is_refused(folder, missing, found):
-    (folder / missing).rename(folder / "elsewhere")
-    with pytest.raises(DataError, match=found):
+def test_a_folder_without_train_is_refused_and_without_test_is_told(folder):
+    (folder / "test").rename(folder / "elsewhere")
+    assert [p.name for p in audit(folder).parts] == ["train"]
+    assert any("no test part: `train` takes --test-fraction" in note for note in audit(folder).notes)
+    (folder / "elsewhere").rename(folder / "test")
+    (folder / "train").rename(folder / "elsewhere")
+    with pytest.raises(DataError, match="train is missing: beside test/"):
         audit(folder, dataset="folder")
+
+
+def test_class_folders_alone_and_lists_are_detected(folder, tmp_path):
+    flat = audit(folder / "train")
+    assert (flat.dataset, [p.name for p in flat.parts]) == ("folder", ["train"])
+    rows = [
+        f"{path.relative_to(folder)},{path.parent.name},{path.parent.parent.name}" for path in folder.rglob("*.png")
+    ]
+    (folder / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    listed = audit(folder / "list.csv")
+    assert part(listed, "train").counts == [12, 6, 2]
+    assert part(listed, "test").counts == [2, 2, 2]
+
+
+def test_what_training_will_group_is_said(folder):
+    for i in range(3):
+        picture(700, size=(40 + i, 32)).save(folder / "train" / "ant" / f"burst{i}.png")
+    (said,) = [note for note in audit(folder).notes if note.startswith("train is grouped by near duplicates")]
+    assert "3 of 23 images are in 1 groups of up to 3" in said
+    assert any("grouped by equal content alone" in note for note in audit(folder, group_by="none").notes)
 
 
 def test_no_readable_training_image_is_refused(folder):

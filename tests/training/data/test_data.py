@@ -12,7 +12,7 @@ from tests.training.pictures import save
 from training.config import Config
 from training.data import loading, readers
 from training.data.batches import Batches
-from training.data.choice import Choice
+from training.data.choice import Choice, Part
 from training.data.readers import DataError, ImageSet
 from training.data.splits import calibration_split, held_back, long_tail_counts, long_tail_cut, tail_classes
 
@@ -246,7 +246,7 @@ def test_a_run_keeps_its_choice_and_leaves_new_images_out(photographs, tmp_path)
         assert one.counts.tolist() == two.counts.tolist()
     assert contents(before.outliers) == contents(after.outliers)
     assert contents(before.calibration_outliers) == contents(after.calibration_outliers)
-    assert after.notes == ("1 images and 1 outliers have come since the run began: they are left out",)
+    assert "1 images and 1 outliers have come since the run began: they are left out" in after.notes
 
 
 def test_a_run_whose_images_are_gone_is_refused(photographs, tmp_path):
@@ -278,8 +278,9 @@ def test_choice_comes_back_and_damage_is_named(tmp_path):
 def test_copies_of_an_image_count_as_often_as_when_the_run_began(tmp_path):
     images = numbered(np.zeros(20, np.int64))
     twice = images.take(np.repeat(np.arange(20), 2))
-    choice = loading._choice(images, images.take(np.empty(0, np.int64)), keys(0), keys(0))
-    assert choice.find(twice.keys, ("train", "calibration"))[2] == 20
+    choice = Choice({"train": Part(images.keys, []), "calibration": Part(keys(0), [])})
+    places, new = choice.find(twice.keys, "train", "calibration")
+    assert (len(places[0]), len(places[1]), new) == (20, 0, 20)
 
 
 def test_load_without_a_folder():

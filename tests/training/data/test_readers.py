@@ -1,13 +1,11 @@
 """Readers give back exactly what was written, and name the file and the fault of what cannot be used."""
 
-import unicodedata
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.training import tiny
-from training.data import folders, readers
+from training.data import decode, folders, readers
 from training.data.readers import DataError, ImageSet
 
 
@@ -126,16 +124,16 @@ def test_npy_and_npz_come_back_exactly(tmp_path, pixels):
     np.savez(tmp_path / "b.npz", anything=pixels)
     np.savez(tmp_path / "c.npz", labels=np.arange(3), images=pixels)
     for name in ("a.npy", "b.npz", "c.npz"):
-        np.testing.assert_array_equal(folders.unlabelled(tmp_path / name, 8).pixels, pixels)
+        np.testing.assert_array_equal(folders.unlabelled_pixels(tmp_path / name, 8), pixels)
 
 
 def test_arrays_are_resized_as_the_service_does(tmp_path, pixels):
     np.save(tmp_path / "a.npy", pixels)
     Image.fromarray(pixels[0]).save(tmp_path / "a.png")
-    found = folders.unlabelled(tmp_path / "a.npy", 4).pixels
+    found = folders.unlabelled_pixels(tmp_path / "a.npy", 4)
     assert found.shape == (3, 4, 4, 3)
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found[0], folders.read_files([tmp_path / "a.png"], 4)[0])
+    np.testing.assert_array_equal(found[0], decode.pixels_of([str(tmp_path / "a.png")], decode.square(4))[0])
 
 
 def test_folder_of_images_in_the_order_of_names(tmp_path, pixels):
@@ -143,7 +141,7 @@ def test_folder_of_images_in_the_order_of_names(tmp_path, pixels):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels[i]).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    np.testing.assert_array_equal(folders.unlabelled(tmp_path, 8).pixels, pixels[[1, 0, 2]])
+    np.testing.assert_array_equal(folders.unlabelled_pixels(tmp_path, 8), pixels[[1, 0, 2]])
 
 
 @pytest.mark.parametrize(
@@ -160,13 +158,13 @@ def test_array_is_wrong(tmp_path, array, message, suffix):
     path = tmp_path / f"outliers{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, images=array)
     with pytest.raises(DataError, match=rf"outliers\{suffix} must be uint8 \[N, H, W, 3\].*{message}"):
-        folders.unlabelled(path, 8)
+        folders.unlabelled_pixels(path, 8)
 
 
 def test_several_arrays_without_images(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     with pytest.raises(DataError, match=r"two\.npz holds \['a', 'b'\]: name the array of images 'images'"):
-        folders.unlabelled(tmp_path / "two.npz", 8)
+        folders.unlabelled_pixels(tmp_path / "two.npz", 8)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
@@ -177,80 +175,20 @@ def test_file_is_no_array(tmp_path, pixels, name, content):
     whole = path.read_bytes()
     path.write_bytes({"text": b"no array at all", "cut": whole[: len(whole) // 2], "empty": b""}[content])
     with pytest.raises(DataError, match=rf"{name} is no numpy array"):
-        folders.unlabelled(path, 8)
+        folders.unlabelled_pixels(path, 8)
 
 
 def test_pickled_array_is_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"a\.npy is no numpy array"):
-        folders.unlabelled(tmp_path / "a.npy", 8)
+        folders.unlabelled_pixels(tmp_path / "a.npy", 8)
 
 
 def test_nothing_to_read(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.npy is missing"):
-        folders.unlabelled(tmp_path / "nowhere.npy", 8)
+        folders.unlabelled_pixels(tmp_path / "nowhere.npy", 8)
     with pytest.raises(DataError, match=r"holds no image"):
-        folders.unlabelled(tmp_path, 8)
-
-
-# ---- Class folders ----
-
-
-def write_class(folder, colour, count):
-    folder.mkdir(parents=True)
-    for i in range(count):
-        Image.new("RGB", (9, 9), (colour, i, 0)).save(folder / f"{i}.png")
-
-
-@pytest.fixture
-def class_tree(tmp_path):
-    for part, counts in (("train", {"rare": 1, "often": 3, "also": 2}), ("test", {"rare": 1, "often": 1, "also": 1})):
-        for colour, (name, count) in enumerate(counts.items()):
-            write_class(tmp_path / part / name, 50 * colour, count)
-    return tmp_path
-
-
-def test_class_folders_run_from_head_to_tail(class_tree):
-    train, test = folders.class_folders(class_tree, 8)
-    assert train.classes == test.classes == ("often", "also", "rare")
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 2]
-    assert test.labels.tolist() == [0, 1, 2]
-    # the red of an image says its class, the green its number within it
-    assert train.images[:, 0, 0, :2].tolist() == [[50, 0], [50, 1], [50, 2], [100, 0], [100, 1], [0, 0]]
-    assert test.images[:, 4, 4, 0].tolist() == [50, 100, 0]
-
-
-def test_classes_of_one_size_are_in_the_order_of_names(tmp_path):
-    for part in ("train", "test"):
-        for name in ("b", "a"):
-            write_class(tmp_path / part / name, 0, 2)
-    assert folders.class_folders(tmp_path, 8)[0].classes == ("a", "b")
-
-
-def test_train_and_test_have_different_classes(class_tree):
-    write_class(class_tree / "test" / "novel", 0, 1)
-    with pytest.raises(DataError, match=r"train and test have different classes \(novel\)"):
-        folders.class_folders(class_tree, 8)
-
-
-def test_class_is_empty(class_tree):
-    (class_tree / "train" / "void").mkdir()
-    with pytest.raises(DataError, match=r"train: no image in class void"):
-        folders.class_folders(class_tree, 8)
-
-
-def test_part_is_missing(tmp_path):
-    write_class(tmp_path / "train" / "a", 0, 1)
-    with pytest.raises(DataError, match=r"test is missing: a folder data set has train/<class>/"):
-        folders.class_folders(tmp_path, 8)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_corrupt_image_is_named(class_tree, content):
-    path = class_tree / "train" / "often" / "1.png"
-    path.write_bytes(path.read_bytes()[:40] if content is None else content)
-    with pytest.raises(DataError, match=r"often/1\.png cannot be read as an image"):
-        folders.class_folders(class_tree, 8)
+        folders.unlabelled_pixels(tmp_path, 8)
 
 
 # ---- Image sets and digits ----
@@ -290,41 +228,3 @@ def test_digits_are_disjoint():
     arrays = [parts[0].images, parts[1].images, *parts[2:]]
     seen = [{image.tobytes() for image in array} for array in arrays]
     assert sum(map(len, seen)) == len(set().union(*seen)) == 928 + len(parts[1].labels) + 174 + 180
-
-
-# ---- Names ----
-
-
-def test_class_names_are_compared_in_one_unicode_form(tmp_path):
-    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    write_class(tmp_path / "train" / decomposed, 0, 2)
-    write_class(tmp_path / "train" / composed, 50, 1)
-    write_class(tmp_path / "test" / composed, 0, 1)
-    train, test = folders.class_folders(tmp_path, 8)
-    assert train.classes == test.classes == (composed,)
-    assert train.counts.tolist() == [3]
-
-
-def test_hidden_folders_are_no_classes_and_files_are_found_by_content(tmp_path):
-    for part in ("train", "test"):
-        write_class(tmp_path / part / "ant", 0, 2)
-        write_class(tmp_path / part / ".ipynb_checkpoints", 0, 1)
-        (tmp_path / part / "ant" / "0.png").rename(tmp_path / part / "ant" / "0")
-        (tmp_path / part / "ant" / "notes.md").write_text("words")
-        (tmp_path / part / "ant" / "._1.png").write_bytes(b"resource fork")
-    notes = []
-    train, test = folders.class_folders(tmp_path, 8, notes)
-    assert train.classes == ("ant",)
-    assert (len(train.labels), len(test.labels)) == (2, 2)
-    assert [note.removeprefix(str(tmp_path)) for note in notes] == [
-        note for part in ("train", "test")
-        for note in (f"/{part}: left out 1 file that is no image (.md 1)", f"/{part}: left out 2 hidden items")
-    ]  # fmt: skip
-
-
-def test_a_dead_link_is_named(tmp_path):
-    for part in ("train", "test"):
-        write_class(tmp_path / part / "ant", 0, 2)
-    (tmp_path / "train" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"ant/gone\.png cannot be read as an image .*No such file"):
-        folders.class_folders(tmp_path, 8)

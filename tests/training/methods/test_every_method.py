@@ -57,7 +57,7 @@ def from_images_to_answers(config: Config, folder: Path, ood: list[Path]) -> Non
     examples.mkdir()
     (examples / "one.png").write_bytes(png(loaded.test.images[0]))
     finished.Export(run=out, out=folder / "models", name="made", precision="fp32", examples=examples).cli_cmd()
-    outside = next(iter(loaded.ood.values())) if loaded.ood else folders.unlabelled(ood[0], loaded.size_px).pixels
+    outside = next(iter(loaded.ood.values())) if loaded.ood else folders.unlabelled_pixels(ood[0], loaded.size_px)
     images = np.concatenate([loaded.test.images[: ASKED // 2], outside[: ASKED // 2]])
     record = finished.calibrated(out)
     assert record["score"] == run.method.score

@@ -1,0 +1,84 @@
+"""Lists of photographs: CSV, JSON lines and Parquet give the same parts; faults are named with their row."""
+
+import csv
+import json
+
+import pytest
+
+from training.data import lists
+from training.data.readers import DataError
+
+ROWS = [
+    {"path": "a/1.png", "label": "ant", "split": "train", "visit": "v1"},
+    {"path": "a/2.png", "label": "ant", "split": "train", "visit": "v1"},
+    {"path": "b/1.png", "label": "bee", "split": "training", "visit": "v2"},
+    {"path": "/else/where.png", "label": "bee", "split": "Valid", "visit": ""},
+    {"path": "c.png", "label": "ant", "split": "test", "visit": "v3"},
+]
+
+
+def write(path, rows):
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8-sig", newline="") as file:  # with a byte order mark
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    else:
+        arrow = pytest.importorskip("pyarrow", reason="Parquet is an extra")
+        from pyarrow import parquet
+
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", lists.SUFFIXES)
+def test_parts_labels_and_columns(tmp_path, suffix):
+    parts = lists.read_list(write(tmp_path / f"list{suffix}", ROWS)).parts
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    assert train.paths == [f"{tmp_path}/a/1.png", f"{tmp_path}/a/2.png", f"{tmp_path}/b/1.png"]
+    assert train.classes == val.classes == test.classes == ("ant", "bee")
+    assert train.labels.tolist() == [0, 0, 1]
+    assert train.columns == {"visit": ["v1", "v1", "v2"]}
+    assert (val.paths, val.labels.tolist()) == (["/else/where.png"], [1])
+    assert test.take([0]).columns == {"visit": ["v3"]}
+
+
+@pytest.mark.parametrize("suffix", lists.SUFFIXES)
+def test_without_a_split_all_is_for_training(tmp_path, suffix):
+    rows = [{"path": r["path"], "label": r["label"]} for r in ROWS]
+    parts = lists.read_list(write(tmp_path / f"list{suffix}", rows)).parts
+    assert parts.keys() == {"train"}
+    assert parts["train"].counts.tolist() == [3, 2]
+
+
+def test_columns_that_some_rows_lack(tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a", "label": 1}\n{"path": "b", "label": 1, "day": 7}\n{"path": "c", "label": 2}\n')
+    train = lists.read_list(path).parts["train"]
+    assert train.classes == ("1", "2")
+    assert train.columns == {"day": ["", "7", ""]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "file,class\nx.png,ant\n", r"row 1 has no path; it has \['class', 'file'\]"),
+        ("a.csv", "path,label\nx.png,ant\ny.png,\n", r"row 2 has no label"),
+        ("a.csv", "path,label,split\nx.png,ant,dev\n", r"row 1 has the split 'dev': use train, val, test"),
+        ("a.csv", "path,label,split\nx.png,ant,test\n", r"has no row of the split train"),
+        ("a.csv", "", r"has no row of the split train"),
+        ("a.jsonl", '{"path": "x.png"', r"cannot be read as JSONL"),
+        ("a.jsonl", '["x.png", "ant"]\n', r"line 1 is no JSON object"),
+        ("a.parquet", "PAR1 it is not", r"cannot be read as PARQUET"),
+        ("a.csv", b"path,label\n\xff\xfe,ant\n", r"cannot be read as CSV"),
+    ],
+)
+def test_faults_are_named(tmp_path, name, content, message):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="Parquet is an extra")
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=rf"{name}.*{message}"):
+        lists.read_list(path)
