@@ -15,13 +15,14 @@ from pathlib import Path
 
 import structlog
 
+from service.contract.bundle import OUTLIER_LABEL
 from service.contract.decision import Scope
 from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
 from service.inference.shadow import Shadow
-from service.ledger.rows import OUTLIER, FeedbackRecord, key_of
+from service.ledger.rows import FeedbackRecord, key_of
 from service.ledger.writer import Ledger
 from service.observe import tracing
 from service.observe.metrics import Metrics
@@ -154,7 +155,7 @@ class Runtime:
         current = self.model  # read once: the event loop may put another in its place
         if current is not None and key_of(current.manifest) == record.model:
             names = [info.name for info in current.manifest.classes]
-            index = None if record.truth == OUTLIER else names.index(record.truth)
+            index = None if record.truth == OUTLIER_LABEL else names.index(record.truth)
             decided = (record.decision, record.operating_point, record.scope)
             current.metrics.count_feedback(index, record.outcome, decided, change, by_deployment=record.by_deployment)
 

@@ -36,7 +36,7 @@ Image = bytes | NDArray[np.uint8]  # a file's content, or pixels uint8 [height_p
 log = structlog.get_logger()
 
 
-class Runs(Protocol):
+class GraphRunner(Protocol):
     """What a pipeline needs of an engine."""
 
     manifest: Manifest
@@ -44,7 +44,7 @@ class Runs(Protocol):
     def run(self, batch: NDArray[np.uint8]) -> Outputs: ...
 
 
-class Counts(Protocol):
+class RunCounter(Protocol):
     """What a pipeline reports, from its worker threads; service.observe.metrics.Metrics counts it."""
 
     def count_batch(self, images: int, seconds: float) -> None: ...
@@ -65,7 +65,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedImage:
     loaded: images.Loaded
     seconds: float  # without the wait for memory
 
@@ -88,7 +88,7 @@ class Dials:
 class Pipeline:
     """`dials.queue_images` bounds the images admitted and not yet answered, wherever they are."""
 
-    def __init__(self, engine: Runs, dials: Dials, counts: Counts | None = None) -> None:
+    def __init__(self, engine: GraphRunner, dials: Dials, counts: RunCounter | None = None) -> None:
         self._engine = engine
         self._dials = dials
         self._counts = counts
@@ -98,8 +98,8 @@ class Pipeline:
         self._budget = ByteBudget(dials.max_decoding_bytes)
         self._slots = Slots(dials.queue_images, dials.inference_threads)
         workers, niceness = dials.inference_threads, dials.niceness
-        self._front: Batcher[Image, Row] | Batcher[Image, Decoded]
-        self._back: Batcher[Decoded, Row] | None = None
+        self._front: Batcher[Image, Row] | Batcher[Image, DecodedImage]
+        self._back: Batcher[DecodedImage, Row] | None = None
         if dials.fused:
             self._front = Batcher(
                 self._decode_and_infer, workers=workers, max_batch=dials.max_batch_images, name="infer",
@@ -144,7 +144,7 @@ class Pipeline:
         Raises what images.load raises, EngineError, DeadlineExceeded, NotReady when the pipeline closes.
         """
         result = await self._front.submit(image, deadline)
-        if isinstance(result, Decoded):
+        if isinstance(result, DecodedImage):
             assert self._back is not None
             return await self._back.submit(result, deadline)
         return result
@@ -186,23 +186,23 @@ class Pipeline:
     def _decode_and_infer(self, batch: list[Ticket[Image]]) -> list[Row | Exception]:
         with self._health.running():
             decoded = [self._decode_one(ticket) for ticket in batch]
-            good = [d for d in decoded if isinstance(d, Decoded)]
+            good = [d for d in decoded if isinstance(d, DecodedImage)]
             rows = iter(self._rows(good))
-            return [next(rows) if isinstance(d, Decoded) else d for d in decoded]
+            return [next(rows) if isinstance(d, DecodedImage) else d for d in decoded]
 
-    def _decode(self, batch: list[Ticket[Image]]) -> list[Decoded | Exception]:
+    def _decode(self, batch: list[Ticket[Image]]) -> list[DecodedImage | Exception]:
         return [self._decode_one(ticket) for ticket in batch]
 
-    def _infer(self, batch: list[Ticket[Decoded]]) -> list[Row | Exception]:
+    def _infer(self, batch: list[Ticket[DecodedImage]]) -> list[Row | Exception]:
         with self._health.running():
             return self._rows([ticket.item for ticket in batch])
 
-    def _decode_one(self, ticket: Ticket[Image]) -> Decoded | Exception:
+    def _decode_one(self, ticket: Ticket[Image]) -> DecodedImage | Exception:
         image = ticket.item
         if ticket.unwanted:
             return NotReady("nobody waits for this image any more")  # and so nobody is told
         if not isinstance(image, bytes):
-            return Decoded(images.Loaded(image, image.shape[1], image.shape[0]), 0.0)
+            return DecodedImage(images.Loaded(image, image.shape[1], image.shape[0]), 0.0)
         target = self._engine.manifest.input
         with self._budget.hold(images.decoded_bytes(image, target)):
             started = perf_counter()
@@ -210,9 +210,9 @@ class Pipeline:
                 loaded = images.load(image, target, max_pixels=self._dials.max_pixels)
             except Exception as error:
                 return error
-            return Decoded(loaded, perf_counter() - started)
+            return DecodedImage(loaded, perf_counter() - started)
 
-    def _rows(self, batch: list[Decoded]) -> list[Row | Exception]:
+    def _rows(self, batch: list[DecodedImage]) -> list[Row | Exception]:
         if not batch:
             return []
         started = perf_counter()

@@ -11,9 +11,9 @@ from collections import Counter
 
 from pydantic import BaseModel, Field
 
-from service.contract.bundle import Manifest
+from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope
-from service.ledger.rows import OUTLIER, TallyKey
+from service.ledger.rows import TallyKey
 
 Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
@@ -28,7 +28,7 @@ class Share(BaseModel):
     high: float | None
 
 
-class Live(BaseModel):
+class LiveFigures(BaseModel):
     """Of one class or group, or of all."""
 
     rejected: Share = Field(description="of the images predicted so; expected: calibration, by predicted group")
@@ -39,9 +39,9 @@ class Live(BaseModel):
 class Figures(BaseModel):
     """One model's tallies, summed up. `classes` are in the manifest's order."""
 
-    all: Live
-    groups: dict[str, Live]
-    classes: list[Live]
+    all: LiveFigures
+    groups: dict[str, LiveFigures]
+    classes: list[LiveFigures]
     outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
 
 
@@ -67,14 +67,14 @@ def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
 def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str, scope: Scope) -> Figures:
     """Sum tallies up by class and group of `manifest`."""
     by_class: dict[str, Counter[str]] = {info.name: Counter() for info in manifest.classes}
-    truths = {*by_class, OUTLIER, ""}
+    truths = {*by_class, OUTLIER_LABEL, ""}
     outliers: Counter[str] = Counter()
     for (point, its_scope, by_deployment, label, decision, truth), count in images.items():
         if label not in by_class or truth not in truths:
             continue  # of a bundle whose classes were renamed under the same version
         in_force = by_deployment and (point, its_scope) == (operating_point, scope)
         rejected = count if decision == "reject" else 0
-        if truth == OUTLIER:
+        if truth == OUTLIER_LABEL:
             if in_force:
                 outliers.update(images=count, rejected=rejected)
         elif not truth:
@@ -90,15 +90,15 @@ def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str,
         by_group[info.group].update(by_class[info.name])
         total.update(by_class[info.name])
     return Figures(
-        all=_live(total),
-        groups={group: _live(sums) for group, sums in by_group.items()},
-        classes=[_live(by_class[info.name]) for info in manifest.classes],
+        all=_live_figures(total),
+        groups={group: _live_figures(sums) for group, sums in by_group.items()},
+        classes=[_live_figures(by_class[info.name]) for info in manifest.classes],
         outliers_rejected=share(outliers["rejected"], outliers["images"]),
     )
 
 
-def _live(sums: Counter[str]) -> Live:
-    return Live(
+def _live_figures(sums: Counter[str]) -> LiveFigures:
+    return LiveFigures(
         rejected=share(sums["rejected"], sums["images"]),
         accuracy=share(sums["correct"], sums["labelled"]),
         confirmed_rejected=share(sums["confirmed_rejected"], sums["confirmed"]),

@@ -4,11 +4,9 @@ from collections import Counter
 from concurrent.futures import Future
 from typing import Literal, NamedTuple
 
-from service.contract.bundle import Manifest
+from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Decision, Scope, Verdict
 from service.errors import TailGuardError
-
-OUTLIER = "outlier"  # the true label of what belongs to no class
 
 Outcome = Literal["correct", "wrong", "outlier"]
 
@@ -96,6 +94,6 @@ def key_of(manifest: Manifest) -> ModelKey:
 
 def outcome(label: str, truth: str) -> Outcome:
     """How a predicted label turned out."""
-    if truth == OUTLIER:
+    if truth == OUTLIER_LABEL:
         return "outlier"
     return "correct" if truth == label else "wrong"

@@ -14,7 +14,7 @@ from service.ledger.database import Database
 
 VERSION = 2
 ROW_BYTES = 512  # of a decision without its image, with its part of the indexes: measured, rounded up
-TABLES = ("ledger", "decisions", "feedback", "tallies", "models")
+TABLE_NAMES = ("ledger", "decisions", "feedback", "tallies", "models")
 
 TALLIES = """CREATE TABLE {name} (
     model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL, by_deployment INTEGER NOT NULL,

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
-from service.contract.bundle import Manifest
+from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.errors import Forbidden, InvalidParameter, NotFound, TailGuardError
 from service.ledger import schema
 from service.ledger.database import Database
 from service.ledger.rows import (
-    OUTLIER,
     Entry,
     Feedback,
     FeedbackRecord,
@@ -101,7 +100,7 @@ class Tables:
 
     def size_bytes(self) -> int:
         """Of the tables as the database stores them."""
-        return self._database.size_bytes(schema.TABLES)
+        return self._database.size_bytes(schema.TABLE_NAMES)
 
     def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> int:
         """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond one of the limits; how many.
@@ -181,10 +180,10 @@ class Tables:
             how = outcome(label, truth)
             return FeedbackRecord(model, label, group, decision, truth, how, bool(by_deployment), point, scope)
 
-        if feedback.truth != OUTLIER and feedback.truth not in classes:
+        if feedback.truth != OUTLIER_LABEL and feedback.truth not in classes:
             raise InvalidParameter(
                 f"label={feedback.truth[:100]!r} is no class of {model.name} version {model.version}, which decided "
-                f"that request: send one of {', '.join(classes)}, or {OUTLIER}"
+                f"that request: send one of {', '.join(classes)}, or {OUTLIER_LABEL}"
             )
         if feedback.truth == before:
             return record(before)

@@ -19,8 +19,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a _created series 
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-STAGES = ("receive", "decode", "queue", "inference", "respond")
+HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+REQUEST_STAGES = ("receive", "decode", "queue", "inference", "respond")
 ImageOutcome = Literal["answered", "refused", "failed", "abandoned"]
 IMAGE_OUTCOMES: tuple[ImageOutcome, ...] = ("answered", "refused", "failed", "abandoned")
 SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
@@ -51,7 +51,7 @@ class Metrics:
         )
         # Labels are looked up once, not once a request.
         self.receive_seconds, self.decode_seconds, self.queue_seconds, self.inference_seconds, self.respond_seconds = (
-            stage_seconds.labels(stage) for stage in STAGES
+            stage_seconds.labels(stage) for stage in REQUEST_STAGES
         )
         self.batch_images = Histogram("batch_images", "Images per run of the graph", buckets=BATCH_BUCKETS, **where)
         self.failed_runs = Counter("failed_runs", "Runs of the graph that failed", **where)

@@ -16,14 +16,13 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.contract.bundle import Manifest
+from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope, Verdict, threshold
 
 SCORE_STEPS = 24
 CALIBRATION_STEPS = 20  # bounds at every twentieth of the calibration scores
 OUTLIER_STEPS = 6  # beyond nearly all of them, evenly spaced
 P_VALUE_BUCKETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
-OUTLIER = "outlier"  # label class of what belongs to none
 OTHER_CLASSES = "(other classes)"
 
 
@@ -97,7 +96,7 @@ class ModelMetrics(Collector):
                 self._decisions.labels(*self._ours, *labels, *point)
                 for outcome in ("correct", "wrong"):
                     self._feedback.labels(*self._ours, *labels, outcome, *point)
-            self._feedback.labels(*self._ours, OUTLIER, "none", OUTLIER, *point)
+            self._feedback.labels(*self._ours, OUTLIER_LABEL, "none", OUTLIER_LABEL, *point)
 
     def _count_scores(self, where: _Where) -> None:
         ours, manifest = ["model", "version"], self._manifest
@@ -184,7 +183,7 @@ class ModelMetrics(Collector):
         if count < 0:
             self._corrections.inc(-count)
         elif by_deployment:
-            labels = (OUTLIER, "none") if class_index is None else self._labels[class_index]
+            labels = (OUTLIER_LABEL, "none") if class_index is None else self._labels[class_index]
             self._feedback.labels(*self._ours, *labels, outcome, *decided).inc(count)
         else:
             self._requested_feedback.labels(*self._ours, outcome, *decided).inc(count)

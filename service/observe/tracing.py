@@ -32,7 +32,7 @@ LONGEST_PATH = 1024
 CLOSE_TRACER_S = 2.0
 WARNING_INTERVAL_S = 60.0
 
-Value = str | bool | int | float
+AttributeValue = str | bool | int | float
 log = structlog.get_logger()
 
 
@@ -92,7 +92,7 @@ class Tracer:
         started_s: float,
         ended_s: float,
         stages: Mapping[str, tuple[float, float]],
-        attributes: Mapping[str, Value],
+        attributes: Mapping[str, AttributeValue],
         failed: bool,
     ) -> None:
         """Make the spans of one answered request; never blocks, never raises.
@@ -162,12 +162,12 @@ class _RareWarnings(logging.Handler):
             log.warning("tracing", problem=message)
 
 
-def http_attributes(method: str, scheme: str, path: str, route: str | None, status: int) -> dict[str, Value]:
+def http_attributes(method: str, scheme: str, path: str, route: str | None, status: int) -> dict[str, AttributeValue]:
     """Attributes of a request by the semantic conventions for HTTP servers. The query is left out on purpose.
 
     `route` is the template, None where no route fits.
     """
-    attributes: dict[str, Value] = {
+    attributes: dict[str, AttributeValue] = {
         "http.request.method": method if method in KNOWN_METHODS else "_OTHER",
         "url.scheme": scheme,
         "url.path": path[:LONGEST_PATH],

@@ -17,7 +17,7 @@ from service.contract.decision import Scope, decide_row
 from service.contract.images import Loaded
 from service.errors import BodyTooLarge, TailGuardError, kind_of
 from service.inference.engine import Outputs
-from service.inference.pipeline import Runs
+from service.inference.pipeline import GraphRunner
 from service.score.errors import slug
 
 Type = Literal["string", "int32", "float32", "float64"]
@@ -55,7 +55,7 @@ def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
 class Scorer:
     """Scores files. `score` may be called from several threads at once."""
 
-    engine: Runs
+    engine: GraphRunner
     operating_point: str
     scope: Scope
     max_pixels: int

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from service.contract.bundle import ClassInfo, Cost
 from service.contract.decision import Scope
 from service.inference.model import Model
-from service.ledger.figures import Figures, Live, Share, figures
+from service.ledger.figures import Figures, LiveFigures, Share, figures
 from service.ledger.writer import Ledger
 from service.web.schemas import ModelName
 
@@ -27,7 +27,7 @@ class ClassMetrics(BaseModel):
     train_count: int
     accuracy: float | None
     rejected: float | None
-    live: Live
+    live: LiveFigures
 
 
 class GroupMetrics(BaseModel):
@@ -39,7 +39,7 @@ class GroupMetrics(BaseModel):
     rejected: float | None
     calibration_id_rejected: float | None
     calibration_outliers_caught: float | None
-    live: Live
+    live: LiveFigures
 
 
 class ClassesAnswer(BaseModel):
@@ -64,12 +64,12 @@ class ClassStats(BaseModel):
     class_index: int
     group: str
     promised: Promised
-    live: Live
+    live: LiveFigures
 
 
 class GroupStats(BaseModel):
     promised: Promised
-    live: Live
+    live: LiveFigures
 
 
 class StatsAnswer(BaseModel):
@@ -167,7 +167,7 @@ def _head(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _group(members: Sequence[ClassInfo], cost: Cost, group: str, live: Live) -> GroupMetrics:
+def _group(members: Sequence[ClassInfo], cost: Cost, group: str, live: LiveFigures) -> GroupMetrics:
     return GroupMetrics(
         classes=len(members),
         train_count=sum(info.train_count for info in members),

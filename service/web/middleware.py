@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TailGuardError
-from service.observe.metrics import METHODS
+from service.observe.metrics import HTTP_METHODS
 from service.observe.tracing import http_attributes
 from service.runtime import Runtime
 from service.web.access import OPEN_PATHS, Keys, role_of
@@ -81,7 +81,7 @@ class RequestMiddleware:
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         ended = perf_counter()
         route = self._template(scope)
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = scope["method"] if scope["method"] in HTTP_METHODS else "other"
         metrics = self._runtime.metrics
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_seconds.labels(route).observe(ended - context.started)

@@ -104,6 +104,8 @@ def test_new_tables_and_migrated_ones_are_the_same(tmp_path: Path, manifest: bun
     columns = []
     for path in (new, old):
         Tables(connect(path)).close()
-        tables = {name: read(path, f"SELECT name, type FROM pragma_table_info('{name}')") for name in schema.TABLES}
+        tables = {
+            name: read(path, f"SELECT name, type FROM pragma_table_info('{name}')") for name in schema.TABLE_NAMES
+        }
         columns.append((tables, read(path, "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY name")))
     assert columns[0] == columns[1]
