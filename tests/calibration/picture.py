@@ -31,9 +31,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("calibration images of the group")
     left.set(ylabel="fresh in-distribution images refused at id95", ylim=(0, 40))
     left.set_title("A tail beside a head of 200 calibration images (mean of 400 splits)", fontsize=10, loc="left")
-    right.set_title(
-        "Every group of every tail (mean of 100 to 400 splits); band: 5% ± 1.5 points", fontsize=10, loc="left"
-    )
+    right.set_title("Every group of every tail (mean of 100+ splits); band: ±1.5 points", fontsize=10, loc="left")
     figure.savefig(path, dpi=100)
 
 

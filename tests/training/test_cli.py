@@ -300,6 +300,18 @@ def test_evaluate_and_calibrate(run, copied):
     # probabilities differ by the temperature alone, scores not at all
     assert record["evaluation"]["accuracy"] == results["accuracy"]
     assert record["evaluation"]["ood"]["nine"]["auroc"] == results["ood"]["nine"]["auroc"]
+    status, printed = run("calibrate", copied, "--level", "0.9", "--level", "0.8", "--class-mix", "uniform")
+    assert status == 0, printed
+    record = json.loads((copied / CALIBRATION_FILE).read_text())
+    assert list(record["operating_points"]) == ["id90", "id80", "ood95"]
+    assert (record["default_operating_point"], record["calibration"]["class_mix"]) == ("id90", "uniform")
+    status, printed = run("calibrate", copied, "--level", "95")
+    assert (status, printed.strip().splitlines()[-1]) == (
+        1, "error: level 95 is no share of images to keep: give one between 0 and 1, 0.95 say",
+    )  # fmt: skip
+    status, printed = run("calibrate", copied, "--class-mix", "flat")
+    assert status == 1
+    assert "class mix 'flat' is neither train, uniform nor a file of shares" in printed
 
 
 def test_class_names_in_another_order_are_refused(run, copied):
