@@ -22,7 +22,7 @@ class Unauthorized(TailGuardError):
 
 
 class Forbidden(TailGuardError):
-    """The API key is a right one, and not one that may do this."""
+    """Whoever asks is known and may not do this: another role, another's request, a page of another site."""
 
 
 class RateLimited(TailGuardError):
@@ -106,7 +106,7 @@ class ProblemKind(NamedTuple):
 PROBLEMS: dict[type[TailGuardError], ProblemKind] = {
     MalformedRequest: ProblemKind(400, "malformed-request", "The request body is malformed"),
     Unauthorized: ProblemKind(401, "unauthorized", "An API key is required"),
-    Forbidden: ProblemKind(403, "forbidden", "This API key may not do that"),
+    Forbidden: ProblemKind(403, "forbidden", "This is not allowed"),
     NotFound: ProblemKind(404, "not-found", "Not found"),
     MethodNotAllowed: ProblemKind(405, "method-not-allowed", "The method is not allowed"),
     SlowRequest: ProblemKind(408, "slow-request", "The body arrived too slowly"),

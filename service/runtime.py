@@ -27,7 +27,7 @@ from service.ledger.writer import Ledger
 from service.observe import tracing
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracer
-from service.settings import PREFIX, Settings
+from service.settings import PREFIX, Settings, bundle_path
 
 log = structlog.get_logger()
 
@@ -95,6 +95,7 @@ class Runtime:
         async with self._swapping:
             started = time.perf_counter()
             old = self.in_force()
+            path = bundle_path(path)
             loaded = await asyncio.to_thread(
                 model.load, path, self.settings, self.metrics, self.deciding.changed(operating_point, scope)
             )

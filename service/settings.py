@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     """Of memory for images while they are decoded; an image that needs more is decoded alone."""
     max_connections: int = Field(default=4096, gt=0)
     """Open at once."""
+    idle_timeout_s: float = Field(default=75.0, gt=0, le=86_400)
+    """How long a connection without a request stays open; longer than the 60 s for which most balancers keep theirs."""
+    allowed_hosts: str = ""
+    """Host names that a request may name, separated by commas, `*` for any; not set: on loopback without keys only
+    localhost and loopback addresses, elsewhere any."""
     queue_images: int = Field(default=64, gt=0)
     """Images admitted and not yet answered; beyond it a request is answered 429."""
     request_timeout_s: float = Field(default=10.0, gt=0)
@@ -127,9 +132,7 @@ class Settings(BaseSettings):
     @field_validator("bundle", "shadow_bundle")
     @classmethod
     def _from_the_root(cls, value: Path | None) -> Path | None:
-        if value is None or value.is_absolute() or value.exists() or not (ROOT / value).exists():
-            return value
-        return ROOT / value
+        return None if value is None else bundle_path(value)
 
     @field_validator(*SECRETS)
     @classmethod
@@ -142,7 +145,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _public_needs_a_key(self) -> "Settings":
         keys = (self.api_key, self.api_keys, self.keys_file)
-        if not _is_loopback(self.host) and not any(keys) and not self.allow_anonymous:
+        if not is_loopback(self.host) and not any(keys) and not self.allow_anonymous:
             raise ValueError(
                 f"host {self.host} can be reached from other machines: set {PREFIX}API_KEY (or {PREFIX}API_KEYS, or "
                 f"{PREFIX}KEYS_FILE), or {PREFIX}ALLOW_ANONYMOUS=true to serve everybody"
@@ -193,7 +196,15 @@ def _without_password(ledger: str) -> str:
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if mark else ledger
 
 
-def _is_loopback(host: str) -> bool:
+def bundle_path(path: Path) -> Path:
+    """Where a bundle named by `path` is: a relative one is looked for in the working directory, then in the root."""
+    if path.is_absolute() or path.exists() or not (ROOT / path).exists():
+        return path
+    return ROOT / path
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server on `host` is reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

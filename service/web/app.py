@@ -17,11 +17,12 @@ from service.web.access import Keys
 from service.web.limits import BodyBudget
 from service.web.middleware import AccessMiddleware, RequestMiddleware
 from service.web.oip import routes as oip
+from service.web.origins import Origins
 from service.web.problems import Problems
 from service.web.routes import admin, classify, feedback, health, model
 
 ROUTERS = (classify.router, model.router, feedback.router, health.router, admin.router, oip.router, pages.router)
-EXPOSED_HEADERS = ["Retry-After", "X-Request-Id"]
+EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "X-Client-Request-Id"]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -45,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     # From the innermost to the outermost.
-    app.add_middleware(AccessMiddleware, keys=keys, problems=problems)
+    app.add_middleware(AccessMiddleware, keys=keys, origins=Origins(settings, keys.required), problems=problems)
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from service.errors import BodyTooLarge, ClientGone, InvalidParameter, MalformedRequest, UnsupportedMedia
 from service.inference.model import Model
+from service.web.connection import SCOPE_KEY, Protocol
 from service.web.context import context_of
 from service.web.forms import MULTIPART, Upload, parse_form
 from service.web.limits import BudgetShare
@@ -72,7 +73,7 @@ def json_reader(schema: type[Schema]) -> Callable[[Request, BudgetShare, Model],
         try:
             return schema.model_validate(given)
         except ValidationError as error:
-            raise InvalidParameter(sentences(error.errors(include_url=False))) from None
+            raise InvalidParameter(sentences(error.errors(include_url=False), schema.model_fields)) from None
 
     return read
 
@@ -92,6 +93,7 @@ async def receive_body(request: Request, share: BudgetShare, max_bytes: int | No
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise BodyTooLarge(f"the body has {announced} bytes, the limit is {limit}: send a smaller one")
+    connection: Protocol | None = request.scope.get(SCOPE_KEY)
     chunks: list[bytes] = []
     received = 0
     more = True
@@ -105,7 +107,11 @@ async def receive_body(request: Request, share: BudgetShare, max_bytes: int | No
             if received > limit:
                 context.body_ended = not more
                 raise BodyTooLarge(f"the body has more than {limit} bytes, the limit: send a smaller one")
-            share.take(len(chunk))
+            if connection is None:
+                share.take(len(chunk))
+            elif connection.over_budget:  # which counts what it receives
+                context.body_ended = not more
+                raise context.budget.exceeded()
             chunks.append(chunk)
     context.body_ended = True  # a refusal from here on has nothing left to read
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -20,8 +20,9 @@ class RequestContext:
 
     runtime: Runtime
     budget: BodyBudget
-    request_id: str
+    request_id: str  # the service's own
     started: float
+    client_id: str | None = None  # the id that the client gave to the request
     key: Key | None = None  # of whoever asks
     body_ended: bool = False  # the body has been received to its end
     received: float | None = None  # when the body was there and read

@@ -83,6 +83,23 @@ class BodyBudget:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
+    def count(self, received: int) -> bool:
+        """Count bytes that have come already, to be given back later; whether they fit."""
+        self.held_bytes += received
+        return self.held_bytes <= self.limit_bytes
+
+    def give_back(self, count: int) -> None:
+        """The inverse of `count`."""
+        self.held_bytes -= count
+
+    def exceeded(self) -> Overloaded:
+        """The refusal of a body that does not fit."""
+        return Overloaded(
+            f"bodies of {self.held_bytes} bytes are in memory, the limit of all together is {self.limit_bytes}: "
+            "come back after the seconds in Retry-After",
+            1.0,
+        )
+
     @contextmanager
     def share(self) -> Iterator["BudgetShare"]:
         """What one request takes of the budget; all of it is given back at the end."""
@@ -106,10 +123,6 @@ class BudgetShare:
         """Raises Overloaded when `count` more bytes do not fit."""
         budget = self._budget
         if budget.held_bytes + count > budget.limit_bytes:
-            raise Overloaded(
-                f"bodies of {budget.held_bytes} bytes are in memory and {count} more would pass the limit of "
-                f"{budget.limit_bytes}: come back after the seconds in Retry-After",
-                1.0,
-            )
+            raise budget.exceeded()
         budget.held_bytes += count
         self.taken_bytes += count

@@ -14,15 +14,17 @@ from fastapi import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TailGuardError
+from service.errors import InvalidParameter, TailGuardError
 from service.observe.metrics import HTTP_METHODS
 from service.observe.tracing import http_attributes
 from service.runtime import Runtime
 from service.web.access import OPEN_PATHS, Keys, role_of
 from service.web.context import CONTEXT_KEY, RequestContext
 from service.web.limits import BodyBudget, TokenBucket
+from service.web.origins import Origins
 from service.web.problems import Problems, unexpected
 
+PATHS_WITH_QUERY = ("/classify", "/classify/batch")
 UNTRACED = ("/health", "/v2/health", "/metrics")
 UNMATCHED = "unmatched"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -53,18 +55,23 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         runtime, status = self._runtime, 0
-        context = RequestContext(runtime, self._budget, _request_id(scope), perf_counter())
+        # Unique is enough for an id: nothing is granted to whoever guesses one.
+        context = RequestContext(
+            runtime, self._budget, f"{getrandbits(128):032x}", perf_counter(), _client_id(scope["headers"])
+        )
         scope[CONTEXT_KEY] = context
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
+                headers = message["headers"] = [
                     *message["headers"], (b"x-request-id", context.request_id.encode()), *SECURITY_HEADERS
                 ]  # fmt: skip
+                if context.client_id is not None:
+                    headers.append((b"x-client-request-id", context.client_id.encode()))
                 if runtime.draining:
-                    message["headers"].append((b"connection", b"close"))
+                    headers.append((b"connection", b"close"))
             await send(message)
 
         runtime.in_flight += 1
@@ -106,6 +113,8 @@ class RequestMiddleware:
             return
         failed = status == 500
         more = {} if context.key is None else {"key": context.key.name}
+        if context.client_id is not None:
+            more["client_id"] = context.client_id
         if self._unlogged:
             more["lines_left_out"], self._unlogged = str(self._unlogged), 0
         (log.error if failed else log.info)(
@@ -127,28 +136,50 @@ class RequestMiddleware:
 
 
 class AccessMiddleware:
-    """Lets a request pass when its API key may ask for its path, and refuses it otherwise."""
+    """Lets a request pass when its host, its API key and the page that sends it are allowed; refuses it otherwise."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, problems: Problems) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, origins: Origins, problems: Problems) -> None:
         self._app = app
         self._keys = keys
+        self._origins = origins
         self._problems = problems
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (path := scope["path"]) not in OPEN_PATHS:
+        if scope["type"] == "http":
             try:
-                scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
+                self._check(scope)
             except TailGuardError as error:
                 response = await self._problems.answer(Request(scope), error)
                 await response(scope, receive, send)
                 return
+            if scope["method"] == "HEAD":  # what GET would say, without its body
+                scope, send = {**scope, "method": "GET"}, _without_body(send)
         await self._app(scope, receive, send)
 
+    def _check(self, scope: Scope) -> None:
+        self._origins.check_host(scope)
+        path = scope["path"]
+        if path in OPEN_PATHS:
+            return
+        key = scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
+        if key is None:
+            self._origins.check_page(scope)
+        if scope["query_string"] and path not in PATHS_WITH_QUERY:
+            name = scope["query_string"].decode("latin-1").partition("=")[0]
+            raise InvalidParameter(f"{name[:100]} is not known here: this route takes no query")
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send(message if message["type"] == "http.response.start" else {**message, "body": b""})
+
+    return send_head
+
+
+def _client_id(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """The id that the client gave, when it is one that may go into logs and headers."""
+    for name, value in headers:
         if name == b"x-request-id":
-            given: str = value.decode("latin-1")
-            if VALID_REQUEST_ID.fullmatch(given):  # it goes into logs and headers: nothing else may
-                return given
-    return f"{getrandbits(128):032x}"  # unique is enough: nothing is granted to whoever guesses one
+            given = value.decode("latin-1")
+            return given if VALID_REQUEST_ID.fullmatch(given) else None
+    return None

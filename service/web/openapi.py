@@ -46,25 +46,25 @@ RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"typ
 
 # What a route may be refused for before it is reached, and what may go wrong in any.
 ANY_ROUTE: tuple[Failure, ...] = (INTERNAL,)
-KEYED_ROUTE: tuple[Failure, ...] = (Unauthorized, RateLimited, INTERNAL)
+KEYED_ROUTE: tuple[Failure, ...] = (Unauthorized, Forbidden, RateLimited, InvalidParameter, INTERNAL)
 MODEL_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, NotReady)
-BODY_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, MalformedRequest, SlowRequest, BodyTooLarge, UnsupportedMedia,
-                                   InvalidParameter, NotReady)  # fmt: skip
-IMAGE_ROUTE: tuple[Failure, ...] = (*BODY_ROUTE, InvalidImage, Overloaded, DeadlineExceeded)
-ADMIN_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, Forbidden)
+BODY_ROUTE: tuple[Failure, ...] = (*MODEL_ROUTE, MalformedRequest, SlowRequest, BodyTooLarge, UnsupportedMedia)
+BATCH_ROUTE: tuple[Failure, ...] = (*BODY_ROUTE, Overloaded, DeadlineExceeded)
+IMAGE_ROUTE: tuple[Failure, ...] = (*BATCH_ROUTE, InvalidImage)
+SMALL_BODY = "the body has 20971520 bytes, the limit is 16384: send a smaller one"
 
 DETAILS: dict[Failure, str] = {
     MalformedRequest: "the multipart body ends before its closing boundary: send it whole",
     Unauthorized: "the API key is missing or wrong: send it as X-API-Key or Authorization: Bearer",
-    Forbidden: "the key ci is not an admin key: send one that is",
+    Forbidden: "the host example.org is not served here: ask for localhost, or name it in TAILGUARD_ALLOWED_HOSTS",
     SlowRequest: "the body had not arrived after 0.05 s: send it faster or make it smaller",
     BodyTooLarge: "the body has 20971520 bytes, the limit is 10485760: send a smaller one",
     UnsupportedMedia: "content encoding br is not supported: send gzip, deflate or none",
     InvalidImage: "the image is empty (0 bytes): send the content of an image file",
-    InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95",
+    InvalidParameter: "verbose is not known here: this route takes no query",
     Overloaded: "64 images are queued and 1 more would pass the limit of 64: come back after the seconds in "
     "Retry-After",
-    RateLimited: "the key ci is over its 0.01 requests per second: come back after the seconds in Retry-After",
+    RateLimited: "the key ci is over its 0.01 images per second: come back after the seconds in Retry-After",
     INTERNAL: f"the service failed at this request; its log says why under {EXAMPLE_ID}",
     NotReady: "the service is starting: ask again in a second",
     DeadlineExceeded: "no answer at the deadline: try again when there is less load",

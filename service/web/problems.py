@@ -4,7 +4,8 @@ Under /v2 the shape and the statuses are those of the Open Inference Protocol.
 """
 
 import asyncio
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,6 +37,7 @@ from service.observe.metrics import Metrics
 from service.web.context import context_of
 from service.web.limits import Pacer
 from service.web.oip.schemas import JSON_MEDIA_TYPE, is_protocol_path, protocol_problem
+from service.web.schemas import ClassifyQuery
 
 LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
 LINGER_BYTES = 64 * 2**20
@@ -64,7 +66,7 @@ class Problems:
             more_headers = dict(error.headers or {})
             error = _translated(request, error)
         elif isinstance(error, RequestValidationError):
-            error = InvalidParameter(sentences(error.errors()))
+            error = InvalidParameter(sentences(error.errors(), ClassifyQuery.model_fields))
         assert isinstance(error, TailGuardError)
         self.count(error)
         if isinstance(error, ClientGone):
@@ -87,14 +89,17 @@ def unexpected(request: Request) -> Response:
     return _answer(request, INTERNAL, detail, {})
 
 
-def sentences(errors: Sequence[Any]) -> str:
-    """What pydantic found wrong, in one line: each field with its value."""
-    return "; ".join(_sentence(error) for error in errors)
+def sentences(errors: Sequence[Any], known: Iterable[str]) -> str:
+    """What pydantic found wrong, in one line: each field with its value. `known`: the fields that there are."""
+    return "; ".join(_sentence(error, list(known)) for error in errors)
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    where = error["loc"][-1] if error["loc"] else "the body"
-    return f"{str(where)[:100]}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
+def _sentence(error: dict[str, Any], known: list[str]) -> str:
+    where = str(error["loc"][-1] if error["loc"] else "the body")[:100]
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
+        return f"{where} is not known here: did you mean {near[0]}?"
+    return f"{where}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
 
 
 def _translated(request: Request, error: HTTPException) -> TailGuardError:

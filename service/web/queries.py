@@ -45,4 +45,4 @@ def read_query(text: bytes) -> ClassifyQuery:
     try:
         return ClassifyQuery.model_validate(dict(parse_qsl(text.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:
-        raise InvalidParameter(sentences(error.errors())) from None
+        raise InvalidParameter(sentences(error.errors(), ClassifyQuery.model_fields)) from None

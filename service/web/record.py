@@ -53,7 +53,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     if runtime.ledger is not None:
         key = None if context.key is None else context.key.name
         entry = Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, file)
-        runtime.ledger.record(entry._replace(by_deployment=parameters.is_default))
+        runtime.ledger.record(entry._replace(client_id=context.client_id, by_deployment=parameters.is_default))
     if runtime.tracer is not None:
         inferred = done - row.inference_s
         decoded = inferred - row.decode_s

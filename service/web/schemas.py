@@ -14,6 +14,8 @@ NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 class ClassifyQuery(BaseModel):
     """What a request may ask for beyond the deployment's defaults: the query of POST /classify."""
 
+    model_config = ConfigDict(extra="forbid")
+
     top_k: int | None = Field(default=None, ge=1, description="classes to name, at most all; default 5")
     operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
     thresholds: Scope | None = Field(default=None, description="by group of the predicted class, or one for all")

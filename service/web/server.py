@@ -7,6 +7,7 @@ a second signal, or the end of both times: the process ends hard
 HUP          the keys are read again
 """
 
+import asyncio
 import gc
 import math
 import os
@@ -29,8 +30,10 @@ from service.settings import Settings
 from service.web.access import Keys
 from service.web.app import create_app
 from service.web.connection import Protocol
+from service.web.limits import BodyBudget
 
 SPARE_FILES = 64  # descriptors kept for everything that is no connection
+TICKS_PER_CHECK = 10  # of uvicorn's, ten a second
 HARD_END_S = 2.0  # after grace and drain, for the loop's own end
 
 log = structlog.get_logger()
@@ -70,6 +73,11 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
+        if counter % TICKS_PER_CHECK == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.check(now)
         return await super().on_tick(counter)
 
 
@@ -80,13 +88,18 @@ def serve(settings: Settings, fail: Callable[[str], int]) -> int:
     app = create_app(settings)
     runtime: Runtime = app.state.runtime
     keys: Keys = app.state.keys
-    Protocol.max_connections = _open_files(settings.max_connections)
+
+    class BoundedProtocol(Protocol):
+        max_connections = _open_files(settings.max_connections)
+        idle_timeout_s = settings.idle_timeout_s
+        budget: BodyBudget = app.state.budget
+
     server = DrainingServer(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=Protocol,
+            http=BoundedProtocol,
             ws="none",
             proxy_headers=False,  # nothing here depends on the client's address, and headers can name any
             log_config=None,

@@ -52,16 +52,21 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.Asyn
 
 
 async def post(
-    app: FastAPI, path: str, headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]
+    app: FastAPI,
+    path: str,
+    headers: dict[str, str],
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    method: str = "POST",
 ) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON of a POST whose body comes from `receive`."""
+    """Status, headers and JSON of the answer to a request whose body comes from `receive`."""
+    headers = {"host": "tailguard"} | headers
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "server": ("tailguard", 80),
         "client": ("127.0.0.1", 1), "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
     }  # fmt: skip

@@ -24,6 +24,7 @@ from service.web.oip.answer import output_types
 PIXELS, FILES = "images", "image"
 MAX_JSON_VALUES = 2**19  # 10 to 40 ms of parsing; a 384 x 384 image has 442,368
 JSON_WEIGHTS = {b",": 1, b"[": 4, b"{": 64}  # lists and objects cost more, and an honest request has few of them
+MAX_ID_CHARACTERS = 128  # as in POST /feedback
 LENGTH = struct.Struct("<I")
 
 Images = NDArray[np.uint8] | list[bytes]  # pixels [N, H, W, 3] as the model takes them, or N files
@@ -37,6 +38,11 @@ class InferBody:
     images: Images
     parameters: DecisionParameters
     outputs: dict[str, bool]
+
+
+def is_client_id(text: str | None) -> bool:
+    """Whether feedback may name a request by this id of its client."""
+    return text is not None and 1 <= len(text) <= MAX_ID_CHARACTERS and text.isprintable()
 
 
 def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:

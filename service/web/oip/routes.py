@@ -23,12 +23,13 @@ from service.web.context import runtime_of
 from service.web.limits import BudgetShare
 from service.web.oip import answer as oip_answer
 from service.web.oip import request as oip_request
-from service.web.oip.request import FILES, PIXELS, InferBody
+from service.web.oip.request import FILES, PIXELS, InferBody, is_client_id
 from service.web.oip.schemas import (
     BINARY_MEDIA_TYPE,
-    INFERRED,
     JSON_MEDIA_TYPE,
     NAMED,
+    OTHER_MODEL,
+    OTHER_VERSION,
     ROOT_PATH,
     VERSIONED,
     InferResponse,
@@ -39,6 +40,7 @@ from service.web.oip.schemas import (
     ServerReady,
     TensorMetadata,
     infer_extra,
+    inferred,
     protocol_problems,
 )
 from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, MODEL_ROUTE
@@ -46,7 +48,8 @@ from service.web.record import Decided, decide_image
 
 HEADER_LENGTH = "inference-header-content-length"
 THREADED_BYTES = 2**17  # a larger body is read in a thread: its JSON and base64 would hold up the event loop
-NAMED_MODEL = protocol_problems((*MODEL_ROUTE, NotFound))
+NAMED_MODEL = protocol_problems((*MODEL_ROUTE, NotFound), OTHER_MODEL)
+NAMED_VERSION = protocol_problems((*MODEL_ROUTE, NotFound), OTHER_VERSION)
 
 router = APIRouter(prefix=ROOT_PATH)
 
@@ -75,7 +78,7 @@ async def server_ready(request: Request) -> ServerReady:
 
 
 @router.get("/models/{name}", responses=NAMED_MODEL, openapi_extra=NAMED)
-@router.get("/models/{name}/versions/{version}", responses=NAMED_MODEL, openapi_extra=VERSIONED)
+@router.get("/models/{name}/versions/{version}", responses=NAMED_VERSION, openapi_extra=VERSIONED)
 async def model_metadata(request: Request) -> ModelMetadata:
     """The tensors that the model takes, one of them at a time, and those it gives."""
     model = _named_model(request)
@@ -106,7 +109,7 @@ async def model_metadata(request: Request) -> ModelMetadata:
 @router.get("/models/{name}/ready", responses=NAMED_MODEL, openapi_extra=NAMED)
 @router.get(
     "/models/{name}/versions/{version}/ready",
-    responses=NAMED_MODEL,
+    responses=NAMED_VERSION,
     openapi_extra=VERSIONED,
 )
 async def model_ready(request: Request) -> ModelReady:
@@ -123,13 +126,13 @@ async def model_ready(request: Request) -> ModelReady:
 @router.post(
     "/models/{name}/infer",
     response_model=InferResponse,
-    responses=INFERRED,
+    responses=inferred(OTHER_MODEL),
     openapi_extra=infer_extra(NAMED),
 )
 @router.post(
     "/models/{name}/versions/{version}/infer",
     response_model=InferResponse,
-    responses=INFERRED,
+    responses=inferred(OTHER_VERSION),
     openapi_extra=infer_extra(VERSIONED),
 )
 async def infer(request: Request) -> Response:
@@ -137,6 +140,8 @@ async def infer(request: Request) -> Response:
     _named_model(request)
     async with admit(request, _read, images=lambda body: len(body.images)) as admitted:
         admitted = replace(admitted, parameters=admitted.body.parameters)  # here they stand in the body
+        if is_client_id(admitted.body.id):
+            admitted.context.client_id = admitted.body.id
         rows = await _rows(admitted)
         decided = [decide_image(admitted, i, admitted.body.images[i], *row) for i, row in enumerate(rows)]
         return _answer(admitted, decided)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from service.errors import (
     InvalidImage,
+    InvalidParameter,
     MalformedRequest,
     NotFound,
     ProblemKind,
@@ -129,20 +130,27 @@ def protocol_problem(kind: ProblemKind, detail: str) -> tuple[int, dict[str, str
     return 400 if kind.status == 422 else kind.status, {"error": detail}
 
 
-def protocol_problems(failures: tuple[Failure, ...]) -> Responses:
-    """The `responses` of a route: the protocol's error with an example for each failure, by status."""
+def protocol_problems(failures: tuple[Failure, ...], said: dict[Failure, str] | None = None) -> Responses:
+    """The `responses` of a route: the protocol's error with an example for each failure, by status.
+
+    `said`: details of this route in place of those in openapi.DETAILS.
+    """
     found: Responses = {}
     for failure in failures:
-        kind, detail = kind_and_detail(failure, DETAILS_HERE)
+        kind, detail = kind_and_detail(failure, said or {})
         status, example = protocol_problem(kind, detail)
         described(found, status, kind, JSON_MEDIA_TYPE, example)
         found[status]["model"] = InferError
     return found
 
 
-DETAILS_HERE: dict[Failure, str] = {
+OTHER_MODEL: dict[Failure, str] = {NotFound: "model 'other' is not served here: this server has tiny version 1"}
+OTHER_VERSION: dict[Failure, str] = {
+    NotFound: "model 'other version 1' is not served here: this server has tiny version 1"
+}
+BAD_INPUT: dict[Failure, str] = {
     MalformedRequest: "input images has shape [1,8,8,4], the model takes [N, 8, 8, 3] with N from 1 to 64",
-    NotFound: "model 'other' is not served here: this server has tiny version 1",
+    InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95",
     InvalidImage: "image[0]: the image is empty (0 bytes): send the content of an image file",
 }
 
@@ -185,7 +193,7 @@ def infer_extra(named: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-INFERRED: Responses = {
+ROWS: Responses = {
     200: {
         "description": "One row for each image, in the order sent",
         "headers": {
@@ -196,5 +204,9 @@ INFERRED: Responses = {
         },
         "content": {BINARY_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     },
-    **protocol_problems((*IMAGE_ROUTE, NotFound)),
 }
+
+
+def inferred(other: dict[Failure, str]) -> Responses:
+    """The `responses` of an infer route, where `other` is what a wrong name in its path is told."""
+    return {**ROWS, **protocol_problems((*IMAGE_ROUTE, NotFound), BAD_INPUT | other)}

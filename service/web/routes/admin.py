@@ -5,13 +5,13 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from service.contract.bundle import BundleError
-from service.errors import EngineError, Forbidden, InvalidParameter, MalformedRequest, Refused, SettingsError
+from service.errors import BodyTooLarge, EngineError, InvalidParameter, MalformedRequest, Refused, SettingsError
 from service.inference.model import Model
 from service.web.access import Keys
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
-from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, json_body, problems
+from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, SMALL_BODY, json_body, problems
 from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 
 BAD_BUNDLE = "the bundle in service stays: /models/none is not a bundle: manifest.json cannot be read (No such file or "
@@ -19,7 +19,6 @@ BAD_BUNDLE += "directory)"
 NO_PATH = "path= is not valid: String should have at least 1 character"
 BAD_KEYS = "the keys in force stay: keys.toml holds no keys: write each as a table [keys.NAME]"
 NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
-CHANGE_ROUTE = (*BODY_ROUTE, Forbidden)
 
 router = APIRouter(prefix="/admin")
 
@@ -28,8 +27,8 @@ router = APIRouter(prefix="/admin")
     "/bundle",
     responses=problems(
         "/admin/bundle",
-        (*CHANGE_ROUTE, Refused),
-        {Refused: BAD_BUNDLE, MalformedRequest: NOT_JSON, InvalidParameter: NO_PATH},
+        (*BODY_ROUTE, Refused),
+        {Refused: BAD_BUNDLE, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_PATH},
     ),
     openapi_extra=json_body(BundleChange),
 )
@@ -52,7 +51,7 @@ async def put_bundle(request: Request) -> InForce:
 
 @router.put(
     "/operating-point",
-    responses=problems("/admin/operating-point", CHANGE_ROUTE, {MalformedRequest: NOT_JSON}),
+    responses=problems("/admin/operating-point", BODY_ROUTE, {BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON}),
     openapi_extra=json_body(OperatingPointChange),
 )
 async def put_operating_point(request: Request) -> InForce:
@@ -66,7 +65,7 @@ async def put_operating_point(request: Request) -> InForce:
 
 @router.post(
     "/keys/reload",
-    responses=problems("/admin/keys/reload", (*KEYED_ROUTE, Forbidden, Refused), {Refused: BAD_KEYS}),
+    responses=problems("/admin/keys/reload", (*KEYED_ROUTE, Refused), {Refused: BAD_KEYS}),
 )
 async def reload_keys(request: Request) -> KeysRead:
     """Read the keys file again, as the signal HUP does; a bad file changes nothing."""

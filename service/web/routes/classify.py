@@ -12,17 +12,18 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from service.errors import Overloaded, TailGuardError, kind_of, problem
+from service.errors import InvalidParameter, Overloaded, TailGuardError, kind_of, problem
 from service.web.admission import Admitted, admit
 from service.web.answers import answer
 from service.web.body import read_image, read_images
 from service.web.forms import Upload
-from service.web.openapi import IMAGE_ROUTE, MANY_FILES, ONE_FILE, problems
+from service.web.openapi import BATCH_ROUTE, IMAGE_ROUTE, MANY_FILES, ONE_FILE, Failure, problems
 from service.web.queries import direct_route
 from service.web.record import decide_image
 from service.web.schemas import Answer, BatchAnswer, ClassifyQuery
 
 JSON = "application/json"
+SAID: dict[Failure, str] = {InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95"}
 
 router = APIRouter()
 log = structlog.get_logger()
@@ -32,7 +33,9 @@ log = structlog.get_logger()
 # One image
 
 
-@router.post("/classify", response_model=Answer, responses=problems("/classify", IMAGE_ROUTE), openapi_extra=ONE_FILE)
+@router.post(
+    "/classify", response_model=Answer, responses=problems("/classify", IMAGE_ROUTE, SAID), openapi_extra=ONE_FILE
+)
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one image and decide whether the model knows what it sees."""
     async with admit(request, read_image, query, images=lambda upload: 1) as admitted:  # its bytes, or a refusal
@@ -49,7 +52,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 @router.post(
     "/classify/batch",
     response_model=BatchAnswer,
-    responses=problems("/classify/batch", IMAGE_ROUTE),
+    responses=problems("/classify/batch", BATCH_ROUTE, SAID),
     openapi_extra=MANY_FILES,
 )
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:

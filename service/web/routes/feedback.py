@@ -4,29 +4,36 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.decision import Decision
-from service.errors import InvalidParameter, MalformedRequest, NotFound
+from service.errors import BodyTooLarge, InvalidParameter, MalformedRequest, NotFound
 from service.ledger.rows import Outcome
 from service.settings import PREFIX
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
-from service.web.openapi import BODY_ROUTE, json_body, problems
+from service.web.openapi import BODY_ROUTE, SMALL_BODY, json_body, problems
 from service.web.schemas import ModelName
 
 MAX_POSITION = 2**31 - 1
+MAX_ID_CHARACTERS = 128
 
 router = APIRouter()
 
 
 class FeedbackBody(BaseModel):
-    """The body of POST /feedback. Where a request id was used twice, the latest answer is meant."""
+    """The body of POST /feedback. Whoever sent the image may label it, or a key with the role review."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"examples": [{"request_id": "3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f", "label": "cat"}]},
     )
 
-    request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$", description="of the answer")
+    request_id: str = Field(
+        min_length=1,
+        max_length=MAX_ID_CHARACTERS,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="of the answer; or the X-Request-Id or the id of the inference protocol that the request was sent "
+        "with, of the latest where it was used twice",
+    )
     index: int = Field(default=0, ge=0, le=MAX_POSITION, description="which image of the request, in the order sent")
     label: str = Field(min_length=1, max_length=1000, description='a class of the model, or "outlier" for none of them')
 
@@ -57,7 +64,12 @@ NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1
     responses=problems(
         "/feedback",
         (*BODY_ROUTE, NotFound),
-        {NotFound: UNKNOWN_REQUEST, InvalidParameter: UNKNOWN_LABEL, MalformedRequest: NOT_JSON},
+        {
+            BodyTooLarge: SMALL_BODY,
+            NotFound: UNKNOWN_REQUEST,
+            InvalidParameter: UNKNOWN_LABEL,
+            MalformedRequest: NOT_JSON,
+        },
     ),
     openapi_extra=json_body(FeedbackBody),
 )
@@ -71,8 +83,13 @@ async def feedback(request: Request) -> FeedbackAnswer:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
     async with admit(request, json_reader(FeedbackBody)) as admitted:
         given, key = admitted.body, admitted.context.key
-        name = None if key is None else key.name
-        record = await ledger.record_feedback(given.request_id, given.index, given.label, key=name)
+        record = await ledger.record_feedback(
+            given.request_id,
+            given.index,
+            given.label,
+            key=None if key is None else key.name,
+            may_review=key is not None and "review" in key.roles,
+        )
     return FeedbackAnswer(
         request_id=given.request_id,
         index=given.index,

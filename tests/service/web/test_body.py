@@ -79,7 +79,7 @@ def test_memory_is_bounded_over_all_requests_and_given_back() -> None:
         budget = BodyBudget(100)
         with budget.share() as first:
             first.take(60)
-            with pytest.raises(Overloaded, match="of 90 bytes are in memory and 30 more would pass the limit of 100"):
+            with pytest.raises(Overloaded, match="of 90 bytes are in memory, the limit of all together is 100"):
                 await received(request([bytes(30), bytes(30)], budget), 1000)
             with pytest.raises(Overloaded):  # what is unpacked counts too
                 await received(request([gzip.compress(bytes(50))], budget, content_encoding="gzip"), 1000)
