@@ -56,9 +56,8 @@ class RequestMiddleware:
             return
         runtime, status = self._runtime, 0
         # Unique is enough for an id: nothing is granted to whoever guesses one.
-        context = RequestContext(
-            runtime, self._budget, f"{getrandbits(128):032x}", perf_counter(), _client_id(scope["headers"])
-        )
+        client_id = _client_id(scope["headers"])
+        context = RequestContext(runtime, self._budget, f"{getrandbits(128):032x}", perf_counter(), client_id)
         scope[CONTEXT_KEY] = context
 
         async def send_with_headers(message: Message) -> None:
@@ -68,8 +67,8 @@ class RequestMiddleware:
                 headers = message["headers"] = [
                     *message["headers"], (b"x-request-id", context.request_id.encode()), *SECURITY_HEADERS
                 ]  # fmt: skip
-                if context.client_id is not None:
-                    headers.append((b"x-client-request-id", context.client_id.encode()))
+                if client_id is not None:
+                    headers.append((b"x-client-request-id", client_id.encode()))
                 if runtime.draining:
                     headers.append((b"connection", b"close"))
             await send(message)

@@ -20,12 +20,13 @@ from tests.service import tiny
 
 ROOT = Path(service.__file__).parent.parent
 LIMIT_S = 60
+COMMAND = ["-m", "service"]
 
 
 def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
     environ = inherited | {f"TAILGUARD_{k}": v for k, v in settings.items()}
-    command = [sys.executable, "-m", "service", *arguments]
+    command = [sys.executable, *COMMAND, *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -1,10 +1,12 @@
 """POST /feedback: the true label of an image that was classified, told afterwards, into the ledger."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.decision import Decision
-from service.errors import BodyTooLarge, InvalidParameter, MalformedRequest, NotFound
+from service.errors import BodyTooLarge, DeadlineExceeded, InvalidParameter, MalformedRequest, NotFound
 from service.ledger.rows import Outcome
 from service.settings import PREFIX
 from service.web.admission import admit
@@ -51,6 +53,7 @@ class FeedbackAnswer(BaseModel):
     outcome: Outcome = Field(description="predicted against true, whether the image was accepted or not")
 
 
+LATE = "the ledger had not taken the label at the deadline: send it again later"
 UNKNOWN_REQUEST = (
     "the ledger holds no image 0 of request 3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f: send the request_id of an answer, and "
     "index for an image of a batch; old rows are deleted"
@@ -63,9 +66,10 @@ NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1
     "/feedback",
     responses=problems(
         "/feedback",
-        (*BODY_ROUTE, NotFound),
+        (*BODY_ROUTE, DeadlineExceeded, NotFound),
         {
             BodyTooLarge: SMALL_BODY,
+            DeadlineExceeded: LATE,
             NotFound: UNKNOWN_REQUEST,
             InvalidParameter: UNKNOWN_LABEL,
             MalformedRequest: NOT_JSON,
@@ -83,13 +87,17 @@ async def feedback(request: Request) -> FeedbackAnswer:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
     async with admit(request, json_reader(FeedbackBody)) as admitted:
         given, key = admitted.body, admitted.context.key
-        record = await ledger.record_feedback(
-            given.request_id,
-            given.index,
-            given.label,
-            key=None if key is None else key.name,
-            may_review=key is not None and "review" in key.roles,
-        )
+        try:
+            async with asyncio.timeout_at(admitted.deadline):
+                record = await ledger.record_feedback(
+                    given.request_id,
+                    given.index,
+                    given.label,
+                    key=None if key is None else key.name,
+                    may_review=key is not None and "review" in key.roles,
+                )
+        except TimeoutError:
+            raise DeadlineExceeded(LATE) from None
     return FeedbackAnswer(
         request_id=given.request_id,
         index=given.index,

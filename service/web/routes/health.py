@@ -5,13 +5,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.errors import NotReady
 from service.web.context import runtime_of
-from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, problems
+from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, Failure, problems
 from service.web.schemas import HealthAnswer
+
+DEAD: dict[Failure, str] = {NotReady: "the engine does not recover: start the service anew, and read its log"}
 
 router = APIRouter()
 
 
-@router.get("/health/live", responses=problems("/health/live", (*ANY_ROUTE, NotReady)))
+@router.get("/health/live", responses=problems("/health/live", (*ANY_ROUTE, NotReady), DEAD))
 async def live(request: Request) -> HealthAnswer:
     """The process answers, and its engine has not been faulty for too long."""
     runtime_of(request).check_live()

@@ -1,5 +1,6 @@
 """POST /feedback through the whole application, beside classifications, batches and the Open Inference Protocol."""
 
+import asyncio
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,7 @@ def test_refusals(client: TestClient, document: dict[str, Any]) -> None:
     classify(client, RED, "a")
     assert_problem(tell(client, "b", "red"), 404, "no image 0 of request b", document)
     assert_problem(tell(client, "a", "cat"), 422, "send one of red, green, blue, or outlier", document)
-    for changes in ({"index": -1}, {"index": 2**31}, {"label": ""}, {"request_id": "a b"}, {"more": 1}):
+    for changes in ({"index": -1}, {"index": 2**31}, {"label": ""}, {"request_id": "a\nb"}, {"more": 1}):
         wish = {"request_id": "a", "label": "red"} | changes
         assert_problem(client.post("/feedback", json=wish), 422, next(iter(changes)), document)
     for body, status, words in (
@@ -155,3 +156,48 @@ def test_a_locked_ledger_fails_no_classification(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert tell(client, "b0", "blue").json()["outcome"] == "correct"
+
+
+def test_feedback_belongs_to_whoever_asked_or_to_a_reviewer(settings: Settings, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        '[keys.one]\nkey = "0ne"\n[keys.two]\nkey = "tw0"\n[keys.eye]\nkey = "ey3"\nroles = ["review", "feedback"]\n'
+        '[keys.dumb]\nkey = "dumb"\nroles = ["classify"]\n'
+    )
+    with TestClient(create_app(Settings(**settings.model_dump() | {"keys_file": keys}))) as client:
+        document = client.get("/openapi.json").json()
+        sent = PNG | {"x-request-id": "mine"}
+        ids = [client.post("/classify", content=RED, headers=sent | {"x-api-key": key}).json()["request_id"]
+               for key in ("0ne", "tw0")]  # fmt: skip
+
+        def label(key: str, request_id: str) -> Any:
+            wish = {"request_id": request_id, "label": "red"}
+            return client.post("/feedback", json=wish, headers={"x-api-key": key})
+
+        assert label("0ne", ids[0]).status_code == label("tw0", ids[1]).status_code == 200
+        assert label("ey3", ids[0]).status_code == 200
+        assert_problem(label("tw0", ids[0]), 403, "review", document)
+        assert_problem(label("dumb", ids[0]), 403, "the key dumb lacks the role feedback", document)
+        assert label("0ne", "mine").status_code == 200  # though another key has used the id since
+        assert label("dumb", ids[0]).status_code == 403
+
+
+def test_feedback_by_the_id_of_the_inference_protocol(client: TestClient) -> None:
+    pixels = [[[220, 30, 30]] * 8] * 8
+    tensor = {"name": "images", "shape": [1, 8, 8, 3], "datatype": "UINT8", "data": [pixels]}
+    client.post("/v2/models/tiny/infer", json={"id": "my 1é", "inputs": [tensor]}).raise_for_status()
+    assert tell(client, "my 1é", "red").json()["outcome"] == "correct"
+
+
+def test_feedback_keeps_its_deadline(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(create_app(settings)) as client:
+        classify(client, RED, "a")
+
+        async def never(*_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(client.app.state.runtime.ledger, "record_feedback", never)  # type: ignore[attr-defined]
+        late = client.post(
+            "/feedback", json={"request_id": "a", "label": "red"}, headers={"x-request-timeout-ms": "50"}
+        )
+        assert_problem(late, 504, "deadline", client.get("/openapi.json").json())

@@ -1,27 +1,135 @@
 """service/web/middleware.py: ids, headers, CORS, and the route that refusals are counted and logged under."""
 
+import asyncio
+from typing import Any
+
 import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
-from service.web.app import create_app
-from tests.service import tiny
+from service.web.app import EXPOSED_HEADERS, create_app
+from tests.service import asgi, tiny
+from tests.service.asgi import assert_problem
 
 PNG = {"content-type": "image/png"}
 RED = tiny.photo((220, 30, 30))
 
 
-@pytest.mark.parametrize("given", ["abc-1.2_3:4", "x" * 128])
-def test_request_id_is_passed_on(client: TestClient, given: str) -> None:
-    response = client.post("/classify", content=RED, headers=PNG | {"x-request-id": given})
-    assert response.headers["x-request-id"] == response.json()["request_id"] == given
+def test_the_id_of_the_service_is_its_own_and_the_clients_stands_beside_it(client: TestClient) -> None:
+    for given in ("abc-1.2_3:4", "x" * 128):
+        both = [client.post("/classify", content=RED, headers=PNG | {"x-request-id": given}) for _ in range(2)]
+        ids = [response.headers["x-request-id"] for response in both]
+        assert ids == [response.json()["request_id"] for response in both]
+        assert len({given, *ids}) == 3
+        assert [response.headers["x-client-request-id"] for response in both] == [given, given]
 
 
-@pytest.mark.parametrize("given", ["", "x" * 129, "two words", "a;b", '"', "<script>"])
-def test_unusable_request_id_is_replaced(client: TestClient, given: str) -> None:
-    made = client.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"]
-    assert made != given
-    assert len(made) == 32
+@pytest.mark.parametrize("given", ["", "x" * 129, "two words", "a;b", "<script>"])
+def test_unusable_request_id_is_not_repeated(client: TestClient, given: str) -> None:
+    headers = client.get("/health/live", headers={"x-request-id": given}).headers
+    assert "x-client-request-id" not in headers
+    assert len(headers["x-request-id"]) == 32
+
+
+def test_head_is_get_without_its_body(client: TestClient) -> None:
+    for path in (
+        "/",
+        "/model",
+        "/metrics",
+        "/health/live",
+        "/model/examples/red.png",
+        "/v2/models/tiny",
+        "/openapi.json",
+    ):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == got.headers["content-length"]
+    assert client.head("/classify").status_code == 405
+    assert client.head("/nowhere").status_code == 404
+
+
+def test_unknown_query_parameters_are_refused_by_name(client: TestClient, document: dict[str, Any]) -> None:
+    wrong = client.post("/classify?operating_pont=ood95", content=RED, headers=PNG)
+    assert_problem(wrong, 422, "operating_pont is not known here: did you mean operating_point?", document)
+    for method, path in (("GET", "/model"), ("GET", "/stats"), ("POST", "/feedback"), ("GET", "/metrics")):
+        assert_problem(client.request(method, f"{path}?top_k=1"), 422, "top_k is not known here", document)
+    assert client.post("/v2/models/tiny/infer?operating_point=ood95", json={}).status_code == 400
+    assert client.get("/?from=elsewhere").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("testserver", 200),
+        ("app.localhost", 200), ("192.168.1.5", 200), ("evil.example", 403), ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403), ("localhost.evil.example", 403),
+    ],
+)  # fmt: skip
+def test_loopback_without_a_key_answers_local_names_only(client: TestClient, host: str, status: int) -> None:
+    for path in ("/stats", "/metrics", "/model"):
+        assert client.get(path, headers={"host": host}).status_code == status
+    if status == 403:
+        assert "TAILGUARD_ALLOWED_HOSTS" in client.get("/model", headers={"host": host}).json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "host", "status"),
+    [
+        ({"api_key": "k"}, "any.example", 200),
+        ({"allowed_hosts": "a.example, b.example"}, "b.example:80", 200),
+        ({"allowed_hosts": "a.example, b.example"}, "localhost", 403),
+        ({"allowed_hosts": "*"}, "any.example", 200),
+        ({"allowed_hosts": "a.example", "api_key": "k"}, "any.example", 403),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "any.example", 200),
+    ],
+)
+def test_allowed_hosts(settings: Settings, changes: dict[str, Any], host: str, status: int) -> None:
+    with TestClient(create_app(Settings(**settings.model_dump() | changes))) as client:
+        assert (
+            client.get(
+                "/model", headers={"host": host, "x-api-key": "k"} if "api_key" in changes else {"host": host}
+            ).status_code
+            == status
+        )
+
+
+def test_one_host_header(settings: Settings) -> None:
+    async def nothing() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def body() -> None:
+        async with asgi.running(settings) as (app, _):
+            status, _, problem = await asgi.post(app, "/health/live", {"host": "a", "Host": "b"}, nothing, "GET")
+            assert (status, problem["detail"]) == (400, "the request has 2 Host headers: send one")
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://testserver"}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "http://testserver:81"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "https://page.example"}, 200),
+    ],
+)
+def test_foreign_pages_may_not_ask_without_a_key(settings: Settings, headers: dict[str, str], status: int) -> None:
+    with TestClient(create_app(settings.model_copy(update={"cors_origins": "https://page.example"}))) as client:
+        assert client.post("/classify", content=RED, headers=PNG | headers).status_code == status
+        link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+        assert client.get("/model", headers=link).status_code == 200
+    keyed = Settings(**settings.model_dump() | {"api_key": "k"})
+    with TestClient(create_app(keyed)) as client:
+        assert client.post("/classify", content=RED, headers=PNG | headers | {"x-api-key": "k"}).status_code == 200
 
 
 def test_security_headers_and_no_cors(client: TestClient) -> None:
@@ -41,7 +149,7 @@ def test_cors_for_the_origins_named(settings: Settings) -> None:
                 assert response.status_code == status
                 assert response.headers.get("access-control-allow-origin") == shown
                 if shown:
-                    assert response.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
+                    assert response.headers["access-control-expose-headers"] == ", ".join(EXPOSED_HEADERS)
         asked = {"origin": "https://a.example", "access-control-request-method": "POST",
                  "access-control-request-headers": "x-api-key"}  # fmt: skip
         preflight = client.options("/classify", headers=asked)

@@ -118,19 +118,23 @@ def application(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @contextmanager
-def circumstances(app: FastAPI, slug: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+def circumstances(app: FastAPI, path: str, slug: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """What has to be wrong inside the service for a problem that no request can cause alone."""
     runtime = app.state.runtime
     with patch.context() as changed:
         if slug == "internal-error":
             changed.setattr("service.web.middleware.AccessMiddleware._check", lambda *_: 1 / 0)
             changed.setattr("service.web.middleware.log", SimpleNamespace(exception=_quiet, error=_quiet))
-        if slug == "not-ready":
+        if slug == "not-ready" and path == "/health/live":
+            changed.setattr(type(runtime.model.pipeline), "dead", lambda _: True)
+        elif slug == "not-ready":
             changed.setattr(runtime, "model", None)
         if slug == "overloaded":
             changed.setattr(runtime.model.pipeline._slots, "held", 64)
         if slug == "deadline-exceeded":
             changed.setattr(type(runtime.model.pipeline), "submit", _late)
+            changed.setattr(type(runtime.ledger), "record_feedback", _never)
+            changed.setattr(runtime, "settings", runtime.settings.model_copy(update={"request_timeout_s": 0.2}))
         if slug == "slow-request":
             changed.setattr(runtime, "settings", runtime.settings.model_copy(update={"request_timeout_s": 0.05}))
         yield
@@ -138,6 +142,10 @@ def circumstances(app: FastAPI, slug: str, patch: pytest.MonkeyPatch) -> Iterato
 
 def _quiet(*_: Any, **__: Any) -> None:
     """In place of a log that would show every frame of the exception."""
+
+
+async def _never(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
 
 
 async def _late(*_: Any) -> Any:
@@ -186,7 +194,7 @@ def test_every_example_is_what_the_service_answers(application: FastAPI, monkeyp
     monkeypatch.setattr("service.web.middleware.getrandbits", lambda bits: int(EXAMPLE_ID, 16))
     wrong = []
     for path, method, status, media, slug, example in examples:
-        with circumstances(application, slug, monkeypatch):
+        with circumstances(application, path, slug, monkeypatch):
             got = provoke(application, method, path, slug)
         if "instance" in example:  # /model/examples/lion.png stands for /model/examples/{name}
             assert example["instance"].partition("lion")[0] == path.partition("{")[0]
