@@ -138,6 +138,13 @@ class BatchAnswer(BaseModel):
     results: list[BatchItem] = Field(description="one for each file, in the order sent")
 
 
+class ScoreRange(BaseModel):
+    """The ends of what calibration saw of the deciding score, in-distribution images and outliers together."""
+
+    low: float
+    high: float
+
+
 class OperatingPointSummary(BaseModel):
     description: str
     level: float | None = Field(description="share of in-distribution images that are kept; null: made from outliers")
@@ -165,6 +172,7 @@ class ModelSummary(BaseModel):
     classes: list[str]
     scores: list[str]
     deciding_score: str
+    deciding_score_range: ScoreRange
     operating_point: str = Field(description="in force unless a request names another")
     threshold_scope: Scope
     operating_points: dict[str, OperatingPointSummary]

@@ -18,7 +18,7 @@ from typing import Any
 if __name__ == "__main__" and __package__ in (None, ""):  # python tests/hard/run.py
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.hard import bodies, bombs, cancels, ending, lasting, pressure, swaps
+from tests.hard import bodies, bombs, cancels, ending, held, lasting, pressure, swaps
 from tests.hard.report import Report
 from tests.hard.server import BUNDLE
 
@@ -27,6 +27,11 @@ TESTS: dict[str, Callable[[Report], None]] = {
     "256-connections": pressure.many_connections,
     "300-mib-bodies": bodies.big_bodies,
     "slow-clients": bodies.slow_clients,
+    "held-connections": held.held_connections,
+    "trailers": held.trailers,
+    "parts": held.parts,
+    "departed-large": held.departed_large,
+    "bounded-memory": held.bounded_memory,
     "bombs": bombs.bombs,
     "term": ending.term,
     "kill": ending.kill,

@@ -12,7 +12,21 @@ from tests.hard.run import TESTS, line, main, one
 from tests.hard.server import BUNDLE, foreign_lines, serving
 
 
-@pytest.mark.parametrize("name", ["300-mib-bodies", "bombs", "term", "kill", "swaps", "cancel-storm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "300-mib-bodies",
+        "bombs",
+        "term",
+        "kill",
+        "swaps",
+        "cancel-storm",
+        "trailers",
+        "parts",
+        "departed-large",
+        "bounded-memory",
+    ],
+)
 def test_hard(name: str) -> None:
     report = one(name, quick=True, bundle=BUNDLE)
     assert report.wrong == [], line(name, report)

@@ -10,7 +10,7 @@ from service.errors import NotFound
 from service.web.context import runtime_of
 from service.web.figures import ClassesAnswer, StatsAnswer, classes_answer, standing, stats_answer
 from service.web.openapi import MODEL_ROUTE, path_parameters, problems
-from service.web.schemas import ModelSummary, OperatingPointSummary
+from service.web.schemas import ModelSummary, OperatingPointSummary, ScoreRange
 
 EXAMPLES_FOLDER = "examples/"
 EXAMPLE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -91,6 +91,7 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "classes": [c.name for c in manifest.classes],
             "scores": list(manifest.scores),
             "deciding_score": manifest.deciding_score,
+            "deciding_score_range": _range(manifest),
             "operating_point": operating_point,
             "threshold_scope": scope,
             "operating_points": {
@@ -111,6 +112,12 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "examples": examples(manifest),
         }
     )
+
+
+def _range(manifest: Manifest) -> ScoreRange:
+    ids = manifest.calibration.id_scores
+    seen = [v for values in manifest.calibration.quantiles.get(manifest.deciding_score, {}).values() for v in values]
+    return ScoreRange(low=min([ids[0], *seen]), high=max([ids[-1], *seen]))
 
 
 def _costs(measured: Measured) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """service/web/routes/model.py and the OpenAPI document: what the service says of itself is true."""
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ def test_model_summary(client: TestClient, tiny_bundle: Path) -> None:
     assert summary["operating_points"]["id95"]["group_cost"]["calibration"]["id_rejected"] == 0.05
     assert (summary["operating_point"], summary["threshold_scope"]) == ("id95", "group")
     assert summary["examples"] == ["blue.png", "red.png"]
+    assert summary["deciding_score_range"] == {"low": -10.0, "high": -1.5}  # of the page's bar
     assert client.get("/model/examples/red.png").content == (tiny_bundle / "examples/red.png").read_bytes()
 
 
@@ -35,6 +39,16 @@ def test_model_classes(client: TestClient) -> None:
     few = answer["groups"]["few"]
     assert (few["classes"], few["accuracy"], few["calibration_id_rejected"]) == (1, pytest.approx(0.7), 0.06)
     assert few["calibration_outliers_caught"] is None
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_bar_of_the_page_spans_what_calibration_saw(client: TestClient) -> None:
+    function = re.search(r"^function placeOf.*?^}", client.get("/").text, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    values = "[0, 0.15, 0.3, 0.65, 1, 2, null]"  # a score within 0 and 1, as MSP is
+    code = f"let range = {{low: 0, high: 1}}; {function[0]}; console.log({values}.map(v => placeOf(v, 0.3)).join())"
+    shown = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout
+    assert [round(float(place)) for place in shown.split(",")] == [0, 25, 50, 75, 100, 100, 100]
 
 
 def test_page_is_self_contained(client: TestClient) -> None:
