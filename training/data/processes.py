@@ -21,18 +21,29 @@ def usable_cpus() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
+def forks() -> bool:
+    """Whether processes begin as copies of this one, so that they share its memory maps; elsewhere that is not safe."""
+    return sys.platform == "linux"
+
+
+def in_processes(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    processes: int,
+    *,
+    start: Callable[[], None] | None = None,
+) -> Iterator[Result]:
     """function(task) of each task, in order, by `processes` processes; by this one where that is 1.
 
-    `function` is one that pickle finds by its name. Never more than AHEAD results for each process are held.
+    `function` is one that pickle finds by its name, and so is `start`, which each process calls first. Never more than
+    AHEAD tasks for each process are begun whose results have not been taken.
     """
     if processes <= 1:
         yield from map(function, tasks)
         return
-    # fork shares what is imported already; elsewhere than on Linux it is not safe
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    context = get_context("fork" if forks() else "spawn")
     waiting, pending = iter(tasks), deque[Future[Result]]()
-    pool = ProcessPoolExecutor(processes, context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(start,))
     try:
         while True:
             pending.extend(pool.submit(function, task) for task in islice(waiting, AHEAD * processes - len(pending)))
@@ -43,6 +54,8 @@ def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], proc
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start(start: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of a trainer that this process was forked from
+    if start is not None:
+        start()
