@@ -55,10 +55,11 @@ class Methods(BaseModel):
 
 
 class Audit(BaseModel):
-    """The look before training: counts, duplicates, what the tail can support, and a recommended command."""
+    """Look at data before training: counts, duplicates, what the tail can support, and a recommended command."""
 
     data: CliPositionalArg[Path]
-    """CIFAR's python files, or a folder with train/<class>/*, test/<class>/* and perhaps val, outliers and ood."""
+    """CIFAR's python files; a folder with train/<class>/* and perhaps test, val, outliers and ood, or with <class>/*; or a
+    list (CSV, JSON lines, Parquet)."""
     imbalance: Annotated[float | None, Field(ge=1)] = None
     """Look at the long-tail cut with this ratio."""
     outliers: Path | None = None
@@ -66,6 +67,10 @@ class Audit(BaseModel):
     ood: list[Path] = []
     """OOD test sets, as in `evaluate`."""
     image_size_px: Annotated[int, Field(ge=8)] = 32
+    group_by: str = "near"
+    """As in `train`."""
+    class_level: Annotated[int | None, Field(ge=1)] = None
+    """As in `train`."""
     plot: Path | None = None
     """Write a picture of the counts to this PNG."""
     json_file: Path | None = None
@@ -76,8 +81,9 @@ class Audit(BaseModel):
         from training.runs.files import write_json
 
         report = audit.audit(
-            self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px
-        )
+            self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px,
+            group_by=self.group_by, class_level=self.class_level,
+        )  # fmt: skip
         print(audit.render(report))
         if self.plot:
             audit.plot(report, self.plot)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.audit import advice, duplicates, sources
+from training.audit.advice import Advice, Setting
 from training.audit.duplicates import ImagePart
 from training.audit.picture import plot
 from training.audit.report import (
@@ -75,6 +76,7 @@ def audit(
         dataset=found.kind, data=data, imbalance=imbalance, outliers=outliers, counts=counts, groups=groups,
         median_side_px=min(parts[0].width_px.median, parts[0].height_px.median),
     )  # fmt: skip
+    advised = _with_reading(advised, group_by, class_level)
     fraction = next(s.value for s in advised.settings if s.name == "calibration_fraction")
     held = advice.held_out(counts, fraction).tolist()
     images = [source.part for source in every]
@@ -93,6 +95,14 @@ def audit(
         advice=advised, notes=[],
     )  # fmt: skip
     return report.model_copy(update={"notes": _notes(report, found)})
+
+
+def _with_reading(advised: Advice, group_by: str, class_level: int | None) -> Advice:
+    """The advice with the settings by which the photographs were read, where those are not the defaults."""
+    more = [("group_by", group_by, "near"), ("class_level", class_level, None)]
+    settings = [Setting(name=n, value=v, reason="as given") for n, v, default in more if v != default]
+    command = " ".join([advised.command, *map(advice.option, settings)])
+    return Advice(settings=[*advised.settings, *settings], command=command)
 
 
 def gini(counts: NDArray[np.int64]) -> float:

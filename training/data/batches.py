@@ -35,7 +35,7 @@ class Features(NamedTuple):
 
 
 class Batches:
-    """Batches of one stage, drawn on the device, where all images lie as uint8 (or features as float).
+    """Batches of one stage, drawn on the device, where all images lie as uint8 (or features as float) unless mapped.
 
     What a step draws depends on (seed, stage, epoch, step) alone, so a run resumes anywhere, exactly. An incomplete
     last batch of in-distribution images is dropped. Outliers come `per_image` to an image, reshuffled each epoch; where
@@ -51,7 +51,9 @@ class Batches:
     ) -> None:  # fmt: skip
         if len(images.labels) < batch_images:
             raise DataError(f"{len(images.labels)} training images do not fill a batch of {batch_images}: lower it")
-        self.images = torch.as_tensor(images.images).to(device)
+        # photographs that are mapped from a file stay there, on every device: memory need not hold them all
+        mapped = isinstance(images.images, np.memmap)
+        self.images = torch.as_tensor(images.images) if mapped else torch.as_tensor(images.images).to(device)
         self.labels = torch.as_tensor(images.labels).to(device)
         self.num_classes = len(images.classes)
         self.outliers = self.images[:0] if outliers is None else torch.from_numpy(outliers).to(device)
@@ -81,8 +83,13 @@ class Batches:
             index = order[step * self.batch_images : (step + 1) * self.batch_images]
             others = outlier_order[step * self.outliers_per_step : (step + 1) * self.outliers_per_step]
             yield Batch(
-                self.images[index], self.labels[index], self.outliers[others], self._generator(epoch, step), progress
+                self._rows(index), self.labels[index], self.outliers[others], self._generator(epoch, step), progress
             )
+
+    def _rows(self, index: Tensor) -> Tensor:
+        if self.images.device == index.device:
+            return self.images[index]
+        return self.images[index.to(self.images.device)].to(index.device)
 
     def _deck(self, size: int, draw: torch.Generator) -> Tensor:
         """Indices below `size` for every outlier of an epoch: as many permutations as it takes."""

@@ -52,6 +52,9 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
     roots = {part: folder / part for part in PARTS if (folder / part).is_dir()} if parted else {"train": folder}
     found = {part: _find_classes(root, () if parted else BESIDE) for part, root in roots.items()}
     notes = [note for part, (total, _, _) in found.items() for note in total.notes(roots[part])]
+    empty = [name for _, _, names in found.values() for name in names]
+    if empty and not parted:
+        notes.append(f"{folder}: left out {len(empty)} folders without images ({', '.join(empty[:5])})")
     holders = {where for _, places, _ in found.values() for _, where in places}
     labelled: Labelled = {}
     for part, (_, places, _) in found.items():
@@ -64,7 +67,7 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
         notes.append(
             f"{folder}: {len(nested)} classes are nested folders ({nested[0]}): --class-level 1 takes the first folder"
         )
-    return Parts(by_frequency(labelled, more=[name for _, _, empty in found.values() for name in empty]), notes)
+    return Parts(by_frequency(labelled, more=empty if parted else ()), notes)
 
 
 Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC

@@ -150,3 +150,10 @@ def test_no_readable_training_image_is_refused(folder):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"no training image can be read \(20 files tried\)"):
         audit(folder)
+
+
+def test_the_advised_command_reads_the_photographs_the_same_way(folder):
+    report = audit(folder, group_by="folder", class_level=1)
+    assert (chosen(report)["group_by"], chosen(report)["class_level"]) == ("folder", 1)
+    assert report.advice.command.endswith("--group-by folder --class-level 1")
+    assert "--group-by" not in audit(folder).advice.command

@@ -332,6 +332,15 @@ def test_batches_depend_on_seed_stage_and_epoch_alone():
             assert [step[column] for step in other] != [step[column] for step in first]
 
 
+def test_images_that_are_mapped_from_a_file_are_drawn_alike_and_stay_there(tmp_path):
+    images = numbered(np.arange(50) % 7)
+    np.save(tmp_path / "pixels.npy", images.images)
+    mapped = ImageSet(np.load(tmp_path / "pixels.npy", mmap_mode="c"), images.labels, images.classes)
+    source = Batches(mapped, numbered([0] * 40).images, 8, seed=0, stage=1, device=CPU)
+    assert source.images.data_ptr() == mapped.images.ctypes.data
+    assert drawn(source, 0) == drawn(batches(), 0)
+
+
 def test_each_step_has_a_generator_of_its_own():
     views = [step[3] for step in drawn(batches(), 0) + drawn(batches(), 1)]
     assert len({tuple(v) for v in views}) == len(views) == 12

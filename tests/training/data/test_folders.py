@@ -64,9 +64,11 @@ def test_val_is_a_part_of_its_own(tree):
 def test_class_folders_without_train(tmp_path):
     for name, count in (("ant", 3), ("bee", 5), ("outliers", 2), ("ood", 1)):
         write_class(tmp_path / name, 0, count)
-    parts = folders.read_folders(tmp_path).parts
-    assert parts.keys() == {"train"}
-    assert parts["train"].classes == ("bee", "ant")
+    (tmp_path / "docs").mkdir()
+    found = folders.read_folders(tmp_path)
+    assert found.parts.keys() == {"train"}
+    assert found.parts["train"].classes == ("bee", "ant")
+    assert found.notes == [f"{tmp_path}: left out 1 folders without images (docs)"]
 
 
 def test_nested_folders_keep_their_path_as_taxonomy(tmp_path):
