@@ -58,8 +58,8 @@ class Audit(BaseModel):
     """Look at data before training: counts, duplicates, what the tail can support, and a recommended command."""
 
     data: CliPositionalArg[Path]
-    """CIFAR's python files; a folder with train/<class>/* and perhaps test, val, outliers and ood, or with <class>/*; or a
-    list (CSV, JSON lines, Parquet)."""
+    """CIFAR's python files; a folder with train/<class>/* and perhaps test, val, outliers and ood, or with <class>/*;
+    or a list (CSV, JSON lines, Parquet)."""
     imbalance: Annotated[float | None, Field(ge=1)] = None
     """Look at the long-tail cut with this ratio."""
     outliers: Path | None = None

@@ -1,15 +1,15 @@
 """What a run trains on and what it holds back, by content: written once, when the run begins, into its folder.
 
-    part,class,key
-    train,cat,0f3a…
-    calibration,cat,01b2…
+    part,class,key,path
+    train,cat,0f3a…,photos/cat/17.jpg
+    calibration,cat,01b2…,photos/cat/3.jpg
 
 So files that are added, removed or renamed later change neither side, and nothing is calibrated on what was trained on.
 """
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,14 @@ PARTS = ("train", "calibration", "test", "outliers", "calibration_outliers")  # 
 
 @dataclass(frozen=True)
 class Part:
-    """The content keys of one part; `classes` [N] names of theirs, empty for outliers."""
+    """The content keys of one part; `classes` [N] names of theirs, empty for outliers; `paths` where they were files.
+
+    Images are known again by their keys; paths are for a person.
+    """
 
     keys: Keys
     classes: list[str]
+    paths: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,13 @@ class Choice:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CHOICE_FILE
         temporary = path.with_suffix(".partial")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(("part", "class", "key"))
+            rows.writerow(("part", "class", "key", "path"))
             for name, part in self.parts.items():
-                classes = part.classes or [""] * len(part.keys)
-                rows.writerows((name, c, f"{k:016x}") for c, k in zip(classes, part.keys.tolist(), strict=True))
+                empty = [""] * len(part.keys)
+                columns = part.classes or empty, part.keys.tolist(), part.paths or empty
+                rows.writerows((name, c, f"{key:016x}", path) for c, key, path in zip(*columns, strict=True))
         temporary.replace(path)
 
     @staticmethod
@@ -55,7 +60,7 @@ class Choice:
         keys: dict[str, list[int]] = {name: [] for name in PARTS}
         classes: dict[str, list[str]] = {name: [] for name in PARTS}
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
                 for row in csv.DictReader(file):
                     keys[row["part"]].append(int(row["key"], 16))
                     classes[row["part"]].append(row["class"])

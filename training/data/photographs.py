@@ -70,7 +70,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     sides: dict[str, tuple[Source, Keys]]
     if run is None:
         sides = _split(config, found, place, seen, notes) | _split_outliers(config, outside, place, seen)
-        choice = Choice({name: Part(keys, _names(source)) for name, (source, keys) in sides.items()})
+        choice = Choice({name: _part(source, keys) for name, (source, keys) in sides.items()})
     else:
         choice = Choice.read(run)
         sides = _as_chosen(choice, found, outside, place, seen, notes)
@@ -206,10 +206,10 @@ def _take(source: Source, index: Rows) -> Source:
     return source.take(index) if isinstance(source, Listing) else source[index]
 
 
-def _names(source: Source) -> list[str]:
-    if not isinstance(source, Listing) or not source.classes:
-        return []
-    return [source.classes[label] for label in source.labels]
+def _part(source: Source, keys: Keys) -> Part:
+    if not isinstance(source, Listing):
+        return Part(keys, [])
+    return Part(keys, [source.classes[label] for label in source.labels] if source.classes else [], source.paths)
 
 
 def _outlier_source(path: Path | None, notes: list[str]) -> Source:

@@ -202,6 +202,7 @@ def test_without_a_test_part_one_is_made_and_a_run_keeps_it(tmp_path):
     assert sum(map(len, parts)) == len(set().union(*parts)) == 103
     assert any("no test part, so" in note for note in data.notes)
     data.choice.write(tmp_path / "run")
+    assert (tmp_path / "run/split.csv").read_text().count(f",{tmp_path}/data/ant/0") == 60
     (tmp_path / "data/ant/000.png").rename(tmp_path / "data/ant/zzz.png")
     noise_class(tmp_path / "data/ant/more", 5, 99)
     again = loading.load(given.model_copy(update={"test_fraction": 0.7}), tmp_path / "run")
