@@ -1,0 +1,212 @@
+"""An exported feature extractor of any framework: what its ONNX file says of itself, and its normalisation put inside.
+
+The input is one float tensor of normalised RGB, [N, 3, H, W] or [N, H, W, 3]; the output that is taken is [N, F], or a
+feature map that is averaged over its positions. Size, mean and std are given, or read from the file's metadata_props
+(`size`, `mean`, `std`, `layout`; numbers separated by commas).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
+
+Layout = Literal["NCHW", "NHWC"]
+OPSET = 18
+INNER = "extractor/"  # prefix of the names of the file's own graph
+PREFERRED = ("features", "embedding", "embeddings", "pooled")  # names of the output to take where there are several
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A verified file: `graph` takes float [N, 3, H, W] or [N, H, W, 3] and gives `features` float32 [N, F]."""
+
+    graph: bytes
+    preprocessing: Preprocessing
+    layout: Layout
+    features: int
+    provenance: dict[str, str]
+
+
+def read(
+    path: Path, size_px: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    layout: Layout | None,
+) -> Extractor:  # fmt: skip
+    """The extractor in `path`. Raises BackboneError where the file, or what is known of its input, does not do."""
+    model = _model(path)
+    said = {entry.key.lower(): entry.value for entry in model.metadata_props}
+    image = _input(path, model)
+    shape = [d.dim_value if d.HasField("dim_value") else 0 for d in image.type.tensor_type.shape.dim]
+    layout = layout or _layout(path, shape, said.get("layout"))
+    sides = shape[2:] if layout == "NCHW" else shape[1:3]
+    size = _size(path, sides, size_px or _number(path, said.get("size")))
+    mean = mean or _numbers(path, said, "mean")
+    std = std or _numbers(path, said, "std")
+    if mean is None or std is None:
+        raise BackboneError(
+            f"{path} does not say the mean and std that its pixels are normalised with: give --backbone-mean and "
+            "--backbone-std, of RGB in [0, 1] (0,0,0 and 1,1,1 for plain [0, 1])"
+        )
+    preprocessing = Preprocessing(size, three(mean, "mean"), three(std, "std"))
+    model = _with_one_output(path, model)
+    features = _try(path, model, layout, size)
+    provenance = {
+        "backbone": path.name,
+        "weights": path.name,
+        "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": said.get("licence") or said.get("license") or "not stated by the file",
+    }
+    return Extractor(model.SerializeToString(), preprocessing, layout, features, provenance)
+
+
+def with_normalisation(graph: bytes, preprocessing: Preprocessing, layout: Layout) -> bytes:
+    """ONNX: images uint8 [N, H, W, 3] → features float32 [N, F]. `graph` is that of an Extractor."""
+    inner = onnx.load_from_string(graph)
+    opset = max(OPSET, next((o.version for o in inner.opset_import if o.domain in ("", "ai.onnx")), OPSET))
+    image = inner.graph.input[0]
+    size = preprocessing.size_px
+    shape: list[str | int | None] = ["N", size, size, 3]
+    scale = np.array([1 / (255 * s) for s in preprocessing.std], np.float32)
+    shift = np.array([-m / s for m, s in zip(preprocessing.mean, preprocessing.std, strict=True)], np.float32)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["normalised" if layout == "NHWC" else "shifted"]),
+    ]
+    if layout == "NCHW":
+        nodes.append(helper.make_node("Transpose", ["shifted"], ["normalised"], perm=[0, 3, 1, 2]))
+    inner_shape: list[str | int | None] = ["N", 3, size, size] if layout == "NCHW" else shape
+    front = helper.make_model(
+        helper.make_graph(
+            nodes, "normalise", [helper.make_tensor_value_info("images", TensorProto.UINT8, shape)],
+            [helper.make_tensor_value_info("normalised", TensorProto.FLOAT, inner_shape)],
+            [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(shift, "shift")],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)], ir_version=inner.ir_version,
+    )  # fmt: skip
+    inner = onnx.version_converter.convert_version(inner, opset) if _opset(inner) != opset else inner
+    inner = compose.add_prefix(inner, INNER)
+    merged = compose.merge_models(front, inner, [("normalised", INNER + image.name)])
+    for node in merged.graph.node:
+        node.output[:] = ["features" if o == INNER + "features" else o for o in node.output]
+        node.input[:] = ["features" if i == INNER + "features" else i for i in node.input]
+    merged.graph.output[0].name = "features"
+    onnx.checker.check_model(merged)
+    content: bytes = merged.SerializeToString()
+    return content
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+
+
+def _model(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise BackboneError(f"--backbone onnx:{path}: there is no such file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf, checker and missing external data raise unrelated classes
+        raise BackboneError(f"--backbone onnx:{path} is no ONNX model that can be read: {one_line(error)}") from error
+    return model
+
+
+def _input(path: Path, model: onnx.ModelProto) -> Any:
+    constants = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    kinds = [(i.name, TensorProto.DataType.Name(i.type.tensor_type.elem_type)) for i in inputs]
+    if len(inputs) != 1 or kinds[0][1] != "FLOAT" or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        raise BackboneError(
+            f"{path} takes {kinds}: one float32 tensor of images [N, 3, H, W] or [N, H, W, 3] is needed"
+        )
+    return inputs[0]
+
+
+def _layout(path: Path, shape: list[int], said: str | None) -> Layout:
+    if said in ("NCHW", "NHWC"):
+        return said  # type: ignore[return-value]
+    if (shape[1] == 3) != (shape[3] == 3):
+        return "NCHW" if shape[1] == 3 else "NHWC"
+    raise BackboneError(f"{path} takes {shape} and does not say where its channels are: give --backbone-layout")
+
+
+def _size(path: Path, sides: list[int], wanted: int | None) -> int:
+    fixed = {side for side in sides if side}
+    if len(fixed) > 1:
+        raise BackboneError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: only squares are supported")
+    if fixed and wanted not in (None, *fixed):
+        raise BackboneError(f"--image-size-px {wanted}: {path} takes {fixed.pop()} pixels and no other size")
+    size = wanted or next(iter(fixed), None)
+    if size is None:
+        raise BackboneError(f"{path} takes images of any size and does not say its own: give --image-size-px")
+    return size
+
+
+def _number(path: Path, said: str | None) -> int | None:
+    if said is None:
+        return None
+    if not said.isdecimal() or int(said) < 1:
+        raise BackboneError(f"{path}: its metadata give the size {said!r}, no number: give --image-size-px")
+    return int(said)
+
+
+def _numbers(path: Path, said: Mapping[str, str], key: str) -> tuple[float, ...] | None:
+    if key not in said:
+        return None
+    try:
+        return tuple(float(part) for part in said[key].strip("[]() ").split(","))
+    except ValueError:
+        raise BackboneError(
+            f"{path}: its metadata give the {key} {said[key]!r}, not three numbers: give --backbone-{key}"
+        ) from None
+
+
+def _with_one_output(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the one output `features` [N, F]: the preferred name, else the only output of rank 2, else a map."""
+    ranks = {o.name: len(o.type.tensor_type.shape.dim) for o in model.graph.output}
+    named = [name for name in PREFERRED if ranks.get(name) in (2, 4)]
+    flat, maps = ([name for name, rank in ranks.items() if rank == wanted] for wanted in (2, 4))
+    chosen = (named or (flat if len(flat) == 1 else []) or (maps if not flat and len(maps) == 1 else []))[:1]
+    if not chosen:
+        raise BackboneError(
+            f"{path} gives {ranks} (name: rank): name one output [N, F], or one feature map, `features`"
+        )
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    source, target = chosen[0], "features"
+    if ranks[source] == 4:
+        made.graph.node.extend(
+            [
+                helper.make_node("GlobalAveragePool", [source], ["features.pooled"]),
+                helper.make_node("Flatten", ["features.pooled"], [target], axis=1),
+            ]
+        )
+    elif source != target:
+        made.graph.node.append(helper.make_node("Identity", [source], [target]))
+    del made.graph.output[:]
+    made.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, ["N", None]))
+    return made
+
+
+def _try(path: Path, model: onnx.ModelProto, layout: Layout, size: int) -> int:
+    """The number of features, from a run on two images. Raises BackboneError when the run fails or mixes images up."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    shape = (2, 3, size, size) if layout == "NCHW" else (2, size, size, 3)
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        features = session.run(["features"], {model.graph.input[0].name: np.zeros(shape, np.float32)})[0]
+    except Exception as error:  # onnxruntime raises a dozen unrelated classes
+        raise BackboneError(
+            f"{path} does not run on two images of {size} x {size} pixels, {layout}: {one_line(error)}"
+        ) from error
+    if features.ndim != 2 or len(features) != 2:
+        raise BackboneError(f"{path} gives {list(features.shape)} for two images, not [2, F]: export it with N dynamic")
+    return int(features.shape[1])

@@ -1,0 +1,30 @@
+"""What stands between a photograph and a pretrained trunk, and the one error of everything about backbones."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class BackboneError(ValueError):
+    """A backbone or its weights cannot be used; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What stands between a photograph and the trunk: `mean` and `std` [3] of RGB in [0, 1]."""
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_share: float = 1.0  # of the short side, kept around the centre
+    resampling: str = "bilinear"
+
+
+def three(values: Any, what: str) -> tuple[float, float, float]:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) != 3:
+        raise BackboneError(f"the {what} must be three numbers, for red, green and blue, not {numbers}")
+    return numbers
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
