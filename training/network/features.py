@@ -1,0 +1,177 @@
+"""The feature cache: what a frozen trunk says of every image, computed once by all cores and kept on disk.
+
+    cache = FeatureCache(run / "features", graph, preprocessing, extra_views=2)
+    train = cache.features("train", images)          # float32 [N, V, F], a memory map
+
+A set's features lie in <name>-<key>.npy; the key is made from the trunk, its preprocessing, the views and the images,
+so features of other images or of another trunk are never taken for these. Rows are written in chunks, each marked when
+it is on disk: what a stopped run has finished, the next one does not compute again.
+
+Views of an image: 0 the image itself, 1 its mirror, from 2 on random crops (RandomResizedCrop, half of them mirrored),
+drawn from (key, image, view) alone.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from training.network.preprocessing import Preprocessing
+
+CHUNK_IMAGES = 32  # written and marked together
+CROP_SHARES = (0.35, 1.0)  # of the area, as RandomResizedCrop draws them for fine-tuning
+CROP_RATIOS = (3 / 4, 4 / 3)
+Floats = NDArray[np.float32]
+
+
+class Source(Protocol):
+    """N images at the size that the trunk takes. `batch` may be called from several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Changes with the images, their order and how they are brought to size."""
+        ...
+
+    def batch(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 [stop − start, H, W, 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """`graph` is ONNX, images uint8 [N, H, W, 3] → features [N, F]; `threads` None: one for each core."""
+
+    folder: Path
+    graph: bytes
+    preprocessing: Preprocessing
+    extra_views: int = 0
+    mirror: bool = True
+    threads: int | None = None
+
+    @property
+    def views(self) -> int:
+        """V: the image, its mirror, and the crops."""
+        return 1 + self.mirror + self.extra_views
+
+    def features(self, name: str, images: Source, *, views: int | None = None) -> Floats:
+        """float32 [N, V, F] of `images`, computed as far as they are not in the cache. Read only.
+
+        `views` 1: the images alone, as for test sets. Raises OSError where the folder cannot be written.
+        """
+        count = views or self.views
+        made_from = {
+            "graph_sha256": hashlib.sha256(self.graph).hexdigest(),
+            "preprocessing": asdict(self.preprocessing),
+            "views": count,
+            "mirror": self.mirror,
+            "images": len(images),
+            "images_fingerprint": images.fingerprint(),
+        }
+        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}-{key}.npy"
+        if len(images) == 0:
+            return np.empty((0, count, self._size(images)), np.float32)
+        marks = path.with_suffix(".done")
+        if not path.is_file() or marks.is_file():
+            self._compute(path, marks, images, count, key, made_from, name)
+        found: Floats = np.load(path, mmap_mode="r")
+        return found
+
+    def _size(self, images: Source) -> int:
+        side = self.preprocessing.size_px
+        return int(self._session().run(None, {"images": np.zeros((1, side, side, 3), np.uint8)})[0].shape[1])
+
+    def _session(self) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # the pool below has a thread for each core
+        options.log_severity_level = 3
+        return ort.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+
+    def _compute(
+        self, path: Path, marks: Path, images: Source, views: int, key: str, made_from: dict[str, Any], name: str
+    ) -> None:
+        """Fill the rows whose chunk is not marked; the marks go when all of them are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        chunks = -(-len(images) // CHUNK_IMAGES)
+        if not (path.is_file() and marks.is_file() and marks.stat().st_size == chunks):
+            marks.write_bytes(bytes(chunks))  # before the rows: a file without marks is a complete one
+            shape = (len(images), views, self._size(images))
+            np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+            path.with_suffix(".json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+        rows = np.lib.format.open_memmap(path, "r+")
+        done = np.memmap(marks, np.uint8, "r+")
+        session, seed = self._session(), int(key, 16)
+
+        def one(chunk: int) -> int:
+            start = chunk * CHUNK_IMAGES
+            pixels = images.batch(start, min(start + CHUNK_IMAGES, len(images)))
+            for view in range(views):
+                rows[start : start + len(pixels), view] = session.run(
+                    None, {"images": self._view(pixels, view, seed, start)}
+                )[0]
+            return chunk
+
+        todo = np.flatnonzero(done == 0).tolist()
+        bar = tqdm(
+            total=len(images), initial=min(len(images), (chunks - len(todo)) * CHUNK_IMAGES), unit="image",
+            desc=f"features of {name}", disable=None, mininterval=1,
+        )  # fmt: skip
+        with bar, ThreadPoolExecutor(self.threads or _cpus(), "features") as pool:
+            for chunk in _as_done(pool, one, todo):
+                rows.flush()
+                done[chunk] = 1
+                done.flush()
+                bar.update(min(CHUNK_IMAGES, len(images) - chunk * CHUNK_IMAGES))
+        del rows, done
+        marks.unlink()
+
+    def _view(self, pixels: NDArray[np.uint8], view: int, seed: int, start: int) -> NDArray[np.uint8]:
+        if view == 0:
+            return pixels
+        if view == 1 and self.mirror:
+            return np.ascontiguousarray(pixels[:, :, ::-1])
+        rows = [cropped(image, np.random.default_rng([seed, start + i, view])) for i, image in enumerate(pixels)]
+        return np.stack([row[:, ::-1] if self.mirror and (start + i + view) % 2 else row for i, row in enumerate(rows)])
+
+
+def cropped(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+    """A random part of an image [H, W, 3], of CROP_SHARES of its area, at the image's own size (Szegedy et al. 2015)."""
+    height, width = image.shape[:2]
+    area = height * width * random.uniform(*CROP_SHARES)
+    ratio = np.exp(random.uniform(*np.log(CROP_RATIOS)))
+    wide, high = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
+    left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
+    part = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high))
+    return np.asarray(part)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_done(pool: ThreadPoolExecutor, work: Any, items: list[int]) -> Iterator[int]:
+    """Results as they come, with few in flight: an interruption ends after what has begun, and keeps it."""
+    waiting = iter(items)
+    pending: set[Future[int]] = {pool.submit(work, item) for item in islice(waiting, 2 * pool._max_workers)}
+    try:
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+                if (item := next(waiting, None)) is not None:
+                    pending.add(pool.submit(work, item))
+    finally:
+        for future in pending:
+            future.cancel()
