@@ -4,10 +4,14 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+CIFAR_RESNET = "cifar-resnet"
+PATHS = ("data", "outliers", "stage1_from", "weights")
+# What a frozen backbone wants where nothing is given: its head learns in seconds, so epochs are cheap.
+FROZEN_DEFAULTS: dict[str, Any] = {"epochs": 40, "weight_decay": 1e-2}
 PYTHON_M = "python -m training"
 
 
@@ -47,6 +51,20 @@ class Config(BaseModel):
     """How a training image is varied: see training/data/augment.py."""
     calibration_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
+
+    backbone: str = CIFAR_RESNET
+    """cifar-resnet, trained from scratch; a timm model such as tf_efficientnet_lite0; or onnx:FILE, an extractor."""
+    weights: Path | None = None
+    """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
+    tune: Literal["frozen", "full"] | None = None
+    """frozen: features are computed once and a head learns on them (the default of a pretrained backbone)."""
+    feature_views: int = Field(default=0, ge=0)
+    """Random crops of each training image whose features are computed beside those of the image and its mirror."""
+    backbone_mean: tuple[float, float, float] | None = None
+    """Of RGB in [0, 1], as is the next; not given: the backbone's own."""
+    backbone_std: tuple[float, float, float] | None = None
+    backbone_layout: Literal["NCHW", "NHWC"] | None = None
+    """Of an onnx:FILE that does not say it."""
 
     method: str = "pascl-abf"
     """A row of METHODS; see `tailguard methods`."""
@@ -111,8 +129,22 @@ class Config(BaseModel):
 
     def with_absolute_paths(self) -> "Config":
         """The same settings with paths that name the same places from every working folder."""
-        paths = {key: path.resolve() for key in ("data", "outliers", "stage1_from") if (path := getattr(self, key))}
+        paths = {key: path.resolve() for key in PATHS if (path := getattr(self, key))}
         return self.model_copy(update=paths)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_frozen_backbone(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("backbone", CIFAR_RESNET) == CIFAR_RESNET:
+            return given
+        if given.get("tune") == "full":
+            return given
+        return {**FROZEN_DEFAULTS, **given, "tune": "frozen"}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a head learns on the features of a backbone that does not."""
+        return self.tune == "frozen"
 
 
 def flag(key: str) -> str:

@@ -46,7 +46,22 @@ class OnRun(BaseModel):
         checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
         paths = self.ood or self._last_ood_sets()
         self._paths = [str(p.resolve()) for p in paths]
-        return run, loaded, {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}, score
+        ood = {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}
+        self._frozen = self._frozen_backbone(run)
+        if self._frozen:
+            self._ood_images = ood
+            loaded, ood = self._frozen.data(loaded), self._frozen.ood(ood)
+        return run, loaded, ood, score
+
+    def _frozen_backbone(self, run: Any) -> Any:
+        """The backbone that a run stands on, None for its own network; DataError when it has changed."""
+        if not run.config.frozen:
+            return None
+        from training.network import frozen
+
+        loaded = frozen.load(run.config, self.run)
+        frozen.require_same(self.run, run.provenance["backbone"], loaded.backbone)
+        return loaded
 
     def more_scores(self) -> Sequence[str]:
         """Scores beside the deciding one."""
@@ -60,6 +75,8 @@ class OnRun(BaseModel):
 
     _paths: list[str] = []
     _device: Any = None
+    _frozen: Any = None
+    _ood_images: dict[str, Any] = {}
 
 
 class Evaluate(OnRun):
@@ -156,8 +173,9 @@ class Export(OnRun):
             raise ValueError(f"--examples {self.examples} holds no image: name a folder with some, or leave it out")
         run, data, ood, _ = self.prepare()
         manifest = export.export(
-            run, data, ood, calibration, target, precision=self.precision, candidates=rows, example_images=images,
-            scores=self.scores, about=about, licence=self.licence, device=self._device,
+            run, data, self._ood_images if self._frozen else ood, calibration, target, precision=self.precision,
+            candidates=rows, example_images=images, scores=self.scores, about=about, licence=self.licence,
+            device=self._device, frozen=self._frozen,
         )  # fmt: skip
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")

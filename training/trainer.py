@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from training.checks import require_trainable, require_writable
 from training.config import Config
@@ -23,6 +25,7 @@ from training.methods.methods import NONE, Method, build_network, classifying_ne
 from training.methods.objective import easiness, stage1_losses, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
 from training.network import distributed
+from training.network import frozen as frozen_backbones
 from training.network.device import find_device
 from training.network.network import Network, place
 from training.runs import checkpoint
@@ -58,12 +61,19 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_stage2_settings(len(data.train.labels))
     require_trainable(config, method, data)
+    frozen = frozen_backbones.load(config, out) if config.frozen else None
+    if frozen:
+        data = frozen.data(data)
     state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
-    network = place(build_network(method, len(data.train.classes), config.width), device)
+    features = frozen.backbone.features if frozen else None
+    network = place(build_network(method, len(data.train.classes), config.width, features), device)
     distributed.synchronise_norms(network)
     if "network" in state:
         network.load_state_dict(state["network"])
+    elif frozen:
+        state["features"], state["provenance"]["backbone"] = features, frozen.backbone.provenance
+        network.begin_on(*first_views(data, device))
 
     with stop_request() as stop:
         if state["stage"] == "stage1":
@@ -86,6 +96,12 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         checkpoint.save(out, state)
     distributed.stop()
     return out
+
+
+def first_views(data: Data, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(training features [N, F], labels int [N], outlier features [M, F]) of the images themselves, without mirrors."""
+    inside, outside = (torch.from_numpy(np.ascontiguousarray(a[:, 0])) for a in (data.train.images, data.outliers))
+    return inside.to(device), torch.from_numpy(data.train.labels).to(device), outside.to(device)
 
 
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:

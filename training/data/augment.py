@@ -158,6 +158,13 @@ KINDS = {
 }
 
 
+def draw_features(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the V views of each image, float [N, V, F] → [N, F]: the views of a frozen backbone are made before."""
+    n, views, _ = images.shape
+    which = torch.randint(views, (n,), generator=generator, device=images.device)
+    return images[torch.arange(n, device=images.device), which]
+
+
 def view(
     images: Tensor, generator: torch.Generator, *, kind: str = "paper", padding_px: int = 4, flip: bool = True,
     rows: slice = slice(None),
@@ -166,7 +173,10 @@ def view(
 
     `kind` is one of KINDS. With `flip` off (a mirror image is another class) no kind mirrors. `rows` names the images
     whose views are made, n of them; what is drawn does not depend on it, so that processes can divide a batch.
+    Features float32 [N, V, F] of a frozen backbone give one of their views each, [n, F], whatever `kind` is.
     """
+    if images.is_floating_point():
+        return draw_features(images, generator)[rows]
     recipe, n, device = KINDS[kind], len(images), images.device
     flip &= recipe.flip
     padding_px = padding_px if recipe.crop else 0

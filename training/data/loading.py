@@ -6,6 +6,7 @@
 Both take the folder of a run, whose written choice then says which image is on which side.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, Source, came_since
 from training.data.pixels import pixel_array
-from training.data.readers import DataError, ImageSet, Keys, Pixels
+from training.data.readers import DataError, Images, ImageSet, Keys, Pixels
 from training.data.splits import calibration_split, held_back, long_tail_cut
 
 
@@ -31,13 +32,14 @@ class Data:
     train: ImageSet
     calibration: ImageSet
     test: ImageSet
-    outliers: Pixels
-    calibration_outliers: Pixels
-    ood: dict[str, Pixels]
+    outliers: Images
+    calibration_outliers: Images
+    ood: Mapping[str, Images]
     size_px: int
     padding_px: int
     flip: bool
     choice: Choice = field(default_factory=lambda: Choice({}))
+    photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
     notes: tuple[str, ...] = ()
 
 
@@ -84,7 +86,7 @@ def load(config: Config, run: Path | None = None, cache: Path | None = None) -> 
         notes += came_since(0 if config.imbalance else new, more)
     return Data(
         train, calibration, test, outliers[kept], outliers[out], ood, size, max(1, size // 8),
-        config.dataset != "digits", choice, tuple(notes),
+        config.dataset != "digits", choice, notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
+FeatureViews = NDArray[np.float32]  # [N, V, F]: of V views of an image
+Images = NDArray[Any]  # Pixels, or FeatureViews where a frozen backbone has seen them
 Labels = NDArray[np.int64]  # [N]
 Keys = NDArray[np.uint64]  # [N]: a hash of each image's content
 
@@ -29,16 +31,19 @@ class DataError(ValueError):
 class ImageSet:
     """Labelled images: uint8 [N, H, W, 3], int64 [N] in 0..C-1, and the C class names.
 
+    In the place of pixels `images` may hold what a frozen backbone says of them: float32 [N, V, F], of V views.
+
     `file_keys` are content keys of the files that the images were read from; without them `keys` are of the pixels.
     """
 
-    images: Pixels
+    images: Images
     labels: Labels
     classes: tuple[str, ...]
     file_keys: Keys | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
+        pixels = self.images.dtype == np.uint8 and self.images.ndim == 4 and self.images.shape[3] == 3
+        if not pixels and (self.images.dtype != np.float32 or self.images.ndim != 3):
             raise DataError(f"images must be uint8 [N, H, W, 3], not {self.images.dtype} {list(self.images.shape)}")
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")

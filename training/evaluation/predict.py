@@ -1,7 +1,9 @@
 """Predictions of a network or of an exported graph through one interface, so that both are measured alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.data.readers import ImageSet, Pixels
+from training.data.readers import Images, ImageSet
 from training.network.network import Network, place, to_input
 from training.runs.checkpoint import Run
 from training.scores.scores import SCORES, Fitted, Reference, Seen, fitted
@@ -30,7 +32,7 @@ class Outputs:
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
 
-Predict = Callable[[Pixels], Outputs]  # uint8 [N, H, W, 3] → Outputs
+Predict = Callable[[Images], Outputs]  # uint8 [N, H, W, 3], or float32 [N, V, F] → Outputs
 
 
 class Deployed(nn.Module):
@@ -102,7 +104,7 @@ def refer(network: Network, train: ImageSet, shift: Tensor | None, device: torch
 
 
 @torch.no_grad()
-def embed(network: Network, images: Pixels, device: torch.device) -> NDArray[np.float32]:
+def embed(network: Network, images: Images, device: torch.device) -> NDArray[np.float32]:
     """Features [N, F] of images as they are, in eval mode and full precision."""
     trunk = network.eval().trunk.to(device)
     starts = tqdm(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
@@ -114,20 +116,32 @@ def embed(network: Network, images: Pixels, device: torch.device) -> NDArray[np.
 def torch_predict(module: Deployed, device: torch.device) -> Predict:
     module = place(module, device)
 
-    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def run(images: NDArray[Any]) -> list[NDArray[Any]]:
         with torch.inference_mode():
             return [t.float().cpu().numpy() for t in module(torch.from_numpy(images).to(device))]
 
     return in_batches(run, module.score_names)
 
 
-def in_batches(run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]], scores: Sequence[str]) -> Predict:
-    """Predict from a function that gives [probabilities, *scores in the order of `scores`] of one batch."""
+def in_batches(
+    run: Callable[[NDArray[Any]], list[NDArray[Any]]], scores: Sequence[str], *, workers: int = 1
+) -> Predict:
+    """Predict from a function that gives [probabilities, *scores in the order of `scores`] of one batch.
 
-    def predict(images: Pixels) -> Outputs:
+    With `workers` above 1 so many threads run batches at once: `run` must allow it.
+    """
+
+    def predict(images: Images) -> Outputs:
+        def part(start: int) -> list[NDArray[Any]]:
+            return run(np.ascontiguousarray(images[start : start + BATCH_IMAGES]))
+
         starts = range(0, len(images), BATCH_IMAGES)
-        bar = tqdm(starts, desc="predict", unit="batch", leave=False, disable=len(images) < 2000)
-        parts = [run(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in bar]
+        bar = partial(tqdm, total=len(starts), desc="predict", unit="batch", leave=False, disable=len(images) < 2000)
+        if workers == 1:
+            parts = [*bar(map(part, starts))]
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                parts = [*bar(pool.map(part, starts))]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return Outputs(columns[0], dict(zip(scores, columns[1:], strict=True)))
 

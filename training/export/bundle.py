@@ -19,14 +19,16 @@ from service.contract.images import load as load_image
 from training.config import Config
 from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
-from training.data.readers import Pixels
+from training.data.readers import Images, Pixels
 from training.evaluation import calibrate
 from training.evaluation.measure import data_groups, measure
 from training.evaluation.mix import ClassMix
-from training.evaluation.predict import Outputs, deployed, torch_predict
+from training.evaluation.predict import Outputs, Predict, deployed, torch_predict
 from training.export import card, examples
 from training.export.about import AboutData
 from training.export.graph import onnx_predict, quantize, to_onnx
+from training.network.features import available_cpus
+from training.network.frozen import Frozen, resized
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 from training.scores.scores import SCORES
@@ -71,15 +73,17 @@ def changed(one: Outputs, two: Outputs, points: Json, score: str, groups: NDArra
     return float((next(both) != next(both)).any(axis=1).mean())
 
 
-def real_images(data: Data, count: int) -> Pixels:
+def real_images(data: Data, count: int) -> Images:
     """`count` images that are neither test nor OOD test, half of them outliers where there are any.
 
     A small data set is gone through again, each time shifted by another pixel.
     """
-    inside = np.concatenate([data.calibration.images, data.train.images])
-    outside = np.concatenate([data.calibration_outliers, data.outliers])
-    n = min(len(outside), count // 2)
-    images = np.concatenate([inside[: count - n], outside[:n]])
+    n = min(len(data.calibration_outliers) + len(data.outliers), count // 2)
+    sets = ((count - n, data.calibration.images, data.train.images), (n, data.calibration_outliers, data.outliers))
+    parts = [part for wanted, first, then in sets for part in (first[:wanted], then[: max(0, wanted - len(first))])]
+    if any(part.ndim == 3 for part in parts):  # features cannot be shifted; the image's own view is the first
+        return np.concatenate([part[:, :1] for part in parts])
+    images = np.concatenate(parts)
     rounds = [np.roll(images, shift, axis=2) for shift in range(-(-count // len(images)))]
     return np.concatenate(rounds)[:count]
 
@@ -89,9 +93,9 @@ def real_images(data: Data, count: int) -> Pixels:
 
 def build(
     run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = (),
-    device: torch.device = CPU,
+    device: torch.device = CPU, frozen: Frozen | None = None,
 ) -> tuple[bytes, Json]:  # fmt: skip
-    """(graph with `score` and the `extra` ones, parity record).
+    """(graph with `score` and the `extra` ones, parity record); `frozen` is the backbone that the run stands on.
 
     Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
     """
@@ -99,9 +103,12 @@ def build(
     groups = data_groups(data).of_class
     module = deployed(run, temperature, scores=[score, *extra], train=data.train, device=device)
     from_torch = torch_predict(module, CPU)(images)
-    graph = to_onnx(module, data.size_px)
+    graph = to_onnx(module, data.size_px, frozen.backbone.graph() if frozen else None)
     onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
-    full = onnx_predict(graph)(images)
+    pixels = data.photographs or data
+    if frozen:
+        images = real_images(pixels, PARITY_IMAGES)[: len(images)]
+    full = on_images(graph, frozen)(images)
     share = changed(from_torch, full, points, score, groups)
     if share > PARITY_SHARE:
         raise ExportError(
@@ -110,11 +117,17 @@ def build(
         )
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
     if precision == "int8":
-        graph = quantize(graph, data.train.images[:: max(1, len(data.train.images) // QUANTIZATION_IMAGES)])
+        chosen = pixels.train.images[:: max(1, len(pixels.train.images) // QUANTIZATION_IMAGES)]
+        graph = quantize(graph, resized(chosen, frozen.target) if frozen else chosen)
         record["int8_against_onnx_decisions_changed"] = changed(
-            full, onnx_predict(graph)(images), points, score, groups
+            full, on_images(graph, frozen)(images), points, score, groups
         )
     return graph, record
+
+
+def on_images(graph: bytes, frozen: Frozen | None) -> Predict:
+    """Predict from images as they lie in the data set; at a backbone's size on every core, which takes its time."""
+    return onnx_predict(graph, frozen.target, workers=available_cpus()) if frozen else onnx_predict(graph)
 
 
 def golden_examples(
@@ -142,6 +155,7 @@ def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
+    frozen: Frozen | None = None,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
@@ -153,9 +167,11 @@ def export(
     require_target(out)
     about = about or AboutData.of(run.config)
     score, temperature = calibration["score"], calibration["temperature"]
-    graph, parity = build(run, data, temperature, precision, calibration["operating_points"], score, scores, device)
+    graph, parity = build(
+        run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen
+    )
     measured = measure(
-        onnx_predict(graph), data, ood, score=score, temperature=temperature, scope="group",
+        on_images(graph, frozen), data.photographs or data, ood, score=score, temperature=temperature, scope="group",
         **expected(calibration),
     )  # fmt: skip
     exported = measured["calibration"]["quantiles"]
@@ -168,6 +184,8 @@ def export(
     if candidates:
         evaluation["candidates"] = candidates
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
+    if frozen:
+        shape = frozen.target
     files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     fields = measured | {
@@ -175,7 +193,7 @@ def export(
         "version": out.name,
         "created": datetime.now(UTC).replace(microsecond=0),
         "precision": precision,
-        "passes": run.method.passes,
+        "passes": run.passes,
         "input": shape,
         "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,

@@ -3,7 +3,6 @@
 import copy
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,12 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from service.contract.bundle import Input
 from training.data.readers import Pixels
 from training.evaluation.predict import Deployed, Predict, in_batches
+from training.network.frozen import resized
 from training.network.network import Block, Trunk
+from training.network.onnx_graph import chained, exported
 
 
 def fold_norms(trunk: Trunk) -> None:
@@ -34,23 +36,21 @@ def fold_norms(trunk: Trunk) -> None:
             block.shortcut = torch.nn.Sequential(fused)
 
 
-def to_onnx(module: Deployed, size_px: int) -> bytes:
-    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores."""
+def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> bytes:
+    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores.
+
+    `backbone` is the graph of a frozen one, images → features, behind which `module`, which takes features, is set.
+    """
     module = copy.deepcopy(module)
+    gives = ["probabilities", *module.score_names]
+    if backbone is not None:
+        head = exported(module, torch.zeros(2, module.scoring.trunk.features), takes="trunk_features", gives=gives)
+        return chained(backbone, head, "features", "trunk_features")
     for trunk in (module.scoring.trunk, module.trunk):
-        if trunk is not None:
+        if isinstance(trunk, Trunk):
             fold_norms(trunk)
     sample = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            module, (sample,), path, dynamo=True, external_data=False, input_names=["images"],
-            output_names=["probabilities", *module.score_names], verbose=False,
-            dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-        )  # fmt: skip
-        return path.read_bytes()
+    return exported(module, sample, takes="images", gives=gives)
 
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
@@ -89,15 +89,17 @@ def quantize(graph: bytes, images: Pixels) -> bytes:
         return Path(target).read_bytes()
 
 
-def onnx_predict(graph: bytes, threads: int = 1) -> Predict:
-    """Predict with onnxruntime on the CPU."""
+def onnx_predict(graph: bytes, target: Input | None = None, *, workers: int = 1) -> Predict:
+    """Predict with onnxruntime on the CPU, `workers` batches at once; images are first brought to `target`."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def run(images: NDArray[Any]) -> list[NDArray[Any]]:
+        if target is not None:
+            images = resized(images, target)
         return [np.asarray(output) for output in session.run(names, {"images": images})]
 
-    return in_batches(run, names[1:])
+    return in_batches(run, names[1:], workers=workers)

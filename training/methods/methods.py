@@ -16,7 +16,7 @@ from training.methods.contrast import CONTRASTS
 from training.methods.losses import LOSSES
 from training.methods.outliers import OUTLIER_TERMS
 from training.methods.stage2 import STAGES, branch
-from training.network.network import Network
+from training.network.network import FeatureTrunk, Network
 from training.scores.scores import SCORES
 
 NONE = "none"
@@ -122,6 +122,10 @@ METHODS: dict[str, Method] = {
         "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class", outlier_weight=0.5,
         stage2="crt", score="reject-mass",
     ),
+    # The class prior on the outliers' logits too: one model of C + 1 outcomes, and no second stage.
+    "tailguard-joint": Method(
+        "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", score="reject-mass",
+    ),
     "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
 }  # fmt: skip
 
@@ -205,11 +209,12 @@ def screen() -> str:
     return "\n".join(lines)
 
 
-def build_network(method: Method, num_classes: int, width: int) -> Network:
-    """The untrained network of a method."""
+def build_network(method: Method, num_classes: int, width: int, features: int | None = None) -> Network:
+    """The untrained network of a method; on a frozen backbone's `features` [N, F] where their number is given."""
     terms = {"outlier": OUTLIER_TERMS.get(method.outlier_term), "contrast": CONTRASTS.get(method.contrast)}
     return Network(
         num_classes, width,
+        trunk=FeatureTrunk(features, adapts=method.contrast != NONE) if features else None,
         reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.needs_outliers else 0,
         cosine=method.loss in COSINE,
         learned={name: term.learned for name, term in terms.items() if term and term.learned},

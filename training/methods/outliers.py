@@ -84,6 +84,16 @@ def outlier_class(step: Step) -> Tensor:
     return _mean(z.logsumexp(dim=1) - z[:, -1])
 
 
+def outlier_class_adjusted(step: Step) -> Tensor:
+    """Cross entropy of the outliers to the reject class, log π added to the logits of the C classes.
+
+    With the logit-adjusted class loss (Menon et al. 2021) this is one model of C + 1 outcomes, p(k | x) ∝ π_k·e^z_k and
+    p(out | x) ∝ e^r: z is the log of a class's density up to one constant, and is read without a prior. This project.
+    """
+    z = torch.cat([step.outlier_logits + (step.counts / step.counts.sum()).log(), step.outlier_reject], dim=1)
+    return _mean(z.logsumexp(dim=1) - z[:, -1])
+
+
 def sofl(step: Step) -> Tensor:
     """SOFL (Mohseni et al. 2020): cross entropy of each outlier to a reject class.
 
@@ -159,6 +169,9 @@ OUTLIER_TERMS = {
         begin=measure_accuracy,
     ),
     "outlier-class": OutlierTerm(outlier_class, "Chen et al. 2021", 1.0, "reject-mass", reject=lambda c: 1),
+    "outlier-class-adjusted": OutlierTerm(
+        outlier_class_adjusted, "this project", 0.5, "reject-mass", reject=lambda c: 1
+    ),
     "sofl": OutlierTerm(sofl, "Mohseni et al. 2020", 5.0, "reject-mass", reject=lambda c: 5 if c < 50 else 10),
     "imood": OutlierTerm(imood, "Liu et al. 2024", 0.5, "in-or-out", reject=lambda c: 1, joint=False, learned=LogGamma),
 }

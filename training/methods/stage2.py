@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.methods import losses
-from training.network.network import Network
+from training.network.network import FROZEN_SCALE, CosineHead, FeatureTrunk, Network
 
 
 class Solving(NamedTuple):
@@ -54,10 +54,18 @@ def head_only(network: Network) -> list[nn.Module]:
     return [network.head]
 
 
-def fresh_head(network: Network) -> None:
+def linear_head(network: Network) -> None:
     """A linear head with new random weights."""
     weight, _ = network.linear()
     network.head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.device)
+
+
+def fresh_head(network: Network) -> None:
+    """A head with new random weights, a cosine head where the network stands on a frozen backbone."""
+    linear_head(network)
+    if isinstance(network.trunk, FeatureTrunk):
+        weight, _ = network.linear()
+        network.head = CosineHead(weight.shape[1], weight.shape[0], FROZEN_SCALE).to(weight.device)
 
 
 class ClassScales(nn.Module):
@@ -111,8 +119,8 @@ STAGES = {
     "crt": Stage2("Kang et al. 2020", head_only, rebuild=fresh_head, sampler="balanced", learning_rate=5e-3),
     "crt-smote": Stage2("Chawla et al. 2002", head_only, rebuild=fresh_head, on_features=True, learning_rate=5e-3),
     "lws": Stage2("Kang et al. 2020", scales_only, rebuild=scaled_head, sampler="balanced", learning_rate=5e-3),
-    "tau-norm": Stage2("Kang et al. 2020", rebuild=fresh_head, solve=tau_norm, needs_calibration_images=True),
-    "la-posthoc": Stage2("Menon et al. 2021", rebuild=fresh_head, solve=prior_correction),
+    "tau-norm": Stage2("Kang et al. 2020", rebuild=linear_head, solve=tau_norm, needs_calibration_images=True),
+    "la-posthoc": Stage2("Menon et al. 2021", rebuild=linear_head, solve=prior_correction),
 }
 
 

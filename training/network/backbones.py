@@ -9,8 +9,6 @@ timm is imported here only, and only when a timm model is asked for.
 """
 
 import importlib.metadata
-import logging
-import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from training.network import extractor
 from training.network.extractor import Layout
+from training.network.onnx_graph import exported
 from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
 from training.network.weights import fill
 
@@ -44,7 +43,9 @@ class Backbone:
     def graph(self) -> bytes:
         """ONNX: `images` uint8 [N, H, W, 3], N dynamic → `features` float32 [N, F]."""
         if self.module is not None:
-            return _exported(Normalised(self.module, self.preprocessing), self.preprocessing.size_px)
+            size = self.preprocessing.size_px
+            sample = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+            return exported(Normalised(self.module, self.preprocessing), sample, takes="images", gives=["features"])
         assert self.extractor is not None
         return extractor.with_normalisation(self.extractor, self.preprocessing, self.layout)
 
@@ -185,17 +186,3 @@ def _count_features(module: nn.Module, name: str, size: int) -> int:
     if len(shape) != 2:
         raise BackboneError(f"{name} gives features of shape {list(shape)}, not [N, F]: choose another backbone")
     return int(shape[1])
-
-
-def _exported(module: nn.Module, size_px: int) -> bytes:
-    """`module` as ONNX with a dynamic first dimension."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        path = Path(folder) / "backbone.onnx"
-        torch.onnx.export(
-            module.eval(), (torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8),), path, dynamo=True,
-            external_data=False, input_names=["images"], output_names=["features"], verbose=False,
-            dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-        )  # fmt: skip
-        return path.read_bytes()

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
+from training.network.onnx_graph import chained, opset_of
 from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
 
 Layout = Literal["NCHW", "NHWC"]
-OPSET = 18
-INNER = "extractor/"  # prefix of the names of the file's own graph
 PREFERRED = ("features", "embedding", "embeddings", "pooled")  # names of the output to take where there are several
 
 
@@ -69,7 +68,6 @@ def read(
 def with_normalisation(graph: bytes, preprocessing: Preprocessing, layout: Layout) -> bytes:
     """ONNX: images uint8 [N, H, W, 3] → features float32 [N, F]. `graph` is that of an Extractor."""
     inner = onnx.load_from_string(graph)
-    opset = max(OPSET, next((o.version for o in inner.opset_import if o.domain in ("", "ai.onnx")), OPSET))
     image = inner.graph.input[0]
     size = preprocessing.size_px
     shape: list[str | int | None] = ["N", size, size, 3]
@@ -89,22 +87,9 @@ def with_normalisation(graph: bytes, preprocessing: Preprocessing, layout: Layou
             [helper.make_tensor_value_info("normalised", TensorProto.FLOAT, inner_shape)],
             [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(shift, "shift")],
         ),
-        opset_imports=[helper.make_opsetid("", opset)], ir_version=inner.ir_version,
+        opset_imports=[helper.make_opsetid("", opset_of(inner))], ir_version=inner.ir_version,
     )  # fmt: skip
-    inner = onnx.version_converter.convert_version(inner, opset) if _opset(inner) != opset else inner
-    inner = compose.add_prefix(inner, INNER)
-    merged = compose.merge_models(front, inner, [("normalised", INNER + image.name)])
-    for node in merged.graph.node:
-        node.output[:] = ["features" if o == INNER + "features" else o for o in node.output]
-        node.input[:] = ["features" if i == INNER + "features" else i for i in node.input]
-    merged.graph.output[0].name = "features"
-    onnx.checker.check_model(merged)
-    content: bytes = merged.SerializeToString()
-    return content
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+    return chained(front.SerializeToString(), graph, "normalised", image.name)
 
 
 def _model(path: Path) -> onnx.ModelProto:

@@ -118,9 +118,8 @@ class FeatureCache:
             start = chunk * CHUNK_IMAGES
             pixels = images.batch(start, min(start + CHUNK_IMAGES, len(images)))
             for view in range(views):
-                rows[start : start + len(pixels), view] = session.run(
-                    None, {"images": self._view(pixels, view, seed, start)}
-                )[0]
+                seen = self._view(pixels, view, seed, start)
+                rows[start : start + len(pixels), view] = session.run(None, {"images": seen})[0]
             return chunk
 
         todo = np.flatnonzero(done == 0).tolist()
@@ -128,13 +127,13 @@ class FeatureCache:
             total=len(images), initial=min(len(images), (chunks - len(todo)) * CHUNK_IMAGES), unit="image",
             desc=f"features of {name}", disable=None, mininterval=1,
         )  # fmt: skip
-        with bar, ThreadPoolExecutor(self.threads or _cpus(), "features") as pool:
+        with bar, ThreadPoolExecutor(self.threads or available_cpus(), "features") as pool:
             for chunk in _as_done(pool, one, todo):
                 rows.flush()
                 done[chunk] = 1
                 done.flush()
                 bar.update(min(CHUNK_IMAGES, len(images) - chunk * CHUNK_IMAGES))
-        del rows, done
+        done._mmap.close()  # type: ignore[attr-defined]  # before its file goes
         marks.unlink()
 
     def _view(self, pixels: NDArray[np.uint8], view: int, seed: int, start: int) -> NDArray[np.uint8]:
@@ -147,17 +146,20 @@ class FeatureCache:
 
 
 def cropped(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of an image [H, W, 3], of CROP_SHARES of its area, at the image's own size (Szegedy et al. 2015)."""
+    """A random part of an image [H, W, 3], CROP_SHARES of its area, at its own size (Szegedy et al. 2015)."""
     height, width = image.shape[:2]
     area = height * width * random.uniform(*CROP_SHARES)
     ratio = np.exp(random.uniform(*np.log(CROP_RATIOS)))
     wide, high = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
     left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
-    part = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high))
+    part = Image.fromarray(image).resize(
+        (width, height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high)
+    )
     return np.asarray(part)
 
 
-def _cpus() -> int:
+def available_cpus() -> int:
+    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FROZEN_SCALE = 25.0  # of cosine heads on a frozen backbone
+
 
 class Block(nn.Module):
     """Two 3×3 convolutions and a shortcut. [N, C_in, H, W] → [N, C_out, H/stride, W/stride]."""
@@ -55,16 +57,57 @@ class Trunk(nn.Module):
 
 
 class CosineHead(nn.Linear):
-    """Logits scale · cos(f, w_c) of unit-norm features [N, F] (LDAM's head, Cao et al. 2019: scale 30, no bias)."""
+    """Logits scale · cos(f, w_c) + b_c of unit-norm features [N, F]; b stays 0 unless `learns_bias`.
 
-    def __init__(self, inputs: int, outputs: int, scale: float = 30.0) -> None:
+    LDAM's head (Cao et al. 2019) has scale 30 and no bias.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 30.0, *, learns_bias: bool = False) -> None:
         super().__init__(inputs, outputs)
         self.scale = scale
         nn.init.zeros_(self.bias)
-        self.bias.requires_grad_(False)
+        self.bias.requires_grad_(learns_bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * F.linear(features, F.normalize(self.weight, dim=1))
+        return self.scale * F.linear(features, F.normalize(self.weight, dim=1)) + self.bias
+
+
+class FeatureTrunk(nn.Module):
+    """What stands on a frozen backbone: features float [N, V, F] (the first view) or [N, F] → [N, F] of length 1.
+
+    Features are standardised first, with the mean and deviation of the training images. `adapts` adds a residual
+    bottleneck, without which a contrastive term, which acts on the features alone, would change nothing.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    BOTTLENECK = 256
+    LEAST_DEVIATION = 0.05  # of the median one: a feature that hardly ever varies must not outweigh the others
+
+    def __init__(self, features: int, *, adapts: bool = False) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.adapter: nn.Sequential | None = None
+        if adapts:
+            self.adapter = nn.Sequential(
+                nn.Linear(features, self.BOTTLENECK), nn.ReLU(), nn.Linear(self.BOTTLENECK, features)
+            )
+            nn.init.zeros_(self.adapter[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.adapter[2].bias)  # type: ignore[arg-type]
+
+    def fit(self, features: Tensor) -> None:
+        """Take mean and deviation from training features [N, F]."""
+        deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp_min(self.LEAST_DEVIATION * deviation.median()).clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.ndim == 3:
+            features = features[:, 0]
+        x = F.normalize((features - self.mean) / self.deviation, dim=1)
+        return x if self.adapter is None else F.normalize(x + self.adapter(x), dim=1)
 
 
 class Network(nn.Module):
@@ -75,15 +118,22 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, width: int = 64, *, reject: int = 0, cosine: bool = False,
-        learned: Mapping[str, Callable[[int, int], nn.Module]] | None = None,
+        self, num_classes: int, width: int = 64, *, trunk: FeatureTrunk | None = None, reject: int = 0,
+        cosine: bool = False, learned: Mapping[str, Callable[[int, int], nn.Module]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.trunk = Trunk(width, unit_norm=cosine)
+        self.trunk: Trunk | FeatureTrunk = trunk or Trunk(width, unit_norm=cosine)
         size = self.trunk.features
-        self.head: nn.Module = (CosineHead if cosine else nn.Linear)(size, num_classes)
+        self.head: nn.Module = nn.Linear(size, num_classes)
+        if cosine or trunk:
+            self.head = CosineHead(size, num_classes, *(() if cosine else (FROZEN_SCALE,)))
         self.projection = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 128))
-        self.reject = nn.Linear(size, reject) if reject else None
+        self.reject: nn.Linear | None = None
+        if reject:
+            on_features = trunk is not None
+            self.reject = (
+                CosineHead(size, reject, FROZEN_SCALE, learns_bias=True) if on_features else nn.Linear(size, reject)
+            )
         self.learned = nn.ModuleDict({name: build(size, num_classes) for name, build in (learned or {}).items()})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +147,24 @@ class Network(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         return F.normalize(self.projection(features).float(), dim=1)
 
+    @torch.no_grad()
+    def begin_on(self, features: Tensor, labels: Tensor, outliers: Tensor) -> None:
+        """Fit the trunk's standardisation and begin heads at means: classes at theirs, reject rows at the outliers'.
+
+        `features` float [N, F] and `outliers` [M, F] of a frozen backbone, labels int [N]. Only for a FeatureTrunk.
+        """
+        assert isinstance(self.trunk, FeatureTrunk)
+        assert isinstance(self.head, nn.Linear)
+        self.trunk.fit(features)
+        inside = self.trunk(features)
+        means = torch.zeros_like(self.head.weight).index_add_(0, labels, inside)
+        seen = means.norm(dim=1) > 0
+        self.head.weight[seen] = F.normalize(means, dim=1)[seen]
+        if self.reject is not None and len(outliers):
+            mean = F.normalize(self.trunk(outliers).mean(dim=0), dim=0)
+            apart = 0.02 * torch.randn(self.reject.weight.shape) if len(self.reject.weight) > 1 else 0
+            self.reject.weight.copy_(mean + apart)
+
     def linear(self) -> tuple[Tensor, Tensor]:
         """(weight [C, F], bias [C]) of the head as a linear map of the features."""
         assert isinstance(self.head, nn.Linear)
@@ -106,7 +174,12 @@ class Network(nn.Module):
 
 
 def to_input(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [0, 1], channels last in memory. No mean is subtracted (A2)."""
+    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in [0, 1], channels last in memory. No mean is subtracted (A2).
+
+    Features float32 [N, V, F] of a frozen backbone pass as they are.
+    """
+    if images.is_floating_point():
+        return images
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 

@@ -49,8 +49,13 @@ class Run:
     train_counts: list[int]
     scoring: Network
     classifying: Network
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # with "backbone" where the run stands on a pretrained one
     history: list[dict[str, float]]
+
+    @property
+    def passes(self) -> int:
+        """Through the trunk, per image at inference. A frozen backbone is the same for both stages."""
+        return 1 if self.config.frozen else self.method.passes
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def trained(folder: Path) -> Run:
     state = _finished(folder)
     config = Config.model_validate(state["config"])
     method = resolve(config)
-    scoring = build_network(method, len(state["classes"]), config.width)
+    scoring = build_network(method, len(state["classes"]), config.width, state.get("features"))
     scoring.load_state_dict(state["network"])
     classifying = classifying_network(method, scoring)
     if classifying is not scoring:

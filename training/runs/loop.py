@@ -41,9 +41,9 @@ class Loop:
     ) -> None:  # fmt: skip
         """Train `parameters` for `epochs`; the network is kept in the state under `key`."""
         device = next(network.parameters()).device
-        optimizer = torch.optim.Adam(
-            parameters, lr=learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )  # L2, not decoupled (A4)
+        # From scratch PASCL's recipe (A4), whose weight decay is L2; on a frozen backbone decoupled from the gradient.
+        kind = torch.optim.AdamW if self.config.frozen else torch.optim.Adam
+        optimizer = kind(parameters, lr=learning_rate, weight_decay=self.config.weight_decay, fused=True)
         state, first_epoch, first_step = self.state, 0, 0
         sums: Losses = {}
         if state["stage"] == self.stage and state.get("optimizer"):

@@ -18,7 +18,7 @@ from training.network.preprocessing import BackboneError, Preprocessing
 
 SIZE = 64
 # A convolutional network, a MobileNet, a ConvNeXt and a vision transformer, as small as timm has them.
-SMALL = ("test_resnet", "test_mobilenetv4", "test_convnext", "test_vit")
+SMALL = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,9 @@ def extractor(
     sides = [size or "H", size or "W"]
     shape = [batch, 3, *sides] if layout == "NCHW" else [batch, *sides, 3]
     nodes = [] if layout == "NCHW" else [helper.make_node("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2])]
-    nodes.append(helper.make_node("Conv", ["x" if layout == "NCHW" else "nchw", "w"], ["maps" if rank == 2 else output]))
+    nodes.append(
+        helper.make_node("Conv", ["x" if layout == "NCHW" else "nchw", "w"], ["maps" if rank == 2 else output])
+    )
     if rank == 2:
         nodes += [
             helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),

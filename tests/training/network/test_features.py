@@ -112,7 +112,9 @@ def test_other_inputs_never_get_these_features(tmp_path: Path, what: str) -> Non
     elif what == "graph":
         other = cache(tmp_path, graph=graph(2.0))
     elif what == "preprocessing":
-        other = FeatureCache(tmp_path, graph(), Preprocessing(SIZE, (0, 0, 0), (1, 1, 1), resampling="bicubic"), threads=2)
+        other = FeatureCache(
+            tmp_path, graph(), Preprocessing(SIZE, (0, 0, 0), (1, 1, 1), resampling="bicubic"), threads=2
+        )
     elif what == "views":
         other = cache(tmp_path, extra_views=1)
     else:

@@ -1,0 +1,115 @@
+"""A data set as a frozen backbone sees it: its images become features, and everything after that is as for images."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract import images as service_images
+from service.contract.bundle import Input
+from training.config import Config
+from training.data.loading import Data
+from training.data.readers import DataError, FeatureViews, ImageSet, Pixels
+from training.network import backbones
+from training.network.backbones import Backbone
+from training.network.features import FeatureCache
+from training.network.preprocessing import Preprocessing
+
+CACHE_FOLDER = "features"
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Images in memory, brought to the backbone's size as the service brings an upload to it."""
+
+    pixels: Pixels
+    target: Input
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.target.model_dump_json().encode())
+        for start in range(0, len(self.pixels), 1024):
+            digest.update(np.ascontiguousarray(self.pixels[start : start + 1024]).data)
+        return digest.hexdigest()
+
+    def batch(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return resized(self.pixels[start:stop], self.target)
+
+
+def resized(pixels: Pixels, target: Input) -> Pixels:
+    """uint8 [N, H, W, 3] at the size that `target` names, as the service would do it."""
+    if pixels.shape[1:3] == (target.height_px, target.width_px):
+        return pixels
+    return np.stack([service_images.fit(Image.fromarray(image), target) for image in pixels])
+
+
+def input_of(preprocessing: Preprocessing, config: Config) -> Input:
+    """How the service brings an upload to the backbone: small square pictures whole, photographs as it was trained."""
+    size = preprocessing.size_px
+    return Input(height_px=size, width_px=size, fit="stretch", resampling="bilinear")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A backbone with the cache of its features in the folder of a run."""
+
+    backbone: Backbone
+    target: Input
+    cache: FeatureCache
+
+    def data(self, pixels: Data) -> Data:
+        """`pixels` with features in the place of images; the images themselves stay reachable as `photographs`."""
+
+        def featured(name: str, images: ImageSet, *, augmented: bool = False) -> ImageSet:
+            return replace(
+                images, images=self.features(name, images.images, augmented=augmented), file_keys=images.keys
+            )
+
+        return replace(
+            pixels,
+            train=featured("train", pixels.train, augmented=True),
+            calibration=featured("calibration", pixels.calibration),
+            test=featured("test", pixels.test),
+            outliers=self.features("outliers", pixels.outliers, augmented=True),
+            calibration_outliers=self.features("calibration-outliers", pixels.calibration_outliers),
+            ood=self.ood(pixels.ood),
+            photographs=pixels,
+        )
+
+    def ood(self, sets: Mapping[str, Pixels]) -> dict[str, FeatureViews]:
+        """The features of OOD sets by name."""
+        return {name: self.features(f"ood-{name}", pixels) for name, pixels in sets.items()}
+
+    def features(self, name: str, pixels: Pixels, *, augmented: bool = False) -> FeatureViews:
+        """float32 [N, V, F]; one view unless `augmented`."""
+        return self.cache.features(name, Resized(pixels, self.target), views=None if augmented else 1)
+
+
+def load(config: Config, run: Path) -> Frozen:
+    """The backbone that `config` names, its features kept in `run`/features. Raises BackboneError."""
+    backbone = backbones.load(
+        config.backbone, weights=config.weights, size_px=config.image_size_px, mean=config.backbone_mean,
+        std=config.backbone_std, layout=config.backbone_layout,
+    )  # fmt: skip
+    target = input_of(backbone.preprocessing, config)
+    cache = FeatureCache(
+        run / CACHE_FOLDER, backbone.graph(), backbone.preprocessing, extra_views=config.feature_views,
+        mirror=config.augment != "none", threads=config.threads,
+    )  # fmt: skip
+    return Frozen(backbone, target, cache)
+
+
+def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
+    """DataError when the backbone at hand is not the one that a run was trained on."""
+    for key in ("backbone", "weights_sha256"):
+        if recorded.get(key) != backbone.provenance.get(key):
+            raise DataError(
+                f"{run} was trained on {key} {recorded.get(key)}, and --weights now gives "
+                f"{backbone.provenance.get(key)}: give the file it was trained with"
+            )

@@ -1,0 +1,54 @@
+"""torch modules as ONNX, and one graph set behind another."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import compose, version_converter
+from torch import Tensor, nn
+
+OPSET = 18
+
+
+def exported(module: nn.Module, sample: Tensor, *, takes: str, gives: Sequence[str]) -> bytes:
+    """`module` as ONNX: one input like `sample` [2, ...], its first dimension N dynamic; the outputs `gives`."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            module.eval(), (sample,), path, dynamo=True, external_data=False, input_names=[takes],
+            output_names=[*gives], verbose=False, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim("N")},),
+        )  # fmt: skip
+        return path.read_bytes()
+
+
+def chained(first: bytes, second: bytes, output: str, taken_as: str) -> bytes:
+    """One graph: `second` behind `first`, whose `output` is what `second` takes as `taken_as`.
+
+    Inner names of `first` get a prefix, so that the two may use the same. Inputs are those of `first`, outputs those of
+    `second`. Operator sets are brought to the newer one.
+    """
+    front, back = onnx.load_from_string(first), onnx.load_from_string(second)
+    opset = max(opset_of(front), opset_of(back))
+    front, back = (m if opset_of(m) == opset else version_converter.convert_version(m, opset) for m in (front, back))
+    front.ir_version = back.ir_version = max(front.ir_version, back.ir_version)
+    for model in (front, back):  # what the exporter notes of its own functions clashes between two graphs
+        del model.functions[:]
+        others = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+        del model.opset_import[:]
+        model.opset_import.extend(others)
+    front = compose.add_prefix(front, "backbone/", rename_inputs=False, rename_outputs=False)
+    merged = compose.merge_models(front, back, [(output, taken_as)])
+    onnx.checker.check_model(merged)
+    content: bytes = merged.SerializeToString()
+    return content
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model uses."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
