@@ -86,7 +86,7 @@ class FeatureCache:
         marks = path.with_suffix(".done")
         if not path.is_file() or marks.is_file():
             self._compute(path, marks, images, count, key, made_from, name)
-        found: Floats = np.load(path, mmap_mode="r")
+        found: Floats = np.load(path, mmap_mode="c")  # torch takes no read-only array; nothing is written back
         return found
 
     def _size(self, images: Source) -> int:

@@ -137,9 +137,8 @@ def test_extra_views_are_the_same_each_time_and_differ_from_each_other(tmp_path:
 def test_a_crop_keeps_the_size_and_shows_a_part() -> None:
     ramp = np.repeat(np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[None, :, None], 30, axis=0), 3, axis=2)
     random = np.random.default_rng(0)
-    for _ in range(20):
-        part = cropped(ramp, random)
-        assert part.shape == ramp.shape
-        assert part.dtype == np.uint8
-        assert int(part.max()) - int(part.min()) < 232  # less than the whole width is seen
+    parts = [cropped(ramp, random) for _ in range(20)]
+    assert all(part.shape == ramp.shape and part.dtype == np.uint8 for part in parts)
+    widths = [int(part.max()) - int(part.min()) for part in parts]  # 232: the whole width is seen
+    assert 232 * 0.5 < np.mean(widths) < 232 * 0.95
     assert features.CROP_SHARES[0] > 0

@@ -1,0 +1,148 @@
+"""A frozen backbone from an ONNX file to a served answer: features in the place of images, every method on them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from service.contract import bundle
+from service.contract.images import load as load_image
+from service.inference.engine import Engine
+from training import finished, trainer
+from training.config import Config
+from training.data import loading
+from training.data.readers import DataError
+from training.methods.methods import METHODS, build_network
+from training.network import frozen
+from training.network.network import CosineHead, FeatureTrunk
+from training.runs import checkpoint
+
+FEATURES = 48
+
+
+def write_extractor(path: Path) -> None:
+    """16 x 16 pixels of each colour in 4 x 4 means: enough for a head to tell digits apart."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Flatten", ["pooled"], ["features"], axis=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", FEATURES])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"})
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("backbone") / "means.onnx"
+    write_extractor(path)
+    return path
+
+
+def config(extractor: Path, **settings: Any) -> Config:
+    base: dict[str, Any] = {
+        "dataset": "digits", "imbalance": 10, "calibration_fraction": 0.2, "batch_images": 32,
+        "stage2_batch_images": 32, "stage2_epochs": 3, "backbone": f"onnx:{extractor}", "threads": 1, "device": "cpu",
+    }  # fmt: skip
+    return Config(**base | settings)
+
+
+def test_defaults_are_those_of_a_frozen_backbone(extractor: Path) -> None:
+    assert config(extractor).frozen
+    assert config(extractor).epochs == 40
+    assert config(extractor, epochs=7).epochs == 7
+    assert not Config(dataset="digits").frozen
+    assert Config(dataset="digits").epochs == 200
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_on_features(extractor: Path, tmp_path: Path, method: str) -> None:
+    given = config(extractor, method=method, epochs=4, learning_rate=0.01)
+    run = checkpoint.trained(trainer.train(given, tmp_path / "run"))
+    assert isinstance(run.scoring.trunk, FeatureTrunk)
+    assert run.passes == 1
+    assert run.provenance["backbone"]["weights"] == extractor.name
+    data = frozen.load(given, tmp_path / "run").data(loading.load(given, tmp_path / "run"))
+    with torch.no_grad():
+        logits, features = run.classifying(torch.from_numpy(np.array(data.test.images)))
+    assert features.shape == (len(data.test.labels), FEATURES)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+    accuracy = float((logits.argmax(dim=1).numpy() == data.test.labels).mean())
+    assert accuracy > 0.5, accuracy  # of eight digits; class means alone have more
+
+
+def test_heads_begin_at_the_means(extractor: Path) -> None:
+    network = build_network(METHODS["tailguard-joint"], 2, 64, features=3)
+    features = torch.tensor([[1.0, 0, 0], [3, 0, 0], [0, 2, 0], [0, 0, 1]])
+    network.begin_on(features, torch.tensor([0, 0, 1, 1]), torch.tensor([[5.0, 5, 5]]))
+    trunk, head = network.trunk, network.head
+    assert isinstance(trunk, FeatureTrunk)
+    assert isinstance(head, CosineHead)
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    torch.testing.assert_close(trunk.mean, mean)
+    torch.testing.assert_close(trunk.deviation, deviation)
+    standard = torch.nn.functional.normalize((features - mean) / deviation, dim=1)
+    torch.testing.assert_close(head.weight[0], torch.nn.functional.normalize(standard[:2].sum(dim=0), dim=0))
+    assert network.reject is not None
+    torch.testing.assert_close(network.reject.weight[0], torch.nn.functional.normalize((5 - mean) / deviation, dim=0))
+    with torch.no_grad():
+        logits, _ = network(features)
+    assert float(logits.abs().max()) <= 25.0 + 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp32"])
+def test_from_the_file_to_a_served_answer(extractor: Path, tmp_path: Path, precision: str) -> None:
+    run = trainer.train(config(extractor, method="tailguard-joint", learning_rate=0.01), tmp_path / "run")
+    finished.Evaluate(run=run).cli_cmd()
+    finished.Calibrate(run=run).cli_cmd()
+    finished.Export(run=run, out=tmp_path / "models", precision=precision, data_licence="BSD-3-Clause").cli_cmd()  # type: ignore[arg-type]
+    folder = tmp_path / "models" / "digits" / "1"
+    manifest = bundle.read(folder)
+    assert (manifest.input.height_px, manifest.passes) == (16, 1)
+    results = json.loads((run / "results.json").read_text())
+    # The graph decides on pixels what the head decided on cached features.
+    assert manifest.evaluation["accuracy"] == pytest.approx(results["accuracy"], abs=2e-3)
+    assert manifest.evaluation["mean"]["auroc"] == pytest.approx(results["mean"]["auroc"], abs=2e-3)
+    assert results["accuracy"] > 0.8
+    engine = Engine(folder, manifest)
+    data = loading.load(config(extractor), run)
+    rows = engine.run(data.test.images)
+    assert float((rows.probabilities.argmax(axis=1) == data.test.labels).mean()) == pytest.approx(
+        results["accuracy"], abs=2e-3
+    )
+    example = manifest.golden[0]
+    pixels = load_image((folder / example.file).read_bytes(), manifest.input, max_pixels=10**8).pixels
+    np.testing.assert_allclose(engine.run(pixels[None]).probabilities[0], example.probabilities, atol=1e-4)
+
+
+def test_another_backbone_than_the_one_trained_on_is_refused(extractor: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.onnx"
+    own.write_bytes(extractor.read_bytes())
+    run = trainer.train(config(own, method="msp", epochs=1), tmp_path / "run")
+    changed = onnx.load(own)
+    changed.graph.node[0].attribute[0].ints[:] = [4, 3]
+    changed.doc_string = "another"
+    onnx.save(changed, own)
+    with pytest.raises((DataError, ValueError), match=r"weights_sha256|does not run"):
+        finished.Evaluate(run=run).cli_cmd()
+
+
+def test_a_resumed_run_computes_no_feature_again(
+    extractor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(extractor, method="oe", epochs=2)
+    run = trainer.train(given, tmp_path / "run")
+    cached = {path.name: path.stat().st_mtime_ns for path in (run / "features").glob("*.npy")}
+    assert len(cached) >= 5  # train, calibration, test, outliers, held-back outliers
+    monkeypatch.setattr("training.network.features.FeatureCache._compute", lambda *_: 1 / 0)
+    finished.Evaluate(run=run, ood=[]).cli_cmd()
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "features").glob("*.npy")} == cached
