@@ -18,7 +18,7 @@ def fill(module: nn.Module, name: str, path: Path) -> dict[str, str]:
     given = read_weights(path)
     wanted = module.state_dict()
     chosen, how = match_weights(wanted, given)
-    missing = [key for key in wanted if key not in chosen and not key.endswith("num_batches_tracked")]
+    missing = [key for key, value in wanted.items() if key not in chosen and value.is_floating_point()]
     if not chosen or missing:
         example = f", {missing[0]} {list(wanted[missing[0]].shape)} for one" if chosen else ""
         raise BackboneError(
@@ -76,8 +76,8 @@ def match_weights(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     }
     if named:
         return named, "by name"
-    ours = [key for key in wanted if not key.endswith("num_batches_tracked")]
-    theirs = [value for key, value in given.items() if not key.endswith("num_batches_tracked")]
+    ours = [key for key, value in wanted.items() if value.is_floating_point()]  # the counters of BatchNorm do not count
+    theirs = [value for value in given.values() if value.is_floating_point()]
     pairs = list(zip(ours, theirs, strict=False))
     if len(theirs) < len(ours) or any(wanted[key].shape != value.shape for key, value in pairs):
         return {}, "by order"

