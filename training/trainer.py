@@ -56,12 +56,14 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
 
+    frozen = frozen_backbones.load(config, out) if config.frozen else None
+    if frozen:
+        config = frozen.settings(config)
     data = load(config, out if resume else config.stage1_from, out / CACHE)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_stage2_settings(len(data.train.labels))
     require_trainable(config, method, data)
-    frozen = frozen_backbones.load(config, out) if config.frozen else None
     if frozen:
         data = frozen.data(data)
     state = begin(config, data, out, resume=resume)

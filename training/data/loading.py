@@ -39,8 +39,8 @@ class Data:
     padding_px: int
     flip: bool
     choice: Choice = field(default_factory=lambda: Choice({}))
-    photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
     notes: tuple[str, ...] = ()
+    photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
 
 
 def load(config: Config, run: Path | None = None, cache: Path | None = None) -> Data:

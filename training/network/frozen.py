@@ -63,6 +63,11 @@ class Frozen:
     target: Input
     cache: FeatureCache
 
+    def settings(self, config: Config) -> Config:
+        """`config` with the side of the backbone's images, at which photographs are read."""
+        size = self.target.height_px if config.dataset == "folder" else config.image_size_px
+        return config.model_copy(update={"image_size_px": size})
+
     def data(self, pixels: Data) -> Data:
         """`pixels` with features in the place of images; the images themselves stay reachable as `photographs`."""
 
