@@ -228,7 +228,7 @@ def test_the_real_lite0_is_right_on_a_photograph(timm_module: Any) -> None:
 
     size = backbone.preprocessing.size_px
     flower = Image.fromarray(load_sample_image("flower.jpg")).resize((size, size))
-    x = torch.from_numpy(np.asarray(flower)).permute(2, 0, 1)[None] / 255
+    x = torch.from_numpy(np.array(flower)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         best = int((backbone.module((x - 0.5) / 0.5) @ weight.T + bias).argmax())
     assert best == 985  # daisy
