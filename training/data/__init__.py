@@ -1,1 +1,1 @@
-"""Which images does a run see, in which order and from which view?"""
+"""Which images does a run see: from which files, on which side of the split, in which order and view?"""
