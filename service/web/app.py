@@ -34,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         docs_url=None,  # the bundled documentation pages load scripts from other hosts; /openapi.json is the document
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # service/observe has its own
         redirect_slashes=False,  # behind a proxy with TLS a redirect would lead from https to http
     )
     app.state.runtime = runtime = Runtime(settings)

@@ -1,8 +1,7 @@
 """Bounds that requests share: a rate per key, a pace of refusals, and the memory for bodies. No HTTP; O(1) each."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from service.errors import Overloaded
 
@@ -100,14 +99,9 @@ class BodyBudget:
             1.0,
         )
 
-    @contextmanager
-    def share(self) -> Iterator["BudgetShare"]:
-        """What one request takes of the budget; all of it is given back at the end."""
-        share = BudgetShare(self)
-        try:
-            yield share
-        finally:
-            self.held_bytes -= share.taken_bytes
+    def share(self) -> "BudgetShare":
+        """What one request takes of the budget; all of it is given back at the end of a `with`."""
+        return BudgetShare(self)
 
 
 class BudgetShare:
@@ -118,6 +112,12 @@ class BudgetShare:
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self.taken_bytes = 0
+
+    def __enter__(self) -> "BudgetShare":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.held_bytes -= self.taken_bytes
 
     def take(self, count: int) -> None:
         """Raises Overloaded when `count` more bytes do not fit."""

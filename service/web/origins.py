@@ -13,6 +13,7 @@ from service.errors import Forbidden, MalformedRequest
 from service.settings import PREFIX, Settings, is_loopback
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+MAX_SEEN = 100
 FOREIGN_SITES = (b"cross-site", b"same-site")  # of Sec-Fetch-Site; other ports and names of one machine are same-site
 
 
@@ -23,6 +24,8 @@ class Origins:
         names = [name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()]
         self._allowed = frozenset(names)
         self._only_local = not names and is_loopback(settings.host) and not keys_required
+        self._any_host = not self._only_local and (not names or "*" in self._allowed)
+        self._seen: set[bytes] = set()  # headers that were allowed
         self._pages = frozenset(origin.strip() for origin in settings.cors_origins.split(",") if origin.strip())
 
     def check_host(self, scope: Scope) -> None:
@@ -32,10 +35,12 @@ class Origins:
             if hosts or scope["http_version"] == "1.1":
                 raise MalformedRequest(f"the request has {len(hosts)} Host headers: send one")
             return
-        if not self._only_local and (not self._allowed or "*" in self._allowed):
+        if self._any_host or hosts[0] in self._seen:
             return
         host = _name(hosts[0].decode("latin-1"))
         if host in self._allowed or (self._only_local and is_local(host)):
+            if len(self._seen) < MAX_SEEN:
+                self._seen.add(hosts[0])
             return
         raise Forbidden(
             f"the host {host[:100]} is not served here: ask for localhost, or name it in {PREFIX}ALLOWED_HOSTS"
