@@ -1,6 +1,7 @@
 """service/web/connection.py and server.py on a real socket: silence, floods, departures, and the ways to end."""
 
 import http.client
+import itertools
 import re
 import select
 import signal
@@ -116,26 +117,25 @@ def post(body: bytes, *lines: str) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-@pytest.mark.parametrize(
-    "then",
-    [b"", b"\r\n", b"\r\n\r\n", post(b"x" * 100)[:-99], b"GET /health"],
-    ids=["nothing", "a bare CRLF", "two", "one byte of a refused body", "half a head"],
-)
-def test_no_state_of_a_connection_lasts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, then: bytes) -> None:
+def test_no_state_of_a_connection_lasts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import service.web.connection as c; c.HEAD_TIMEOUT_S = c.REST_TIMEOUT_S = 1.0\n"
         "import sys; from service.__main__ import main; sys.exit(main(['serve']))"
     )
     monkeypatch.setattr("tests.service.test_process.COMMAND", ["-c", code])
-    with serving(BUNDLE=str(tiny_bundle), API_KEY="k", IDLE_TIMEOUT_S="1") as (_, port), Peer(port) as peer:
-        peer.socket.sendall(HEALTH)
-        assert peer.answer()[0] == 200
-        if then.startswith(b"POST"):
+    one_byte_of_a_refused_body = post(b"x" * 100)[:-99]
+    states = (b"", b"\r\n", b"\r\n\r\n", b"GET /health", one_byte_of_a_refused_body)
+    with serving(BUNDLE=str(tiny_bundle), API_KEY="k", IDLE_TIMEOUT_S="1") as (_, port):
+        peers = [Peer(port) for _ in states]
+        for peer, then in zip(peers, states, strict=True):
+            peer.socket.sendall(HEALTH)
+            assert peer.answer()[0] == 200
             peer.socket.sendall(then)
-            assert peer.answer()[0] == 401
-        else:
-            peer.socket.sendall(then)
-        assert peer.closed()
+            if then is one_byte_of_a_refused_body:
+                assert peer.answer()[0] == 401
+        for peer, then in zip(peers, states, strict=True):
+            with peer:
+                assert peer.closed(), then
 
 
 def test_an_idle_connection_outlives_the_usual_balancers(tiny_bundle: Path) -> None:
@@ -147,11 +147,11 @@ def test_an_idle_connection_outlives_the_usual_balancers(tiny_bundle: Path) -> N
             time.sleep(6)  # uvicorn's own limit is 5 s
 
 
-@pytest.mark.parametrize("key", ["k", "wrong"])
-def test_trailers_and_extensions_of_chunks_are_bounded(tiny_bundle: Path, key: str) -> None:
-    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: image/png\r\n"
+def test_trailers_and_extensions_of_chunks_are_bounded(tiny_bundle: Path) -> None:
     with serving(BUNDLE=str(tiny_bundle), API_KEY="k") as (process, port):
-        for endless in (b"0\r\nX-Trailer: ", b"0\r\nX: y\r\n" + b"A: b\r\n" * 20_000, b"5;x="):
+        endless_ones = (b"0\r\nX-Trailer: ", b"0\r\nX: y\r\n" + b"A: b\r\n" * 20_000, b"5;x=")
+        for endless, key in itertools.product(endless_ones, ("k", "wrong")):
+            head = f"POST /classify HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: image/png\r\n"
             with Peer(port) as peer:
                 peer.socket.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + endless)
                 sent = 0
@@ -179,21 +179,23 @@ def test_trailers_are_no_headers(tiny_bundle: Path) -> None:
         assert (status, b"trailer" in answer) == (200, False)
 
 
-@pytest.mark.parametrize("offer", ["h2c", "websocket", "TLS/1.0"])
-def test_offer_of_an_upgrade_is_ignored_and_the_body_read(tiny_bundle: Path, offer: str) -> None:
-    offered = post(tiny.photo(), "Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAE")
-    with serving(BUNDLE=str(tiny_bundle)) as (_, port), Peer(port) as peer:
-        peer.socket.sendall(offered)
-        status, answer = peer.answer()
-        assert (status, b'"label":"red"' in answer) == (200, True)
-        for piece in (offered[:20], offered[20:190], offered[190:-5], offered[-5:]):
-            peer.socket.sendall(piece)
-            time.sleep(0.05)
-        assert b'"label":"red"' in peer.answer()[1]
-        peer.socket.sendall(HEALTH)
-        assert peer.answer() == (200, b'{"status":"live"}')
-        peer.socket.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n")
-        assert peer.answer()[0] == 400
+def test_offer_of_an_upgrade_is_ignored_and_the_body_read(tiny_bundle: Path) -> None:
+    with serving(BUNDLE=str(tiny_bundle)) as (_, port):
+        for offer in ("h2c", "websocket"):
+            lines = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAE")
+            offered = post(tiny.photo(), *lines)
+            with Peer(port) as peer:
+                peer.socket.sendall(offered)
+                status, answer = peer.answer()
+                assert (status, b'"label":"red"' in answer) == (200, True)
+                for piece in (offered[:20], offered[20:190], offered[190:-5], offered[-5:]):
+                    peer.socket.sendall(piece)
+                    time.sleep(0.05)
+                assert b'"label":"red"' in peer.answer()[1]
+                peer.socket.sendall(HEALTH)
+                assert peer.answer() == (200, b'{"status":"live"}')
+                peer.socket.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n")
+                assert peer.answer()[0] == 400
 
 
 def test_half_closed_connection_gets_its_answer(tiny_bundle: Path) -> None:
@@ -208,14 +210,14 @@ def test_half_closed_connection_gets_its_answer(tiny_bundle: Path) -> None:
                 assert peer.closed()
 
 
-@pytest.mark.parametrize("size", [262_144, 300_000, 400_000])
-def test_client_of_a_large_body_that_leaves_is_noticed(tiny_bundle: Path, size: int) -> None:
+def test_client_of_a_large_body_that_leaves_is_noticed(tiny_bundle: Path) -> None:
     slow = tiny.photo((220, 30, 30), (4000, 4000))
-    padded = post(slow + bytes(size - len(slow)))  # bytes after a PNG's end are nobody's business
+    sizes = (262_144, 300_000, 400_000)  # bytes after a PNG's end are nobody's business
+    padded = [post(slow + bytes(size - len(slow))) for size in sizes * 3]
     with serving(BUNDLE=str(tiny_bundle), INFERENCE_THREADS="1") as (_, port):
-        for _ in range(8):
+        for body in padded:
             with Peer(port) as peer:
-                peer.socket.sendall(padded)
+                peer.socket.sendall(body)
                 time.sleep(0.02)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as client:
             deadline = time.monotonic() + LIMIT_S
@@ -224,7 +226,7 @@ def test_client_of_a_large_body_that_leaves_is_noticed(tiny_bundle: Path, size: 
                 time.sleep(0.05)
             gone = re.search(r'refused_total{reason="client-gone"} (\S+)', text)
             assert gone is not None
-            assert float(gone[1]) >= 6
+            assert float(gone[1]) >= len(padded) - 2  # one may just be done
 
 
 def test_gathered_bytes_count_against_the_limit(tiny_bundle: Path) -> None:
