@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.contract.reference import Reference, false_alarms
 
 MOST_SCORES = 2000  # of a reference, about
+ROUNDING = 1e-12  # of a p-value: a sum of weights may make .15 a little more, which no level would allow
 SPREAD_MARGIN = 1e-4  # of the span between the 5% and the 95% quantile
 RELATIVE_MARGIN = 1e-6  # of a score: above the rounding of float32 and of the 7 digits that are kept
 Floats = NDArray[np.float64]
@@ -60,6 +61,7 @@ def reference(
     if not len(values):
         steps = np.zeros(0)
     refused = [false_alarms(level) for level in levels]
+    steps = _snapped(steps, refused)
     kept = _thinned(steps, refused)
     ends, p_values = values[kept].tolist(), [1.0, *steps[kept].tolist()]
     borrowed = 0
@@ -70,12 +72,19 @@ def reference(
         if not ends or score > ends[-1]:
             ends.append(score)
             p_values.append(p_values[-1])
-        p_values[-1] = new_weight / (total + new_weight)
+        p_values[-1] = float(_snapped(np.array(new_weight / (total + new_weight)), refused))
         if p_values[-1] <= min(refused):
             break
     if not ends:
         raise ValueError("there is no calibration score to take a threshold from")
     return Reference(images=len(scores), borrowed=borrowed, scores=tuple(ends), p_values=tuple(p_values))
+
+
+def _snapped(p: Floats, refused: Sequence[float]) -> Floats:
+    """p-values, those that are one of `refused` but for rounding exactly so."""
+    for share in refused:
+        p = np.where(np.abs(p - share) < ROUNDING, share, p)
+    return p
 
 
 def own_bound(weights: Floats, new_weight: float) -> float:
