@@ -101,9 +101,9 @@ def test_decisions_that_differ_are_refused_and_nothing_is_written(
     run, loaded, record = prepared
     honest = export.onnx_predict
 
-    def lying(graph: bytes, threads: int = 1) -> predict.Predict:
+    def lying(graph: bytes, *rest: Any, **options: Any) -> predict.Predict:
         def wrong(images: Any) -> predict.Outputs:
-            out = honest(graph, threads)(images)
+            out = honest(graph, *rest, **options)(images)
             swapped = out.probabilities.copy()
             swapped[:5] = np.roll(swapped[:5], 1, axis=1)  # 5 of 2,000 classes change: 0.25%
             return predict.Outputs(swapped, out.scores)
