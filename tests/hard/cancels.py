@@ -21,6 +21,7 @@ def cancel_storm(report: Report) -> None:
     with serving(report.wrong, BUNDLE=str(report.bundle)) as server:
         samples = known(server)
         load.push(Plan(server.port, samples, clients=8, count=500))
+        server.queued()  # the first rendering of the metrics starts the thread that renders them
         before, threads, descriptors = server.rss(), server.threads(), server.descriptors()
         staying = Running(Plan(server.port, samples, clients=8))
         left = asyncio.run(_storm(server.port, a_photo().request, count))
