@@ -54,11 +54,11 @@ def swaps(report: Report) -> None:
 
 
 def other_version(source: Path, target: Path) -> Path:
-    """The same bundle under version `other`."""
-    manifest = bundle.read(source)
-    files = {name: (source / name).read_bytes() for name in manifest.files}
-    fields = manifest.model_dump(mode="json", exclude={"format", "files"}) | {"version": "other"}
-    bundle.write(target, fields, files)
+    """The same bundle under version `other`, in the format that it has."""
+    shutil.copytree(source, target)
+    manifest = target / bundle.MANIFEST_FILE
+    fields = json.loads(manifest.read_text(encoding="utf-8")) | {"version": "other"}
+    manifest.write_text(json.dumps(fields), encoding="utf-8")
     return target
 
 
