@@ -17,13 +17,13 @@ COPY docker/constraints.txt docker/constraints-gpu.txt pyproject.toml LICENSE ./
 RUN touch README.md && mkdir service
 
 FROM build AS dependencies-cpu
-ARG EXTRAS=otel,postgres
+ARG EXTRAS=otel,postgres,heif
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt ".[cpu,${EXTRAS}]" \
     && find /opt/venv -path '*/numpy/*' -type d -name tests -prune -exec rm -r {} +
 
 FROM build AS dependencies-gpu
-ARG EXTRAS=otel,postgres
+ARG EXTRAS=otel,postgres,heif
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt -c constraints-gpu.txt \
         ".[gpu,${EXTRAS}]" "onnxruntime-gpu[cuda,cudnn]" \

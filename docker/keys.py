@@ -8,6 +8,7 @@ from pathlib import Path
 
 KEYS = Path(os.environ.get("KEYS", "/keys"))  # one volume per reader, so that nobody is handed what is not theirs
 SERVICE = KEYS / "service" / "keys.toml"
+METRICS = 'roles = ["metrics"]'
 PEOPLE = {name: KEYS / "people" / name for name in ("client_key", "admin_key")}
 PROMETHEUS = KEYS / "prometheus" / "metrics_key"
 GRAFANA = KEYS / "grafana" / "grafana_password"
@@ -22,7 +23,8 @@ def make() -> None:
     write(PEOPLE["admin_key"], admin)
     write(PROMETHEUS, prometheus)
     write(GRAFANA, secrets.token_urlsafe(24))
-    write(SERVICE, table("client", client) + table("admin", admin, "admin = true\n") + table("prometheus", prometheus))
+    tables = (table("client", client), table("admin", admin, "admin = true"), table("prometheus", prometheus, METRICS))
+    write(SERVICE, "\n".join(tables))
 
 
 def show() -> None:

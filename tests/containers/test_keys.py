@@ -11,6 +11,7 @@ import pytest
 
 from service.settings import Settings
 from service.web.access import Keys
+from service.web.keys_file import ALL_ROLES, USUAL_ROLES
 from tests.containers.files import ROOT
 
 
@@ -30,15 +31,15 @@ def keys(folder: Path, *arguments: str) -> str:
 
 def test_making_keys_prints_none_and_the_service_takes_them(folder: Path) -> None:
     assert keys(folder) == ""
-    found = Keys.load(Settings(keys_file=folder / "service/keys.toml"))
+    found = Keys(Settings(keys_file=folder / "service/keys.toml"))
     who = {
         path: found.identify((folder / path).read_bytes())
         for path in ("people/client_key", "people/admin_key", "prometheus/metrics_key")
     }
-    assert {path: (key.name, key.admin) for path, key in who.items() if key is not None} == {
-        "people/client_key": ("client", False),
-        "people/admin_key": ("admin", True),
-        "prometheus/metrics_key": ("prometheus", False),
+    assert {path: (key.name, key.roles) for path, key in who.items() if key is not None} == {
+        "people/client_key": ("client", USUAL_ROLES),
+        "people/admin_key": ("admin", ALL_ROLES),
+        "prometheus/metrics_key": ("prometheus", {"metrics"}),
     }
 
 
@@ -62,7 +63,7 @@ def test_a_start_that_was_cut_off_is_made_good(folder: Path) -> None:
     keys(folder)
     (folder / "service/keys.toml").unlink()  # it is written last
     keys(folder)
-    found = Keys.load(Settings(keys_file=folder / "service/keys.toml"))
+    found = Keys(Settings(keys_file=folder / "service/keys.toml"))
     key = found.identify((folder / "people/client_key").read_bytes())
     assert key is not None
     assert key.name == "client"
