@@ -70,8 +70,11 @@ async def admit(
         model.pipeline.check_room()
     deadline, timeout_s = deadline_of(request, runtime.settings.request_timeout_s)
     with model.pipeline.visit(), context.budget.share() as share:
+        connection: Protocol | None = request.scope.get(SCOPE_KEY)
         try:
-            async with asyncio.timeout_at(deadline):
+            # Most bodies are there when their request is: no timer is needed for what does not wait.
+            late = None if connection is not None and connection.body_arrived else deadline
+            async with asyncio.timeout_at(late):
                 body = await read(request, share, model)
         except TimeoutError:
             raise SlowRequest(

@@ -183,6 +183,11 @@ class Protocol(HttpToolsProtocol):
             self._deadline = self.loop.time() + wait_s
 
     @property
+    def body_arrived(self) -> bool:
+        """The whole body of the current request has been received."""
+        return self._message_ended
+
+    @property
     def _answered(self) -> bool:
         """No request is with the application."""
         return self.cycle is None or self.cycle.response_complete

@@ -11,6 +11,7 @@ from time import perf_counter
 
 import structlog
 from fastapi import Request
+from prometheus_client import Counter, Histogram
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,6 +50,7 @@ class RequestMiddleware:
         self._budget = budget
         self._lines = TokenBucket(LOG_LINES_PER_S, LOG_LINES_AT_ONCE)
         self._unlogged = 0
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # as few as there are labels
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,8 +91,11 @@ class RequestMiddleware:
         route = self._template(scope)
         method = scope["method"] if scope["method"] in HTTP_METHODS else "other"
         metrics = self._runtime.metrics
-        metrics.requests.labels(route, method, str(status)).inc()
-        metrics.request_seconds.labels(route).observe(ended - context.started)
+        if (series := self._series.get((route, method, status))) is None:  # a label is looked up once
+            labelled = metrics.requests.labels(route, method, str(status)), metrics.request_seconds.labels(route)
+            series = self._series[route, method, status] = labelled
+        series[0].inc()
+        series[1].observe(ended - context.started)
         context.count_rest(status)
         if context.decided is not None:
             metrics.respond_seconds.observe(ended - context.decided)
