@@ -56,8 +56,6 @@ class Config(BaseModel):
     """cifar-resnet, trained from scratch; a timm model such as tf_efficientnet_lite0; or onnx:FILE, an extractor."""
     weights: Path | None = None
     """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
-    tune: Literal["frozen", "full"] | None = None
-    """frozen: features are computed once and a head learns on them (the default of a pretrained backbone)."""
     feature_views: int = Field(default=0, ge=0)
     """Random crops of each training image whose features are computed beside those of the image and its mirror."""
     backbone_mean: tuple[float, float, float] | None = None
@@ -137,14 +135,20 @@ class Config(BaseModel):
     def _defaults_of_a_frozen_backbone(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("backbone", CIFAR_RESNET) == CIFAR_RESNET:
             return given
-        if given.get("tune") == "full":
-            return given
-        return {**FROZEN_DEFAULTS, **given, "tune": "frozen"}
+        return {**FROZEN_DEFAULTS, **given}
+
+    @model_validator(mode="after")
+    def _only_a_pretrained_backbone_takes_these(self) -> "Config":
+        if not self.frozen:
+            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout"):
+                if (value := getattr(self, key)) is not None:
+                    raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
+        return self
 
     @property
     def frozen(self) -> bool:
         """Whether a head learns on the features of a backbone that does not."""
-        return self.tune == "frozen"
+        return self.backbone != CIFAR_RESNET
 
 
 def flag(key: str) -> str:

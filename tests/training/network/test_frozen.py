@@ -61,6 +61,8 @@ def test_defaults_are_those_of_a_frozen_backbone(extractor: Path) -> None:
     assert config(extractor).epochs == 40
     assert config(extractor, epochs=7).epochs == 7
     assert not Config(dataset="digits").frozen
+    with pytest.raises(ValueError, match=r"--weights lite0\.pth is for a pretrained backbone"):
+        Config(dataset="digits", weights=Path("lite0.pth"))
     assert Config(dataset="digits").epochs == 200
 
 
