@@ -118,6 +118,7 @@ def write(folder: Path) -> Path:
         for i, name in enumerate(names)
     ]  # fmt: skip
     fields = tiny.manifest(name="resnet18", input=target, classes=classes, golden=[golden])
+    fields["calibration"]["class_shares"] = [1 / CLASSES] * CLASSES
     bundle.write(folder, fields, {"model.onnx": model, EXAMPLE: photo})
     return folder
 

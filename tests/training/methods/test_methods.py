@@ -63,7 +63,7 @@ def test_score_of_a_row_is_the_one_its_outlier_term_trains(name):
 def test_network_of_a_row(name):
     m = find(name)
     network = build_network(m, 10, 2)
-    rejects = {"sofl": 5, "outlier-class": 1, "imood": 1}.get(m.outlier_term, 0)
+    rejects = {"sofl": 5, "outlier-class": 1, "outlier-class-adjusted": 1, "imood": 1}.get(m.outlier_term, 0)
     assert network.rejects(torch.zeros(2, 16)).shape == (2, rejects)
     assert isinstance(network.head, CosineHead) == (m.loss == "ldam")
     learned = {k: type(v) for k, v in network.learned.items()}
