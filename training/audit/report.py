@@ -10,7 +10,7 @@ from training.evaluation.calibrate import LEVEL
 from training.layout import columns
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
-EXAMPLES = 5  # of each kind of fault in the text; the JSON has all
+SHOWN_EXAMPLES = 5  # of each kind of fault in the text; the JSON has all
 WIDTH = 116
 
 
@@ -151,14 +151,14 @@ def _duplicates(report: Report) -> list[str]:
     for c in report.copies:
         where = "repeating another there" if c.first == c.second else f"also in {c.first}"
         lines.append(f"{_counted(c.images, 'image')} of {c.second} {where}")
-        lines += [f"    {a} = {b}" for a, b in c.examples[:EXAMPLES]]
+        lines += [f"    {a} = {b}" for a, b in c.examples[:SHOWN_EXAMPLES]]
     if not report.copies:
         lines.append("none")
     if report.conflicts:
         lines.append(f"{_counted(len(report.conflicts), 'set')} of equal images with different labels")
         lines += [
             f"    {' | '.join(c.labels)}: {' = '.join(c.images[:3])}{' ...' if len(c.images) > 3 else ''}"
-            for c in report.conflicts[:EXAMPLES]
+            for c in report.conflicts[:SHOWN_EXAMPLES]
         ]
     lines += ["", f"NEAR DUPLICATES  8 x 8 thumbnails, cosine above {NEAR_COSINE}: a screen, look before you remove"]
     for n in report.look_alikes:
@@ -166,7 +166,7 @@ def _duplicates(report: Report) -> list[str]:
             f"{_counted(n.images, 'image')} of {n.second} like one of {n.first}"
             + (f", {n.alike_in_full} at full size too (cosine above {SAME_COSINE})" if n.images else "")
         )
-        lines += [f"    {p.full_cosine:.3f} {p.first} ~ {p.second}" for p in n.pairs[:EXAMPLES]]
+        lines += [f"    {p.full_cosine:.3f} {p.first} ~ {p.second}" for p in n.pairs[:SHOWN_EXAMPLES]]
     return lines
 
 

@@ -20,7 +20,7 @@ from training.data.readers import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-Row = dict[str, Any]
+ListRow = dict[str, Any]
 
 
 def is_list(path: Path) -> bool:
@@ -57,7 +57,7 @@ def read_list(path: Path) -> Parts:
     return Parts(by_frequency(labelled, columns), [])
 
 
-def _rows(path: Path) -> Iterable[Row]:
+def _rows(path: Path) -> Iterable[ListRow]:
     try:
         if path.suffix.lower() == ".parquet":
             return _parquet(path)
@@ -72,10 +72,10 @@ def _rows(path: Path) -> Iterable[Row]:
     return rows
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> list[ListRow]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError(f"{path}: reading Parquet needs pyarrow: install the extra parquet, or save a CSV") from error
-    rows: list[Row] = parquet.read_table(path).to_pylist()
+    rows: list[ListRow] = parquet.read_table(path).to_pylist()
     return rows

@@ -51,7 +51,7 @@ class Scan:
         )  # fmt: skip
 
 
-class Row(NamedTuple):
+class ScannedFile(NamedTuple):
     """One file: `bad` is why it cannot be read, with the other fields empty then."""
 
     key: int
@@ -76,7 +76,7 @@ def scan(
     rows = {stamp: known[stamp] for stamp in stamps if stamp in known}
     missing = [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in rows]
     chunks = [(size_px, missing[i : i + CHUNK_FILES]) for i in range(0, len(missing), CHUNK_FILES)]
-    fresh: list[Row] = []
+    fresh: list[ScannedFile] = []
     with tqdm(total=len(missing), desc=title, unit="file", disable=title is None, leave=False, delay=1) as bar:
         for found in in_processes(_look, chunks, processes_for(len(missing), processes)):
             fresh += found
@@ -94,18 +94,18 @@ def scan(
     )  # fmt: skip
 
 
-def _look(chunk: tuple[int, Sequence[str]]) -> list[Row]:
+def _look(chunk: tuple[int, Sequence[str]]) -> list[ScannedFile]:
     size_px, paths = chunk
     return [_look_at(path, size_px) for path in paths]
 
 
-def _look_at(path: str, size_px: int) -> Row:
+def _look_at(path: str, size_px: int) -> ScannedFile:
     try:
         content = read(path)
         loaded = images.load(content, square(size_px), max_pixels=MAX_PIXELS)
-        return Row(content_key(content), loaded.pixels, _header(content, loaded))
+        return ScannedFile(content_key(content), loaded.pixels, _header(content, loaded))
     except Exception as error:  # decoders raise nearly anything
-        return Row(0, EMPTY, Header(0, 0, "", ""), reason_of(error) or type(error).__name__)
+        return ScannedFile(0, EMPTY, Header(0, 0, "", ""), reason_of(error) or type(error).__name__)
 
 
 def _header(content: bytes, loaded: images.Loaded) -> Header:
@@ -129,7 +129,7 @@ def _stamp(path: str) -> Stamp:
         return os.path.abspath(path), -1, -1
 
 
-def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[Row]) -> None:
+def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFile]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     kept = [i for i, row in enumerate(rows) if not row.bad]
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
@@ -143,7 +143,7 @@ def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[Row]) -> N
     os.replace(temporary, cache)
 
 
-def _read_cache(cache: Path, size_px: int) -> dict[Stamp, Row]:
+def _read_cache(cache: Path, size_px: int) -> dict[Stamp, ScannedFile]:
     """What was kept, by stamp; nothing where the file is missing, damaged or of another size: it is made again."""
     try:
         with np.load(cache, allow_pickle=False) as kept:
@@ -154,7 +154,7 @@ def _read_cache(cache: Path, size_px: int) -> dict[Stamp, Row]:
     if small.shape[1:] != (size_px, size_px, 3):
         return {}
     return {
-        (os.fsdecode(path), *stat): Row(key, image, Header(*size, *kind.split("/")))
+        (os.fsdecode(path), *stat): ScannedFile(key, image, Header(*size, *kind.split("/")))
         for path, stat, key, image, size, kind in zip(
             paths.tolist(), stats.tolist(), keys.tolist(), small, sizes.tolist(), kinds.tolist(), strict=True
         )

@@ -28,7 +28,7 @@ from training.export import card, examples
 from training.export.about import AboutData
 from training.export.graph import onnx_predict, quantize, to_onnx
 from training.network.features import available_cpus
-from training.network.frozen import Frozen, resized
+from training.network.frozen import FrozenBackbone, resized
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 from training.scores.scores import SCORES
@@ -93,7 +93,7 @@ def real_images(data: Data, count: int) -> Images:
 
 def build(
     run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = (),
-    device: torch.device = CPU, frozen: Frozen | None = None,
+    device: torch.device = CPU, frozen: FrozenBackbone | None = None,
 ) -> tuple[bytes, Json]:  # fmt: skip
     """(graph with `score` and the `extra` ones, parity record); `frozen` is the backbone that the run stands on.
 
@@ -125,7 +125,7 @@ def build(
     return graph, record
 
 
-def on_images(graph: bytes, frozen: Frozen | None) -> Predict:
+def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
     """Predict from images as they lie in the data set; at a backbone's size on every core, which takes its time."""
     return onnx_predict(graph, frozen.target, workers=available_cpus()) if frozen else onnx_predict(graph)
 
@@ -155,7 +155,7 @@ def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
-    frozen: Frozen | None = None,
+    frozen: FrozenBackbone | None = None,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 

@@ -56,7 +56,7 @@ def input_of(preprocessing: Preprocessing, config: Config) -> Input:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenBackbone:
     """A backbone with the cache of its features in the folder of a run."""
 
     backbone: Backbone
@@ -96,7 +96,7 @@ class Frozen:
         return self.cache.features(name, Resized(pixels, self.target), views=None if augmented else 1)
 
 
-def load(config: Config, run: Path) -> Frozen:
+def load(config: Config, run: Path) -> FrozenBackbone:
     """The backbone that `config` names, its features kept in `run`/features. Raises BackboneError."""
     backbone = backbones.load(
         config.backbone, weights=config.weights, size_px=config.image_size_px, mean=config.backbone_mean,
@@ -107,7 +107,7 @@ def load(config: Config, run: Path) -> Frozen:
         run / CACHE_FOLDER, backbone.graph(), backbone.preprocessing, extra_views=config.feature_views,
         mirror=config.augment != "none", threads=config.threads,
     )  # fmt: skip
-    return Frozen(backbone, target, cache)
+    return FrozenBackbone(backbone, target, cache)
 
 
 def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
