@@ -51,6 +51,7 @@ MODEL_ROUTE: tuple[Failure, ...] = (*KEYED_ROUTE, NotReady)
 BODY_ROUTE: tuple[Failure, ...] = (*MODEL_ROUTE, MalformedRequest, SlowRequest, BodyTooLarge, UnsupportedMedia)
 BATCH_ROUTE: tuple[Failure, ...] = (*BODY_ROUTE, Overloaded, DeadlineExceeded)
 IMAGE_ROUTE: tuple[Failure, ...] = (*BATCH_ROUTE, InvalidImage)
+NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
 SMALL_BODY = "the body has 20971520 bytes, the limit is 16384: send a smaller one"
 
 DETAILS: dict[Failure, str] = {

@@ -19,6 +19,7 @@ from service.contract.images import load as load_image
 from training.config import Config
 from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
+from training.data.processes import usable_cpus
 from training.data.readers import Images, Pixels
 from training.evaluation import calibrate
 from training.evaluation.measure import data_groups, measure
@@ -27,7 +28,6 @@ from training.evaluation.predict import Outputs, Predict, deployed, torch_predic
 from training.export import card, examples
 from training.export.about import AboutData
 from training.export.graph import onnx_predict, quantize, to_onnx
-from training.network.features import available_cpus
 from training.network.frozen import FrozenBackbone, resized
 from training.runs.checkpoint import Run
 from training.runs.files import Json
@@ -127,7 +127,7 @@ def build(
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
     """Predict from images as they lie in the data set; at a backbone's size on every core, which takes its time."""
-    return onnx_predict(graph, frozen.target, workers=available_cpus()) if frozen else onnx_predict(graph)
+    return onnx_predict(graph, frozen.target, workers=usable_cpus()) if frozen else onnx_predict(graph)
 
 
 def golden_examples(

@@ -13,7 +13,6 @@ drawn from (key, image, view) alone.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -27,11 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from training.data.augment import PHOTO_AREA, PHOTO_RATIO
+from training.data.processes import usable_cpus
 from training.network.preprocessing import Preprocessing
 
 CHUNK_IMAGES = 32  # written and marked together
-CROP_SHARES = (0.35, 1.0)  # of the area, as RandomResizedCrop draws them for fine-tuning
-CROP_RATIOS = (3 / 4, 4 / 3)
 Floats = NDArray[np.float32]
 
 
@@ -127,7 +126,7 @@ class FeatureCache:
             total=len(images), initial=min(len(images), (chunks - len(todo)) * CHUNK_IMAGES), unit="image",
             desc=f"features of {name}", disable=None, mininterval=1,
         )  # fmt: skip
-        with bar, ThreadPoolExecutor(self.threads or available_cpus(), "features") as pool:
+        with bar, ThreadPoolExecutor(self.threads or usable_cpus(), "features") as pool:
             for chunk in _as_done(pool, one, todo):
                 rows.flush()
                 done[chunk] = 1
@@ -146,21 +145,16 @@ class FeatureCache:
 
 
 def cropped(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of an image [H, W, 3], CROP_SHARES of its area, at its own size (Szegedy et al. 2015)."""
+    """A random part of an image [H, W, 3], PHOTO_AREA of its area, at its own size (Szegedy et al. 2015)."""
     height, width = image.shape[:2]
-    area = height * width * random.uniform(*CROP_SHARES)
-    ratio = np.exp(random.uniform(*np.log(CROP_RATIOS)))
+    area = height * width * random.uniform(*PHOTO_AREA)
+    ratio = np.exp(random.uniform(*np.log(PHOTO_RATIO)))
     wide, high = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
     left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
     part = Image.fromarray(image).resize(
         (width, height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high)
     )
     return np.asarray(part)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_done(pool: ThreadPoolExecutor, work: Any, items: list[int]) -> Iterator[int]:

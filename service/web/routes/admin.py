@@ -11,14 +11,13 @@ from service.web.access import Keys
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
-from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, SMALL_BODY, json_body, problems
+from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
 from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 
 BAD_BUNDLE = "the bundle in service stays: /models/none is not a bundle: manifest.json cannot be read (No such file or "
 BAD_BUNDLE += "directory)"
 NO_PATH = "path= is not valid: String should have at least 1 character"
 BAD_KEYS = "the keys in force stay: keys.toml holds no keys: write each as a table [keys.NAME]"
-NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
 
 router = APIRouter(prefix="/admin")
 

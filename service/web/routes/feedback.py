@@ -12,7 +12,7 @@ from service.settings import PREFIX
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
-from service.web.openapi import BODY_ROUTE, SMALL_BODY, json_body, problems
+from service.web.openapi import BODY_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
 from service.web.schemas import ModelName
 
 MAX_POSITION = 2**31 - 1
@@ -59,7 +59,6 @@ UNKNOWN_REQUEST = (
     "index for an image of a batch; old rows are deleted"
 )
 UNKNOWN_LABEL = "index=-1 is not valid: Input should be greater than or equal to 0"
-NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
 
 
 @router.post(

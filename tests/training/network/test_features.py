@@ -141,4 +141,4 @@ def test_a_crop_keeps_the_size_and_shows_a_part() -> None:
     assert all(part.shape == ramp.shape and part.dtype == np.uint8 for part in parts)
     widths = [int(part.max()) - int(part.min()) for part in parts]  # 232: the whole width is seen
     assert 232 * 0.5 < np.mean(widths) < 232 * 0.95
-    assert features.CROP_SHARES[0] > 0
+    assert features.PHOTO_AREA[0] > 0
