@@ -72,11 +72,13 @@ class Weights(BaseModel):
 
 
 class Audit(BaseModel):
-    """Look at data before training: counts, duplicates, what the tail can support, and a recommended command."""
+    """Look at data before training: counts, duplicates, what the tail can support; recommended commands, their time."""
 
-    data: CliPositionalArg[Path]
+    data: CliPositionalArg[Path | None] = None
     """CIFAR's python files; a folder with train/<class>/* and perhaps test, val, outliers and ood, or with <class>/*;
     or a list (CSV, JSON lines, Parquet)."""
+    dataset: str | None = None
+    """cifar10, cifar100, folder or digits (which needs no DIR); not given: what is found."""
     imbalance: Annotated[float | None, Field(ge=1)] = None
     """Look at the long-tail cut with this ratio."""
     outliers: Path | None = None
@@ -88,6 +90,8 @@ class Audit(BaseModel):
     """As in `train`."""
     class_level: Annotated[int | None, Field(ge=1)] = None
     """As in `train`."""
+    measure: bool = True
+    """Time a few steps of each recommendation on this machine, which takes about 20 s."""
     plot: Path | None = None
     """Write a picture of the counts to this PNG."""
     json_file: Path | None = None
@@ -98,8 +102,8 @@ class Audit(BaseModel):
         from training.runs.files import write_json
 
         report = audit.audit(
-            self.data, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood, size_px=self.image_size_px,
-            group_by=self.group_by, class_level=self.class_level,
+            self.data, dataset=self.dataset, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood,
+            size_px=self.image_size_px, group_by=self.group_by, class_level=self.class_level, measure=self.measure,
         )  # fmt: skip
         print(audit.render(report))
         if self.plot:

@@ -1,4 +1,4 @@
-"""Tables as text: columns of their own width for a terminal, or Markdown."""
+"""Tables as text, columns of their own width for a terminal or Markdown; spans of time in words."""
 
 from collections.abc import Sequence
 
@@ -19,3 +19,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     lines = [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in (head, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
     return "\n".join(lines)
+
+
+def span(seconds: float) -> str:
+    """Seconds in words: 40 s, 12 min, 5.2 h, 3.1 days."""
+    for unit, name, digits in ((86_400, "days", 1), (3_600, "h", 1), (60, "min", 0)):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.{digits}f} {name}"
+    return f"{max(seconds, 1):.0f} s"

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service import __main__ as service_side
 from service import commands
@@ -84,6 +85,17 @@ def test_training_says_what_is_not_installed(without: str, said: str) -> None:
     done = tailguard("train", "--dataset", "digits", without=(without,))
     assert done.returncode == 1
     assert done.stderr.startswith(said)
+
+
+def test_the_audit_runs_without_torch(tmp_path: Path) -> None:
+    for i, name in enumerate(["ant", "bee"] * 3):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (40 * i, 99, 7)).save(folder / f"{i}.png")
+    done = tailguard("audit", str(tmp_path), without=("torch",))
+    assert done.returncode == 0, done.stderr
+    assert "ADVICE" in done.stdout
+    assert "no time was measured" in done.stdout
 
 
 def test_serving_without_onnxruntime_names_the_extra() -> None:

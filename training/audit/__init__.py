@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from training.audit import advice, duplicates, sources
 from training.audit.advice import Advice, Setting
 from training.audit.duplicates import ImagePart
+from training.audit.notes import notes
 from training.audit.picture import plot
 from training.audit.report import (
     ClassRow,
@@ -35,27 +36,16 @@ from training.evaluation.groups import group_classes
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
 COMPARED = (("train", "test"), ("train", "val"), ("outliers", "test"), ("outliers", "ood"))  # for near duplicates
-_LEAK = "what is measured there looks better than it is; keep them in one part"
-SHARED_MEANS = {  # what it does when two parts have images in common
-    ("train", "val"): _LEAK,
-    ("train", "test"): _LEAK,
-    ("val", "test"): _LEAK,
-    ("train", "outliers"): "the model is taught to know and to refuse them; remove them from the outliers",
-    ("val", "outliers"): "the model is taught to refuse good images; remove them from the outliers",
-    ("test", "outliers"): "the model is taught to refuse good images; remove them from the outliers",
-    ("train", "ood"): "the OOD set holds known images, which should be accepted; remove them from it",
-    ("val", "ood"): "the OOD set holds known images, which should be accepted; remove them from it",
-    ("test", "ood"): "the OOD set holds known images, which should be accepted; remove them from it",
-    ("outliers", "ood"): _LEAK,
-    ("ood", "ood"): "two OOD sets overlap; such images count twice in the mean over the OOD sets",
-}
 
 
 def audit(
-    data: Path, *, dataset: str | None = None, imbalance: float | None = None, outliers: Path | None = None,
+    data: Path | None, *, dataset: str | None = None, imbalance: float | None = None, outliers: Path | None = None,
     ood: Sequence[Path] = (), size_px: int = 32, class_level: int | None = None, group_by: str = "near",
+    measure: bool = False,
 ) -> Report:  # fmt: skip
     """Look at a data set as training would read it: CIFAR pickles, class folders or a list, detected where not named.
+
+    `data` is None for scikit-learn's digits. `measure`: time a few steps of each recommendation on this machine.
 
     `imbalance` cuts the training images as `train --imbalance` does. Outliers and OOD sets are arrays or folders;
     beside class folders, outliers/ and ood/ are taken where none are named. `size_px` is the side at which photographs
@@ -70,19 +60,24 @@ def audit(
     parts = [_part(source, found.classes) for source in every]
     counts = np.array(parts[0].counts)
     groups = group_classes(counts)
-    if outliers is None and found.outliers is not None:
+    if outliers is None and found.outliers is not None and data is not None:
         outliers = data / "outliers"
-    advised = advice.advise(
-        dataset=found.kind, data=data, imbalance=imbalance, outliers=outliers, counts=counts, groups=groups,
-        median_side_px=min(parts[0].width_px.median, parts[0].height_px.median),
-    )  # fmt: skip
-    advised = _with_reading(advised, group_by, class_level)
+    both = [
+        advice.advise(
+            dataset=found.kind, data=data, imbalance=imbalance, outliers=outliers, counts=counts, groups=groups,
+            median_side_px=min(parts[0].width_px.median, parts[0].height_px.median), frozen=frozen,
+        )
+        for frozen in ([True, False] if found.kind in sources.PHOTOGRAPHS else [False])
+    ]  # fmt: skip
+    unmeasured: list[str] = []
+    both = [_measured(_with_reading(one, group_by, class_level), found, measure, unmeasured) for one in both]
+    advised = both[0]
     fraction = next(s.value for s in advised.settings if s.name == "calibration_fraction")
     held = advice.held_out(counts, fraction).tolist()
     images = [source.part for source in every]
     copies, conflicts = _exact(images, found.classes)
     report = Report(
-        data=str(data), dataset=found.kind, size_px=images[0].pixels.shape[1],
+        data=str(data or found.kind), dataset=found.kind, size_px=images[0].pixels.shape[1],
         groups=list(groups.groups),
         classes=[
             ClassRow(name=c, group=g, train=n, calibration=h, highest_level=advice.highest_level(h))
@@ -92,9 +87,32 @@ def audit(
         unreadable=[Unreadable(path=p, reason=r) for source in every for p, r in source.unreadable],
         copies=copies, conflicts=conflicts, look_alikes=_near(images),
         support=advice.support(counts, groups, len(found.outliers.part.pixels) if found.outliers else 0, fraction),
-        advice=advised, notes=[],
+        advice=advised, alternatives=both[1:], notes=[],
     )  # fmt: skip
-    return report.model_copy(update={"notes": _notes(report, found)})
+    return report.model_copy(update={"notes": [*notes(report, found), *unmeasured]})
+
+
+def _measured(advised: Advice, found: Sources, measure: bool, said: list[str]) -> Advice:
+    """The advice with its time where `measure` is set; a note where what it needs is not installed."""
+    if not measure:
+        return advised
+    try:
+        from training.audit import timing
+        from training.network.preprocessing import BackboneError
+    except ImportError as error:
+        said.append(f"no time was measured: {error}; pip install 'tailguard[cpu,train,backbones]'")
+        return advised
+    train = found.splits["train"]
+    others = sum(len(s.part.pixels) for name, s in found.splits.items() if name != "train")
+    work = timing.Work(
+        train=len(train.part.pixels), outliers=len(found.outliers.part.pixels) if found.outliers else 0,
+        others=others + sum(len(s.part.pixels) for s in found.ood), classes=len(found.classes), files=train.paths,
+    )  # fmt: skip
+    try:
+        return advised.model_copy(update={"estimate": timing.estimate(advised, work)})
+    except BackboneError as error:
+        said.append(f"the time with a pretrained backbone was not measured: {error}")
+        return advised
 
 
 def _with_reading(advised: Advice, group_by: str, class_level: int | None) -> Advice:
@@ -102,7 +120,7 @@ def _with_reading(advised: Advice, group_by: str, class_level: int | None) -> Ad
     more = [("group_by", group_by, "near"), ("class_level", class_level, None)]
     settings = [Setting(name=n, value=v, reason="as given") for n, v, default in more if v != default]
     command = " ".join([advised.command, *map(advice.option, settings)])
-    return Advice(settings=[*advised.settings, *settings], command=command)
+    return advised.model_copy(update={"settings": [*advised.settings, *settings], "command": command})
 
 
 def gini(counts: NDArray[np.int64]) -> float:
@@ -182,31 +200,3 @@ def _near(images: list[ImagePart]) -> list[LookAlikes]:
                 sure = sum(n.full_cosine > duplicates.SAME_COSINE for n in found)
                 out.append(LookAlikes(first=a, second=second.name, images=len(found), alike_in_full=sure, pairs=pairs))
     return out
-
-
-def _notes(report: Report, found: Sources) -> list[str]:
-    """What to see to, the grave things first."""
-    by_name = {p.name: p for p in report.parts}
-    notes = [
-        f"{p.name} has no image of {', '.join(p.missing[:5])}{' ...' if len(p.missing) > 5 else ''}: "
-        + ("`train` needs every class there" if p.name == "train" else "nothing is measured of them")
-        for p in (by_name[name] for name in ("train", "test") if name in by_name)
-        if p.missing
-    ]
-    shared = {(c.first.split("/")[0], c.second.split("/")[0]) for c in report.copies if c.first != c.second}
-    notes += [f"{' and '.join(pair)} have images in common: {SHARED_MEANS[pair]}" for pair in sorted(shared)]
-    if report.conflicts:
-        notes.append("equal images with different labels teach nothing: decide on one label or remove them")
-    if "val" in by_name:
-        notes.append("`train` calibrates on val, so it takes no calibration images from train")
-    every = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
-    notes += found.notes + [note for source in every for note in source.notes]
-    lonely = sum(c.calibration == 0 for c in report.classes)
-    if lonely:
-        notes.append(f"{lonely} classes have too few images to hold one out: nothing will be known of them")
-    if found.kind == "folder":
-        notes.append(
-            "training mirrors images left to right; where a mirror image is another class (text, signs, left and right "
-            "hands), which pixels cannot tell, give --augment crop or --augment none"
-        )
-    return notes

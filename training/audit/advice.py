@@ -13,23 +13,28 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.reference import false_alarms
-from training.config import Config, flag, program
+from training.config import FROZEN_DEFAULTS, Config, flag, program
 from training.data.splits import expected_held_back
 from training.evaluation.calibrate import LEVEL
 from training.evaluation.groups import Groups
 
-BEST = "tailguard"  # the row of METHODS to take where there are outliers
+BEST = "tailguard"  # the row of METHODS to take from scratch where there are outliers
+BEST_FROZEN = "tailguard-joint"  # on a frozen backbone, whose head needs no second stage
 OUTLIER_FREE = "mahalanobis"  # and where there are none
 BALANCED_RATIO = 3  # below it the classes count as balanced
 METHOD_RULES = {  # (nearly balanced, outliers given) → (method, why)
-    (False, True): (BEST, "long tail and training outliers: the project's best method, one pass"),
+    (False, True): (BEST, "long tail and training outliers: a class for what is to be refused, kept off the tail"),
     (False, False): (OUTLIER_FREE, "long tail without outliers: logit-adjusted training, pooled Mahalanobis score"),
     (True, True): ("oe", f"classes within a factor of {BALANCED_RATIO}: plain outlier exposure is enough"),
     (True, False): ("msp", f"classes within a factor of {BALANCED_RATIO} and no outliers: the plain baseline"),
 }
 LEVELS = (0.8, 0.9, 0.95, 0.99)
+FROZEN_REASON = "pretrained on ImageNet-1k and frozen: only a head is trained, so it suits a CPU and few images"
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3)  # of each class for calibration, tried in this order
 SIZES_PX = (32, 48, 64)
+BACKBONE = "lite0"  # --backbone of the pretrained option
+SMALL_PHOTOGRAPH_PX, SMALL_SIZE_PX = 160, 160  # below the first, pictures are brought to the second, not to 224
+FROZEN_SIZE_PX = 224  # Lite0's own
 STEPS = 9_600  # PASCL: 200 epochs of 48 steps
 BATCH_IMAGES, STEPS_PER_EPOCH = 256, 8  # PASCL's batch, halved until an epoch has so many steps
 EPOCHS = (30, 400)  # at least, at most: PASCL shows each image 200 times
@@ -67,9 +72,18 @@ class Setting(Frozen):
     reason: str
 
 
+class Estimate(Frozen):
+    """What a recommendation takes on this machine, from a few steps that were measured on it."""
+
+    seconds: float
+    made_of: list[str]  # the products that add up to it, in words
+
+
 class Advice(Frozen):
+    name: str  # "frozen" or "scratch"
     settings: list[Setting]
     command: str
+    estimate: Estimate | None = None
 
 
 def images_needed(level: float) -> int:
@@ -123,34 +137,50 @@ def calibration_fraction(counts: Counts, groups: Groups) -> tuple[float, str]:
 
 
 def advise(
-    *, dataset: str, data: Path, imbalance: float | None, outliers: Path | None, counts: Counts, groups: Groups,
-    median_side_px: float,
+    *, dataset: str, data: Path | None, imbalance: float | None, outliers: Path | None, counts: Counts, groups: Groups,
+    median_side_px: float, frozen: bool,
 ) -> Advice:  # fmt: skip
-    """Settings for `train`, each with its reason, and the complete command. Counts [C] after the cut."""
+    """Settings for `train`, each with its reason, and the complete command. Counts [C] after the cut.
+
+    `frozen`: a head on a pretrained backbone that does not learn, else a network that is trained from scratch.
+    """
     ratio = counts.max() / max(counts.min(), 1)
-    method, why = METHOD_RULES[bool(ratio < BALANCED_RATIO), outliers is not None]
-    settings = [
-        Setting(name="dataset", value=dataset, reason="as found"),
-        Setting(name="data", value=str(data), reason="as given"),
-    ]
+    method, why = METHOD_RULES[bool(ratio < BALANCED_RATIO), outliers is not None or dataset == "digits"]
+    settings = [Setting(name="dataset", value=dataset, reason="as found")]
+    if data is not None:
+        settings.append(Setting(name="data", value=str(data), reason="as given"))
     if imbalance is not None:
         settings.append(Setting(name="imbalance", value=imbalance, reason="the cut that was looked at"))
+    if frozen:
+        settings.append(Setting(name="backbone", value=BACKBONE, reason=FROZEN_REASON))
+        method = BEST_FROZEN if method == BEST else method
     settings.append(Setting(name="method", value=method, reason=f"{why} (ratio {ratio:.1f})"))
     if outliers is not None:
         settings.append(Setting(name="outliers", value=str(outliers), reason="stand for what is not to be accepted"))
-    if dataset == "folder":
+    if frozen:
+        settings.append(frozen_size(median_side_px))
+    elif dataset == "folder":
         settings.append(_image_size(median_side_px))
     fraction, why = calibration_fraction(counts, groups)
     settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
-    settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
-    Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
+    settings += _schedule(int((counts - held_out(counts, fraction)).sum()), frozen=frozen)
+    config = Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
     command = " ".join([f"{program()} train", *map(option, settings)])
-    return Advice(settings=settings, command=command)
+    return Advice(name="frozen" if config.frozen else "scratch", settings=settings, command=command)
 
 
 def option(setting: Setting) -> str:
     """--name value, for a shell."""
     return f"{flag(setting.name)} {shlex.quote(str(setting.value))}"
+
+
+def frozen_size(median_side_px: float) -> Setting:
+    """The side at which a pretrained backbone sees photographs."""
+    small = median_side_px < SMALL_PHOTOGRAPH_PX
+    size = SMALL_SIZE_PX if small else FROZEN_SIZE_PX
+    why = "enlarging more costs time and adds nothing" if small else "the backbone's own size"
+    reason = f"the median shorter side is {median_side_px:g} px; {why}"
+    return Setting(name="image_size_px", value=size, reason=reason)
 
 
 def _image_size(median_side_px: float) -> Setting:
@@ -161,15 +191,19 @@ def _image_size(median_side_px: float) -> Setting:
     return Setting(name="image_size_px", value=size, reason=reason)
 
 
-def _schedule(images: int) -> list[Setting]:
+def _schedule(images: int, *, frozen: bool) -> list[Setting]:
     """Batch and epochs for so many images that remain after calibration."""
     batch = BATCH_IMAGES
     while batch > 2 and images // batch < STEPS_PER_EPOCH:
         batch //= 2
     steps = max(images // batch, 1)
     epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
+    if frozen:
+        epochs = FROZEN_DEFAULTS["epochs"]
     size = "PASCL's" if batch == BATCH_IMAGES else f"an epoch of {images} images then has at least {STEPS_PER_EPOCH}"
     why = f"{steps} steps each, {steps * epochs} in all; PASCL takes {STEPS}; held within {EPOCHS[0]} to {EPOCHS[1]}"
+    if frozen:
+        why = f"{steps} steps each, of a head alone"
     return [
         Setting(name="batch_images", value=batch, reason=size if batch == BATCH_IMAGES else f"{size} steps"),
         Setting(name="epochs", value=epochs, reason=why),

@@ -7,7 +7,7 @@ from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
 from training.config import program
 from training.evaluation.calibrate import LEVEL
-from training.layout import columns
+from training.layout import columns, span
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
 SHOWN_EXAMPLES = 5  # of each kind of fault in the text; the JSON has all
@@ -97,6 +97,7 @@ class Report(Frozen):
     look_alikes: list[LookAlikes]
     support: Support
     advice: Advice
+    alternatives: list[Advice]  # other ways, with the time that each takes
     notes: list[str]
 
 
@@ -173,9 +174,7 @@ def _duplicates(report: Report) -> list[str]:
 def _unreadable(report: Report) -> list[str]:
     if not report.unreadable:
         return []
-    lines = [
-        f"UNREADABLE  {_counted(len(report.unreadable), 'file')}; training stops at the first: mend or remove them"
-    ]
+    lines = [f"UNREADABLE  {_counted(len(report.unreadable), 'file')}: `train` leaves them out (--unreadable skip)"]
     return lines + [f"    {u.path}: {u.reason}" for u in report.unreadable]
 
 
@@ -207,7 +206,16 @@ def _advice(report: Report) -> list[str]:
             command[-1] += " \\"
             command.append("   ")
         command[-1] += f" {option(setting)}"
-    return [*columns(rows), "", *command]
+    lines = [*columns(rows), "", *command]
+    if report.dataset == "folder":
+        lines += ["", "or all steps at once, to a bundle that can be served:", f"{program()} fit {report.data}"]
+    for one in (report.advice, *report.alternatives):
+        if one.estimate:
+            way = "with a pretrained backbone, frozen" if one.name == "frozen" else "from scratch"
+            text = f"{span(one.estimate.seconds)} {way}: {', '.join(one.estimate.made_of)}"
+            lines += ["", *_wrapped(text, "about ")]
+            lines += [] if one is report.advice else _wrapped(one.command, "    ")
+    return lines
 
 
 def _span(r: Range) -> str:

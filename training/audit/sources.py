@@ -24,21 +24,24 @@ from training.data.scan import Header, Scan, scan
 from training.data.splits import long_tail_rows
 from training.data.thumbnails import GRID
 
-DatasetKind = Literal["cifar10", "cifar100", "folder"]
-KINDS: tuple[DatasetKind, ...] = ("cifar10", "cifar100", "folder")
+DatasetKind = Literal["cifar10", "cifar100", "folder", "digits"]
+KINDS: tuple[DatasetKind, ...] = ("cifar10", "cifar100", "folder", "digits")
+PHOTOGRAPHS = ("cifar10", "cifar100", "folder")  # kinds whose images a backbone pretrained on photographs suits
 
 
 @dataclass(frozen=True)
 class Source:
     """A part's images, the headers of its files (none for arrays), the files that cannot be read and why.
 
-    `keys` are the content keys of its files; `notes` say what was left out of a folder (service.contract.files).
+    `paths` are those of the files that can be read; `notes` say what was left out of a folder
+    (service.contract.files).
     """
 
     part: ImagePart
     headers: list[Header] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Sources:
 
 
 def read(
-    data: Path, *, dataset: str | None, imbalance: float | None, outliers: Path | None, ood: Sequence[Path],
+    data: Path | None, *, dataset: str | None, imbalance: float | None, outliers: Path | None, ood: Sequence[Path],
     size_px: int, class_level: int | None = None, group_by: str = "near",
 ) -> Sources:  # fmt: skip
     """Everything there is to look at. DataError where there is no data set; single faulty files are only listed."""
@@ -62,6 +65,8 @@ def read(
         raise DataError(f"size_px {size_px} is too small to compare images: give at least {GRID}")
     kind = find_kind(data, dataset)
     notes: list[str] = []
+    if kind == "digits" or data is None:
+        return _of_digits(kind, imbalance)
     if kind == "folder":
         classes, splits, notes = _photographs(data, size_px, imbalance, class_level, group_by)
     else:
@@ -69,7 +74,7 @@ def read(
         train, test = readers.cifar(data, hundred=kind == "cifar100")
         if imbalance is not None:
             train = train.take(long_tail_rows(train.labels, train.classes, imbalance))
-        classes, splits = train.classes, {"train": _of_cifar("train", train), "test": _of_cifar("test", test)}
+        classes, splits = train.classes, {"train": _of_array("train", train), "test": _of_array("test", test)}
     if not len(splits["train"].part.pixels):
         raise DataError(f"{data}: no training image can be read ({len(splits['train'].unreadable)} files tried)")
     if kind == "folder" and data.is_dir():  # what lies beside train and test is meant for it
@@ -85,12 +90,28 @@ def read(
     )  # fmt: skip
 
 
-def find_kind(data: Path, dataset: str | None) -> DatasetKind:
+def _of_digits(kind: DatasetKind, imbalance: float | None) -> Sources:
+    train, test, eights, nines = readers.digits()
+    if imbalance is not None:
+        train = train.take(long_tail_rows(train.labels, train.classes, imbalance))
+    unlabelled = {
+        name: Source(ImagePart(name, pixels, [f"{name}/{i}" for i in range(len(pixels))]))
+        for name, pixels in (("outliers", eights), ("ood/nine", nines))
+    }
+    splits = {"train": _of_array("train", train), "test": _of_array("test", test)}
+    return Sources(kind, train.classes, splits, unlabelled["outliers"], [unlabelled["ood/nine"]], [])
+
+
+def find_kind(data: Path | None, dataset: str | None) -> DatasetKind:
     """The kind of data set at `data`, or `dataset` where it is named. DataError says what was looked for."""
     if dataset is not None:
         if dataset not in KINDS:
             raise DataError(f"dataset {dataset!r} cannot be audited: name one of {', '.join(KINDS)}, or none to detect")
+        if data is None and dataset != "digits":
+            raise DataError(f"dataset {dataset} needs its folder: give DIR")
         return next(k for k in KINDS if k == dataset)
+    if data is None:
+        raise DataError("name the folder that holds the data set or a list of images, or give --dataset digits")
     if lists.is_list(data):
         return "folder"
     if not data.is_dir():
@@ -139,7 +160,7 @@ def _photographs(
 def _of_files(name: str, root: Path, listing: Listing, found: Scan, *, labelled: bool) -> Source:
     names = [_short(path, name, root) for path in listing.paths]
     part = ImagePart(name, found.small, names, listing.labels if labelled else None)
-    return Source(part, found.headers, found.unreadable)
+    return Source(part, found.headers, found.unreadable, paths=listing.paths)
 
 
 def _unlabelled(name: str, path: Path, size_px: int) -> Source:
@@ -159,7 +180,7 @@ def _short(path: str, name: str, root: Path) -> str:
     return "/".join(parts[starts[-1] :]) if starts else os.path.relpath(path, root if root.is_dir() else root.parent)
 
 
-def _of_cifar(name: str, images: ImageSet) -> Source:
+def _of_array(name: str, images: ImageSet) -> Source:
     names = [f"{name}/{images.classes[c]}/{n}" for c, n in zip(images.labels, _ranks(images.labels), strict=True)]
     return Source(ImagePart(name, images.images, names, images.labels))
 

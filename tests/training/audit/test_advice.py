@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.training.pictures import chosen, save, write_folder
-from training.audit import advice, audit, render
+from training.audit import advice, audit, render, timing
 from training.config import Config
 from training.evaluation.groups import group_classes
+from training.layout import span
 from training.methods import methods
 
 
@@ -52,7 +53,7 @@ def test_the_calibration_fraction_is_the_smallest_that_helps(few, fraction):
 
 
 @pytest.mark.parametrize(("tail", "outliers", "method"), [
-    (True, True, advice.BEST), (True, False, advice.OUTLIER_FREE), (False, True, "oe"), (False, False, "msp"),
+    (True, True, advice.BEST_FROZEN), (True, False, advice.OUTLIER_FREE), (False, True, "oe"), (False, False, "msp"),
 ])  # fmt: skip
 def test_the_method_follows_tail_and_outliers(folder, tail, outliers, method):
     if outliers:
@@ -66,7 +67,7 @@ def test_the_method_follows_tail_and_outliers(folder, tail, outliers, method):
 def advised(counts, **changes):
     given = {
         "dataset": "folder", "data": "DATA", "imbalance": None, "outliers": "OUT", "median_side_px": 32,
-        "counts": np.array(counts), "groups": group_classes(counts),
+        "frozen": False, "counts": np.array(counts), "groups": group_classes(counts),
     }  # fmt: skip
     return {s.name: s.value for s in advice.advise(**given | changes).settings}
 
@@ -75,6 +76,82 @@ def advised(counts, **changes):
 def test_the_image_size_enlarges_no_more_than_half(side, size):
     assert advised([500, 20], median_side_px=side)["image_size_px"] == size
     assert "image_size_px" not in advised([500, 20], median_side_px=side, dataset="cifar10")
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 160), (159, 160), (160, 224), (3000, 224)])
+def test_a_pretrained_backbone_is_advised_at_the_size_that_suits(side, size):
+    found = advised([500, 20], median_side_px=side, frozen=True)
+    assert (found["backbone"], found["image_size_px"], found["epochs"]) == ("lite0", size, 40)
+    assert found["method"] == advice.BEST_FROZEN
+    assert advised([500, 20], outliers=None, frozen=True)["method"] == advice.OUTLIER_FREE
+
+
+def test_photographs_are_advised_a_pretrained_backbone_and_digits_are_not(folder):
+    report = audit(folder)
+    assert (report.advice.name, [a.name for a in report.alternatives]) == ("frozen", ["scratch"])
+    assert "or all steps at once" in render(report)
+    report = audit(None, dataset="digits", imbalance=10)
+    assert (report.advice.name, report.alternatives) == ("scratch", [])
+    assert chosen(report)["method"] == advice.BEST  # they bring outliers
+    # 116 · 10^(-c/7), rounded down, for c from 0 to 7; every third image of a digit is for the test
+    assert {p.name: p.images for p in report.parts} == {"train": 382, "test": 478, "outliers": 174, "ood/nine": 180}
+
+
+def test_what_outliers_would_add_and_what_they_do_not_promise(folder):
+    assert any(note.startswith("no outliers: everything works") for note in audit(folder).notes)
+    save(folder / "outliers" / "0.png", 600)
+    notes = audit(folder).notes
+    assert any("--score auto" in note for note in notes)
+    assert not any(note.startswith("no outliers") for note in notes)
+    assert any(note.startswith("1 classes have 1 to 4 images (cow)") for note in notes)
+
+
+# ---- Time ----
+
+
+def test_the_time_of_a_frozen_backbone_is_the_sum_of_its_parts(monkeypatch):
+    monkeypatch.setattr(timing, "view_seconds", lambda *_: 0.01)
+    monkeypatch.setattr(timing, "file_seconds", lambda *_: 0.002)
+    monkeypatch.setattr(timing, "step_seconds", lambda *_: 0.05)
+    work = timing.Work(train=900, outliers=100, others=500, classes=3, files=["a.jpg"])
+    config = Config(dataset="folder", backbone="lite0", method="msp", batch_images=64, epochs=40)
+    found = timing.frozen_estimate(config, work, b"", 8, 32)
+    assert found.seconds == pytest.approx(1500 * 0.002 + 2500 * 0.01 + 40 * 14 * 0.05)
+    assert found.made_of[1] == "2500 views of images through the backbone at 10.0 ms"
+
+
+def test_the_time_from_scratch_grows_with_batch_and_steps(monkeypatch):
+    seen = []
+    monkeypatch.setattr(timing, "step_seconds", lambda config, *_: seen.append(config.batch_images) or 0.5)
+    work = timing.Work(train=640, outliers=0, others=0, classes=3, files=[])
+    found = timing.estimate(scratch_advice(method="msp", batch_images=64, epochs=3), work)
+    assert seen == [4]  # a step of 4 images was measured, 16 times as many are taken
+    assert found.seconds == pytest.approx(3 * 10 * 0.5 * 16)
+    longer = timing.estimate(scratch_advice(method="crt", batch_images=64, epochs=3, stage2_epochs=2), work)
+    assert longer.seconds == pytest.approx(found.seconds + 2 * 640 * 0.5 * 16 / 64 / 2)  # one view instead of two
+
+
+def scratch_advice(**settings):
+    rows = [advice.Setting(name=k, value=v, reason="") for k, v in {"dataset": "digits", **settings}.items()]
+    return advice.Advice(name="scratch", settings=rows, command="")
+
+
+def test_steps_are_really_measured(monkeypatch):
+    monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.05)
+    report = audit(None, dataset="digits", imbalance=10, measure=True)
+    estimate = report.advice.estimate
+    assert estimate is not None
+    assert estimate.seconds > 1
+    text = render(report)
+    assert f"about {span(estimate.seconds)} from scratch:" in text
+    assert "steps of 32 images" in text
+
+
+@pytest.mark.parametrize(("seconds", "words"), [
+    (0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (129_600, "1.5 days"),
+])  # fmt: skip
+def test_a_span_of_time_in_words(seconds, words):
+    assert span(seconds) == words
 
 
 @pytest.mark.parametrize(("counts", "batch", "epochs"), [
