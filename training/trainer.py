@@ -62,7 +62,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     data = load(config, out if resume else config.stage1_from, out / CACHE)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
-    config = config.with_stage2_settings(len(data.train.labels))
+    config = config.with_schedule(len(data.train.labels))
     require_trainable(config, method, data)
     if frozen:
         data = frozen.data(data)

@@ -117,9 +117,9 @@ def test_the_command_of_the_audit_trains_on_a_small_folder(no_step, tmp_path):
     [(11_166, 256, (128, 10)), (94, 32, (32, 300)), (94, 128, (128, 600)), (1_000, 64, (64, 40))],
 )
 def test_stage_2_of_few_images_takes_as_many_epochs_as_its_steps_need(images, batch, expected):
-    config = tiny.config(stage2_batch_images=None, stage2_epochs=None, batch_images=batch).with_stage2_settings(images)
+    config = tiny.config(stage2_batch_images=None, stage2_epochs=None, batch_images=batch).with_schedule(images)
     assert (config.stage2_batch_images, config.stage2_epochs) == expected
-    given = tiny.config(stage2_batch_images=16, stage2_epochs=3).with_stage2_settings(images)
+    given = tiny.config(stage2_batch_images=16, stage2_epochs=3).with_schedule(images)
     assert (given.stage2_batch_images, given.stage2_epochs) == (16, 3)
 
 

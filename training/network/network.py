@@ -75,20 +75,25 @@ class CosineHead(nn.Linear):
 class FeatureTrunk(nn.Module):
     """What stands on a frozen backbone: features float [N, V, F] (the first view) or [N, F] → [N, F] of length 1.
 
-    Features are standardised first, with the mean and deviation of the training images. `adapts` adds a residual
-    bottleneck, without which a contrastive term, which acts on the features alone, would change nothing.
+    Where the training features are nowhere negative (a backbone that ends in a ReLU) the square root is taken first: it
+    evens out their long right tails. Then they are standardised, with the mean and deviation of the training images.
+    `adapts` adds a residual bottleneck, without which a contrastive term, which acts on the features alone, would
+    change nothing.
     """
 
     mean: Tensor
     deviation: Tensor
+    rooted: Tensor
     BOTTLENECK = 256
     LEAST_DEVIATION = 0.05  # of the median one: a feature that hardly ever varies must not outweigh the others
+    LEAST_ROOTED = 1e-12  # the root of 0 has no gradient, for a trunk that is trained too
 
     def __init__(self, features: int, *, adapts: bool = False) -> None:
         super().__init__()
         self.features = features
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("rooted", torch.tensor(False))
         self.adapter: nn.Sequential | None = None
         if adapts:
             self.adapter = nn.Sequential(
@@ -98,15 +103,19 @@ class FeatureTrunk(nn.Module):
             nn.init.zeros_(self.adapter[2].bias)  # type: ignore[arg-type]
 
     def fit(self, features: Tensor) -> None:
-        """Take mean and deviation from training features [N, F]."""
-        deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
+        """Take from training features [N, F] whether they are rooted, and their mean and deviation."""
+        self.rooted.fill_(bool(len(features)) and bool((features >= 0).all()))
+        deviation, mean = torch.std_mean(self._rooted(features).double(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp_min(self.LEAST_DEVIATION * deviation.median()).clamp_min(1e-6))
+
+    def _rooted(self, features: Tensor) -> Tensor:
+        return torch.where(self.rooted, features.clamp_min(self.LEAST_ROOTED).sqrt(), features)
 
     def forward(self, features: Tensor) -> Tensor:
         if features.ndim == 3:
             features = features[:, 0]
-        x = F.normalize((features - self.mean) / self.deviation, dim=1)
+        x = F.normalize((self._rooted(features) - self.mean) / self.deviation, dim=1)
         return x if self.adapter is None else F.normalize(x + self.adapter(x), dim=1)
 
 

@@ -17,6 +17,7 @@ NCI_NORM_WEIGHT = 0.001  # within the 1e-4 … 0.1 that the paper sweeps; fixed,
 VIM_MAX_DIMENSIONS = 1000
 RIDGE = 1e-3  # × the mean variance: no direction counts as narrower than 1/30 of the typical one
 KNN_BANK_IMAGES = 4096
+BACKGROUND_QUANTILE, BACKGROUND_BELOW = 0.05, 4.0
 KNN_SHARE = 0.001  # the paper's K at each of its bank sizes: 50 of 50,000, 10 of 12,800, 1,000 of 1.28 million
 TINY = 1e-12
 
@@ -52,6 +53,26 @@ def _length(rows: Tensor) -> Tensor:
     """Euclidean norms, [N, F] → [N]."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms
+
+
+# ------------------------------------------------------------------------------------------- a background of outliers
+
+
+def background(seen: Seen, constant: Tensor) -> Tensor:
+    """log(Σ e^r + e^c) − logsumexp z: log-odds of the reject classes and of a background of constant density e^c.
+
+    The reject classes know the outliers of training alone. Where an image is like none of those, r is low, and the
+    constant still rejects what is unlikely under every class. This project.
+    """
+    outside = torch.logaddexp(seen.reject.logsumexp(dim=1), constant)
+    return outside - seen.logits.logsumexp(dim=1)
+
+
+def fit_background(reference: Reference) -> Constants:
+    """c [], 4 below the 5% quantile of logsumexp z of the training images."""
+    mass = reference.logits.double().logsumexp(dim=1)
+    low = np.quantile(mass.cpu().numpy(), BACKGROUND_QUANTILE)
+    return {"constant": torch.tensor(float(low) - BACKGROUND_BELOW, dtype=torch.float32, device=mass.device)}
 
 
 # ------------------------------------------------------------------------------------ features against the linear head
@@ -121,6 +142,19 @@ def fit_vim(reference: Reference) -> Constants:
     floor = 1e-4 * _length(centred).mean() + TINY
     alpha = reference.logits.double().amax(dim=1).mean() / _length(centred @ residual).mean().maximum(floor)
     return {"origin": origin.float(), "residual": residual.float(), "alpha": alpha.float()}
+
+
+def ncm(seen: Seen, means: Tensor) -> Tensor:
+    """−max_c cos(f, μ_c): the nearest class mean by angle (Mensink et al. 2013). In [−1, 1]."""
+    return -(_unit(seen).features @ means.T).amax(dim=1)
+
+
+def fit_ncm(reference: Reference) -> Constants:
+    """μ [≤ C, F], the means of the features of length 1 of each class that has images, themselves of length 1."""
+    features = _unit(reference).features.double()
+    _, index = torch.unique(reference.labels, return_inverse=True)
+    sums = features.new_zeros(int(index.max()) + 1, features.shape[1]).index_add(0, index, features)
+    return {"means": F.normalize(sums, dim=1).float()}
 
 
 def mahalanobis(seen: Seen, centre: Tensor, whiten: Tensor, means: Tensor) -> Tensor:

@@ -62,6 +62,17 @@ def reject_mass(seen: Seen) -> Tensor:
     return seen.reject.logsumexp(dim=1) - seen.logits.logsumexp(dim=1)
 
 
+def reject_half(seen: Seen) -> Tensor:
+    """½·logsumexp r − logsumexp z, the mean of `reject_mass` and `energy`. Any real number. This project.
+
+    e^z is the density of a class and e^r that of the training outliers, both up to one constant (see
+    outliers.outlier_class_adjusted). Log-odds against those outliers are logsumexp r − logsumexp z, against outliers
+    spread evenly over everything −logsumexp z. What comes is neither: the mean of the two halves what is known of the
+    training outliers, and its background is the geometric mean of both densities.
+    """
+    return 0.5 * seen.reject.logsumexp(dim=1) - seen.logits.logsumexp(dim=1)
+
+
 def in_or_out(seen: Seen) -> Tensor:
     """−g, g the one reject logit of a network trained with P(in-distribution) = sigmoid(g) (ImOOD, Liu et al. 2024)."""
     return -seen.reject[:, 0]
@@ -81,6 +92,14 @@ SCORES: dict[str, Score] = {
         "logsumexp(r) - logsumexp(z), r the reject logits: log-odds of their mass",
         "Mohseni et al. 2020 (SOFL); Wei et al. 2024 (EAT)", reject_mass, needs_reject=True,
     ),
+    "reject-half": Score(
+        "logsumexp(r)/2 - logsumexp(z): the mean of reject-mass and energy", "this project", reject_half,
+        needs_reject=True,
+    ),
+    "background": Score(
+        "log(sum(e^r) + e^c) - logsumexp(z), c the 5% quantile of logsumexp(z) on training images, less 4",
+        "this project", posthoc.background, posthoc.fit_background, needs_reject=True,
+    ),
     "in-or-out": Score("-g, P(in) = sigmoid(g)", "Liu et al. 2024 (ImOOD)", in_or_out, needs_reject=True),
     "react": Score(
         "-logsumexp(W*min(f, c) + b), c the 90th percentile of training activations",
@@ -98,6 +117,10 @@ SCORES: dict[str, Score] = {
     "vim": Score(
         "a*||R'(f - u)|| - logsumexp(z), R the minor half of the training features' directions",
         "Wang et al. 2022 (ViM)", posthoc.vim, posthoc.fit_vim, cost="F*F/2 multiply-adds",
+    ),
+    "ncm": Score(
+        "-max_c cos(f, m_c), m_c the mean of class c", "Mensink et al. 2013 (nearest class mean)",
+        posthoc.ncm, posthoc.fit_ncm, cost="C*F multiply-adds",
     ),
     "mahalanobis": Score(
         "min_c (f - m_c)' S^-1 (f - m_c)",

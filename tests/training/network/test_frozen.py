@@ -58,12 +58,50 @@ def config(extractor: Path, **settings: Any) -> Config:
 
 def test_defaults_are_those_of_a_frozen_backbone(extractor: Path) -> None:
     assert config(extractor).frozen
-    assert config(extractor).epochs == 40
-    assert config(extractor, epochs=7).epochs == 7
+    assert config(extractor).learning_rate == 0.01
+    assert config(extractor, learning_rate=0.5).learning_rate == 0.5
     assert not Config(dataset="digits").frozen
     with pytest.raises(ValueError, match=r"--weights lite0\.pth is for a pretrained backbone"):
         Config(dataset="digits", weights=Path("lite0.pth"))
     assert Config(dataset="digits").epochs == 200
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "batch", "epochs"),
+    [
+        (12406, {}, 256, 10),  # 48 steps an epoch
+        (1000, {}, 256, 134),  # 3 steps an epoch, 402 in all
+        (100, {}, 100, 400),  # fewer than a batch: all of them
+        (1000, {"epochs": 7}, 256, 7),
+        (1000, {"batch_images": 100}, 100, 40),
+    ],
+)
+def test_a_head_takes_400_steps_and_at_least_10_epochs(
+    images: int, given: dict[str, Any], batch: int, epochs: int
+) -> None:
+    made = Config(dataset="digits", backbone="onnx:x", **given).with_schedule(images)
+    assert (made.batch_images, made.epochs) == (batch, epochs)
+    assert made.with_schedule(5 * images) == made  # a resumed run keeps what it began with
+    scratch = Config(dataset="digits").with_schedule(images)
+    assert (scratch.batch_images, scratch.epochs) == (256, 200)
+
+
+@pytest.mark.parametrize("lowest", [0.0, -0.1])
+def test_features_are_rooted_where_none_is_negative(lowest: float) -> None:
+    features = torch.tensor([[4.0, lowest], [9.0, 1.0], [1.0, 4.0]])
+    trunk = FeatureTrunk(2)
+    trunk.fit(features)
+    expected = features.sqrt() if lowest == 0 else features
+    deviation, mean = torch.std_mean(expected, dim=0, correction=0)
+    standard = torch.nn.functional.normalize((expected - mean) / deviation, dim=1)
+    torch.testing.assert_close(trunk(features), standard, atol=1e-5, rtol=1e-5)
+    loaded = FeatureTrunk(2)
+    loaded.load_state_dict(trunk.state_dict())
+    torch.testing.assert_close(loaded(features), standard, atol=1e-5, rtol=1e-5)
+    new = torch.tensor([[-1.0, 0.0]], requires_grad=True)  # below what training saw, and where a root has no slope
+    trunk(new).sum().backward()
+    assert new.grad is not None
+    assert new.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,13 +127,16 @@ def test_heads_begin_at_the_means(extractor: Path) -> None:
     trunk, head = network.trunk, network.head
     assert isinstance(trunk, FeatureTrunk)
     assert isinstance(head, CosineHead)
-    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    roots = features.sqrt()
+    deviation, mean = torch.std_mean(roots, dim=0, correction=0)
     torch.testing.assert_close(trunk.mean, mean)
     torch.testing.assert_close(trunk.deviation, deviation)
-    standard = torch.nn.functional.normalize((features - mean) / deviation, dim=1)
+    standard = torch.nn.functional.normalize((roots - mean) / deviation, dim=1)
     torch.testing.assert_close(head.weight[0], torch.nn.functional.normalize(standard[:2].sum(dim=0), dim=0))
     assert network.reject is not None
-    torch.testing.assert_close(network.reject.weight[0], torch.nn.functional.normalize((5 - mean) / deviation, dim=0))
+    torch.testing.assert_close(
+        network.reject.weight[0], torch.nn.functional.normalize((5**0.5 - mean) / deviation, dim=0)
+    )
     with torch.no_grad():
         logits, _ = network(features)
     assert float(logits.abs().max()) <= 25.0 + 1e-4

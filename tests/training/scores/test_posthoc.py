@@ -20,6 +20,7 @@ FITS = {
     "fdbd": (posthoc.fit_fdbd, posthoc.fdbd),
     "nci": (posthoc.fit_nci, posthoc.nci),
     "vim": (posthoc.fit_vim, posthoc.vim),
+    "ncm": (posthoc.fit_ncm, posthoc.ncm),
     "mahalanobis": (posthoc.fit_mahalanobis, posthoc.mahalanobis),
     "mahalanobis-pp": (posthoc.fit_mahalanobis_pp, posthoc.mahalanobis_pp),
     "rmds": (posthoc.fit_rmds, posthoc.rmds),
@@ -146,6 +147,28 @@ def test_vim_as_the_reconstruction_error_of_a_pca(given):
     alpha = train_logits.max(axis=1).mean() / residual(train).mean()
     expected = alpha * residual(features) - np.log(np.exp(logits).sum(axis=1))
     np.testing.assert_allclose(score("vim", given.reference, given.outside), expected, rtol=1e-4)
+
+
+def test_ncm_by_loops(given):
+    features, train = doubles(given.inside.features, given.reference.features)
+    labels = given.reference.labels.numpy()
+    features, train = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features, train))
+    means = [train[labels == c].mean(axis=0) for c in range(6)]
+    expected = [-max(f @ m / np.linalg.norm(m) for m in means) for f in features]
+    np.testing.assert_allclose(score("ncm", given.reference, given.inside), expected, rtol=1e-5)
+
+
+def test_background_by_hand():
+    """logsumexp z of the training images is 1 … 101, so its 5% quantile is 6 and c = 2."""
+    mass = torch.arange(1.0, 102.0)
+    logits = torch.stack([mass, mass], dim=1) - np.log(2)
+    reference = Reference(torch.zeros(101, 1), logits, torch.zeros(101, dtype=torch.int64), torch.zeros(2, 1),
+                          torch.zeros(2))  # fmt: skip
+    constants = posthoc.fit_background(reference)
+    assert float(constants["constant"]) == pytest.approx(2.0)
+    seen = Seen(torch.zeros(3, 1), torch.zeros(3, 2), torch.tensor([[-50.0], [2.0], [50.0]]))
+    expected = np.array([2.0, 2.0 + np.log(2), 50.0]) - np.log(2)  # below, at and above the background
+    np.testing.assert_allclose(posthoc.background(seen, **constants), expected, rtol=1e-6)
 
 
 def gaussian_distances(deviations, differences):

@@ -23,6 +23,7 @@ from training.scores.scores import (
     in_or_out,
     max_logit,
     msp,
+    reject_half,
     reject_mass,
     require_score,
 )
@@ -57,6 +58,7 @@ def test_reject_scores_by_hand():
     """Classes' mass 1 + 3; reject mass 2 + 2, then 4 + 8."""
     two = seen([[0.0, math.log(3)]] * 2, [[math.log(2), math.log(2)], [math.log(4), math.log(8)]])
     assert reject_mass(two).tolist() == pytest.approx([0, math.log(3)], abs=1e-6)
+    assert reject_half(two).tolist() == pytest.approx([-math.log(2), math.log(12) / 2 - math.log(4)], abs=1e-6)
     one = seen([[0.0, 1.0]] * 2, [[2.5], [-4.0]])
     assert in_or_out(one).tolist() == [-2.5, 4.0]
 
@@ -170,7 +172,7 @@ def test_a_fitted_score_asks_for_training_images(name):
         fitted(name, None, has_reject=True)
 
 
-@pytest.mark.parametrize("name", ["reject-mass", "in-or-out"])
+@pytest.mark.parametrize("name", ["reject-mass", "reject-half", "in-or-out"])
 def test_a_reject_score_asks_for_reject_logits(given, name):
     with pytest.raises(ValueError, match=f"'{name}' reads reject logits.*has none.*energy"):
         fitted(name, given.reference, has_reject=False)
