@@ -49,7 +49,7 @@ class Work:
 def estimate(advised: Advice, work: Work) -> Estimate:
     """The time of `train` with the advised settings. Raises BackboneError where timm is not installed."""
     config = Config(**{s.name: s.value for s in advised.settings})
-    config = config.with_stage2_settings(work.train)
+    config = config.with_schedule(work.train)
     return _frozen(config, work) if config.frozen else _scratch(config, work)
 
 
