@@ -12,17 +12,26 @@ from service.contract.reference import ALL, ClassGroup, Frozen, Reference
 GRAPH_FILE = "model.onnx"
 OUTLIER_LABEL = "outlier"  # what feedback calls an image of no class, so no class may be called so
 
+Resampling = Literal["bilinear", "bicubic", "lanczos"]
 Scope = Literal["group", "global"]  # thresholds by the group of the predicted class, or one for all images
 ByGroup = dict[str, float | None]  # by the name of a group; None: no image of that group was measured
 
 
 class Input(Frozen):
-    """How an upload becomes a row of `images` uint8 [N, height_px, width_px, 3]."""
+    """How an upload becomes a row of `images` uint8 [N, height_px, width_px, 3], by one antialiased resize."""
 
     height_px: int = Field(gt=0)
     width_px: int = Field(gt=0)
-    fit: Literal["stretch", "crop"]  # stretch: both sides to size; crop: short side to size, then the centre
-    resampling: Literal["bilinear"]
+    # stretch: the whole image; crop: around its centre the largest part of the target's shape, or `crop_share` of it
+    fit: Literal["stretch", "crop"]
+    crop_share: float = Field(default=1, gt=0, le=1)  # of both sides of that part: timm's crop_pct
+    resampling: Resampling
+
+    @model_validator(mode="after")
+    def _share_of_a_crop(self) -> "Input":
+        if self.fit == "stretch" and self.crop_share != 1:
+            raise ValueError(f"crop_share {self.crop_share:g} is for fit 'crop': 'stretch' shows the whole image")
+        return self
 
 
 class ClassInfo(Frozen):

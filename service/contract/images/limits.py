@@ -64,7 +64,7 @@ def draft_size(width: int, height: int, target: Input) -> tuple[int, int]:
     side = DRAFT_FACTOR * max(target.width_px, target.height_px)  # either way up: the orientation is not known yet
     if target.fit == "stretch":
         return side, side
-    scale = side / min(width, height)
+    scale = side / (target.crop_share * min(width, height))
     return round(width * scale), round(height * scale)
 
 
