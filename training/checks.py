@@ -10,6 +10,7 @@ from training.evaluation.measure import require_calibration_images
 from training.methods.methods import METHODS, NONE, Method
 from training.methods.stage2 import STAGES
 from training.network import distributed
+from training.network.tuned import TunedBackbone
 from training.scores.scores import SCORES
 
 
@@ -19,6 +20,15 @@ def require_trainable(config: Config, method: Method, data: Data) -> None:
         raise ValueError("\n".join(problems))
     if method.stage2 != NONE and STAGES[method.stage2].needs_calibration_images:
         require_calibration_images(data)
+
+
+def require_tunable(config: Config, method: Method, backbone: TunedBackbone) -> None:
+    """ValueError when the second stage trains what the backbone does not have, before any data are read."""
+    if method.stage2 != NONE and STAGES[method.stage2].passes > 1 and not backbone.has_norms:
+        raise ValueError(
+            f"--stage2 {method.stage2} trains the BatchNorm layers of the trunk, and {config.backbone} has none: use "
+            "--stage2 abf-head"
+        )
 
 
 def _problems(config: Config, method: Method, data: Data) -> Iterator[str]:

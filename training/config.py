@@ -10,9 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CIFAR_RESNET = "cifar-resnet"
 PATHS = ("data", "outliers", "stage1_from", "weights")
-# What a head on a frozen backbone wants where nothing is given, found on CIFAR10-LT and on 953 grocery photographs.
-FROZEN_DEFAULTS: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 1e-2}
+Tune = Literal["frozen", "adapters", "full"]
+# What a pretrained backbone wants where nothing is given. The head of a frozen one: found on CIFAR10-LT and on 953 grocery
+# photographs. Adapters: LIFT's recipe (Shi et al. 2024).
+TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
+    "frozen": {"learning_rate": 1e-2, "weight_decay": 1e-2},
+    "adapters": {
+        "epochs": 10, "batch_images": 128, "learning_rate": 1e-2, "weight_decay": 5e-4, "augment": "photo",
+    },
+    "full": {"epochs": 10, "batch_images": 64, "weight_decay": 1e-2, "augment": "photo"},
+}  # fmt: skip
 FROZEN_STEPS, FROZEN_EPOCHS = 400, 10  # at least
+TRUNK_RATE = 0.1
 PYTHON_M = "python -m training"
 
 
@@ -58,6 +67,13 @@ class Config(BaseModel):
     of timm; or onnx:FILE, an extractor."""
     weights: Path | None = None
     """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
+    tune: Tune | None = None
+    """frozen: only a head learns (the default with a pretrained backbone, on every device); adapters: small ones in the
+    blocks of a vision transformer learn too; full: all of the backbone does."""
+    trunk_rate: float | None = Field(default=None, gt=0, le=1)
+    """With --tune full, the trunk's learning rate as a share of the head's; not given: 0.1."""
+    adapter_width: int | None = Field(default=None, ge=1)
+    """With --tune adapters, channels of an adapter at its narrowest; not given: LIFT's, by classes and blocks."""
     feature_views: int = Field(default=0, ge=0)
     """Random crops of each training image whose features are computed beside those of the image and its mirror."""
     backbone_mean: tuple[float, float, float] | None = None
@@ -147,23 +163,37 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_a_frozen_backbone(cls, given: Any) -> Any:
+    def _defaults_of_a_pretrained_backbone(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("backbone", CIFAR_RESNET) == CIFAR_RESNET:
             return given
-        return {**FROZEN_DEFAULTS, **given}
+        tune: Any = given.get("tune") or "frozen"
+        return {**TUNE_DEFAULTS.get(tune, {}), **given, "tune": tune}
 
     @model_validator(mode="after")
-    def _only_a_pretrained_backbone_takes_these(self) -> "Config":
-        if not self.frozen:
-            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout"):
+    def _settings_that_fit_the_backbone(self) -> "Config":
+        if self.backbone == CIFAR_RESNET:
+            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "tune"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
+        if self.tunes and self.backbone.startswith("onnx:"):
+            raise ValueError(
+                f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "
+                "the timm model that it was exported from with its --weights"
+            )
+        for key, tune in (("feature_views", "frozen"), ("trunk_rate", "full"), ("adapter_width", "adapters")):
+            if (value := getattr(self, key)) and self.tune != tune:
+                raise ValueError(f"{flag(key)} {value} is for --tune {tune}, and --tune is {self.tune}")
         return self
 
     @property
     def frozen(self) -> bool:
         """Whether a head learns on the features of a backbone that does not."""
-        return self.backbone != CIFAR_RESNET
+        return self.tune == "frozen"
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a pretrained backbone learns with its head, all of it or adapters."""
+        return self.tune in ("adapters", "full")
 
 
 def flag(key: str) -> str:

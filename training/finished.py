@@ -51,6 +51,8 @@ class OnRun(BaseModel):
         if self._frozen:
             self._ood_images = ood
             loaded, ood = self._frozen.data(loaded), self._frozen.ood(ood)
+        elif run.tuned:
+            loaded, ood = run.tuned.data(loaded), run.tuned.ood(ood)
         return run, loaded, ood, score
 
     def _frozen_backbone(self, run: Any) -> Any:

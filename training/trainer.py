@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checks import require_trainable, require_writable
+from training.checks import require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load
@@ -26,6 +26,7 @@ from training.methods.objective import easiness, stage1_losses, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
 from training.network import distributed
 from training.network import frozen as frozen_backbones
+from training.network import tuned as tuned_backbones
 from training.network.device import find_device
 from training.network.network import Network, place
 from training.runs import checkpoint
@@ -56,26 +57,35 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
 
+    source = out if resume else config.stage1_from
     frozen = frozen_backbones.load(config, out) if config.frozen else None
-    if frozen:
-        config = frozen.settings(config)
+    tuned = None
+    if config.tunes:
+        tuned = tuned_backbones.load(config, out, checkpoint.load(source).get("tuned") if source else None)
+        require_tunable(config, method, tuned)
+    if pretrained := frozen or tuned:
+        config = pretrained.settings(config)
     data = load(config, out if resume else config.stage1_from, out / CACHE)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_schedule(len(data.train.labels))
     require_trainable(config, method, data)
-    if frozen:
-        data = frozen.data(data)
+    if pretrained:
+        data = pretrained.data(data)
     state = begin(config, data, out, resume=resume)
     torch.manual_seed(config.seed)
     features = frozen.backbone.features if frozen else None
-    network = place(build_network(method, len(data.train.classes), config.width, features), device)
+    trunk = tuned.trunk(len(data.train.classes)) if tuned else None
+    network = place(build_network(method, len(data.train.classes), config.width, features, trunk), device)
     distributed.synchronise_norms(network)
     if "network" in state:
-        network.load_state_dict(state["network"])
+        checkpoint.fill(network, state["network"], out, tuned)
     elif frozen:
         state["features"], state["provenance"]["backbone"] = features, frozen.backbone.provenance
         network.begin_on(*first_views(data, device))
+    elif tuned and trunk:
+        state["tuned"], state["provenance"]["backbone"] = tuned.record, dict(tuned.provenance)
+        network.begin_on(*tuned_backbones.first_features(trunk, data, device))
 
     with stop_request() as stop:
         if state["stage"] == "stage1":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from training.data.readers import DataError, ImageSet, Pixels
 from training.data.samplers import SAMPLERS
+
+MINED_IMAGES = 512  # whose easiness is asked at once
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,10 @@ class Batches:
     ) -> None:  # fmt: skip
         if len(images.labels) < batch_images:
             raise DataError(f"{len(images.labels)} training images do not fill a batch of {batch_images}: lower it")
-        # photographs that are mapped from a file stay there, on every device: memory need not hold them all
-        mapped = isinstance(images.images, np.memmap)
-        self.images = torch.as_tensor(images.images) if mapped else torch.as_tensor(images.images).to(device)
+        self.images = _placed(images.images, device)
         self.labels = torch.as_tensor(images.labels).to(device)
         self.num_classes = len(images.classes)
-        self.outliers = self.images[:0] if outliers is None else torch.from_numpy(outliers).to(device)
+        self.outliers = self.images[:0] if outliers is None else _placed(outliers, device)
         self.batch_images, self.seed, self.stage, self.device = batch_images, seed, stage, device
         self.sampler, self.mining = SAMPLERS[sampler], mining
         self.steps = len(images.labels) // batch_images
@@ -83,13 +83,9 @@ class Batches:
             index = order[step * self.batch_images : (step + 1) * self.batch_images]
             others = outlier_order[step * self.outliers_per_step : (step + 1) * self.outliers_per_step]
             yield Batch(
-                self._rows(index), self.labels[index], self.outliers[others], self._generator(epoch, step), progress
-            )
-
-    def _rows(self, index: Tensor) -> Tensor:
-        if self.images.device == index.device:
-            return self.images[index]
-        return self.images[index.to(self.images.device)].to(index.device)
+                _rows(self.images, index), self.labels[index], _rows(self.outliers, others),
+                self._generator(epoch, step), progress,
+            )  # fmt: skip
 
     def _deck(self, size: int, draw: torch.Generator) -> Tensor:
         """Indices below `size` for every outlier of an epoch: as many permutations as it takes."""
@@ -100,6 +96,20 @@ class Batches:
     def _mine(self, share: float, easiness: Easiness, draw: torch.Generator) -> Tensor:
         needed = self.steps * self.outliers_per_step
         pool = torch.randperm(len(self.outliers), generator=draw, device=self.device)[: 4 * needed]
-        hardest_first = pool[easiness(self.outliers[pool]).argsort(stable=True)]
+        scores = torch.cat([easiness(_rows(self.outliers, part)) for part in torch.split(pool, MINED_IMAGES)])
+        hardest_first = pool[scores.argsort(stable=True)]
         chosen = hardest_first[int(share * len(pool)) :][:needed]
         return chosen[self._deck(len(chosen), draw)]
+
+
+def _placed(images: Any, device: torch.device) -> Tensor:
+    """Images mapped from a file stay there, on every device: memory need not hold them all."""
+    tensor = torch.as_tensor(images)
+    return tensor if isinstance(images, np.memmap) else tensor.to(device)
+
+
+def _rows(images: Tensor, index: Tensor) -> Tensor:
+    """images[index] on the device of `index`."""
+    if images.device == index.device:
+        return images[index]
+    return images[index.to(images.device)].to(index.device)

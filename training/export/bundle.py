@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from service.contract import bundle
 from service.contract.bundle import Input
 from service.contract.images import load as load_image
-from training.config import Config
 from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
 from training.data.processes import usable_cpus
@@ -176,7 +175,7 @@ def export(
     )  # fmt: skip
     exported = measured["calibration"]["quantiles"]
     evaluation = measured["evaluation"] | {
-        "parity": parity, "recipe": recipe(run.config), "data_set": about.record(), "licence": licence,
+        "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
     }  # fmt: skip
     if precision == "int8":
@@ -184,8 +183,8 @@ def export(
     if candidates:
         evaluation["candidates"] = candidates
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
-    if frozen:
-        shape = frozen.target
+    if at := frozen or run.tuned:
+        shape = at.target
     files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     fields = measured | {
@@ -222,10 +221,12 @@ def expected(calibration: Json) -> dict[str, Any]:
     return {"levels": levels, "mix": ClassMix(record["class_mix"], np.array(record["class_shares"]))}
 
 
-def recipe(config: Config) -> Json:
-    """The settings that made the model; of paths only the name, of the machine nothing."""
+def recipe(run: Run) -> Json:
+    """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
+    config = run.config
     kept = config.model_dump(mode="json", exclude={"data", "device", "threads", "checkpoint_epochs", "stage1_from"})
-    return kept | {"outliers": config.outliers.name if config.outliers else None}
+    kept |= {key: path.name if (path := getattr(config, key)) else None for key in ("outliers", "weights")}
+    return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}
 
 
 def compare(full: Json, int8: Json, parity: Json) -> Json:

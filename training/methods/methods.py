@@ -209,12 +209,18 @@ def screen() -> str:
     return "\n".join(lines)
 
 
-def build_network(method: Method, num_classes: int, width: int, features: int | None = None) -> Network:
-    """The untrained network of a method; on a frozen backbone's `features` [N, F] where their number is given."""
+def build_network(
+    method: Method, num_classes: int, width: int, features: int | None = None, trunk: FeatureTrunk | None = None
+) -> Network:
+    """The untrained network of a method; on a frozen backbone's `features` [N, F] where their number is given.
+
+    `trunk`: a pretrained one that learns too.
+    """
     terms = {"outlier": OUTLIER_TERMS.get(method.outlier_term), "contrast": CONTRASTS.get(method.contrast)}
+    if features and trunk is None:
+        trunk = FeatureTrunk(features, adapts=method.contrast != NONE)
     return Network(
-        num_classes, width,
-        trunk=FeatureTrunk(features, adapts=method.contrast != NONE) if features else None,
+        num_classes, width, trunk=trunk,
         reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.needs_outliers else 0,
         cosine=method.loss in COSINE,
         learned={name: term.learned for name, term in terms.items() if term and term.learned},

@@ -133,10 +133,13 @@ def branch(network: Network, stage: Stage2) -> Network:
 
 
 def prepare(network: Network, stage: Stage2) -> list[nn.Parameter]:
-    """Freeze all but the trained modules and set train mode there alone, so that only their BN statistics change."""
+    """Freeze all but the trained modules and set train mode there alone, so that only their BN statistics change.
+
+    Those of a pretrained trunk do not change.
+    """
     assert stage.learns is not None
     network.requires_grad_(False).eval()
     learning = stage.learns(network)
     for module in learning:
-        module.requires_grad_(True).train()
+        module.requires_grad_(True).train(not isinstance(network.trunk, FeatureTrunk))
     return [p for module in learning for p in module.parameters()]

@@ -127,6 +127,18 @@ def _torchvision_lacks_operators() -> bool:
     return torch.version.cuda is None and torch.version.hip is None
 
 
+def untrained(name: str, size_px: int) -> nn.Module:
+    """The trunk of the timm model `name` with random weights, for images of this size: weights are put in later."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise BackboneError(f"timm {timm.__version__} does not know {name}, which the run has: install another timm")
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    own = timm.data.resolve_data_config({}, model=module)["input_size"][-1]
+    if size_px != own:
+        _resize(module, name, size_px, own)
+    return module
+
+
 def _from_timm(
     name: str, weights: Path | None, size_px: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> Backbone:

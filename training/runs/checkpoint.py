@@ -12,7 +12,10 @@ import torch
 from training.config import Config, program
 from training.data.loading import Data
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
+from training.network import tuned as tuned_backbones
 from training.network.network import Network, first_not_finite
+from training.network.preprocessing import one_line
+from training.network.tuned import TunedBackbone
 from training.runs.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -51,6 +54,7 @@ class Run:
     classifying: Network
     provenance: dict[str, Any]  # with "backbone" where the run stands on a pretrained one
     history: list[dict[str, float]]
+    tuned: TunedBackbone | None = None  # where it holds a pretrained trunk that was tuned
 
     @property
     def passes(self) -> int:
@@ -78,8 +82,10 @@ def trained(folder: Path) -> Run:
     state = _finished(folder)
     config = Config.model_validate(state["config"])
     method = resolve(config)
-    scoring = build_network(method, len(state["classes"]), config.width, state.get("features"))
-    scoring.load_state_dict(state["network"])
+    tuned = tuned_backbones.load(config, folder, state["tuned"]) if config.tunes else None
+    trunk = tuned.trunk(len(state["classes"])) if tuned else None
+    scoring = build_network(method, len(state["classes"]), config.width, state.get("features"), trunk)
+    fill(scoring, state["network"], folder, tuned)
     classifying = classifying_network(method, scoring)
     if classifying is not scoring:
         classifying.load_state_dict(state["branch"])
@@ -90,8 +96,21 @@ def trained(folder: Path) -> Run:
             )
     return Run(
         folder, config, method, tuple(state["classes"]), state["train_counts"], scoring.eval(), classifying.eval(),
-        state["provenance"], state["history"],
+        state["provenance"], state["history"], tuned,
     )  # fmt: skip
+
+
+def fill(network: Network, weights: dict[str, Any], folder: Path, tuned: TunedBackbone | None) -> None:
+    """Put the weights of the run in `folder` into its network; ValueError where timm has changed the architecture."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        if tuned is None:
+            raise
+        raise ValueError(
+            f"{folder} holds a {tuned.provenance['backbone']} of {tuned.provenance['library']}, and the timm at hand "
+            f"builds it otherwise: install that version ({one_line(error)})"
+        ) from error
 
 
 def require_same_data(where: Path, classes: list[str], train_counts: list[int], data: Data) -> None:
@@ -147,7 +166,12 @@ def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     if differ:
         raise ValueError(f"stage 1 of {folder} was trained with another {', '.join(differ)}: give the same")
     kept = [h for h in old["history"] if h["stage"] == "stage1"]
-    return {"stage": "stage2", "epoch": 0, "step": 0, "network": old["network"], "branch": None, "history": kept}
+    taken: dict[str, Any] = {key: old[key] for key in ("features", "tuned") if key in old}
+    if "backbone" in old["provenance"]:
+        taken["provenance"] = new["provenance"] | {"backbone": old["provenance"]["backbone"]}
+    return taken | {
+        "stage": "stage2", "epoch": 0, "step": 0, "network": old["network"], "branch": None, "history": kept,
+    }  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:

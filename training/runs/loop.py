@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.config import Config, flag
+from training.config import TRUNK_RATE, Config, flag
 from training.data.batches import Batch, Batches, Easiness
 from training.methods.objective import Losses
 from training.network import distributed
 from training.network.network import Network, first_not_finite
 from training.runs import checkpoint
 from training.runs.signals import StopRequest
+
+ADAPTERS_MOMENTUM = 0.9
 
 
 class Interrupted(Exception):
@@ -25,6 +27,27 @@ class Interrupted(Exception):
 
 class Diverged(ValueError):
     """A loss or a network that is not finite: the last checkpoint is the one before."""
+
+
+def make_optimizer(
+    config: Config, stage: str, network: Network, parameters: list[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """From scratch Adam with PASCL's L2 (A4); on a pretrained backbone AdamW, for adapters in stage 1 LIFT's SGD.
+
+    A trunk that is tuned in full learns at a share of the rate, in a group of its own.
+    """
+    decay = config.weight_decay
+    if config.tune == "adapters" and stage == "stage1":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=ADAPTERS_MOMENTUM, weight_decay=decay, fused=True)
+    if config.tune is None:
+        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay, fused=True)
+    trunk = {id(p) for p in network.trunk.parameters()} if config.tune == "full" else set[int]()
+    share = config.trunk_rate or TRUNK_RATE
+    groups = [
+        {"params": [p for p in parameters if id(p) not in trunk], "lr": learning_rate},
+        {"params": [p for p in parameters if id(p) in trunk], "lr": share * learning_rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=decay, fused=True)
 
 
 class Loop:
@@ -41,9 +64,8 @@ class Loop:
     ) -> None:  # fmt: skip
         """Train `parameters` for `epochs`; the network is kept in the state under `key`."""
         device = next(network.parameters()).device
-        # From scratch PASCL's recipe (A4), whose weight decay is L2; on a frozen backbone decoupled from the gradient.
-        kind = torch.optim.AdamW if self.config.frozen else torch.optim.Adam
-        optimizer = kind(parameters, lr=learning_rate, weight_decay=self.config.weight_decay, fused=True)
+        optimizer = make_optimizer(self.config, self.stage, network, parameters, learning_rate)
+        rates = [group["lr"] for group in optimizer.param_groups]
         state, first_epoch, first_step = self.state, 0, 0
         sums: Losses = {}
         if state["stage"] == self.stage and state.get("optimizer"):
@@ -69,8 +91,8 @@ class Loop:
         )  # fmt: skip
         with bar:
             for epoch in range(first_epoch, epochs):
-                for group in optimizer.param_groups:  # cosine to 0, stepped per epoch
-                    group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):  # cosine to 0, stepped per epoch
+                    group["lr"] = 0.5 * rate * (1 + math.cos(math.pi * epoch / epochs))
                 started, seen, recent = time.perf_counter(), 0, []
                 drawn = batches.epoch(epoch, first_step, progress=epoch / epochs, easiness=easiness)
                 for step, batch in enumerate(drawn, start=first_step):
