@@ -34,7 +34,7 @@ class Train(Config):
         from training.runs import checkpoint
         from training.runs.loop import Interrupted
 
-        given = Config.model_validate(self.model_dump(exclude={"out", "resume"}))
+        given = Config.model_validate(self.model_dump(exclude={"out", "resume"}, exclude_unset=True))
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
         if self.resume:
             given = checkpoint.resumed(out, given, self.model_fields_set - {"out", "resume"})

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 CIFAR_RESNET = "cifar-resnet"
 PATHS = ("data", "outliers", "stage1_from", "weights")
 Tune = Literal["frozen", "adapters", "full"]
-# What a pretrained backbone wants where nothing is given. The head of a frozen one: found on CIFAR10-LT and on 953 grocery
+# What a pretrained backbone wants where nothing is given. A frozen one: found on CIFAR10-LT and on 953 grocery
 # photographs. Adapters: LIFT's recipe (Shi et al. 2024).
 TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
     "frozen": {"learning_rate": 1e-2, "weight_decay": 1e-2},

@@ -113,6 +113,18 @@ def test_train_writes_the_settings_given(run, finished, tmp_path):
     assert made_by["command"].startswith("python -m training train --dataset digits --imbalance 10")
 
 
+def test_what_was_not_given_is_left_to_the_schedule(run, tmp_path, monkeypatch):
+    """Epochs and batch of a head on frozen features follow from the images, from the command line too."""
+    seen = []
+    monkeypatch.setattr(trainer, "train", lambda config, out, resume: seen.append(config))
+    given = ["train", "--dataset", "digits", "--backbone", "onnx:x.onnx", "--out", tmp_path / "run"]
+    run(*given)
+    run(*given, "--epochs", 3)
+    assert [(c.frozen, c.with_schedule(80).epochs, c.with_schedule(80).batch_images) for c in seen] == [
+        (True, 400, 80), (True, 3, 80)
+    ]  # fmt: skip
+
+
 def test_existing_run_is_refused(run, copied):
     status, printed = run("train", *tiny.options(tiny.config()), "--out", copied)
     assert status == 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.reference import false_alarms
-from training.config import TUNE_DEFAULTS, Config, flag, program
+from training.config import FROZEN_EPOCHS, FROZEN_STEPS, Config, flag, program
 from training.data.splits import expected_held_back
 from training.evaluation.calibrate import LEVEL
 from training.evaluation.groups import Groups
@@ -199,7 +199,7 @@ def _schedule(images: int, *, frozen: bool) -> list[Setting]:
     steps = max(images // batch, 1)
     epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
     if frozen:
-        epochs = TUNE_DEFAULTS["frozen"]["epochs"]
+        epochs = max(FROZEN_EPOCHS, math.ceil(FROZEN_STEPS / steps))
     size = "PASCL's" if batch == BATCH_IMAGES else f"an epoch of {images} images then has at least {STEPS_PER_EPOCH}"
     why = f"{steps} steps each, {steps * epochs} in all; PASCL takes {STEPS}; held within {EPOCHS[0]} to {EPOCHS[1]}"
     if frozen:
