@@ -30,7 +30,7 @@ from training.export.graph import onnx_predict, quantize, to_onnx
 from training.network.frozen import FrozenBackbone, resized
 from training.runs.checkpoint import Run
 from training.runs.files import Json
-from training.scores.scores import SCORES
+from training.scores.scores import require_score
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
@@ -177,6 +177,7 @@ def export(
     evaluation = measured["evaluation"] | {
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
+        "score_choice": calibration.get("score_choice"),
     }  # fmt: skip
     if precision == "int8":
         evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
@@ -194,7 +195,7 @@ def export(
         "precision": precision,
         "passes": run.passes,
         "input": shape,
-        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
+        "scores": {name: {"formula": require_score(name, True).formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,
