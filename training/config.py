@@ -81,6 +81,8 @@ class Config(BaseModel):
     backbone_std: tuple[float, float, float] | None = None
     backbone_layout: Literal["NCHW", "NHWC"] | None = None
     """Of an onnx:FILE that does not say it."""
+    backbone_precision: Literal["fp32", "int8"] = "fp32"
+    """int8: a convolutional backbone is quantised on training images first, and the head learns on its features."""
 
     method: str = "pascl-abf"
     """A row of METHODS; see `tailguard methods`."""
@@ -175,6 +177,11 @@ class Config(BaseModel):
             for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "tune"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
+        if self.backbone_precision != "fp32" and not self.frozen:
+            raise ValueError(
+                f"--backbone-precision {self.backbone_precision} is for a frozen backbone, on whose features a head "
+                "learns; what is trained is made int8 by export"
+            )
         if self.tunes and self.backbone.startswith("onnx:"):
             raise ValueError(
                 f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "

@@ -70,6 +70,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_schedule(len(data.train.labels))
     require_trainable(config, method, data)
+    if frozen:
+        pretrained = frozen = frozen.at_precision(config, data)
     if pretrained:
         data = pretrained.data(data)
     state = begin(config, data, out, resume=resume)

@@ -26,15 +26,15 @@ from training.evaluation.mix import ClassMix
 from training.evaluation.predict import Outputs, Predict, deployed, torch_predict
 from training.export import card, examples
 from training.export.about import AboutData
-from training.export.graph import onnx_predict, quantize, to_onnx
-from training.network.frozen import FrozenBackbone, resized
+from training.export.graph import onnx_predict, to_onnx
+from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone, resized
+from training.network.quantized import quantize
 from training.runs.checkpoint import Run
 from training.runs.files import Json
-from training.scores.scores import require_score
+from training.scores.scores import SCORES
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
-QUANTIZATION_IMAGES = 512
 CPU = torch.device("cpu")
 
 
@@ -115,13 +115,18 @@ def build(
             "allowed): nothing was written"
         )
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
-    if precision == "int8":
-        chosen = pixels.train.images[:: max(1, len(pixels.train.images) // QUANTIZATION_IMAGES)]
+    if precision == "int8" and not in_int8(frozen):
+        chosen = pixels.train.images[:: max(1, len(pixels.train.images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
         graph = quantize(graph, resized(chosen, frozen.target) if frozen else chosen)
         record["int8_against_onnx_decisions_changed"] = changed(
             full, on_images(graph, frozen)(images), points, score, groups
         )
     return graph, record
+
+
+def in_int8(frozen: FrozenBackbone | None) -> bool:
+    """Whether the backbone that a run stands on is in int8, and the head has learnt on what it gives."""
+    return frozen is not None and frozen.backbone.int8 is not None
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
@@ -164,6 +169,11 @@ def export(
     Raises ExportError when `out` exists or has no valid name, or when torch and ONNX decide differently.
     """
     require_target(out)
+    if in_int8(frozen) and precision != "int8":
+        raise ExportError(
+            f"--precision {precision}: the run stands on an int8 backbone; for {precision} train with "
+            "--backbone-precision fp32"
+        )
     about = about or AboutData.of(run.config)
     score, temperature = calibration["score"], calibration["temperature"]
     graph, parity = build(
@@ -177,9 +187,10 @@ def export(
     evaluation = measured["evaluation"] | {
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
-        "score_choice": calibration.get("score_choice"),
     }  # fmt: skip
-    if precision == "int8":
+    if frozen:
+        evaluation["backbone"] = run.provenance["backbone"]
+    if "int8_against_onnx_decisions_changed" in parity:
         evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
     if candidates:
         evaluation["candidates"] = candidates
@@ -195,7 +206,7 @@ def export(
         "precision": precision,
         "passes": run.passes,
         "input": shape,
-        "scores": {name: {"formula": require_score(name, True).formula, "temperature": 1.0} for name in exported},
+        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,

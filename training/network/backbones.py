@@ -39,9 +39,12 @@ class Backbone:
     provenance: dict[str, str]
     extractor: bytes | None = field(default=None, repr=False)  # ONNX, its input normalised, as its owner exported it
     layout: Layout = "NCHW"
+    int8: bytes | None = field(default=None, repr=False)  # its graph after quantized.quantize, where that is wanted
 
     def graph(self) -> bytes:
         """ONNX: `images` uint8 [N, H, W, 3], N dynamic → `features` float32 [N, F]."""
+        if self.int8 is not None:
+            return self.int8
         if self.module is not None:
             size = self.preprocessing.size_px
             sample = torch.zeros(2, size, size, 3, dtype=torch.uint8)

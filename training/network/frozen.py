@@ -1,6 +1,7 @@
 """A data set as a frozen backbone sees it: its images become features, and everything after that is as for images."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from training.network import backbones
 from training.network.backbones import Backbone
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
+from training.network.quantized import quantize
 
 CACHE_FOLDER = "features"
+QUANTIZATION_IMAGES = 192
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,45 @@ class FrozenBackbone:
     backbone: Backbone
     target: Input
     cache: FeatureCache
+
+    def at_precision(self, config: Config, pixels: Data) -> "FrozenBackbone":
+        """This backbone as `config` wants it: in int8 it is quantised on training images, and the graph kept beside the
+        features for the commands that come after. Raises BackboneError where int8 does not suit it."""
+        if config.backbone_precision == "fp32":
+            return self
+        images = pixels.train.images
+        chosen = images[:: max(1, len(images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
+        graph = quantize(self.backbone.graph(), resized(chosen, self.target))
+        found = self._in_int8(graph)
+        path = self._int8_file(found.backbone.provenance["int8_sha256"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begun = path.with_suffix(f".{os.getpid()}")
+        begun.write_bytes(graph)
+        os.replace(begun, path)
+        return found
+
+    def as_recorded(self, recorded: Mapping[str, str]) -> "FrozenBackbone":
+        """This backbone with the int8 graph that a run was trained on. DataError where that is gone or changed."""
+        wanted = recorded.get("int8_sha256")
+        if wanted is None:
+            return self
+        path = self._int8_file(wanted)
+        graph = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(graph).hexdigest() != wanted:
+            raise DataError(
+                f"{path}, the int8 backbone of this run, is gone or has changed: put it back, or train again"
+            )
+        return self._in_int8(graph)
+
+    def _int8_file(self, sha256: str) -> Path:
+        return self.cache.folder / f"backbone-int8-{sha256[:16]}.onnx"
+
+    def _in_int8(self, graph: bytes) -> "FrozenBackbone":
+        provenance = self.backbone.provenance | {"int8_sha256": hashlib.sha256(graph).hexdigest()}
+        return replace(
+            self, backbone=replace(self.backbone, int8=graph, provenance=provenance),
+            cache=replace(self.cache, graph=graph),
+        )  # fmt: skip
 
     def settings(self, config: Config) -> Config:
         """`config` with the side of the backbone's images, at which photographs are read."""

@@ -38,7 +38,6 @@ class Reference(NamedTuple):
     labels: Tensor  # [N] int
     weight: Tensor  # [C, F]
     bias: Tensor  # [C]
-    reject: Tensor | None = None  # [N, R], where the network has reject logits
 
 
 Constants = dict[str, Tensor]
@@ -52,7 +51,8 @@ def _unit(given: Given) -> Given:
 
 def _length(rows: Tensor) -> Tensor:
     """Euclidean norms, [N, F] → [N]."""
-    return torch.linalg.vector_norm(rows, dim=1)  # type: ignore[no-any-return, unused-ignore]
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
 
 
 # ------------------------------------------------------------------------------------------- a background of outliers
