@@ -29,6 +29,7 @@ SECTIONS = (
         "score": "score folders of images into a table, without a server",
     }),
     Section("Make a bundle", TRAINING, {
+        "fit": "from photographs to a bundle, in one command",
         "audit": "look at the data first, and recommend a method and its settings",
         "weights": "fetch the weights of a pretrained backbone, verified",
         "train": "train a run: stage 1, and stage 2 where the method has one",

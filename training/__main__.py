@@ -18,6 +18,7 @@ from pydantic_settings import (
 from service.contract.bundle import BundleError
 from training.config import PYTHON_M, Config, options, program
 from training.finished import Calibrate, Evaluate, Export, Pareto
+from training.fit.command import Fit
 from training.table import Table
 
 
@@ -60,7 +61,7 @@ class Weights(BaseModel):
     name: CliPositionalArg[str] = "lite0"
     """lite0: EfficientNet-Lite0, ImageNet-1k, Apache-2.0."""
     folder: Path | None = None
-    """Where to keep them; not given: $TAILGUARD_CACHE, or tailguard in the user's cache folder."""
+    """Where to keep them; not given: tailguard in the user's cache folder ($XDG_CACHE_HOME)."""
 
     def cli_cmd(self) -> None:
         from training.network import pretrained
@@ -140,6 +141,7 @@ class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
               cli_use_class_docs_for_groups=True, use_attribute_docstrings=True):  # fmt: skip
     """TailGuard's offline side: images → bundle."""
 
+    fit: CliSubCommand[Fit]
     train: CliSubCommand[Train]
     evaluate: CliSubCommand[Evaluate]
     table: CliSubCommand[Table]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.reference import false_alarms
-from training.config import FROZEN_EPOCHS, FROZEN_STEPS, Config, flag, program
+from training.config import Config, flag, program
 from training.data.splits import expected_held_back
 from training.evaluation.calibrate import LEVEL
 from training.evaluation.groups import Groups
@@ -163,7 +163,8 @@ def advise(
         settings.append(_image_size(median_side_px))
     fraction, why = calibration_fraction(counts, groups)
     settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
-    settings += _schedule(int((counts - held_out(counts, fraction)).sum()), frozen=frozen)
+    if not frozen:  # a head has a schedule of its own, which `train` derives
+        settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
     config = Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
     command = " ".join([f"{program()} train", *map(option, settings)])
     return Advice(name="frozen" if config.frozen else "scratch", settings=settings, command=command)
@@ -191,19 +192,15 @@ def _image_size(median_side_px: float) -> Setting:
     return Setting(name="image_size_px", value=size, reason=reason)
 
 
-def _schedule(images: int, *, frozen: bool) -> list[Setting]:
-    """Batch and epochs for so many images that remain after calibration."""
+def _schedule(images: int) -> list[Setting]:
+    """Batch and epochs, from scratch, for so many images that remain after calibration."""
     batch = BATCH_IMAGES
     while batch > 2 and images // batch < STEPS_PER_EPOCH:
         batch //= 2
     steps = max(images // batch, 1)
     epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
-    if frozen:
-        epochs = max(FROZEN_EPOCHS, math.ceil(FROZEN_STEPS / steps))
     size = "PASCL's" if batch == BATCH_IMAGES else f"an epoch of {images} images then has at least {STEPS_PER_EPOCH}"
     why = f"{steps} steps each, {steps * epochs} in all; PASCL takes {STEPS}; held within {EPOCHS[0]} to {EPOCHS[1]}"
-    if frozen:
-        why = f"{steps} steps each, of a head alone"
     return [
         Setting(name="batch_images", value=batch, reason=size if batch == BATCH_IMAGES else f"{size} steps"),
         Setting(name="epochs", value=epochs, reason=why),

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from training.network.preprocessing import BackboneError
 
-CACHE_VARIABLE = "TAILGUARD_CACHE"  # the folder that takes the place of ~/.cache/tailguard
-
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -65,9 +63,7 @@ def known(sha256: str | None) -> Pretrained | None:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: TAILGUARD_CACHE, or tailguard in the user's cache folder (XDG_CACHE_HOME)."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
+    """Where fetched weights are kept: tailguard in the user's cache folder, which XDG_CACHE_HOME names."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "tailguard"
 
@@ -90,8 +86,8 @@ def fetch(wanted: Pretrained, folder: Path | None = None) -> Path:
             whole.write_bytes(content)
             os.replace(whole, kept)
     except OSError as error:
-        raise _failed(wanted, f"{kept.parent} cannot be written to ({error.strerror}); {CACHE_VARIABLE} names another "
-                              "folder") from error  # fmt: skip
+        raise _failed(wanted, f"{kept.parent} cannot be written to ({error.strerror}); XDG_CACHE_HOME names "
+                              "another cache folder") from error  # fmt: skip
     return kept
 
 

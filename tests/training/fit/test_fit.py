@@ -1,0 +1,203 @@
+"""`tailguard fit`: from a few dozen generated photographs to a served answer; killed and gone on with; refused.
+
+The backbone is a tiny extractor in a file: means of patches, enough to tell colours apart.
+"""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.contract import bundle
+from tests import live
+from tests.training.network.test_frozen import write_extractor
+from training import __main__ as commands
+from training.fit import steps
+from training.fit.plan import PLAN_FILE
+from training.runs.checkpoint import CHECKPOINT_FILE
+from training.runs.files import CALIBRATION_FILE
+
+COUNTS = {"apple": 30, "plum": 12, "kiwi": 6}
+COLOURS = {"apple": (200, 40, 40), "plum": (90, 40, 160), "kiwi": (90, 170, 50), "sky": (120, 180, 250)}
+
+
+def photograph(colour: str, seed: int) -> Image.Image:
+    """48 x 40 px of about one colour, each picture its own."""
+    random = np.random.default_rng(seed)
+    coarse = np.clip(np.array(COLOURS[colour]) + random.normal(0, 25, (5, 6, 3)), 0, 255).astype(np.uint8)
+    return Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
+
+
+def save(folder: Path, colour: str, count: int, seed: int) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        photograph(colour, seed + i).save(folder / f"{i:02}.png")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DIR/train|test/<class>, with outliers/ and ood/sky beside, and an extractor; not to be changed."""
+    folder = tmp_path_factory.mktemp("photos") / "Fruit Stand"
+    for i, (name, count) in enumerate(COUNTS.items()):
+        save(folder / "train" / name, name, count, 1000 * i)
+        save(folder / "test" / name, name, 4, 1000 * i + 500)
+    save(folder / "outliers", "sky", 20, 8000)
+    save(folder / "ood" / "sky", "sky", 8, 9000)
+    write_extractor(folder.parent / "means.onnx")
+    return folder
+
+
+@pytest.fixture
+def arguments(photos: Path, tmp_path: Path) -> list[str]:
+    """Those every fit here takes: a short training, and folders of its own."""
+    return ["--backbone", f"onnx:{photos.parent / 'means.onnx'}", "--out", str(tmp_path / "models"), "--work",
+            str(tmp_path / "work"), "--epochs", "15", "--batch-images", "16", "--calibration-fraction", "0.3",
+            "--device", "cpu", "--threads", "1"]  # fmt: skip
+
+
+def fit(capsys: pytest.CaptureFixture[str], *given: object) -> str:
+    """What `fit` prints; its refusal where it refuses."""
+    try:
+        commands.main(["fit", *map(str, given)])
+    except SystemExit as stop:
+        return str(stop.code)
+    return capsys.readouterr().out
+
+
+def ask(url: str, image: Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    answer: dict[str, Any] = httpx.post(f"{url}/classify", content=buffer.getvalue(),
+                                        headers={"content-type": "image/png"}).json()  # fmt: skip
+    return answer
+
+
+def test_from_photographs_to_an_answer_over_http(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [photos / "train", "--outliers", photos / "outliers", "--ood", photos / "ood" / "sky", *arguments]
+    printed = fit(capsys, *given)
+    folder = tmp_path / "models" / "fruit-stand" / "1"
+    assert f"TAILGUARD_BUNDLE={folder}" in printed
+    for said in ("48 images of 3 classes", "has its test images beside it", "--calibration-fraction  0.3", "--heads"):
+        assert said in printed
+    manifest = bundle.read(folder)
+    assert [c.name for c in manifest.classes] == list(COUNTS)
+    assert manifest.evaluation["accuracy"] > 0.9
+    assert {name[:2] for name in manifest.operating_points} == {"id", "oo"}
+    with live.serving(folder) as url:
+        known, unknown = ask(url, photograph("kiwi", 7)), ask(url, photograph("sky", 7))
+    assert (known["label"], known["decision"]) == ("kiwi", "accept")
+    assert unknown["decision"] == "reject"
+
+    # the same again does nothing, and says where the bundle is; another setting is noticed
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "work").rglob("*") if p.is_file())
+    assert f"TAILGUARD_BUNDLE={folder}" in fit(capsys, *given)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "work").rglob("*") if p.is_file())
+    assert "holds a fit with --seed 0 instead of 3" in fit(capsys, *given, "--seed", 3)
+    # a run of it is one that the single commands take
+    run = tmp_path / "work" / manifest.provenance.method
+    commands.main(["evaluate", str(run), "--ood", str(photos / "ood" / "sky")])
+    assert "AUROC" in capsys.readouterr().out
+
+
+def test_a_list_without_outliers(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "fruit.csv"
+    with listed.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("path", "label"))
+        rows.writerows((path, path.parent.name) for path in sorted((photos / "train").rglob("*.png")))
+    printed = fit(capsys, listed, *arguments, "--heads", "logit-adjustment")
+    manifest = bundle.read(tmp_path / "models" / "fruit" / "1")
+    assert "no test part" in printed
+    assert "they would add a class for what is to be refused" in printed
+    assert manifest.evaluation["accuracy"] > 0.8
+    assert not any(name.startswith("ood") for name in manifest.operating_points)
+
+
+def test_killed_and_gone_on_with(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(photos), *arguments, "--heads", "msp", "--heads", "logit-adjustment"]
+    work, target = tmp_path / "work", tmp_path / "models" / "fruit-stand" / "1"
+    first, second = work / "msp" / CALIBRATION_FILE, work / "logit-adjustment"
+    command = [sys.executable, "-m", "training", "fit", *given]
+    process = subprocess.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before the second head began"
+    finally:
+        process.kill()
+        process.wait()
+    assert first.is_file()
+    assert not (second / CALIBRATION_FILE).exists()
+    assert not target.exists()
+    kept = {p: p.stat().st_mtime_ns for p in (work / "msp" / CHECKPOINT_FILE, first)}
+    printed = fit(capsys, *given)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # what was finished was not done again
+    assert "* train logit-adjustment" in printed
+    assert "* train msp" not in printed
+    assert bundle.read(target).evaluation["accuracy"] > 0.8
+
+
+def test_ctrl_c_says_in_one_line_how_to_go_on(
+    photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "head", interrupted)
+    monkeypatch.setattr(sys, "argv", ["tailguard", "fit", str(photos)])
+    said = fit(capsys, photos, *arguments)
+    assert said.startswith("stopped; what is done is kept, and the same command goes on: tailguard fit ")
+    assert "\n" not in said
+
+
+def test_what_cannot_do_is_refused_before_any_work(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    assert "is no data set" in fit(capsys, tmp_path / "empty", *arguments)
+    save(tmp_path / "one" / "apple", "apple", 6, 0)
+    assert "has one class, apple: a classifier needs two" in fit(capsys, tmp_path / "one", *arguments)
+    assert "nowhere is not a folder" in fit(capsys, tmp_path / "nowhere", *arguments)
+    assert "there is no method 'mspp'" in fit(capsys, photos, *arguments, "--heads", "mspp")
+    assert "use small letters" in fit(capsys, photos, *arguments, "--name", "No Name")
+    assert "is missing" in fit(capsys, photos, *arguments, "--outliers", tmp_path / "gone")
+    (tmp_path / "models" / "fruit-stand" / "1").mkdir(parents=True)
+    assert "exists already: choose another version" in fit(capsys, photos, *arguments)
+    (tmp_path / "models" / "fruit-stand" / "1").rmdir()
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "0.0 GB are free and about 0.3 GB needed" in fit(capsys, photos, *arguments)
+    assert not list((tmp_path / "models").rglob("*.json"))
+
+
+def test_another_set_of_images_is_noticed(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    own = Path(shutil.copytree(photos, tmp_path / "own"))
+    monkeypatch.setattr(steps, "head", interrupted)
+    fit(capsys, own, *arguments)
+    photograph("kiwi", 77).save(own / "train" / "kiwi" / "new.png")
+    assert "holds a fit with other images" in fit(capsys, own, *arguments)
+    assert json.loads((tmp_path / "work" / PLAN_FILE).read_text())["heads"] == ["logit-adjustment", "msp"]

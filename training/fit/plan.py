@@ -1,0 +1,210 @@
+"""What `fit` will do: where the images are, which settings, each with its reason; and what makes it refuse."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from service.contract import bundle
+from training.audit import advice, sources
+from training.config import Config, flag
+from training.data.folders import PARTS
+from training.data.listing import Listing
+from training.data.photographs import SCAN_FILE, Files, list_files
+from training.data.readers import DataError
+from training.data.scan import scan
+from training.evaluation.groups import group_classes
+from training.export.about import AboutData
+from training.export.bundle import require_target
+from training.fit.command import Fit
+from training.methods.methods import find as find_method
+from training.runs.files import write_json
+
+PLAN_FILE = "fit.json"
+HEADS = {  # outliers given → rows to compare, the safest first
+    True: ("tailguard-joint", "oe", "logit-adjustment"),
+    False: ("logit-adjustment", "msp"),
+}
+FREE = ("device", "threads", "checkpoint_epochs", "unreadable")  # may change when a fit is gone on with
+SPARE_BYTES = 300 << 20  # for checkpoints, tables and the bundle
+
+
+class Choice(NamedTuple):
+    """A setting, what was chosen, why, and the option that sets it."""
+
+    setting: str
+    value: Any
+    reason: str
+
+    @property
+    def option(self) -> str:
+        return "DIR" if self.setting == "data" else flag(self.setting)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`config` holds for every head but for its method; `key` changes with the images."""
+
+    config: Config
+    heads: tuple[str, ...]
+    target: Path  # the bundle
+    work: Path
+    choices: list[Choice]
+    files: Files
+    key: str
+    precision: Literal["fp32", "int8"]
+
+
+def place(data: Path) -> Path:
+    """The folder or list to read: DIR/train of a folder that has test or val beside it means that folder."""
+    beside = [part for part in PARTS if part != data.name and (data.parent / part).is_dir()]
+    whole = data.is_dir() and data.name == "train" and beside and not (data / "train").is_dir()
+    return data.parent if whole else data
+
+
+def make(given: Fit) -> Plan:
+    """Every choice. DataError or ValueError, before anything is computed, where the data or the settings do not do."""
+    data = place(given.data.resolve())
+    if sources.find_kind(data, None) != "folder":
+        raise DataError(f"{data} is a benchmark, and fit is for photographs: use `train --dataset`, `audit` says how")
+    named = data.name if data.is_dir() else data.stem
+    name = given.name or AboutData.of(Config(dataset="folder"), named).slug
+    target = given.out / name / given.version
+    work = given.work or Path("runs") / f"fit-{name}-{given.version}"
+    if not (work / PLAN_FILE).is_file():
+        require_target(target)
+    heads = given.heads or (
+        (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
+    )
+    _require_heads(heads, given)
+    own = {k: getattr(given, k) for k in given.model_fields_set & Config.model_fields.keys() - {"method"}}
+    base = Config(**{**own, "dataset": "folder", "data": data, "backbone": given.backbone}).with_absolute_paths()
+    files = list_files(base, cache=work / "cache")
+    counts = files.train.counts + files.calibration.counts
+    if len(counts) < 2:
+        raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")
+    chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
+    settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
+    chosen += settings
+    config = Config(**base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings})
+    why = "the best of them on calibration images is taken"
+    chosen.append(Choice("heads", " ".join(heads), _given(given, "heads", why)))
+    chosen.append(Choice("score", given.score, _given(given, "score", "the best on calibration images decides")))
+    precision = given.export_precision or "fp32"
+    chosen.append(Choice("export_precision", precision, _given(given, "export_precision", PRECISION_REASON)))
+    return Plan(config, heads, target, work, chosen, files, _key(files), precision)
+
+
+def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
+    """ValueError where a head is no method, or needs the outliers that are not there; where an OOD set is missing."""
+    for name in heads:
+        if find_method(name).needs_outliers and given.outliers is None:
+            raise ValueError(f"--heads {name} learns from outliers: give --outliers DIR, or other heads")
+    for path in given.ood:
+        if not path.exists():
+            raise DataError(f"--ood {path} is missing: name a .npy or .npz array, or a folder of images")
+
+
+PRECISION_REASON = "exact; int8 is smaller and loses some accuracy"
+
+
+def _given(given: Fit, setting: str, reason: str) -> str:
+    return "as given" if setting in given.model_fields_set else reason
+
+
+def _data_choices(given: Fit, data: Path, files: Files) -> list[Choice]:
+    reason = "as given" if data == given.data.resolve() else f"{given.data} has its test images beside it"
+    chosen = [Choice("data", str(data), reason)]
+    for setting, folder in (("outliers", data / "outliers"), ("ood", data / "ood")):
+        there = data.is_dir() and folder.is_dir()
+        value = getattr(given, setting)
+        shown = " ".join(map(str, value if isinstance(value, tuple) else [value])) if value else "none"
+        what = "a class for what is to be refused, and ood95" if setting == "outliers" else "figures on unknown things"
+        hint = f"none was named ({folder} is there)" if there else f"they would add {what}"
+        chosen.append(Choice(setting, shown, "as given" if value else hint))
+    return chosen
+
+
+def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) -> list[Choice]:
+    """Backbone, size, calibration fraction and batch."""
+    found: list[Choice] = []
+    lite0 = base.backbone == advice.BACKBONE
+    found.append(Choice("backbone", base.backbone, _given(given, "backbone", advice.FROZEN_REASON)))
+    settings: list[advice.Setting] = []
+    if lite0:
+        headers = scan(files.train.paths, cache=cache).headers
+        side = float(np.median([min(h.width_px, h.height_px) for h in headers]))
+        settings.append(advice.frozen_size(side))
+    fraction = base.calibration_fraction
+    groups = group_classes(counts)
+    if "calibration_fraction" not in given.model_fields_set:
+        fraction, why = advice.calibration_fraction(counts, groups)
+        settings.append(advice.Setting(name="calibration_fraction", value=fraction, reason=why))
+    found += [Choice(s.name, s.value, s.reason) for s in settings if s.name not in given.model_fields_set]
+    plain = Config(backbone=base.backbone)
+    more = given.model_fields_set & Config.model_fields.keys() - {"data", "outliers", "backbone", "method"}
+    others = [k for k in sorted(more) if getattr(base, k) != getattr(plain, k)]
+    return found + [Choice(k, getattr(base, k), "as given") for k in others]
+
+
+def _key(files: Files) -> str:
+    """Changes with the images and the classes, whatever side each is on."""
+    digest = hashlib.sha256("\n".join(files.train.classes).encode())
+    digest.update(np.sort(np.concatenate([*files.keys.values()])).tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------ going on, refusing
+
+
+def begin(plan: Plan, given: Fit) -> bool:
+    """Write the plan down, or compare it with the one that is there; whether the bundle was written already.
+
+    ValueError where the folder holds another fit, where the bundle exists and is not of this one.
+    """
+    path = plan.work / PLAN_FILE
+    now = {
+        "settings": plan.config.model_dump(mode="json", exclude={*FREE, "method"}),
+        "heads": list(plan.heads), "score": given.score, "precision": plan.precision,
+        "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
+    }  # fmt: skip
+    if not path.is_file():
+        write_json(path, now | {"begun": datetime.now(UTC).isoformat()})
+        return False
+    before = json.loads(path.read_text())
+    if differ := list(_differences(before, now)):
+        raise ValueError(f"{plan.work} holds a fit with {'; '.join(differ)}. Go on with that, or give another --work "
+                         "(or --name), or remove the folder")  # fmt: skip
+    if not plan.target.exists():
+        return False
+    made = bundle.read(plan.target).created
+    if made < datetime.fromisoformat(before["begun"]).replace(microsecond=0):
+        raise ValueError(f"{plan.target} exists already and is not of this fit: give --version or --name")
+    return True
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun")}
+    for key, value in (now["settings"] | {k: v for k, v in now.items() if k != "settings"}).items():
+        if then.get(key) != value:
+            yield ("other images (some were added, removed or changed)" if key == "images"
+                   else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
+
+
+def require_room(plan: Plan, features: int, size_px: int) -> None:
+    """ValueError where the disk has less room than pixels, features and the bundle will take."""
+    sides = plan.files
+    seen = [len(s.paths if isinstance(s, Listing) else s) for s in (sides.train, sides.outliers)]
+    others = len(sides.calibration.paths) + len(sides.test.paths)
+    views = (2 + plan.config.feature_views) * sum(seen) + others
+    needed = 4 * features * views + 3 * size_px**2 * (sum(seen) + others) + SPARE_BYTES
+    free = shutil.disk_usage(plan.work).free
+    if free < needed:
+        raise ValueError(f"{plan.work.resolve()}: {free / 1e9:.1f} GB are free and about {needed / 1e9:.1f} GB needed "
+                         "for features and pixels: name a folder on another disk with --work")  # fmt: skip

@@ -1,0 +1,213 @@
+"""The steps of `fit`, each by the function behind the single command, each skipped where it is done."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from service.contract import bundle
+from training import trainer
+from training.audit import timing
+from training.checks import require_writable
+from training.config import program
+from training.data.listing import Listing
+from training.data.photographs import CACHE, Source
+from training.evaluation.groups import group_classes
+from training.finished import Calibrate, Evaluate, Export
+from training.fit import plan as plans
+from training.fit.command import Fit
+from training.fit.plan import Plan
+from training.layout import columns, span
+from training.network import frozen, pretrained
+from training.runs import checkpoint
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, with_suffix
+
+LOG_FILE = "log.txt"  # what the single commands print
+
+
+def fit(given: Fit) -> Path:
+    """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
+    require_writable(given.out, "--out")
+    require_writable(given.work or Path("runs"), "--work")
+    plan = plans.make(given)
+    print(look(plan))
+    if plans.begin(plan, given):
+        print(f"\n{finished(plan)}")
+        return plan.target
+    prepare(plan)
+    runs = [head(plan, name, given) for name in plan.heads]
+    best = choose(plan, runs)
+    record = calibration(best)
+    if not with_suffix(best / RESULTS_FILE, _suffix(best, record["score"])).is_file():
+        step("measure on the test images")
+        quietly(plan, Evaluate(run=best, score=record["score"], ood=list(given.ood), device=given.device))
+    step(f"export {plan.target}")
+    for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
+        _remove(left)
+    quietly(plan, Export(
+        run=best, out=given.out, name=plan.target.parent.name, version=given.version, ood=list(given.ood),
+        precision=plan.precision, device=given.device,
+    ))  # fmt: skip
+    print(f"\n{finished(plan)}")
+    return plan.target
+
+
+def look(plan: Plan) -> str:
+    """The short audit, and the table of choices."""
+    files = plan.files
+    counts = files.train.counts + files.calibration.counts
+    outliers = sum(map(_length, (files.outliers, files.calibration_outliers)))
+    few = int(((counts > 0) & (counts < 5)).sum())
+    groups = group_classes(counts)
+    lines = [
+        f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
+        f"{counts.min()} each), {len(files.test.paths)} to test on" + (f", {outliers} outliers" if outliers else ""),
+        ", ".join(f"{name} {int((groups.of_class == name).sum())} classes" for name in groups.names),
+        *files.notes,
+    ]  # fmt: skip
+    if few:
+        lines.append(f"{few} classes of 1 to 4 images: trained on, and nothing is held back of them")
+    return "\n".join([*lines, "", *chosen(plan)])
+
+
+def chosen(plan: Plan) -> list[str]:
+    """Each choice in a line, its reason below it."""
+    rows = columns([[c.option, str(c.value)] for c in plan.choices])
+    width = max(len(c.option) for c in plan.choices) + 2
+    return [line for row, c in zip(rows, plan.choices, strict=True) for line in (row, f"{'':{width}}({c.reason})")]
+
+
+def prepare(plan: Plan) -> None:
+    """Weights and backbone, room on the disk, and how long it will take."""
+    if wanted := pretrained.find(plan.config.backbone):
+        step("weights")
+        if not plan.config.weights:
+            pretrained.fetch(wanted)
+    if not plan.config.frozen:
+        return
+    loaded = frozen.load(plan.config, plan.work)
+    size = loaded.target.height_px
+    plans.require_room(plan, loaded.backbone.features, size)
+    files = plan.files
+    others = len(files.calibration.paths) + len(files.test.paths) + _length(files.calibration_outliers)
+    work = timing.Work(
+        train=len(files.train.paths), outliers=_length(files.outliers), others=others,
+        classes=len(files.train.classes), files=files.train.paths,
+    )  # fmt: skip
+    config = plan.config.model_copy(update={"method": plan.heads[0]}).with_schedule(work.train)
+    found = timing.frozen_estimate(config, work, loaded.cache.graph, loaded.backbone.features, size)
+    print(f"\nabout {span(found.seconds)} for the first head: {', '.join(found.made_of)}", flush=True)
+
+
+def head(plan: Plan, name: str, given: Fit) -> Path:
+    """A trained and calibrated run; what is done is not done again."""
+    run = plan.work / name
+    for shared in (CACHE, frozen.CACHE_FOLDER):
+        _share(plan.work / shared, run / shared)
+    config = plan.config.model_copy(update={"method": name})
+    begun = (run / checkpoint.CHECKPOINT_FILE).is_file()
+    if not begun or checkpoint.load(run)["stage"] != "done":
+        step(f"train {name}")
+        if begun:
+            config = checkpoint.resumed(run, config, set())
+        with _log(plan):
+            trainer.train(config, run, resume=begun)
+    if not (run / CALIBRATION_FILE).is_file():
+        step(f"calibrate {name}")
+        score = None if given.score == "auto" else given.score
+        quietly(plan, Calibrate(run=run, score=score, ood=list(given.ood), device=given.device))
+    return run
+
+
+def choose(plan: Plan, runs: list[Path]) -> Path:
+    """The run that does best on calibration images; class-mean accuracy and AUROC count alike."""
+    rows = [["HEAD", "accuracy", "class mean", "AUROC", "score"]]
+    for run in runs:
+        record = calibration(run)
+        split, auroc = record["evaluation"]["calibration_split"], detection(record)
+        shown = [split["accuracy"], split["mean_class_accuracy"], auroc]
+        rows.append([run.name, *("-" if v is None else f"{v:.1%}" for v in shown), record["score"]])
+    best = max(runs, key=lambda run: quality(calibration(run)))
+    print("\n" + "\n".join([*columns(rows), f"on calibration images {best.name} does best: it is taken"]), flush=True)
+    return best
+
+
+def quality(record: dict[str, Any]) -> float:
+    """The mean of class-mean accuracy and, where it is known, of AUROC, on calibration images."""
+    parts = [record["evaluation"]["calibration_split"]["mean_class_accuracy"], detection(record)]
+    known = [part for part in parts if part is not None]
+    return float(sum(known) / len(known))
+
+
+def detection(record: dict[str, Any]) -> float | None:
+    """The AUROC of the deciding score by which it was chosen, or against held-back outliers; None where unknown."""
+    chosen = record.get("score_choice") or {}
+    worth = {row["score"]: row["mean_auroc"] for row in chosen.get("candidates", [])}
+    found: float | None = worth.get(record["score"], record["evaluation"]["calibration_split"].get("auroc"))
+    return found
+
+
+def finished(plan: Plan) -> str:
+    """What was made, and the line that serves it."""
+    manifest = bundle.read(plan.target)
+    found = manifest.evaluation
+    lines = [f"{plan.target}: {manifest.provenance.method}, score {manifest.deciding_score}, "
+             f"accuracy {found['accuracy']:.1%} on {found['images']} test images"]  # fmt: skip
+    if "mean" in found:
+        lines.append("unknown things, AUROC: " + ", ".join(f"{k} {v['auroc']:.1%}" for k, v in found["ood"].items()))
+    point = manifest.operating_points[manifest.default_operating_point]
+    if point.group_cost.test:
+        lines.append(f"{manifest.default_operating_point} rejects {point.group_cost.test.id_rejected:.1%} of the test "
+                     f"images; more in {plan.target / 'CARD.md'}")  # fmt: skip
+    serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
+    example = next((p for p in plan.files.test.paths), "photo.jpg")
+    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={plan.target} {serve}",
+                      f"  curl -F file=@{example} 127.0.0.1:8000/classify"])  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+
+
+def step(text: str) -> None:
+    print(f"\n* {text}", flush=True)
+
+
+def calibration(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / CALIBRATION_FILE).read_text())
+    return record
+
+
+def quietly(plan: Plan, command: Evaluate | Calibrate | Export) -> None:
+    """Run a single command; what it prints goes into the log."""
+    with _log(plan):
+        command.cli_cmd()
+
+
+@contextlib.contextmanager
+def _log(plan: Plan) -> Any:
+    with (plan.work / LOG_FILE).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def _length(source: Source) -> int:
+    return len(source.paths if isinstance(source, Listing) else source)
+
+
+def _suffix(run: Path, score: str) -> str:
+    return "" if score == checkpoint.trained(run).method.score else f"-{score}"
+
+
+def _share(folder: Path, link: Path) -> None:
+    """Let `link` in a run be `folder`, which all runs of a fit read and write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder, link.parent))
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
