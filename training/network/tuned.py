@@ -41,6 +41,7 @@ class TunedTrunk(FeatureTrunk):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    LEAST_ROOTED = 1e-4  # so that no feature's gradient is more than 50 times that of its root
 
     def __init__(self, backbone: nn.Module, features: int, preprocessing: Preprocessing) -> None:
         super().__init__(features)
