@@ -42,7 +42,8 @@ def quantize(graph: bytes, images: Images) -> bytes:
     plan = Plan(prepared(graph))
     if len(plan.convolutions) * 2 < sum(n.op_type == "MatMul" for n in plan.nodes):
         raise BackboneError(
-            "int8 is for convolutional networks; in a transformer it gains nothing worth its errors: use fp32"
+            "int8 is for convolutional networks; a transformer gains little by it, or its answer to an image would "
+            "depend on the others of the batch: use fp32"
         )
     if not plan.convolutions:
         raise BackboneError("int8 is for convolutional networks, and this graph holds no convolution: use fp32")
