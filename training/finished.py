@@ -12,6 +12,8 @@ from training.config import program
 from training.layout import columns
 from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, with_suffix, write_json
 
+AUTO = "auto"
+
 
 class OnRun(BaseModel):
     run: CliPositionalArg[Path]
@@ -23,7 +25,8 @@ class OnRun(BaseModel):
     ood: list[Path] = []
     """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
     score: str | None = None
-    """Which score decides; not given: the method's. See `tailguard methods`."""
+    """Which score decides; not given: the method's. One of `tailguard methods`, or the sum of two: energy+ncm.
+    `calibrate` also takes auto."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -36,7 +39,7 @@ class OnRun(BaseModel):
         from training.scores.scores import require_score
 
         run = checkpoint.trained(self.run)
-        score = self.score or run.method.score
+        score = self.named_score() or run.method.score
         for name in (score, *self.more_scores()):
             require_score(name, run.scoring.reject is not None, len(run.classes))
         require_writable(self.run, "the run's folder")
@@ -64,6 +67,10 @@ class OnRun(BaseModel):
         loaded = frozen.load(run.config, self.run)
         frozen.require_same(self.run, run.provenance["backbone"], loaded.backbone)
         return loaded.as_recorded(run.provenance["backbone"])
+
+    def named_score(self) -> str | None:
+        """The score that was asked for by name."""
+        return self.score
 
     def more_scores(self) -> Sequence[str]:
         """Scores beside the deciding one."""
@@ -99,7 +106,10 @@ class Evaluate(OnRun):
 
 
 class Calibrate(OnRun):
-    """Temperature, operating points and their cost, into calibration.json; never from test images."""
+    """Temperature, operating points and their cost, into calibration.json; never from test images.
+
+    `--score auto` chooses the deciding score too: by held-back outliers and by classes left out in turn.
+    """
 
     level: list[float] = [0.95]
     """Share of in-distribution images that an operating point keeps: 0.95 makes id95. May be repeated; the first one
@@ -107,13 +117,20 @@ class Calibrate(OnRun):
     class_mix: str = "train"
     """Mix of classes expected in service: train, uniform, or a CSV file with a line `class,share` for each class."""
 
+    def named_score(self) -> str | None:
+        return None if self.score == AUTO else self.score
+
     def cli_cmd(self) -> None:
-        from training.evaluation import calibrate, measure, mix, predict
+        from training.evaluation import calibrate, choose, measure, mix, predict
         from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
         measure.require_calibration_images(data)
         expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
+        chosen = None
+        if self.score == AUTO:
+            choice = choose.choose(run, data, self._device)
+            score, chosen = choice.score, choice.record(run.method.score)
         module = predict.deployed(run, scores=[score], train=data.train, device=self._device)
         plain = predict.torch_predict(module, self._device)
         temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
@@ -122,9 +139,12 @@ class Calibrate(OnRun):
         measured = measure.measure(
             scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected
         )
-        record = {"score": score, "temperature": temperature, **measured, "provenance": checkpoint.provenance()}
+        record = {
+            "score": score, "score_choice": chosen, "temperature": temperature, **measured,
+            "provenance": checkpoint.provenance(),
+        }  # fmt: skip
         write_json(self.run / CALIBRATION_FILE, jsonable(record))
-        print(f"temperature {temperature:.3f}, deciding score {score}")
+        print(f"temperature {temperature:.3f}, deciding score {score}" + (f": {chosen['why']}" if chosen else ""))
         for name, point in measured["operating_points"].items():
             for kind in ("global", "group"):
                 print(f"{name} {kind}: {share_line(point[f'{kind}_cost'])}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from training.data.readers import Images, ImageSet
 from training.network.network import Network, place, to_input
 from training.runs.checkpoint import Run
-from training.scores.scores import SCORES, Fitted, Reference, Seen, fitted
+from training.scores.scores import Fitted, Reference, Seen, find, fitted
 
 BATCH_IMAGES = 200
 
@@ -84,7 +84,7 @@ def deployed(
         counts = torch.tensor(run.train_counts)
         shift = -run.method.score_tau * (counts / counts.sum()).log()
     reference = None
-    if train is not None and any(SCORES[name].fit for name in names if name in SCORES):
+    if train is not None and any(row.fit for name in names if (row := find(name))):
         reference = refer(run.scoring, train, shift, device)
     has_reject = run.scoring.reject is not None
     built = {name: fitted(name, reference, has_reject) for name in names}
@@ -93,6 +93,7 @@ def deployed(
     ).eval()
 
 
+@torch.no_grad()
 def refer(network: Network, train: ImageSet, shift: Tensor | None, device: torch.device | None = None) -> Reference:
     """Features and logits of the training images as they are, and the head; on `device`, not given the network's."""
     device = device or next(network.parameters()).device
@@ -100,7 +101,8 @@ def refer(network: Network, train: ImageSet, shift: Tensor | None, device: torch
     bias = bias if shift is None else bias + shift.to(device)
     features = torch.from_numpy(embed(network, train.images, device)).to(device)
     labels = torch.from_numpy(train.labels).to(device)
-    return Reference(features, features @ weight.T + bias, labels, weight, bias)
+    reject = None if network.reject is None else network.reject.to(device)(features)
+    return Reference(features, features @ weight.T + bias, labels, weight, bias, reject)
 
 
 @torch.no_grad()

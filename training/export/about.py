@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.config import Config
+from training.config import CIFAR_RESNET, STAGE2_EPOCHS, Config
 from training.runs.files import Json
 
 BENCHMARKS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
@@ -44,3 +44,16 @@ def licence_text(evaluation: Mapping[str, Any]) -> str:
         inside = f"The bundle holds {given} example image{'' if given == 1 else 's'} given at export: see examples/."
     terms = (evaluation.get("data_set") or {}).get("licence") or "not stated here"
     return f"{own}. {inside} The data set has terms of its own: {terms}."
+
+
+def against_the_paper(recipe: Mapping[str, Any]) -> str:
+    """Where a run stayed below the recipe of PASCL, the defaults of Config; of its own network alone."""
+    if recipe.get("backbone", CIFAR_RESNET) != CIFAR_RESNET:
+        return f"A head on the pretrained backbone `{recipe['backbone']}`."
+    paper = Config().model_dump() | {"stage2_epochs": STAGE2_EPOCHS}
+    keys = ("width", "epochs", "batch_images", "stage2_epochs")
+    differ = [k for k in keys if recipe.get(k) not in (None, paper[k])]
+    other = [f"{k.replace('_', ' ')} {recipe[k]} instead of {paper[k]}" for k in differ]
+    if not other:
+        return "PASCL's own sizes and lengths (Wang et al. 2022)."
+    return f"Not PASCL's own sizes and lengths (Wang et al. 2022), but what the machine afforded: {', '.join(other)}."

@@ -31,7 +31,7 @@ from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone, resized
 from training.network.quantized import quantize
 from training.runs.checkpoint import Run
 from training.runs.files import Json
-from training.scores.scores import SCORES
+from training.scores.scores import require_score
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
@@ -187,6 +187,7 @@ def export(
     evaluation = measured["evaluation"] | {
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
+        "score_choice": calibration.get("score_choice"),
     }  # fmt: skip
     if frozen:
         evaluation["backbone"] = run.provenance["backbone"]
@@ -206,7 +207,7 @@ def export(
         "precision": precision,
         "passes": run.passes,
         "input": shape,
-        "scores": {name: {"formula": SCORES[name].formula, "temperature": 1.0} for name in exported},
+        "scores": {name: {"formula": require_score(name, True).formula, "temperature": 1.0} for name in exported},
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
-from training.config import STAGE2_EPOCHS, Config
-from training.export.about import licence_text
+from training.export.about import against_the_paper, licence_text
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
-from training.export.promises import promises
+from training.export.promises import few_images, promises
+from training.export.score_choice import score_choice
 from training.layout import markdown_table
 
 __all__ = ["plots", "render"]
@@ -80,7 +80,7 @@ def _ingredients(m: Manifest) -> Iterable[str]:
         }
     )
     yield "## Recipe"
-    yield _against_the_paper(recipe)
+    yield against_the_paper(recipe)
     yield _pairs({"method": m.provenance.method, **{k: _cell(k, v) for k, v in recipe.items()}})
 
 
@@ -107,6 +107,7 @@ def _groups(m: Manifest) -> Iterable[str]:
         ["class", "group", "train images", "accuracy", "rejected"],
         [[c.name, c.group, c.train_count, _share(c.accuracy), _share(c.rejected)] for c in m.classes],
     )
+    yield from few_images(m)
 
 
 def _operating_points(m: Manifest) -> Iterable[str]:
@@ -177,6 +178,7 @@ def _calibration(m: Manifest) -> Iterable[str]:
 
 
 def _choice(m: Manifest) -> Iterable[str]:
+    yield from score_choice(m)
     if candidates := m.evaluation.get("candidates"):
         columns = list(dict.fromkeys(key for row in candidates for key in row))
         yield "## Candidates"
@@ -199,17 +201,6 @@ def _provenance(m: Manifest) -> Iterable[str]:
 
 
 # ---- Cells ----------------------------------------------------------------------------------------------------------
-
-
-def _against_the_paper(recipe: Mapping[str, Any]) -> str:
-    """Where a run stayed below the recipe of PASCL, the defaults of Config."""
-    paper = Config().model_dump() | {"stage2_epochs": STAGE2_EPOCHS}
-    keys = ("width", "epochs", "batch_images", "stage2_epochs")
-    differ = [k for k in keys if recipe.get(k) not in (None, paper[k])]
-    other = [f"{k.replace('_', ' ')} {recipe[k]} instead of {paper[k]}" for k in differ]
-    if not other:
-        return "PASCL's own sizes and lengths (Wang et al. 2022)."
-    return f"Not PASCL's own sizes and lengths (Wang et al. 2022), but what the machine afforded: {', '.join(other)}."
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""The part of a card that says for which groups the promise of an operating point holds."""
+"""The parts of a card that say what few images allow: for which groups a promise holds, and for which classes none."""
 
 from collections.abc import Iterable
 
 from service.contract.bundle import Manifest
+from training.data.splits import FEWEST_IMAGES
 from training.layout import markdown_table
 
 
@@ -26,3 +27,16 @@ def promises(m: Manifest) -> Iterable[str]:
         rows.append([group.name, span, reference.images, reference.borrowed, *bounds])
     head = ["group", "images per class before the split", "calibration images", "borrowed"]
     yield markdown_table([*head, *(f"`{name}` refuses at most" for name in levels)], rows)
+
+
+def few_images(m: Manifest) -> Iterable[str]:
+    """What classes of fewer than FEWEST_IMAGES training images allow; nothing where there are none."""
+    rare = [f"{c.name} ({c.train_count})" for c in m.classes if c.train_count < FEWEST_IMAGES]
+    if rare:
+        yield (
+            f"Classes of fewer than {FEWEST_IMAGES} training images: {', '.join(rare)}. All their images were trained "
+            "on, and none was kept for calibration. They can be predicted, but nothing here says how well beyond the "
+            "few test images there may be: no temperature, threshold or p-value was measured on them. Their "
+            "predictions are judged by the thresholds of their group, which rest on other classes, so the promise "
+            "of an operating point does not cover them: expect more of their images to be refused."
+        )

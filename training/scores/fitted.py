@@ -38,6 +38,7 @@ class Reference(NamedTuple):
     labels: Tensor  # [N] int
     weight: Tensor  # [C, F]
     bias: Tensor  # [C]
+    reject: Tensor | None = None  # [N, R], where the network has reject logits
 
 
 Constants = dict[str, Tensor]
@@ -51,8 +52,7 @@ def _unit(given: Given) -> Given:
 
 def _length(rows: Tensor) -> Tensor:
     """Euclidean norms, [N, F] → [N]."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms
+    return torch.linalg.vector_norm(rows, dim=1)  # type: ignore[no-any-return, unused-ignore]
 
 
 # ------------------------------------------------------------------------------------------- a background of outliers

@@ -1,19 +1,22 @@
 """SCORES: one row per outlier score. Seen of N images → [N], larger = more outlying, comparable within one model.
 
-Every score can be part of an exported graph. `fitted` makes the module for a network; the scores whose constants are
-fitted on training images are in training/scores/fitted.py.
+Every score can be part of an exported graph, and so can the sum of two, named like "energy+ncm". `fitted` makes the
+module for a network; the scores whose constants are fitted on training images are in training/scores/fitted.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.scores import fitted as posthoc
 from training.scores.fitted import Constants, Reference, Seen
 
-__all__ = ["SCORES", "Fitted", "Reference", "Score", "Seen", "fitted"]
+__all__ = ["SCORES", "Fitted", "Reference", "Score", "Seen", "find", "fitted"]
 
 GEN_GAMMA, GEN_CLASSES = 0.1, 100
 
@@ -146,6 +149,54 @@ SCORES: dict[str, Score] = {
 }  # fmt: skip
 
 
+def summed(first: str, second: str) -> Score:
+    """The sum of two rows of SCORES, each divided by its span from the 5% to the 95% quantile on training images."""
+    rows = {"first_": SCORES[first], "second_": SCORES[second]}
+
+    def fit(reference: Reference) -> Constants:
+        features, reject = reference.features, reference.reject
+        if reject is None and any(row.needs_reject for row in rows.values()):
+            raise ValueError(f"{first}+{second} reads reject logits, and the training images were given without")
+        seen = Seen(features, reference.logits, features[:, :0] if reject is None else reject)
+        constants: Constants = {}
+        for place, row in rows.items():
+            own = row.fit(reference) if row.fit else {}
+            width = torch.tensor(span(row.value(seen, **own).detach().cpu().numpy()), dtype=torch.float32)
+            constants |= {place + key: value for key, value in own.items()}
+            constants[place + "span"] = width.to(features.device)
+        return constants
+
+    def value(seen: Seen, **constants: Tensor) -> Tensor:
+        total = torch.zeros_like(seen.logits[:, 0])
+        for place, row in rows.items():
+            own = {key.removeprefix(place): tensor for key, tensor in constants.items() if key.startswith(place)}
+            width = own.pop("span")
+            total = total + row.value(seen, **own) / width
+        return total
+
+    return Score(
+        f"{first}/w1 + {second}/w2, w the span of a score from the 5% to the 95% quantile on training images",
+        "; ".join(row.paper for row in rows.values()), value, fit,
+        needs_reject=any(row.needs_reject for row in rows.values()),
+        constant_for_one_class=any(row.constant_for_one_class for row in rows.values()),
+        cost=", and ".join(dict.fromkeys(row.cost for row in rows.values())),
+    )  # fmt: skip
+
+
+def span(values: NDArray[np.floating[Any]]) -> float:
+    """From the 5% to the 95% quantile of scores [N]; never 0."""
+    low, high = np.quantile(values.astype(np.float64), [0.05, 0.95])
+    return max(float(high - low), posthoc.TINY)
+
+
+def find(name: str) -> Score | None:
+    """The row of SCORES called `name`, or for "energy+ncm" the sum of two; None where there is none."""
+    first, plus, second = name.partition("+")
+    if plus and first != second and first in SCORES and second in SCORES:
+        return summed(first, second)
+    return SCORES.get(name)
+
+
 class Fitted(nn.Module):
     """A score with its constants as buffers. Seen of N images → [N]."""
 
@@ -164,9 +215,9 @@ def require_score(name: str, has_reject: bool, num_classes: int | None = None) -
 
     That is a score of reject logits without such logits, and one that compares classes where there is one class.
     """
-    score = SCORES.get(name)
+    score = find(name)
     if score is None:
-        raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}.")
+        raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}; or two of them as ONE+OTHER.")
     if score.needs_reject and not has_reject:
         free = ", ".join(other for other, row in SCORES.items() if not row.needs_reject)
         raise ValueError(

@@ -241,3 +241,40 @@ def test_a_data_set_is_called_after_its_benchmark_or_folder(given, name, slug):
     about = AboutData.of(Config(**given))
     assert (about.name, about.slug) == (name, slug)
     assert AboutData.of(Config(**given), "Wadden plankton").slug == "wadden-plankton"
+
+
+def test_the_card_says_why_this_score_decides_and_what_it_was_compared_with():
+    rows = [
+        {"score": "energy", "mean_auroc": 0.8, "auroc": {"held-back outliers": 0.9, "left-out classes": 0.7}},
+        {"score": "msp", "mean_auroc": 0.75, "auroc": {"held-back outliers": 0.85, "left-out classes": 0.65}},
+    ]
+    choice = {
+        "score": "energy", "why": "the best single score", "rule": "the largest mean", "method_score": "msp",
+        "margin_over_method_score": 0.05, "images": {"held-back outliers": 300, "left-out classes": 200},
+        "candidates": rows,
+    }  # fmt: skip
+    found = card.render(make(_evaluation() | {"score_choice": choice}))
+    assert "`energy` was chosen on calibration data" in found
+    assert "It is +5.0 points from the method's own `msp`." in found
+    assert "held-back outliers (300 images) and left-out classes (200 images)" in found
+    assert re.search(r"\| `msp` +\| 85.0 +\| 65.0 +\| 75.0 +\|", found)
+    alone = choice | {"candidates": [], "images": {}, "why": "the method's own"}
+    assert "the method's own" in card.render(make(_evaluation() | {"score_choice": alone}))
+    assert "Why this score decides" not in card.render(make())
+
+
+def test_the_card_says_what_classes_of_few_images_allow():
+    classes = [
+        {"name": n, "train_count": count, "group": g, "accuracy": None, "rejected": None}
+        for n, count, g in (("plane", 500, "many"), ("car", 5, "medium"), ("bird", 4, "medium"), ("cat", 1, "few"))
+    ]
+    found = card.render(make(classes=classes))
+    assert "Classes of fewer than 5 training images: bird (4), cat (1)." in found
+    assert "fewer than 5 training images" not in card.render(make())
+
+
+def test_a_head_on_a_pretrained_backbone_is_not_measured_by_the_papers_recipe():
+    recipe = {"backbone": "tf_efficientnet_lite0", "width": 64, "epochs": 10, "batch_images": 256}
+    found = card.render(make(_evaluation() | {"recipe": recipe}))
+    assert "A head on the pretrained backbone `tf_efficientnet_lite0`." in found
+    assert "instead of" not in found

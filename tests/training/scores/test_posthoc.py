@@ -56,7 +56,7 @@ def clusters(seed):
     train = images(means[labels], [2.0, -9.0])
     inside = images(means[labels[::6]], [2.0, -9.0])
     outside = images(torch.cat([torch.zeros(12), torch.full((3,), 2.5), torch.zeros(1)]).expand(50, -1), [-5.0, 9.0])
-    return Given(Reference(train.features, train.logits, labels, weight, bias), inside, outside)
+    return Given(Reference(train.features, train.logits, labels, weight, bias, train.reject), inside, outside)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from training.scores.scores import (
 
 NEED_FIT = [name for name, score in SCORES.items() if score.fit]
 NEED_NOTHING = [name for name, score in SCORES.items() if not score.fit and not score.needs_reject]
-every_score = pytest.mark.parametrize("name", SCORES)
+every_score = pytest.mark.parametrize("name", [*SCORES, "reject-half+ncm"])
 
 
 def seen(logits, reject=()):
@@ -94,6 +94,32 @@ def test_a_constant_on_all_logits_leaves_softmax_scores_alone(score):
     torch.testing.assert_close(one, two)
 
 
+def test_the_sum_of_two_by_hand(given):
+    """Each divided by the span between the 5% and the 95% quantile of its values on the training images."""
+    reference = given.reference
+    train = Seen(reference.features, reference.logits, torch.zeros(len(reference.labels), 0))
+    nearest = fitted("ncm", reference, has_reject=False)
+    spans = [np.subtract(*np.quantile(score(train).numpy(), [0.95, 0.05])) for score in (energy, nearest)]
+    expected = energy(given.inside) / spans[0] + nearest(given.inside) / spans[1]
+    found = fitted("energy+ncm", reference, has_reject=False)(given.inside)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["energy+energy", "energy+", "+energy", "energy+entropy", "energy+ncm+msp"])
+def test_only_two_different_scores_are_summed(name):
+    with pytest.raises(ValueError, match="There is no score"):
+        require_score(name, has_reject=True)
+
+
+def test_a_sum_needs_what_its_parts_need(given):
+    with pytest.raises(ValueError, match=r"energy\+reject-half reads reject logits, and the training images"):
+        fitted("energy+reject-half", given.reference._replace(reject=None), has_reject=True)
+    with pytest.raises(ValueError, match="reads reject logits"):
+        require_score("energy+reject-half", has_reject=False)
+    with pytest.raises(ValueError, match="compares classes"):
+        require_score("energy+msp", has_reject=False, num_classes=1)
+
+
 # ---- What every score keeps to ----
 
 
@@ -131,7 +157,7 @@ def test_extreme_inputs_stay_finite(given, name):
 
 @every_score
 def test_one_line_formula_and_paper(name):
-    score = SCORES[name]
+    score = require_score(name, has_reject=True)
     assert score.formula.isascii()
     assert score.paper
     assert score.cost
