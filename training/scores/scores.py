@@ -18,7 +18,7 @@ from training.scores.fitted import Constants, Reference, Seen
 
 __all__ = ["SCORES", "Fitted", "Reference", "Score", "Seen", "find", "fitted"]
 
-GEN_GAMMA, GEN_CLASSES = 0.1, 100
+GEN_GAMMA, GEN_CLASSES, SPAN_IMAGES = 0.1, 100, 2000
 
 
 @dataclass(frozen=True)
@@ -151,19 +151,21 @@ SCORES: dict[str, Score] = {
 
 def summed(first: str, second: str) -> Score:
     """The sum of two rows of SCORES, each divided by its span from the 5% to the 95% quantile on training images."""
-    rows = {"first_": SCORES[first], "second_": SCORES[second]}
+    both = SCORES[first], SCORES[second]
+    rows = dict(zip(("first_", "second_"), both, strict=True))
 
     def fit(reference: Reference) -> Constants:
         features, reject = reference.features, reference.reject
-        if reject is None and any(row.needs_reject for row in rows.values()):
+        if reject is None and any(row.needs_reject for row in both):
             raise ValueError(f"{first}+{second} reads reject logits, and the training images were given without")
-        seen = Seen(features, reference.logits, features[:, :0] if reject is None else reject)
+        whole = Seen(features, reference.logits, features[:, :0] if reject is None else reject)
+        seen = Seen(*(outputs[:: span_step(len(features))] for outputs in whole))
         constants: Constants = {}
         for place, row in rows.items():
             own = row.fit(reference) if row.fit else {}
-            width = torch.tensor(span(row.value(seen, **own).detach().cpu().numpy()), dtype=torch.float32)
+            width = span(row.value(seen, **own).detach().cpu().numpy())
             constants |= {place + key: value for key, value in own.items()}
-            constants[place + "span"] = width.to(features.device)
+            constants[place + "span"] = torch.tensor(width, dtype=torch.float32, device=features.device)
         return constants
 
     def value(seen: Seen, **constants: Tensor) -> Tensor:
@@ -176,11 +178,14 @@ def summed(first: str, second: str) -> Score:
 
     return Score(
         f"{first}/w1 + {second}/w2, w the span of a score from the 5% to the 95% quantile on training images",
-        "; ".join(row.paper for row in rows.values()), value, fit,
-        needs_reject=any(row.needs_reject for row in rows.values()),
-        constant_for_one_class=any(row.constant_for_one_class for row in rows.values()),
-        cost=", and ".join(dict.fromkeys(row.cost for row in rows.values())),
+        "; ".join(row.paper for row in both), value, fit, any(row.needs_reject for row in both),
+        any(row.constant_for_one_class for row in both), ", and ".join(dict.fromkeys(row.cost for row in both)),
     )  # fmt: skip
+
+
+def span_step(images: int) -> int:
+    """Spans are measured on training images so many apart, about SPAN_IMAGES of them."""
+    return max(1, images // SPAN_IMAGES)
 
 
 def span(values: NDArray[np.floating[Any]]) -> float:
