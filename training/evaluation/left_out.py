@@ -1,7 +1,7 @@
 """Classes left out in turn: heads on a frozen backbone that have not seen some of the classes, and those as unknowns.
 
 Features are computed already, so each of these heads takes seconds. They learn by the method of the run, outliers
-included, and nothing of them is kept.
+included, but from the images as they are, without mirrors and crops, and nothing of them is kept.
 """
 
 import tempfile
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from training.data.batches import Batches
 from training.data.loading import Data
 from training.data.readers import Images, ImageSet
-from training.methods.methods import build_network
+from training.methods.methods import NONE, build_network
 from training.methods.objective import stage1_losses
 from training.network.network import FeatureTrunk, Network, place
 from training.runs.checkpoint import Run
@@ -61,7 +62,10 @@ def left_out(run: Run, data: Data, device: torch.device) -> Iterator[Fold]:
         if not unknown.any() or unknown.all():
             continue
         kept = np.setdiff1d(np.arange(len(run.classes)), part)
-        fewer = replace(data, train=_only(data.train, kept), calibration=_only(data.calibration, kept))
+        fewer = replace(
+            data, train=_only(data.train, kept), calibration=_only(data.calibration, kept),
+            outliers=data.outliers[:, :1],
+        )  # fmt: skip
         network = _trained(run, fewer, device, f"without {len(part)} classes, {number} of {len(parts)}")
         method = replace(run.method, stage2="none")  # scores are those of stage 1
         without = replace(
@@ -73,30 +77,31 @@ def left_out(run: Run, data: Data, device: torch.device) -> Iterator[Fold]:
 
 
 def _only(images: ImageSet, kept: NDArray[np.int64]) -> ImageSet:
-    """The images of the classes `kept`, which are numbered anew."""
+    """The images of the classes `kept`, which are numbered anew; of their features the first view."""
     rows = np.flatnonzero(np.isin(images.labels, kept))
     number = np.full(len(images.classes), -1)
     number[kept] = np.arange(len(kept))
     keys = None if images.file_keys is None else images.file_keys[rows]
     return ImageSet(
-        images.images[rows], number[images.labels[rows]], tuple(images.classes[c] for c in kept), keys
+        images.images[rows, :1], number[images.labels[rows]], tuple(images.classes[c] for c in kept), keys
     )  # fmt: skip
 
 
 def _trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
-    """Stage 1 of the run's method on `data`, in eval mode."""
-    config, method = run.config.model_copy(update={"checkpoint_epochs": run.config.epochs}), run.method
+    """Stage 1 of the run's method on `data`, one view of each image, in eval mode."""
+    config = run.config.model_copy(update={"checkpoint_epochs": run.config.epochs})
+    method = run.method if run.method.contrast != NONE else replace(run.method, views=1)
     batch = min(config.batch_images, len(data.train.labels))
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config.seed)
-        network = place(
-            build_network(method, len(data.train.classes), config.width, data.train.images.shape[2]), device
+        features = data.train.images.shape[2]
+        network = place(build_network(method, len(data.train.classes), config.width, features), device)
+        inside, labels, outside = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            for array in (data.train.images[:, 0], data.train.labels, data.outliers[:, 0])
         )
-        inside, outside = (
-            torch.from_numpy(np.ascontiguousarray(views[:, 0])).to(device)
-            for views in (data.train.images, data.outliers)
-        )
-        network.begin_on(inside, torch.from_numpy(data.train.labels).to(device), outside)
+        network.begin_on(inside, labels, outside)
+        trunk, data = network.trunk, _prepared(network, data, inside, outside)
         batches = Batches(
             data.train, data.outliers if method.needs_outliers else None, batch, seed=config.seed, stage=1,
             device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
@@ -106,4 +111,28 @@ def _trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
             network.train(), list(network.parameters()), batches, stage1_losses(config, method, data, network, device),
             epochs=config.epochs, learning_rate=config.learning_rate, key="network",
         )  # fmt: skip
+        network.trunk = trunk
     return network.eval()
+
+
+class _Prepared(nn.Module):
+    """Stands for a trunk whose outputs are given: float [N, 1, F] or [N, F] → [N, F]."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, 0] if features.ndim == 3 else features
+
+
+def _prepared(network: Network, data: Data, inside: Tensor, outside: Tensor) -> Data:
+    """`data` as the trunk gives it, computed once, and the trunk taken out: it learns nothing. An adapter stays."""
+    trunk = network.trunk
+    assert isinstance(trunk, FeatureTrunk)
+    if trunk.adapter is not None:
+        return data
+    with torch.no_grad():
+        train, outliers = (trunk(x).cpu().numpy()[:, None] for x in (inside, outside))
+    network.trunk = _Prepared(trunk.features)  # type: ignore[assignment]
+    return replace(data, train=replace(data.train, images=train), outliers=outliers)
