@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CIFAR_RESNET = "cifar-resnet"
-PATHS = ("data", "outliers", "stage1_from", "weights")
+PATHS = ("data", "outliers", "stage1_from", "weights", "feature_cache")
 Tune = Literal["frozen", "adapters", "full"]
 # What a pretrained backbone wants where nothing is given. A frozen one: found on CIFAR10-LT and on 953 grocery
 # photographs. Adapters: LIFT's recipe (Shi et al. 2024).
@@ -76,6 +76,12 @@ class Config(BaseModel):
     """With --tune adapters, channels of an adapter at its narrowest; not given: LIFT's, by classes and blocks."""
     feature_views: int = Field(default=0, ge=0)
     """Random crops of each training image whose features are computed beside those of the image and its mirror."""
+    feature_cache: Path | None = None
+    """Folder for features that several runs share; not given: the run's own."""
+    backbone_stages: bool = False
+    """Features of every stage of a frozen timm model beside those of its last layer."""
+    backbone_fit: Literal["crop", "stretch"] | None = None
+    """How photographs become square; not given: crop, as backbones were trained; stretch for objects at borders."""
     backbone_mean: tuple[float, float, float] | None = None
     """Of RGB in [0, 1], as is the next; not given: the backbone's own."""
     backbone_std: tuple[float, float, float] | None = None
@@ -174,7 +180,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _settings_that_fit_the_backbone(self) -> "Config":
         if self.backbone == CIFAR_RESNET:
-            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "tune"):
+            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "backbone_fit", "tune"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
         if self.backbone_precision != "fp32" and not self.frozen:
@@ -187,7 +193,10 @@ class Config(BaseModel):
                 f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "
                 "the timm model that it was exported from with its --weights"
             )
-        for key, tune in (("feature_views", "frozen"), ("trunk_rate", "full"), ("adapter_width", "adapters")):
+        for key, tune in (
+            ("feature_views", "frozen"), ("feature_cache", "frozen"), ("backbone_stages", "frozen"),
+            ("trunk_rate", "full"), ("adapter_width", "adapters"),
+        ):  # fmt: skip
             if (value := getattr(self, key)) and self.tune != tune:
                 raise ValueError(f"{flag(key)} {value} is for --tune {tune}, and --tune is {self.tune}")
         return self

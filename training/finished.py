@@ -1,6 +1,7 @@
 """What is done with a finished run: evaluate, calibrate, export, compare; the commands of `tailguard`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,18 +46,20 @@ class OnRun(BaseModel):
         require_writable(self.run, "the run's folder")
         self._device = find_device(self.device)
         places = {key: place for key in ("data", "outliers") if (place := getattr(self, key))}
-        loaded = loading.load(run.config.model_copy(update=places), self.run)
+        config = run.config.model_copy(update=places)
+        self._frozen = self._frozen_backbone(run)
+        pretrained = self._frozen or run.tuned
+        target = pretrained.target if pretrained else None
+        loaded = loading.load(config, self.run, target=target)
         checkpoint.require_same_data(self.run, list(run.classes), run.train_counts, loaded)
         paths = self.ood or self._last_ood_sets()
         self._paths = [str(p.resolve()) for p in paths]
-        ood = {**loaded.ood, **loading.ood_sets(paths, loaded.size_px)}
-        self._frozen = self._frozen_backbone(run)
-        if self._frozen:
-            self._ood_images = ood
-            loaded, ood = self._frozen.data(loaded), self._frozen.ood(ood)
-        elif run.tuned:
-            loaded, ood = run.tuned.data(loaded), run.tuned.ood(ood)
-        return run, loaded, ood, score
+        loaded = loading.with_ood_sets(loaded, paths, config, self.run, target)
+        print(*loaded.notes, sep="\n", end="\n" if loaded.notes else "", file=sys.stderr)
+        self._ood_images = dict(loaded.ood)
+        if pretrained:
+            loaded = pretrained.data(loaded)
+        return run, loaded, dict(loaded.ood), score
 
     def _frozen_backbone(self, run: Any) -> Any:
         """The backbone that a run stands on, None for its own network; DataError when it has changed."""

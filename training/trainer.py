@@ -65,7 +65,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         require_tunable(config, method, tuned)
     if pretrained := frozen or tuned:
         config = pretrained.settings(config)
-    data = load(config, out if resume else config.stage1_from, out / CACHE)
+    data = load(config, source, out / CACHE, target=pretrained.target if pretrained else None)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_schedule(len(data.train.labels))

@@ -59,8 +59,8 @@ def test_a_stage_2_in_closed_form_has_no_batch(tmp_path):
 def test_one_class_and_a_score_that_compares_classes_is_refused(no_step, tmp_path, monkeypatch, method):
     load = trainer.load
 
-    def one_class(config, *rest):
-        data = load(config, *rest)
+    def one_class(config, *rest, **options):
+        data = load(config, *rest, **options)
         only = ImageSet(data.train.images, data.train.labels * 0, ("thing",))
         return loading.Data(**vars(data) | {"train": only, "calibration": only})
 
@@ -74,8 +74,8 @@ def test_one_class_and_a_score_that_compares_classes_is_refused(no_step, tmp_pat
 def test_a_class_without_a_training_image_is_refused(no_step, tmp_path, monkeypatch):
     load = trainer.load
 
-    def emptied(config, *rest):
-        data = load(config, *rest)
+    def emptied(config, *rest, **options):
+        data = load(config, *rest, **options)
         kept = (data.train.labels != 7).nonzero()[0]
         return loading.Data(**vars(data) | {"train": data.train.take(kept)})
 

@@ -49,6 +49,16 @@ def square(size_px: int) -> Input:
     return Input(height_px=size_px, width_px=size_px, fit="stretch", resampling="bilinear")
 
 
+def resized(pixels: Pixels, target: Input) -> Pixels:
+    """uint8 [N, H, W, 3] of any size as the service would bring each image to the size of `target`."""
+    size = (target.height_px, target.width_px)
+    if not len(pixels):
+        return np.empty((0, *size, 3), np.uint8)
+    if pixels.shape[1:3] == size and target.crop_share == 1:
+        return np.ascontiguousarray(pixels)
+    return np.stack([images.fit(Image.fromarray(image), target) for image in pixels])
+
+
 def read(path: str) -> bytes:
     """The content of a plain file: OSError for a pipe or a folder, which would never end or give nothing."""
     file = Path(path)
@@ -143,8 +153,7 @@ def iterate(
     starts = range(0, len(source), batch_images)
     for start in tqdm(starts, desc=title, unit="batch", disable=title is None, leave=False):
         part = source[start : start + batch_images]
-        fitted = np.stack([images.fit(Image.fromarray(image), target) for image in part])
-        yield Decoded(start + np.arange(len(part)), fitted)
+        yield Decoded(start + np.arange(len(part)), resized(part, target))
 
 
 def pixels_of(paths: Sequence[str], target: Input, *, title: str | None = None) -> Pixels:

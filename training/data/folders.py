@@ -12,17 +12,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from service.contract import files
 from service.contract.files import ImageFiles
-from training.data.decode import pixels_of, square
+from training.data.decode import Unreadable, decode, resized, square
 from training.data.listing import Labelled, Parts, by_frequency
 from training.data.readers import DataError, Pixels, array
 
 PARTS = ("train", "val", "test")
+SHOWN = 5  # unreadable files that a note names
+OnUnreadable = Literal["skip", "stop"]
 BESIDE = ("outliers", "ood")  # folders beside the classes that hold none
 
 
@@ -101,19 +103,49 @@ def _class_of(where: Where, holders: set[Where], level: int | None) -> str:
     return "/".join(where[: min(level or deepest, deepest)])
 
 
-def resized(pixels: Pixels, size_px: int) -> Pixels:
-    """uint8 [N, H, W, 3] → uint8 [N, size_px, size_px, 3] as the service does."""
-    if pixels.shape[1:3] == (size_px, size_px):
-        return np.ascontiguousarray(pixels)
-    resize = [Image.fromarray(i).resize((size_px, size_px), Image.Resampling.BILINEAR) for i in pixels]
-    return np.stack([np.asarray(i) for i in resize])
+def unlabelled_pixels(
+    path: Path, size_px: int, notes: list[str] | None = None, *, unreadable: OnUnreadable = "stop"
+) -> Pixels:
+    """A .npy or .npz array, or every image of a folder, as uint8 [N, size_px, size_px, 3].
 
-
-def unlabelled_pixels(path: Path, size_px: int, notes: list[str] | None = None) -> Pixels:
-    """A .npy or .npz array, or every image of a folder, as uint8 [N, size_px, size_px, 3]."""
+    `unreadable` "skip" leaves files out that cannot be read, and says so in `notes`. DataError where nothing is left.
+    """
     if not path.is_dir():
-        return resized(array(path), size_px)
-    paths = [str(p) for p in image_files(path, notes)]
-    if not paths:
+        return resized(array(path), square(size_px))
+    paths = unlabelled_files(path, notes)
+    pixels, count = np.empty((len(paths), size_px, size_px, 3), np.uint8), 0
+    failures: list[Unreadable] = []
+    for batch in decode(paths, square(size_px), failures=failures, title=f"read {path.name}"):
+        pixels[count : count + len(batch.pixels)] = batch.pixels
+        count += len(batch.pixels)
+    require_readable(path, failures, len(paths), unreadable, notes)
+    return pixels[:count]
+
+
+def unlabelled_files(path: Path, notes: list[str] | None = None) -> list[str]:
+    """The image files of a folder. DataError where it holds none."""
+    found = [str(p) for p in image_files(path, notes)]
+    if not found:
         raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
-    return pixels_of(paths, square(size_px), title=f"read {path.name}")
+    return found
+
+
+def require_readable(
+    path: Path, bad: list[Unreadable], files: int, unreadable: OnUnreadable, notes: list[str] | None
+) -> None:
+    """Say in `notes` which of so many `files` of a folder cannot be read.
+
+    DataError where none can, or where one cannot and `unreadable` is "stop".
+    """
+    if bad and (unreadable == "stop" or len(bad) == files):
+        raise DataError(f"{bad[0].path} cannot be read as an image ({bad[0].reason}): mend or remove it")
+    if notes is not None:
+        notes += unreadable_notes(bad)
+
+
+def unreadable_notes(bad: list[Unreadable]) -> list[str]:
+    """The count, and the first of them with their reasons."""
+    if not bad:
+        return []
+    shown = "; ".join(f"{one.path} ({one.reason})" for one in bad[:SHOWN])
+    return [f"left out {len(bad)} unreadable files: {shown}{' ...' if len(bad) > SHOWN else ''}"]

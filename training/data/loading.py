@@ -1,24 +1,29 @@
 """What a run trains on: the images that its settings name, read, grouped and split.
 
-    load(config)             every image as pixels, for a network that is trained on them
-    photographs.list_files   photographs as lists of files, for features that are computed batch by batch (decode.py)
+    load(config)                  every image as pixels, for a network that is trained on them
+    load(config, target=...)      images that are decoded and brought to a backbone's size when they are asked for
 
-Both take the folder of a run, whose written choice then says which image is on which side.
+With the folder of a run its written choice says which image is on which side.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from service.contract.bundle import Input
 from training.config import Config
 from training.data import folders, photographs, readers
 from training.data.choice import Choice, Part
+from training.data.decode import resized, square
+from training.data.fitted import Fitted
+from training.data.folders import OnUnreadable
 from training.data.listing import Listing
 from training.data.photographs import CACHE, Source, came_since
 from training.data.pixels import pixel_array
 from training.data.readers import DataError, Images, ImageSet, Keys, Pixels
+from training.data.scan import scan
 from training.data.splits import calibration_split, held_back, long_tail_cut
 
 
@@ -43,15 +48,16 @@ class Data:
     photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
 
 
-def load(config: Config, run: Path | None = None, cache: Path | None = None) -> Data:
+def load(config: Config, run: Path | None = None, cache: Path | None = None, *, target: Input | None = None) -> Data:
     """Read, cut and split what `config` names; DataError with a remedy where that is not possible.
 
     With the folder of a `run` the sides are those that it has written down (choice.py): images that came since are left
     out, and DataError says so where one is no longer there. `cache` is a folder for what is read of photographs, so
-    that the next command need not read it again; not given: the one in the run.
+    that the next command need not read it again; not given: the one in the run. `target` is how a backbone wants
+    images: they are Fitted then, and not pixels.
     """
     if config.dataset == "folder":
-        return _load_photographs(config, run, cache)
+        return _load_photographs(config, run, cache, target)
     ood: dict[str, Pixels] = {}
     size, notes = 32, list[str]()
     outliers = np.empty((0, size, size, 3), np.uint8)
@@ -66,7 +72,7 @@ def load(config: Config, run: Path | None = None, cache: Path | None = None) -> 
         if empty := [name for name, n in zip(images.classes, images.counts, strict=True) if n == 0]:
             raise DataError(f"no {part} image of class {', '.join(empty[:5])}: every class needs at least one")
     if config.outliers is not None:
-        outliers = folders.unlabelled_pixels(config.outliers, size, notes)
+        outliers = folders.unlabelled_pixels(config.outliers, size, notes, unreadable=config.unreadable)
     keys = readers.pixel_keys(outliers)
     if run is None:
         if config.imbalance is not None:
@@ -84,9 +90,26 @@ def load(config: Config, run: Path | None = None, cache: Path | None = None) -> 
         (kept, out), more = choice.find(keys, "outliers", "calibration_outliers")
         train, calibration = train.take(inside), train.take(held_inside)
         notes += came_since(0 if config.imbalance else new, more)
-    return Data(
+    found = Data(
         train, calibration, test, outliers[kept], outliers[out], ood, size, max(1, size // 8),
         config.dataset != "digits", choice, notes=tuple(notes),
+    )  # fmt: skip
+    return _all_fitted(found, target) if target else found
+
+
+def fitted(pixels: Pixels, target: Input) -> Fitted:
+    """An array whose images are brought to `target` when they are asked for."""
+    return Fitted(pixels, readers.pixel_keys(pixels), target)
+
+
+def _all_fitted(data: Data, target: Input) -> Data:
+    def side(images: ImageSet) -> ImageSet:
+        return replace(images, images=Fitted(images.images, images.keys, target), file_keys=images.keys)
+
+    return replace(
+        data, train=side(data.train), calibration=side(data.calibration), test=side(data.test),
+        outliers=fitted(data.outliers, target), calibration_outliers=fitted(data.calibration_outliers, target),
+        ood={name: fitted(pixels, target) for name, pixels in data.ood.items()},
     )  # fmt: skip
 
 
@@ -94,31 +117,61 @@ def _part(images: ImageSet) -> Part:
     return Part(images.keys, [images.classes[label] for label in images.labels])
 
 
-def ood_sets(paths: list[Path], size_px: int) -> dict[str, Pixels]:
-    """OOD test sets by name (the file's stem): files or folders; a folder of arrays gives one set per array."""
-    sets: dict[str, Pixels] = {}
+def ood_sets(
+    paths: list[Path], size_px: int, *, target: Input | None = None, unreadable: OnUnreadable = "skip",
+    notes: list[str] | None = None, cache: Path | None = None,
+) -> dict[str, Images]:  # fmt: skip
+    """OOD test sets by name (the file's stem): files or folders; a folder of arrays gives one set per array.
+
+    Pixels, or Fitted with a `target`. What is `unreadable` in a folder is said in `notes`; `cache` is a folder that
+    keeps which files can be read.
+    """
+    sets: dict[str, Images] = {}
     for path in paths:
         arrays = sorted(p for p in path.glob("*.np[yz]")) if path.is_dir() else []
         for one in arrays or [path]:
             if one.stem in sets:
                 raise DataError(f"two OOD sets are called {one.stem!r}: rename one of {path}")
-            sets[one.stem] = folders.unlabelled_pixels(one, size_px)
+            if target and one.is_dir():
+                sets[one.stem] = _fitted_folder(one, target, unreadable, notes, cache)
+            else:
+                pixels = folders.unlabelled_pixels(one, size_px, notes, unreadable=unreadable)
+                sets[one.stem] = fitted(pixels, target) if target else pixels
     return sets
 
 
-def _load_photographs(config: Config, run: Path | None, cache: Path | None) -> Data:
+def with_ood_sets(data: Data, paths: list[Path], config: Config, run: Path, target: Input | None) -> Data:
+    """`data` with these OOD sets beside its own, and what was left out of them in its notes."""
+    notes = list(data.notes)
+    sets = ood_sets(
+        paths, data.size_px, target=target, unreadable=config.unreadable, notes=notes, cache=run / CACHE
+    )  # fmt: skip
+    return replace(data, ood={**data.ood, **sets}, notes=tuple(notes))
+
+
+def _fitted_folder(
+    path: Path, target: Input, unreadable: OnUnreadable, notes: list[str] | None, cache: Path | None
+) -> Fitted:
+    files = folders.unlabelled_files(path, notes)
+    seen = scan(files, cache=cache / f"scan-{path.stem}.npz" if cache else None, title=f"read {path.name}")
+    folders.require_readable(path, seen.unreadable, len(files), unreadable, notes)
+    return Fitted([files[i] for i in seen.index.tolist()], seen.keys, target)
+
+
+def _load_photographs(config: Config, run: Path | None, cache: Path | None, target: Input | None) -> Data:
     size = config.image_size_px or 32
     found = photographs.list_files(config, run, cache)
     cache = cache or (run / CACHE if run else None)
 
     def labelled(listing: Listing, keys: Keys) -> ImageSet:
-        pixels = pixel_array(listing.paths, keys, size, cache)
-        return ImageSet(pixels, listing.labels, listing.classes, keys)
+        return ImageSet(unlabelled(listing, keys), listing.labels, listing.classes, keys)
 
-    def unlabelled(source: Source, keys: Keys) -> Pixels:
+    def unlabelled(source: Source, keys: Keys) -> Images:
+        if target:
+            return Fitted(source.paths if isinstance(source, Listing) else source, keys, target)
         if isinstance(source, Listing):
             return pixel_array(source.paths, keys, size, cache)
-        return folders.resized(source, size)
+        return resized(source, square(size))
 
     return Data(
         labelled(found.train, found.keys["train"]), labelled(found.calibration, found.keys["calibration"]),

@@ -24,7 +24,6 @@ from training.data.splits import held_back, long_tail_rows, salted
 
 CACHE = "cache"  # folder in a run's
 SCAN_FILE = "scan.npz"
-SHOWN = 5  # unreadable files that a note names
 Source = Listing | Pixels  # files, or an array uint8 [N, H, W, 3]
 Rows = NDArray[np.int64]
 
@@ -65,7 +64,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     bad = seen.unreadable
     if bad and config.unreadable == "stop":
         raise DataError(f"{bad[0].path} cannot be read as an image ({bad[0].reason}): mend or remove it")
-    notes += unreadable_notes(bad)
+    notes += folders.unreadable_notes(bad)
     place = {files[i]: row for row, i in enumerate(seen.index.tolist())}
     sides: dict[str, tuple[Source, Keys]]
     if run is None:
@@ -91,14 +90,6 @@ def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
     return folders.read_folders(data, class_level=class_level)
 
 
-def unreadable_notes(bad: list[Unreadable]) -> list[str]:
-    """The count, and the first of them with their reasons."""
-    if not bad:
-        return []
-    shown = "; ".join(f"{one.path} ({one.reason})" for one in bad[:SHOWN])
-    return [f"left out {len(bad)} unreadable files: {shown}{' ...' if len(bad) > SHOWN else ''}"]
-
-
 def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     """Which classes have no readable image left to train on (DataError), or none to test on."""
     if lost := [name for name, n in zip(train.classes, train.counts, strict=True) if not n]:
@@ -106,7 +97,7 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
     if not untested:
         return []
-    names = f"{', '.join(untested[:SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
+    names = f"{', '.join(untested[: folders.SHOWN])}{' ...' if len(untested) > folders.SHOWN else ''}"
     return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
 
 
@@ -216,8 +207,5 @@ def _outlier_source(path: Path | None, notes: list[str]) -> Source:
     if path is None:
         return Listing.unlabelled([])
     if path.is_dir():
-        found = [str(p) for p in folders.image_files(path, notes)]
-        if not found:
-            raise DataError(f"{path} holds no image: name a folder of images, or a .npy or .npz array")
-        return Listing.unlabelled(found)
+        return Listing.unlabelled(folders.unlabelled_files(path, notes))
     return readers.array(path)

@@ -18,7 +18,8 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 FeatureViews = NDArray[np.float32]  # [N, V, F]: of V views of an image
-Images = NDArray[Any]  # Pixels, or FeatureViews where a frozen backbone has seen them
+# Pixels; Fitted (fitted.py), made when a slice is taken; or FeatureViews where a frozen backbone has seen them
+Images = Any
 Labels = NDArray[np.int64]  # [N]
 Keys = NDArray[np.uint64]  # [N]: a hash of each image's content
 

@@ -27,7 +27,7 @@ from training.evaluation.predict import Outputs, Predict, deployed, torch_predic
 from training.export import card, examples
 from training.export.about import AboutData
 from training.export.graph import onnx_predict, to_onnx
-from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone, resized
+from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone
 from training.network.quantized import quantize
 from training.runs.checkpoint import Run
 from training.runs.files import Json
@@ -117,7 +117,7 @@ def build(
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
     if precision == "int8" and not in_int8(frozen):
         chosen = pixels.train.images[:: max(1, len(pixels.train.images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
-        graph = quantize(graph, resized(chosen, frozen.target) if frozen else chosen)
+        graph = quantize(graph, chosen)
         record["int8_against_onnx_decisions_changed"] = changed(
             full, on_images(graph, frozen)(images), points, score, groups
         )
@@ -130,8 +130,8 @@ def in_int8(frozen: FrozenBackbone | None) -> bool:
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
-    """Predict from images as they lie in the data set; at a backbone's size on every core, which takes its time."""
-    return onnx_predict(graph, frozen.target, workers=usable_cpus()) if frozen else onnx_predict(graph)
+    """Predict from images; at a backbone's size on every core, which also decode them, as it takes its time."""
+    return onnx_predict(graph, workers=usable_cpus() if frozen else 1)
 
 
 def golden_examples(
@@ -236,9 +236,9 @@ def expected(calibration: Json) -> dict[str, Any]:
 
 def recipe(run: Run) -> Json:
     """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
-    config = run.config
-    kept = config.model_dump(mode="json", exclude={"data", "device", "threads", "checkpoint_epochs", "stage1_from"})
-    kept |= {key: path.name if (path := getattr(config, key)) else None for key in ("outliers", "weights")}
+    hidden = {"data", "device", "threads", "checkpoint_epochs", "stage1_from", "feature_cache"}
+    kept = run.config.model_dump(mode="json", exclude=hidden)
+    kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in ("outliers", "weights")}
     return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}
 
 

@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from service.contract.bundle import Input
 from training.evaluation.predict import Deployed, Predict, in_batches
-from training.network.frozen import resized
 from training.network.network import Block, Trunk
 from training.network.onnx_graph import chained, exported
 
@@ -46,8 +44,8 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
     return exported(module, sample, takes="images", gives=gives)
 
 
-def onnx_predict(graph: bytes, target: Input | None = None, *, workers: int = 1) -> Predict:
-    """Predict with onnxruntime on the CPU, `workers` batches at once; images are first brought to `target`."""
+def onnx_predict(graph: bytes, *, workers: int = 1) -> Predict:
+    """Predict with onnxruntime on the CPU, `workers` batches at once."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -55,8 +53,6 @@ def onnx_predict(graph: bytes, target: Input | None = None, *, workers: int = 1)
     names = [output.name for output in session.get_outputs()]
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
-        if target is not None:
-            images = resized(images, target)
         return [np.asarray(output) for output in session.run(names, {"images": images})]
 
     return in_batches(run, names[1:], workers=workers)

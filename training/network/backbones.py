@@ -10,13 +10,14 @@ timm is imported here only, and only when a timm model is asked for.
 
 import importlib.metadata
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from service.contract.manifest import Resampling
 from training.network import extractor, pretrained
 from training.network.extractor import Layout
 from training.network.onnx_graph import exported
@@ -25,7 +26,7 @@ from training.network.weights import fill
 
 ONNX_PREFIX = "onnx:"
 NMS = "{}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-RESAMPLING = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos"}
+RESAMPLING: dict[str, Resampling] = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,38 @@ class Normalised(nn.Module):
         return features
 
 
+class Stages(nn.Module):
+    """[N, 3, H, W] → [N, F]: a timm model's own features and, beside them, the means over positions of its stages."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        last, maps = self.model.forward_intermediates(images)  # type: ignore[operator]
+        means = [stage.mean(dim=(2, 3)) for stage in maps]  # [N, C, H, W] each, transformers' blocks too
+        return torch.cat([self.model.forward_head(last), *means], dim=1)  # type: ignore[operator]
+
+
+def _with_stages(backbone: Backbone) -> Backbone:
+    """Raises BackboneError where timm does not give the stages of the model."""
+    assert backbone.module is not None
+    module, size = Stages(backbone.module).eval(), backbone.preprocessing.size_px
+    try:
+        features = _count_features(module, backbone.name, size)
+    except BackboneError as error:
+        raise BackboneError(f"--backbone-stages: timm does not give the stages of {backbone.name}: {error}") from error
+    layers = f"the last ({backbone.features} features) and the means of its stages"
+    return replace(backbone, module=module, features=features, provenance=backbone.provenance | {"layers": layers})
+
+
 def load(
     name: str, *, weights: Path | None = None, size_px: int | None = None, mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None, layout: Layout | None = None,
+    std: tuple[float, ...] | None = None, layout: Layout | None = None, stages: bool = False,
 ) -> Backbone:  # fmt: skip
     """The backbone `name`: lite0, a timm model, or `onnx:FILE`. What is None is the backbone's own.
+
+    With `stages` its features are those of the last layer and, beside them, of every stage the mean over positions.
 
     Raises BackboneError when timm is not installed, does not know the name or cannot download its weights, and when a
     file is missing, unreadable, or leaves a tensor of the trunk open.
@@ -83,6 +111,8 @@ def load(
     if name.startswith(ONNX_PREFIX):
         if weights is not None:
             raise BackboneError(f"--weights {weights}: {name} holds its weights itself; leave --weights out")
+        if stages:
+            raise BackboneError(f"--backbone-stages is for timm models: {name} gives one layer; leave it out")
         read = extractor.read(Path(name.removeprefix(ONNX_PREFIX)), size_px, mean, std, layout)
         return Backbone(
             name, read.preprocessing, read.features, None, read.provenance, extractor=read.graph, layout=read.layout
@@ -91,7 +121,8 @@ def load(
         raise BackboneError(f"--backbone-layout {layout} is for onnx:FILE; {name} has its own")
     if wanted := pretrained.find(name):
         name, weights = wanted.model, pretrained.require(wanted, weights) if weights else pretrained.fetch(wanted)
-    return _from_timm(name, weights, size_px, mean, std)
+    found = _from_timm(name, weights, size_px, mean, std)
+    return _with_stages(found) if stages else found
 
 
 # ------------------------------------------------------------------------------------------------------------- timm

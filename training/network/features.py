@@ -4,21 +4,24 @@
     train = cache.features("train", images)          # float32 [N, V, F], a memory map
 
 A set's features lie in <name>-<key>.npy; the key is made from the trunk, its preprocessing, the views and the images,
-so features of other images or of another trunk are never taken for these. Rows are written in chunks, each marked when
-it is on disk: what a stopped run has finished, the next one does not compute again.
+so features of other images or of another trunk are never taken for these, and several runs may share a folder: where
+two processes want the same features, one computes them and the other waits. Rows are written in chunks, each marked
+when it is on disk: what a stopped run has finished, the next one does not compute again.
 
 Views of an image: 0 the image itself, 1 its mirror, from 2 on random crops (RandomResizedCrop, half of them mirrored),
 drawn from (key, image, view) alone.
 """
 
+import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import onnxruntime as ort
@@ -35,7 +38,7 @@ Floats = NDArray[np.float32]
 
 
 class Source(Protocol):
-    """N images at the size that the trunk takes. `batch` may be called from several threads at once."""
+    """N images at the size that the trunk takes. Slices are taken by several threads at once."""
 
     def __len__(self) -> int: ...
 
@@ -43,8 +46,8 @@ class Source(Protocol):
         """Changes with the images, their order and how they are brought to size."""
         ...
 
-    def batch(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """uint8 [stop − start, H, W, 3]."""
+    def __getitem__(self, index: slice) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3]."""
         ...
 
 
@@ -84,7 +87,11 @@ class FeatureCache:
             return np.empty((0, count, self._size(images)), np.float32)
         marks = path.with_suffix(".done")
         if not path.is_file() or marks.is_file():
-            self._compute(path, marks, images, count, key, made_from, name)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".json").open("a") as alone:  # the lock goes with the process that holds it
+                _wait_for(alone, name)
+                if not path.is_file() or marks.is_file():
+                    self._compute(path, marks, images, count, key, made_from, name)
         found: Floats = np.load(path, mmap_mode="c")  # torch takes no read-only array; nothing is written back
         return found
 
@@ -102,7 +109,6 @@ class FeatureCache:
         self, path: Path, marks: Path, images: Source, views: int, key: str, made_from: dict[str, Any], name: str
     ) -> None:
         """Fill the rows whose chunk is not marked; the marks go when all of them are."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         chunks = -(-len(images) // CHUNK_IMAGES)
         if not (path.is_file() and marks.is_file() and marks.stat().st_size == chunks):
             marks.write_bytes(bytes(chunks))  # before the rows: a file without marks is a complete one
@@ -115,7 +121,7 @@ class FeatureCache:
 
         def one(chunk: int) -> int:
             start = chunk * CHUNK_IMAGES
-            pixels = images.batch(start, min(start + CHUNK_IMAGES, len(images)))
+            pixels = images[start : start + CHUNK_IMAGES]
             for view in range(views):
                 seen = self._view(pixels, view, seed, start)
                 rows[start : start + len(pixels), view] = session.run(None, {"images": seen})[0]
@@ -142,6 +148,15 @@ class FeatureCache:
             return np.ascontiguousarray(pixels[:, :, ::-1])
         rows = [cropped(image, np.random.default_rng([seed, start + i, view])) for i, image in enumerate(pixels)]
         return np.stack([row[:, ::-1] if self.mirror and (start + i + view) % 2 else row for i, row in enumerate(rows)])
+
+
+def _wait_for(file: TextIO, name: str) -> None:
+    """Hold `file` alone, after another process that computes the same features where there is one."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process, which computes the features of {name}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def cropped(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from service.contract import images as service_images
 from service.contract.bundle import Input
 from training.config import Config
+from training.data.fitted import Fitted
 from training.data.loading import Data
-from training.data.readers import DataError, FeatureViews, ImageSet, Pixels
+from training.data.readers import DataError, FeatureViews, ImageSet
 from training.network import backbones
 from training.network.backbones import Backbone
 from training.network.features import FeatureCache
@@ -25,42 +21,20 @@ CACHE_FOLDER = "features"
 QUANTIZATION_IMAGES = 192
 
 
-@dataclass(frozen=True)
-class Resized:
-    """Images in memory, brought to the backbone's size as the service brings an upload to it."""
-
-    pixels: Pixels
-    target: Input
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.target.model_dump_json().encode())
-        for start in range(0, len(self.pixels), 1024):
-            digest.update(np.ascontiguousarray(self.pixels[start : start + 1024]).data)
-        return digest.hexdigest()
-
-    def batch(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return resized(self.pixels[start:stop], self.target)
-
-
-def resized(pixels: Pixels, target: Input) -> Pixels:
-    """uint8 [N, H, W, 3] at the size that `target` names, as the service would do it."""
-    if pixels.shape[1:3] == (target.height_px, target.width_px):
-        return pixels
-    return np.stack([service_images.fit(Image.fromarray(image), target) for image in pixels])
-
-
 def input_of(preprocessing: Preprocessing, config: Config) -> Input:
-    """How the service brings an upload to the backbone: small square pictures whole, photographs as it was trained."""
+    """How the service brings an upload to the backbone: as it was trained, unless `backbone_fit` says otherwise.
+
+    Of small square pictures (CIFAR, digits), which are cut close already, nothing is cut away.
+    """
+    fit = config.backbone_fit or "crop"
+    share = preprocessing.crop_share if fit == "crop" and config.dataset == "folder" else 1.0
     size = preprocessing.size_px
-    return Input(height_px=size, width_px=size, fit="stretch", resampling="bilinear")
+    return Input(height_px=size, width_px=size, fit=fit, crop_share=share, resampling=preprocessing.resampling)
 
 
 @dataclass(frozen=True)
 class FrozenBackbone:
-    """A backbone with the cache of its features in the folder of a run."""
+    """A backbone with the cache of its features; `target` is how images are brought to it."""
 
     backbone: Backbone
     target: Input
@@ -73,7 +47,7 @@ class FrozenBackbone:
             return self
         images = pixels.train.images
         chosen = images[:: max(1, len(images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
-        graph = quantize(self.backbone.graph(), resized(chosen, self.target))
+        graph = quantize(self.backbone.graph(), chosen)
         found = self._in_int8(graph)
         path = self._int8_file(found.backbone.provenance["int8_sha256"])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +80,18 @@ class FrozenBackbone:
         )  # fmt: skip
 
     def settings(self, config: Config) -> Config:
-        """`config` with the side of the backbone's images, at which photographs are read."""
+        """`config` with the side of the backbone's images."""
         size = self.target.height_px if config.dataset == "folder" else config.image_size_px
         return config.model_copy(update={"image_size_px": size})
 
     def data(self, pixels: Data) -> Data:
-        """`pixels` with features in the place of images; the images themselves stay reachable as `photographs`."""
+        """`pixels`, loaded with this `target`, with features in the place of images.
+
+        The images themselves stay reachable as `photographs`.
+        """
 
         def featured(name: str, images: ImageSet, *, augmented: bool = False) -> ImageSet:
-            return replace(
-                images, images=self.features(name, images.images, augmented=augmented), file_keys=images.keys
-            )
+            return replace(images, images=self.features(name, images.images, augmented=augmented))
 
         return replace(
             pixels,
@@ -129,34 +104,44 @@ class FrozenBackbone:
             photographs=pixels,
         )
 
-    def ood(self, sets: Mapping[str, Pixels]) -> dict[str, FeatureViews]:
+    def ood(self, sets: Mapping[str, Fitted]) -> dict[str, FeatureViews]:
         """The features of OOD sets by name."""
-        return {name: self.features(f"ood-{name}", pixels) for name, pixels in sets.items()}
+        return {name: self.features(f"ood-{name}", images) for name, images in sets.items()}
 
-    def features(self, name: str, pixels: Pixels, *, augmented: bool = False) -> FeatureViews:
+    def features(self, name: str, images: Fitted, *, augmented: bool = False) -> FeatureViews:
         """float32 [N, V, F]; one view unless `augmented`."""
-        return self.cache.features(name, Resized(pixels, self.target), views=None if augmented else 1)
+        return self.cache.features(name, images, views=None if augmented else 1)
 
 
 def load(config: Config, run: Path) -> FrozenBackbone:
-    """The backbone that `config` names, its features kept in `run`/features. Raises BackboneError."""
+    """The backbone that `config` names, its features kept in its `feature_cache` or `run`/features.
+
+    Raises BackboneError.
+    """
     backbone = backbones.load(
         config.backbone, weights=config.weights, size_px=config.image_size_px, mean=config.backbone_mean,
-        std=config.backbone_std, layout=config.backbone_layout,
+        std=config.backbone_std, layout=config.backbone_layout, stages=config.backbone_stages,
     )  # fmt: skip
     target = input_of(backbone.preprocessing, config)
+    backbone = replace(backbone, provenance=backbone.provenance | {"input": in_words(target)})
     cache = FeatureCache(
-        run / CACHE_FOLDER, backbone.graph(), backbone.preprocessing, extra_views=config.feature_views,
-        mirror=config.augment != "none", threads=config.threads,
+        config.feature_cache or run / CACHE_FOLDER, backbone.graph(), backbone.preprocessing,
+        extra_views=config.feature_views, mirror=config.augment != "none", threads=config.threads,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)
 
 
+def in_words(target: Input) -> str:
+    """How images are brought to size, for the card."""
+    how = "stretched" if target.fit == "stretch" else f"{target.crop_share:g} of the short side around the centre"
+    return f"{how}, {target.resampling}, {target.width_px} x {target.height_px} px"
+
+
 def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
-    """DataError when the backbone at hand is not the one that a run was trained on."""
-    for key in ("backbone", "weights_sha256"):
+    """DataError when the backbone at hand, or how it is given images, is not what a run was trained on."""
+    for key in ("backbone", "weights_sha256", "layers", "input"):
         if recorded.get(key) != backbone.provenance.get(key):
             raise DataError(
-                f"{run} was trained on {key} {recorded.get(key)}, and --weights now gives "
-                f"{backbone.provenance.get(key)}: give the file it was trained with"
+                f"{run} was trained on {key} {recorded.get(key)}, and its settings now give "
+                f"{backbone.provenance.get(key)}: give the file of weights it was trained with, or train again"
             )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from service.contract.manifest import Resampling
+
 
 class BackboneError(ValueError):
     """A backbone or its weights cannot be used; the message names the value and the remedy."""
@@ -16,7 +18,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_share: float = 1.0  # of the short side, kept around the centre
-    resampling: str = "bilinear"
+    resampling: Resampling = "bilinear"
 
 
 def three(values: Any, what: str) -> tuple[float, float, float]:

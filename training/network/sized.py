@@ -19,13 +19,13 @@ def written(images: Source, folder: Path) -> Pixels:
     path = folder / f"sized-{images.fingerprint()[:16]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (len(images), *images.batch(0, 1).shape[1:])
+        shape = (len(images), *images[:1].shape[1:])
         _require_room(folder, int(np.prod(shape)))
         begun = path.with_suffix(".partial.npy")
         rows = np.lib.format.open_memmap(begun, "w+", np.uint8, shape)
 
         def one(start: int) -> None:
-            rows[start : start + CHUNK_IMAGES] = images.batch(start, min(start + CHUNK_IMAGES, len(images)))
+            rows[start : start + CHUNK_IMAGES] = images[start : start + CHUNK_IMAGES]
 
         starts = range(0, len(images), CHUNK_IMAGES)
         with ThreadPoolExecutor(usable_cpus()) as pool:

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from service.contract.bundle import Input
 from training.config import Config
+from training.data.fitted import Fitted
 from training.data.loading import Data
 from training.data.photographs import CACHE
 from training.data.readers import DataError, ImageSet, Pixels
 from training.network import adapters, backbones
-from training.network.frozen import Resized, input_of
+from training.network.frozen import input_of
 from training.network.network import FeatureTrunk, to_input
 from training.network.preprocessing import Preprocessing
 from training.network.sized import written
@@ -104,10 +105,10 @@ class TunedBackbone:
         return trunk
 
     def data(self, pixels: Data) -> Data:
-        """`pixels` at the backbone's size; what is not yet of that size is written to a file of the run and mapped."""
+        """`pixels`, loaded with this `target`, written to files of the run and mapped."""
 
         def sized(images: ImageSet) -> ImageSet:
-            return replace(images, images=self.sized(images.images), file_keys=images.keys)
+            return replace(images, images=self.sized(images.images))
 
         size = self.target.height_px
         return replace(
@@ -116,17 +117,14 @@ class TunedBackbone:
             ood=self.ood(pixels.ood), size_px=size, padding_px=max(1, size // 8),
         )  # fmt: skip
 
-    def ood(self, sets: Mapping[str, Pixels]) -> dict[str, Pixels]:
+    def ood(self, sets: Mapping[str, Fitted]) -> dict[str, Pixels]:
         """OOD sets by name at the backbone's size."""
         return {name: self.sized(pixels) for name, pixels in sets.items()}
 
-    def sized(self, pixels: Pixels) -> Pixels:
-        size = (self.target.height_px, self.target.width_px)
-        if pixels.shape[1:3] == size:
-            return pixels
-        if not len(pixels):
-            return np.empty((0, *size, 3), np.uint8)
-        return written(Resized(pixels, self.target), self.run / CACHE)
+    def sized(self, images: Fitted) -> Pixels:
+        if not len(images):
+            return np.empty(images.shape, np.uint8)
+        return written(images, self.run / CACHE)
 
 
 def load(config: Config, run: Path, record: Mapping[str, Any] | None = None) -> TunedBackbone:

@@ -1,5 +1,6 @@
 """training/network/features.py: the cache is right, resumes, and never gives the features of other images."""
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ class Images:
         return len(self.pixels)
 
     def fingerprint(self) -> str:
-        return str(hash(self.pixels.tobytes()))
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
-    def batch(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def __getitem__(self, index: slice) -> NDArray[np.uint8]:
+        start, stop, _ = index.indices(len(self.pixels))
         with self.lock:
             if self.fail_at is not None and self.asked >= self.fail_at:
                 raise KeyboardInterrupt

@@ -111,7 +111,8 @@ def test_every_method_learns_on_features(extractor: Path, tmp_path: Path, method
     assert isinstance(run.scoring.trunk, FeatureTrunk)
     assert run.passes == 1
     assert run.provenance["backbone"]["weights"] == extractor.name
-    data = frozen.load(given, tmp_path / "run").data(loading.load(given, tmp_path / "run"))
+    backbone = frozen.load(given, tmp_path / "run")
+    data = backbone.data(loading.load(given, tmp_path / "run", target=backbone.target))
     with torch.no_grad():
         logits, features = run.classifying(torch.from_numpy(np.array(data.test.images)))
     assert features.shape == (len(data.test.labels), FEATURES)

@@ -172,7 +172,8 @@ def test_heads_begin_at_the_means_of_the_first_features(
 ) -> None:
     given = config(weights, method="oe", epochs=1, learning_rate=1e-12)
     run = checkpoint.trained(trainer.train(given, tmp_path / "run"))
-    data = tuned.load(given, tmp_path / "run").data(loading.load(given, tmp_path / "run"))
+    backbone = tuned.load(given, tmp_path / "run")
+    data = backbone.data(loading.load(given, tmp_path / "run", target=backbone.target))
     trunk = run.scoring.trunk
     assert data.train.images.shape[1:] == (SIZE, SIZE, 3)
     features = torch.from_numpy(predict.embed(run.scoring, data.train.images, torch.device("cpu")))
@@ -332,7 +333,7 @@ def test_from_the_file_to_a_served_answer(
     assert manifest["evaluation"]["accuracy"] == pytest.approx(results["accuracy"], abs=2e-3)
     run = checkpoint.trained(folder)
     assert run.tuned is not None
-    data = run.tuned.data(loading.load(given, folder))
+    data = run.tuned.data(loading.load(given, folder, target=run.tuned.target))
     images = np.concatenate([data.test.images[:3], data.ood["nine"][:3]])
     record = finished.calibrated(folder)
     module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=data.train)
