@@ -41,7 +41,7 @@ RUN groupadd --gid 10001 tailguard \
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     TAILGUARD_BUNDLE=/mnt/models TAILGUARD_HOST=0.0.0.0 TAILGUARD_LOG_FORMAT=json
 COPY docker/healthcheck.py /opt/healthcheck.py
-ARG BUNDLE=models/cifar10-lt/1
+ARG BUNDLE=models/cifar10-lt/2
 COPY ${BUNDLE} /mnt/models
 WORKDIR /app
 USER 10001:10001

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    bundle: Path = Path("models/cifar10-lt/1")
+    bundle: Path = Path("models/cifar10-lt/2")
     """Folder of the bundle to serve; a relative path counts from the working folder, then from the project's root."""
     host: str = "127.0.0.1"
     """Address to listen on. Off loopback an API key is required, or TAILGUARD_ALLOW_ANONYMOUS."""

@@ -16,7 +16,7 @@ from typing import Any
 from tests import live
 
 PICTURE = live.ROOT / "docker" / "page.png"
-BUNDLE = live.ROOT / "models" / "cifar10-lt" / "1"
+BUNDLE = live.ROOT / "models" / "cifar10-lt" / "2"
 WIDTH_PX, HEIGHT_PX = 760, 900
 PATIENCE_S = 30
 CLICK = "document.querySelector('#examples img[alt=\"Example ship\"]')?.parentElement.click()"
