@@ -41,7 +41,7 @@ class Fold:
 def possible(run: Run, data: Data) -> bool:
     """Whether classes can be left out: on a frozen backbone, where there are classes and calibration images enough."""
     calibrated = int((data.calibration.counts > 0).sum())
-    return isinstance(run.scoring.trunk, FeatureTrunk) and min(len(run.classes), calibrated) >= FEWEST_CLASSES
+    return run.config.frozen and min(len(run.classes), calibrated) >= FEWEST_CLASSES
 
 
 def folds(counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:

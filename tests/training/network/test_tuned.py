@@ -21,7 +21,7 @@ from training import finished, trainer
 from training.config import Config
 from training.data import loading, readers
 from training.data.readers import DataError
-from training.evaluation import predict
+from training.evaluation import left_out, predict
 from training.evaluation.measure import data_groups
 from training.export import bundle as export
 from training.methods.methods import resolve
@@ -334,6 +334,7 @@ def test_from_the_file_to_a_served_answer(
     run = checkpoint.trained(folder)
     assert run.tuned is not None
     data = run.tuned.data(loading.load(given, folder, target=run.tuned.target))
+    assert not left_out.possible(run, data)  # classes are left out in turn on frozen features alone
     images = np.concatenate([data.test.images[:3], data.ood["nine"][:3]])
     record = finished.calibrated(folder)
     module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=data.train)
