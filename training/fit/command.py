@@ -3,7 +3,6 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
 
 from pydantic_settings import CliPositionalArg
 
@@ -33,8 +32,6 @@ class Fit(Config):
     """Rows of `tailguard methods` to train and compare; may be repeated; not given: two or three that suit the data."""
     score: str = "auto"
     """Which score decides: auto, the best on calibration images, or one of `tailguard methods`."""
-    export_precision: Literal["fp32", "int8"] | None = None
-    """Of the bundle's graph."""
     backbone: str = "lite0"
 
     def cli_cmd(self) -> None:

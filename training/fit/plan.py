@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,15 @@ HEADS = {  # outliers given → rows to compare, the safest first
     True: ("tailguard-joint", "oe", "logit-adjustment"),
     False: ("logit-adjustment", "msp"),
 }
-FREE = ("device", "threads", "checkpoint_epochs", "unreadable")  # may change when a fit is gone on with
+INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and nothing was lost (LOG.md)"
+CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoint
+FREE = (
+    "device",
+    "threads",
+    "checkpoint_epochs",
+    "unreadable",
+    "feature_cache",
+)  # may change when a fit is gone on with
 SPARE_BYTES = 300 << 20  # for checkpoints, tables and the bundle
 
 
@@ -58,7 +66,6 @@ class Plan:
     choices: list[Choice]
     files: Files
     key: str
-    precision: Literal["fp32", "int8"]
 
 
 def place(data: Path) -> Path:
@@ -92,13 +99,14 @@ def make(given: Fit) -> Plan:
     chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
     settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
     chosen += settings
-    config = Config(**base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings})
+    rarely = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
+    rarely = rarely if base.frozen else {}
+    own = base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings}
+    config = Config(**rarely | own)
     why = "the best of them on calibration images is taken"
     chosen.append(Choice("heads", " ".join(heads), _given(given, "heads", why)))
     chosen.append(Choice("score", given.score, _given(given, "score", "the best on calibration images decides")))
-    precision = given.export_precision or "fp32"
-    chosen.append(Choice("export_precision", precision, _given(given, "export_precision", PRECISION_REASON)))
-    return Plan(config, heads, target, work, chosen, files, _key(files), precision)
+    return Plan(config, heads, target, work, chosen, files, _key(files))
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
@@ -109,9 +117,6 @@ def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
     for path in given.ood:
         if not path.exists():
             raise DataError(f"--ood {path} is missing: name a .npy or .npz array, or a folder of images")
-
-
-PRECISION_REASON = "exact; int8 is smaller and loses some accuracy"
 
 
 def _given(given: Fit, setting: str, reason: str) -> str:
@@ -137,6 +142,8 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     lite0 = base.backbone == advice.BACKBONE
     found.append(Choice("backbone", base.backbone, _given(given, "backbone", advice.FROZEN_REASON)))
     settings: list[advice.Setting] = []
+    if lite0 and base.frozen:
+        settings.append(advice.Setting(name="backbone_precision", value="int8", reason=INT8_REASON))
     if lite0:
         headers = scan(files.train.paths, cache=cache).headers
         side = float(np.median([min(h.width_px, h.height_px) for h in headers]))
@@ -171,7 +178,7 @@ def begin(plan: Plan, given: Fit) -> bool:
     path = plan.work / PLAN_FILE
     now = {
         "settings": plan.config.model_dump(mode="json", exclude={*FREE, "method"}),
-        "heads": list(plan.heads), "score": given.score, "precision": plan.precision,
+        "heads": list(plan.heads), "score": given.score,
         "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
     }  # fmt: skip
     if not path.is_file():
@@ -197,14 +204,14 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
                    else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
 
 
-def require_room(plan: Plan, features: int, size_px: int) -> None:
-    """ValueError where the disk has less room than pixels, features and the bundle will take."""
+def require_room(plan: Plan, features: int) -> None:
+    """ValueError where the disk has less room than features, runs and the bundle will take."""
     sides = plan.files
     seen = [len(s.paths if isinstance(s, Listing) else s) for s in (sides.train, sides.outliers)]
     others = len(sides.calibration.paths) + len(sides.test.paths)
     views = (2 + plan.config.feature_views) * sum(seen) + others
-    needed = 4 * features * views + 3 * size_px**2 * (sum(seen) + others) + SPARE_BYTES
+    needed = 4 * features * views + SPARE_BYTES
     free = shutil.disk_usage(plan.work).free
     if free < needed:
         raise ValueError(f"{plan.work.resolve()}: {free / 1e9:.1f} GB are free and about {needed / 1e9:.1f} GB needed "
-                         "for features and pixels: name a folder on another disk with --work")  # fmt: skip
+                         "for features and runs: name a folder on another disk with --work")  # fmt: skip

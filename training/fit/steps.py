@@ -47,7 +47,7 @@ def fit(given: Fit) -> Path:
         _remove(left)
     quietly(plan, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=given.version, ood=list(given.ood),
-        precision=plan.precision, device=given.device,
+        precision=plan.config.backbone_precision, device=given.device,
     ))  # fmt: skip
     print(f"\n{finished(plan)}")
     return plan.target
@@ -88,7 +88,7 @@ def prepare(plan: Plan) -> None:
         return
     loaded = frozen.load(plan.config, plan.work)
     size = loaded.target.height_px
-    plans.require_room(plan, loaded.backbone.features, size)
+    plans.require_room(plan, loaded.backbone.features)
     files = plan.files
     others = len(files.calibration.paths) + len(files.test.paths) + _length(files.calibration_outliers)
     work = timing.Work(
@@ -103,8 +103,7 @@ def prepare(plan: Plan) -> None:
 def head(plan: Plan, name: str, given: Fit) -> Path:
     """A trained and calibrated run; what is done is not done again."""
     run = plan.work / name
-    for shared in (CACHE, frozen.CACHE_FOLDER):
-        _share(plan.work / shared, run / shared)
+    _share(plan.work / CACHE, run / CACHE)
     config = plan.config.model_copy(update={"method": name})
     begun = (run / checkpoint.CHECKPOINT_FILE).is_file()
     if not begun or checkpoint.load(run)["stage"] != "done":
@@ -115,8 +114,7 @@ def head(plan: Plan, name: str, given: Fit) -> Path:
             trainer.train(config, run, resume=begun)
     if not (run / CALIBRATION_FILE).is_file():
         step(f"calibrate {name}")
-        score = None if given.score == "auto" else given.score
-        quietly(plan, Calibrate(run=run, score=score, ood=list(given.ood), device=given.device))
+        quietly(plan, Calibrate(run=run, score=given.score, ood=list(given.ood), device=given.device))
     return run
 
 

@@ -4,7 +4,10 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from service.contract.bundle import Input
 from training.config import Config
@@ -13,6 +16,7 @@ from training.data.loading import Data
 from training.data.readers import DataError, FeatureViews, ImageSet
 from training.network import backbones
 from training.network.backbones import Backbone
+from training.network.extractor import Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
 from training.network.quantized import quantize
@@ -47,7 +51,7 @@ class FrozenBackbone:
             return self
         images = pixels.train.images
         chosen = images[:: max(1, len(images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
-        graph = quantize(self.backbone.graph(), chosen)
+        graph = _quantized(self.cache.graph, chosen.tobytes(), chosen.shape)
         found = self._in_int8(graph)
         path = self._int8_file(found.backbone.provenance["int8_sha256"])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,17 +122,39 @@ def load(config: Config, run: Path) -> FrozenBackbone:
 
     Raises BackboneError.
     """
-    backbone = backbones.load(
-        config.backbone, weights=config.weights, size_px=config.image_size_px, mean=config.backbone_mean,
-        std=config.backbone_std, layout=config.backbone_layout, stages=config.backbone_stages,
+    backbone, graph = _loaded(
+        config.backbone, config.weights, _stamp(config), config.image_size_px, config.backbone_mean,
+        config.backbone_std, config.backbone_layout, config.backbone_stages,
     )  # fmt: skip
     target = input_of(backbone.preprocessing, config)
     backbone = replace(backbone, provenance=backbone.provenance | {"input": in_words(target)})
     cache = FeatureCache(
-        config.feature_cache or run / CACHE_FOLDER, backbone.graph(), backbone.preprocessing,
+        config.feature_cache or run / CACHE_FOLDER, graph, backbone.preprocessing,
         extra_views=config.feature_views, mirror=config.augment != "none", threads=config.threads,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    name: str, weights: Path | None, stamp: tuple[int, int], size_px: int | None, mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None, layout: Layout | None, stages: bool,
+) -> tuple[Backbone, bytes]:  # fmt: skip
+    """(backbone, its graph), once in a process: `fit` goes through many commands, and an export takes 10 s."""
+    backbone = backbones.load(name, weights=weights, size_px=size_px, mean=mean, std=std, layout=layout, stages=stages)
+    return backbone, backbone.graph()
+
+
+def _stamp(config: Config) -> tuple[int, int]:
+    """Time of change and size of the file that holds the weights; zeros where none is named."""
+    named = config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
+    return (named.stat().st_mtime_ns, named.stat().st_size) if named.is_file() else (0, 0)
+
+
+@lru_cache(maxsize=1)
+def _quantized(graph: bytes, pixels: bytes, shape: tuple[int, ...]) -> bytes:
+    """`graph` in int8, by images uint8 of `shape`; once in a process, as it takes half a minute."""
+    return quantize(graph, np.frombuffer(pixels, np.uint8).reshape(shape))
 
 
 def in_words(target: Input) -> str:
