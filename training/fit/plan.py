@@ -99,7 +99,7 @@ def make(given: Fit) -> Plan:
     chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
     settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
     chosen += settings
-    rarely = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
+    rarely: dict[str, Any] = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
     rarely = rarely if base.frozen else {}
     own = base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings}
     config = Config(**rarely | own)
