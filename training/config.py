@@ -219,4 +219,9 @@ def flag(key: str) -> str:
 
 def options(settings: Mapping[str, object]) -> list[str]:
     """Settings as arguments of a command."""
-    return [part for key, value in settings.items() for part in (flag(key), str(value))]
+    switches = {key for key, field in Config.model_fields.items() if field.annotation is bool}
+    return [
+        part
+        for key, value in settings.items()
+        for part in ((flag(key),) if value is True and key in switches else (flag(key), str(value)))
+    ]

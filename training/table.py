@@ -8,7 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
-from training.config import Config
+from training.config import CIFAR_RESNET, Config, Tune
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Table(BaseModel):
@@ -17,11 +19,16 @@ class Table(BaseModel):
     REPLACING: ClassVar[tuple[str, ...]] = (
         "width", "epochs", "batch_images", "stage2_batch_images", "augment", "calibration_fraction",
     )  # fmt: skip
+    PASSED: ClassVar[tuple[str, ...]] = (
+        "backbone", "weights", "tune", "backbone_precision", "backbone_stages", "backbone_fit", "backbone_mean",
+        "backbone_std", "backbone_layout", "feature_views", "learning_rate",
+    )  # fmt: skip
 
     name: CliPositionalArg[str]
-    """comparison, ablation, per-set, balance or long-tail."""
+    """comparison, ablation, per-set, balance, long-tail, or pretrained, which joins data sets and backbones."""
     budget: Literal["full", "small"] = "small"
-    """full: ResNet-18, 200 epochs, PASCL's recipe. small: width 16, 12 epochs, hours on two CPU cores."""
+    """full: ResNet-18, 200 epochs, PASCL's recipe. small: width 16, 12 epochs, hours on two CPU cores. A pretrained
+    backbone has its own recipe in both, that of `train`."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds per row; in the small budget of MSP, OE, PASCL and TailGuard, the others have one."""
     out: Path = Path("runs/tables")
@@ -36,6 +43,20 @@ class Table(BaseModel):
     augment: Literal["none", "flip", "crop", "paper", "photo"] | None = None
     calibration_fraction: float | None = None
     device: str = "auto"
+    backbone: str = CIFAR_RESNET
+    """The backbone of every run, as in `train`, as are the next ones."""
+    weights: Path | None = None
+    tune: Tune | None = None
+    backbone_precision: Literal["fp32", "int8"] | None = None
+    backbone_stages: bool = False
+    backbone_fit: Literal["crop", "stretch"] | None = None
+    backbone_mean: tuple[float, float, float] | None = None
+    backbone_std: tuple[float, float, float] | None = None
+    backbone_layout: Literal["NCHW", "NHWC"] | None = None
+    feature_views: int | None = None
+    learning_rate: float | None = None
+    feature_cache: Path | None = None
+    """Features that the runs share; not given: <out>/features."""
     ood: list[Path] = []
     """OOD test sets, as in `evaluate`."""
     width: int | None = None
@@ -48,7 +69,8 @@ class Table(BaseModel):
     threads: int | None = None
     """CPU threads per run; not given: the cores shared out."""
     results: Path | None = None
-    """Also write each run's result, without paths, to this folder."""
+    """Also write each run's result, without paths, to this folder. The table pretrained joins those that lie there;
+    not given, those in the project's training/results."""
     render_only: bool = False
     """Train nothing: print what the finished runs say."""
 
@@ -69,11 +91,14 @@ class Table(BaseModel):
             except several.Interrupted:
                 sys.exit("interrupted; what was trained is kept: give the same command again to go on")
         results = planned.results(jobs, self.budget)
-        print(tables.write(self.name, results, planned.outputs(jobs), self.out))
+        named = {job.folder.name: r for job, r in zip([j for j in jobs if j.done], results, strict=True)}
         if self.results:
             self.results.mkdir(parents=True, exist_ok=True)
-            for job, result in zip([j for j in jobs if j.done], results, strict=True):
-                write_json(self.results / f"{job.folder.name}.json", compact(result))
+            for run, result in named.items():
+                write_json(self.results / f"{run}.json", compact(result))
+        if table is tables.PRETRAINED:
+            results = list((planned.kept(self.results or RESULTS) | named).values())
+        print(tables.write(self.name, results, planned.outputs(jobs), self.out))
 
     def _require_data(self, table: Any) -> None:
         """ValueError before anything is trained when the table's runs would lack data, a device or a folder."""
@@ -90,7 +115,11 @@ class Table(BaseModel):
                 f"table {self.name} compares a long tail with balanced data, which no cut makes of data that are taken "
                 "as they are: give --imbalance with data that have as many images of every class"
             )
+        if self.weights and not self.weights.is_file():
+            raise ValueError(f"--weights {self.weights}: there is no such file")
         if self.dataset == "digits":  # brings its own outliers and OOD set
+            return
+        if self.render_only and self.name == "pretrained":  # from results alone
             return
         if self.data is None:
             raise ValueError(f"--dataset {self.dataset} needs --data DIR")
@@ -110,12 +139,16 @@ class Table(BaseModel):
         """The runs that the table needs on data of this imbalance."""
         from training.tables import jobs
 
-        balanced = imbalance <= 1
-        settings: dict[str, Any] = {"imbalance": 1 if balanced else self._cut} | jobs.BUDGETS[self.budget]
-        if balanced:
+        balanced, scratch = imbalance <= 1, self.backbone == CIFAR_RESNET
+        settings: dict[str, Any] = {"imbalance": 1 if balanced else self._cut}
+        if scratch:
+            settings |= jobs.BUDGETS[self.budget]
+        if balanced and scratch:
             settings["epochs"] = jobs.BALANCED_EPOCHS[self.budget]
-        settings |= {k: v for k in self.REPLACING if (v := getattr(self, k)) is not None}
+        settings |= {k: v for k in (*self.REPLACING, *self.PASSED) if (v := getattr(self, k)) not in (None, False)}
         settings |= {k: getattr(self, k) for k in ("dataset", "data", "outliers", "image_size_px", "device")}
         base = Config(**settings, views=table.views)
+        if base.frozen or self.feature_cache:
+            base = Config(**settings, views=table.views, feature_cache=self.feature_cache or self.out / "features")
         methods = [need.method for need in table.needs if need.imbalance == imbalance]
         return jobs.plan(base, methods, self.seeds, self.budget, self.out)

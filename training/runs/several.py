@@ -25,6 +25,7 @@ from training.runs.signals import on_stop
 
 LOG_FILE = "log.txt"
 POLL_SECONDS = 0.5
+DERIVED = ("epochs", "batch_images")  # of a frozen backbone's head, by the trainer
 
 
 class Interrupted(Exception):
@@ -57,7 +58,13 @@ def require_same_settings(job: Job) -> None:
         free |= {"stage2_epochs", "stage2_batch_images", "stage2_learning_rate"}
     derived = ("stage2_epochs", "stage2_batch_images")  # by the trainer, where they are not given
     free |= {key for key in derived if getattr(job.config, key) is None}
-    one, two = (c.model_dump(exclude=free) | {"outliers": c.outliers and c.outliers.name} for c in (kept, job.config))
+    if job.config.frozen:
+        free |= {"feature_cache", *(set(DERIVED) - job.config.model_fields_set)}
+        free |= {"image_size_px"} if job.config.image_size_px is None else set()
+    one, two = (
+        c.model_dump(exclude=free) | {key: path.name for key in ("outliers", "weights") if (path := getattr(c, key))}
+        for c in (kept, job.config)
+    )  # fmt: skip
     if differ := [f"{k} {one[k]!r} instead of {two[k]!r}" for k in one if one[k] != two[k]]:
         raise ValueError(f"{job.folder} holds a run with {', '.join(differ)}: choose another --out, or remove it")
 
@@ -70,6 +77,8 @@ def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[st
         train = ["--out", str(job.folder), "--resume"]
     else:
         given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
+        if job.config.frozen:  # what is not given is derived, and what is given may be what is the default elsewhere
+            given |= {key: getattr(job.config, key) for key in DERIVED if key in job.config.model_fields_set}
         train = [*options(given), "--out", str(job.folder)]
     sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
     return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]

@@ -1,19 +1,21 @@
 """The tables: which runs each needs, and how results become markdown, CSV and an HTML report with pictures.
 
 `TABLES[name].needs` says what to train; `write(name, results, outputs, out)` takes the results JSON of the finished
-runs and prints what is there beside the published figures. A missing run is shown as — and listed.
+runs and prints what is there beside the published figures. A missing run is shown as — and listed. The table
+`pretrained` joins runs of several data sets and backbones, every other one shows one of each.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from training.runs.files import Json, replacing
-from training.tables import plots, report, text
+from training.tables import plots, pretrained, report, text
 from training.tables.cells import BALANCED, LONG_TAILED, Runs, Section, collect, imbalance
 from training.tables.grids import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set
+from training.tables.pretrained import PRETRAINED
 from training.tables.published import LONG_TAIL_NOTE
 
-__all__ = ["TABLES", "Entry", "Need", "Table", "markdown", "rows", "write"]
+__all__ = ["PRETRAINED", "TABLES", "Entry", "Need", "Table", "markdown", "rows", "write"]
 
 MSP, OE = Entry("MSP", "msp"), Entry("OE", "oe")
 ABF, TAILGUARD = Entry("PASCL + ABF", "pascl-abf"), Entry("TailGuard", "tailguard")
@@ -130,6 +132,8 @@ def rows(name: str, results: list[Json]) -> list[Section]:
 
 def relevant(table: Table, results: list[Json]) -> Runs:
     """The runs that have a line in the table."""
+    if table is PRETRAINED:
+        return pretrained.join(table, results)
     lines = {(e.method, ratio) for e in table.entries for ratio in table.imbalances}
     return collect(
         run for run in results
@@ -142,13 +146,21 @@ def markdown(name: str, results: list[Json]) -> str:
     table = find(name)
     runs = relevant(table, results)
     sections = table.build(table, runs)
-    return text.markdown(table, sections, text.notes(table, runs, sections), [], name)
+    return text.markdown(table, sections, _notes(table, runs, sections), [], name)
+
+
+def _notes(table: Table, runs: Runs, sections: list[Section]) -> list[str]:
+    if isinstance(runs, pretrained.Joined):
+        return [*pretrained.notes(table, runs), text.CONVENTIONS, text.SPREAD]
+    return text.notes(table, runs, sections)
 
 
 def find(name: str) -> Table:
-    if name not in TABLES:
-        raise ValueError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
-    return TABLES[name]
+    """The table called `name`; ValueError naming those there are."""
+    every = {**TABLES, "pretrained": PRETRAINED}
+    if name not in every:
+        raise ValueError(f"there is no table {name!r}; the tables are {', '.join(every)}")
+    return every[name]
 
 
 def write(name: str, results: list[Json], outputs: Mapping[tuple[str, int, float], Path], out: Path) -> str:
@@ -159,7 +171,7 @@ def write(name: str, results: list[Json], outputs: Mapping[tuple[str, int, float
     table = find(name)
     runs = relevant(table, results)
     sections = table.build(table, runs)
-    notes = text.notes(table, runs, sections)
+    notes = _notes(table, runs, sections)
     pictures = plots.pictures(table, runs, outputs)
     out.mkdir(parents=True, exist_ok=True)
     markdown = text.markdown(table, sections, notes, pictures, name)

@@ -3,11 +3,15 @@
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from training.config import CIFAR_RESNET
 from training.runs.files import Json
 
 LONG_TAILED, BALANCED = 100.0, 1.0
+SCRATCH = "scratch"
+BACKBONES = ("Lite0", "MobileNetV2")  # those whose names are found in that of a model or of a file
 LEAST_TAIL = 1.5  # largest class to smallest
 # What the seeds of one row must share; a mean over runs that differ in it would mean nothing.
 SETTINGS = (
@@ -156,9 +160,25 @@ def imbalance(run: Json) -> float:
     return BALANCED if (given or BALANCED) < LEAST_TAIL else LONG_TAILED
 
 
+def backbone_of(run: Json) -> str:
+    """In words what a run's features come from: scratch, or `frozen Lite0, 160 px, int8`."""
+    config = run["config"]
+    name = str(config.get("backbone") or CIFAR_RESNET)
+    if name == CIFAR_RESNET:
+        return SCRATCH
+    name = Path(name.removeprefix("onnx:")).stem if name.startswith("onnx:") else name
+    plain = name.lower().replace("_", "").replace("-", "")
+    name = next((known for known in BACKBONES if known.lower() in plain), name)
+    parts = [f"{config.get('tune') or 'frozen'} {name}"]
+    parts += [f"{config['image_size_px']} px"] if config.get("image_size_px") else []
+    parts += ["int8"] if config.get("backbone_precision") == "int8" else []
+    parts += ["with stages"] if config.get("backbone_stages") else []
+    return ", ".join(parts)
+
+
 def data_of(run: Json) -> str:
     """The data set, with its imbalance where that is not the one that the papers publish for."""
-    name, ratio = str(run["config"]["dataset"]), run["config"].get("imbalance")
+    name, ratio = str(run.get("data_set") or run["config"]["dataset"]), run["config"].get("imbalance")
     return name if ratio in (None, BALANCED, LONG_TAILED) else f"{name} at imbalance {ratio:g}"
 
 
@@ -206,6 +226,11 @@ def collect(results: Iterable[Json]) -> Runs:
     datasets = sorted({data_of(run) for run in everything.all()})
     if len(datasets) > 1:
         raise ValueError(f"the runs are of {', '.join(datasets)}: a table shows one data set")
+    backbones = sorted({backbone_of(run) for run in everything.all()})
+    if len(backbones) > 1:
+        raise ValueError(
+            f"the runs stand on {' and '.join(backbones)}: only the table pretrained shows several backbones"
+        )
     for run in everything.all():
         if run.get("ood") and {k: v["images"] for k, v in run["ood"].items()} != everything.sets:
             raise ValueError(f"{run['method']} seed {run['seed']} was evaluated on other OOD sets: evaluate it again")

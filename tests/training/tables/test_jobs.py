@@ -76,7 +76,7 @@ def jobs_of(name, **given):
 def test_a_natural_tail_is_not_cut():
     made = jobs_of("per-set", dataset="folder", data=Path("birds"), outliers=Path("junk"))
     assert {job.config.imbalance for job in made} == {None}
-    assert made[0].folder.name.startswith("folder-natural-oe-")
+    assert made[0].folder.name.startswith("birds-natural-oe-")
     assert {job.config.imbalance for job in jobs_of("per-set", dataset="folder", imbalance=7.0)} == {7}
     assert {job.config.imbalance for job in jobs_of("per-set", dataset="cifar10")} == {100}  # as published
 
