@@ -22,12 +22,12 @@ class Fit(Config):
     """Sets of images that belong to no class, to measure on; may be repeated."""
     name: str | None = None
     """Name of the bundle; not given: the data set's."""
-    version: str = "1"
-    """Of the bundle."""
+    version: str | None = None
+    """Of the bundle; not given: the next number that is free."""
     out: Path = Path("models")
     """Folder of the bundles."""
     work: Path | None = None
-    """Folder of runs and features; not given: runs/fit-<name>-<version>."""
+    """Folder of runs and features; not given: runs/fit-<name>, with -<version> where that is given."""
     heads: tuple[str, ...] = ()
     """Rows of `tailguard methods` to train and compare; may be repeated; not given: two or three that suit the data."""
     score: str = "auto"

@@ -1,6 +1,7 @@
 """What `fit` will do: where the images are, which settings, each with its reason; and what makes it refuse."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ HEADS = {  # outliers given → rows to compare, the safest first
     False: ("logit-adjustment", "msp"),
 }
 INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and nothing was lost (LOG.md)"
+STAGES_REASON = "features of early layers beside those of the last tell more, at next to no cost (LOG.md)"
 CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoint
 FREE = (
     "device",
@@ -82,8 +84,8 @@ def make(given: Fit) -> Plan:
         raise DataError(f"{data} is a benchmark, and fit is for photographs: use `train --dataset`, `audit` says how")
     named = data.name if data.is_dir() else data.stem
     name = given.name or AboutData.of(Config(dataset="folder"), named).slug
-    target = given.out / name / given.version
-    work = given.work or Path("runs") / f"fit-{name}-{given.version}"
+    work = given.work or Path("runs") / "-".join(["fit", name, *([given.version] if given.version else [])])
+    target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
     if not (work / PLAN_FILE).is_file():
         require_target(target)
     heads = given.heads or (
@@ -97,6 +99,7 @@ def make(given: Fit) -> Plan:
     if len(counts) < 2:
         raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")
     chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
+    chosen.append(Choice("version", target.name, _given(given, "version", "the first that is free")))
     settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
     chosen += settings
     rarely: dict[str, Any] = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
@@ -107,6 +110,13 @@ def make(given: Fit) -> Plan:
     chosen.append(Choice("heads", " ".join(heads), _given(given, "heads", why)))
     chosen.append(Choice("score", given.score, _given(given, "score", "the best on calibration images decides")))
     return Plan(config, heads, target, work, chosen, files, _key(files))
+
+
+def _version(plan_file: Path, bundles: Path) -> str:
+    """That of the fit which is gone on with, else the first number that is free among `bundles`."""
+    if plan_file.is_file():
+        return Path(json.loads(plan_file.read_text())["target"]).name
+    return next(str(n) for n in itertools.count(1) if not (bundles / str(n)).exists())
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
@@ -144,6 +154,7 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     settings: list[advice.Setting] = []
     if lite0 and base.frozen:
         settings.append(advice.Setting(name="backbone_precision", value="int8", reason=INT8_REASON))
+        settings.append(advice.Setting(name="backbone_stages", value=True, reason=STAGES_REASON))
     if lite0:
         headers = scan(files.train.paths, cache=cache).headers
         side = float(np.median([min(h.width_px, h.height_px) for h in headers]))

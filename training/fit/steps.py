@@ -46,7 +46,7 @@ def fit(given: Fit) -> Path:
     for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
         _remove(left)
     quietly(plan, Export(
-        run=best, out=given.out, name=plan.target.parent.name, version=given.version, ood=list(given.ood),
+        run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
         precision=plan.config.backbone_precision, device=given.device,
     ))  # fmt: skip
     print(f"\n{finished(plan)}")

@@ -180,11 +180,11 @@ def test_what_cannot_do_is_refused_before_any_work(
     assert "use small letters" in fit(capsys, photos, *arguments, "--name", "No Name")
     assert "is missing" in fit(capsys, photos, *arguments, "--outliers", tmp_path / "gone")
     (tmp_path / "models" / "fruit-stand" / "1").mkdir(parents=True)
-    assert "exists already: choose another version" in fit(capsys, photos, *arguments)
-    (tmp_path / "models" / "fruit-stand" / "1").rmdir()
+    assert "exists already: choose another version" in fit(capsys, photos, *arguments, "--version", 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "0.0 GB are free and about 0.3 GB needed" in fit(capsys, photos, *arguments)
+    assert json.loads((tmp_path / "work" / PLAN_FILE).read_text())["target"].endswith("/fruit-stand/2")  # 1 is taken
     assert not list((tmp_path / "models").rglob("*.json"))
 
 
