@@ -17,8 +17,9 @@ from pydantic_settings import (
 
 from service.contract.bundle import BundleError
 from training.config import PYTHON_M, Config, options, program
-from training.finished import Calibrate, Evaluate, Export, Pareto
+from training.finished import Calibrate, Evaluate, Export
 from training.fit.command import Fit
+from training.pareto import Pareto
 from training.table import Table
 
 

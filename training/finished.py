@@ -1,4 +1,4 @@
-"""What is done with a finished run: evaluate, calibrate, export, compare; the commands of `tailguard`."""
+"""What is done with a finished run: evaluate, calibrate, export; the commands of `tailguard`."""
 
 import json
 import sys
@@ -160,7 +160,9 @@ class Export(OnRun):
     name: str | None = None
     """Name of the bundle; not given: the data set's."""
     version: str = "1"
-    precision: Literal["fp32", "int8"] = "int8"
+    precision: Literal["auto", "fp32", "int8", "fp16"] = "auto"
+    """int8 for CPUs; fp16 for GPUs, half the file (a CPU serves it, but gains nothing); auto: int8 where the graph can
+    be in int8, else fp32, with the reason (a transformer)."""
     examples: Path | None = None
     """Folder of image files that travel in the bundle and are checked at load; not given: drawn ones."""
     candidates: Path | None = None
@@ -204,20 +206,6 @@ class Export(OnRun):
         )  # fmt: skip
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
-
-
-class Pareto(BaseModel):
-    """Compare runs by size, speed and quality on the calibration split, to choose what ships."""
-
-    runs: CliPositionalArg[list[Path]]
-    out: Path = Path("pareto.json")
-
-    def cli_cmd(self) -> None:
-        from training.export import candidates as pareto
-
-        rows = [pareto.candidate(run, calibrated(run)) for run in self.runs]
-        write_json(self.out, rows)  # type: ignore[arg-type]
-        print(pareto.table(rows))
 
 
 def calibrated(run: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Manifest(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$")
     created: datetime
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "int8", "fp16"]
     passes: Literal[1, 2]  # through the trunk, per image
     input: Input
     groups: tuple[ClassGroup, ...] = Field(min_length=1)  # from the most frequent classes to the rarest

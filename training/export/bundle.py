@@ -27,8 +27,8 @@ from training.evaluation.predict import Outputs, Predict, deployed, torch_predic
 from training.export import card, examples
 from training.export.about import AboutData
 from training.export.graph import onnx_predict, to_onnx
-from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone
-from training.network.quantized import quantize
+from training.export.precision import Asked, Precision, at_precision, compare, require_precision
+from training.network.frozen import FrozenBackbone
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 from training.scores.scores import require_score
@@ -91,10 +91,10 @@ def real_images(data: Data, count: int) -> Images:
 
 
 def build(
-    run: Run, data: Data, temperature: float, precision: str, points: Json, score: str, extra: Sequence[str] = (),
+    run: Run, data: Data, temperature: float, asked: Asked, points: Json, score: str, extra: Sequence[str] = (),
     device: torch.device = CPU, frozen: FrozenBackbone | None = None,
-) -> tuple[bytes, Json]:  # fmt: skip
-    """(graph with `score` and the `extra` ones, parity record); `frozen` is the backbone that the run stands on.
+) -> tuple[bytes, Precision, Json]:  # fmt: skip
+    """(graph with `score` and the `extra` ones, its precision, parity record); `frozen` is what the run stands on.
 
     Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
     """
@@ -115,18 +115,12 @@ def build(
             "allowed): nothing was written"
         )
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
-    if precision == "int8" and not in_int8(frozen):
-        chosen = pixels.train.images[:: max(1, len(pixels.train.images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
-        graph = quantize(graph, chosen)
-        record["int8_against_onnx_decisions_changed"] = changed(
-            full, on_images(graph, frozen)(images), points, score, groups
+    made, precision = at_precision(graph, asked, pixels, frozen)
+    if made != graph:
+        record[f"{precision}_against_onnx_decisions_changed"] = changed(
+            full, on_images(made, frozen)(images), points, score, groups
         )
-    return graph, record
-
-
-def in_int8(frozen: FrozenBackbone | None) -> bool:
-    """Whether the backbone that a run stands on is in int8, and the head has learnt on what it gives."""
-    return frozen is not None and frozen.backbone.int8 is not None
+    return made, precision, record
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
@@ -156,7 +150,7 @@ def golden_examples(
 
 
 def export(
-    run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: str,
+    run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: Asked,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
     frozen: FrozenBackbone | None = None,
@@ -165,18 +159,14 @@ def export(
 
     `scores` are exported beside the deciding one, energy and MSP; those that are fitted are fitted on `device`.
     `example_images` (name → content of an image file) become the golden examples; not given: drawn ones. `about` and
-    `licence` are what the card says of the data set and of the bundle.
+    `licence` are what the card says of data set and bundle. `precision` auto is int8 where that can be.
     Raises ExportError when `out` exists or has no valid name, or when torch and ONNX decide differently.
     """
     require_target(out)
-    if in_int8(frozen) and precision != "int8":
-        raise ExportError(
-            f"--precision {precision}: the run stands on an int8 backbone; for {precision} train with "
-            "--backbone-precision fp32"
-        )
+    require_precision(precision, frozen)
     about = about or AboutData.of(run.config)
     score, temperature = calibration["score"], calibration["temperature"]
-    graph, parity = build(
+    graph, made, parity = build(
         run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen
     )
     measured = measure(
@@ -189,10 +179,10 @@ def export(
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
         "score_choice": calibration.get("score_choice"),
     }  # fmt: skip
-    if frozen:
-        evaluation["backbone"] = run.provenance["backbone"]
-    if "int8_against_onnx_decisions_changed" in parity:
-        evaluation["int8_against_fp32"] = compare(calibration["evaluation"], evaluation, parity)
+    if facts := run.provenance.get("backbone"):
+        evaluation["backbone"] = facts
+    if (moved := parity.get(f"{made}_against_onnx_decisions_changed")) is not None:
+        evaluation[f"{made}_against_fp32"] = compare(calibration["evaluation"], evaluation, moved)
     if candidates:
         evaluation["candidates"] = candidates
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
@@ -204,7 +194,7 @@ def export(
         "name": out.parent.name,
         "version": out.name,
         "created": datetime.now(UTC).replace(microsecond=0),
-        "precision": precision,
+        "precision": made,
         "passes": run.passes,
         "input": shape,
         "scores": {name: {"formula": require_score(name, True).formula, "temperature": 1.0} for name in exported},
@@ -240,11 +230,3 @@ def recipe(run: Run) -> Json:
     kept = run.config.model_dump(mode="json", exclude=hidden)
     kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in ("outliers", "weights")}
     return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}
-
-
-def compare(full: Json, int8: Json, parity: Json) -> Json:
-    """int8 minus fp32: accuracy, and AUROC and FPR95 as means over the OOD sets; decisions changed."""
-    out: Json = {"accuracy": int8["accuracy"] - full["accuracy"]}
-    if "mean" in full and "mean" in int8:
-        out |= {key: int8["mean"][key] - full["mean"][key] for key in ("auroc", "fpr95")}
-    return out | {"decisions_changed": parity["int8_against_onnx_decisions_changed"]}

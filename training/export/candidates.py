@@ -1,42 +1,45 @@
-"""The command `pareto`: size, time and quality of int8 candidates on the calibration split, never on test images."""
+"""The command `pareto`: size, time and quality of candidates on the calibration split, never on test images."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 
-from training.data.loading import load
+from training.data.loading import Data
 from training.evaluation.measure import split_results
-from training.export.bundle import build
+from training.export.bundle import build, on_images
 from training.export.graph import onnx_predict
 from training.layout import markdown_table
-from training.runs import checkpoint
+from training.network.frozen import FrozenBackbone
+from training.runs.checkpoint import Run
 from training.runs.files import Json
 
 TIMED_IMAGES = 200
 
 
-def candidate(folder: Path, calibration: Json) -> Json:
-    """One row: name, width, passes, int8_bytes, ms_per_image (one thread, one image at a time), and split_results."""
-    run = checkpoint.trained(folder)
-    data = load(run.config, folder)
+def candidate(name: str, run: Run, data: Data, calibration: Json, frozen: FrozenBackbone | None = None) -> Json:
+    """One row: name, trunk, passes, precision (int8, or fp32 where it cannot be), bytes, ms_per_image (one thread, one
+    image at a time, as it lies at the graph's size), split_results, and what the precision changed."""
     score = calibration["score"]
-    graph, parity = build(run, data, calibration["temperature"], "int8", calibration["operating_points"], score)
-    predict = onnx_predict(graph)
-    held = predict(data.calibration_outliers) if len(data.calibration_outliers) else None
+    graph, precision, parity = build(
+        run, data, calibration["temperature"], "auto", calibration["operating_points"], score, frozen=frozen
+    )
+    pixels = data.photographs or data
+    predict, alone = on_images(graph, frozen), onnx_predict(graph)
+    held = predict(pixels.calibration_outliers) if len(pixels.calibration_outliers) else None
     seconds = []
-    for image in data.calibration.images[:TIMED_IMAGES]:
+    for image in pixels.calibration.images[:TIMED_IMAGES]:
         started = time.perf_counter()
-        predict(image[None])
+        alone(image[None])
         seconds.append(time.perf_counter() - started)
     return {
-        "name": folder.name,
-        "width": run.config.width,
+        "name": name,
+        "trunk": run.config.backbone or f"width {run.config.width}",
         "passes": run.method.passes,
-        "int8_bytes": len(graph),
+        "precision": precision,
+        "bytes": len(graph),
         "ms_per_image": round(float(np.median(seconds)) * 1e3, 3),
-        **split_results(predict(data.calibration.images), held, data, score),
-        "int8_decisions_changed": parity["int8_against_onnx_decisions_changed"],
+        **split_results(predict(pixels.calibration.images), held, data, score),
+        "decisions_changed_by_precision": parity.get(f"{precision}_against_onnx_decisions_changed"),
     }
 
 

@@ -14,6 +14,7 @@ from training.export.about import against_the_paper, licence_text
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, promises
 from training.export.score_choice import score_choice
+from training.export.trunk import pretrained
 from training.layout import markdown_table
 
 __all__ = ["plots", "render"]
@@ -34,7 +35,7 @@ OOD_COLUMNS = {
 
 def render(manifest: Manifest) -> str:
     """The text of CARD.md, in Markdown. It refers to the plots by the relative paths under which plots() names them."""
-    parts = [_purpose, _ingredients, _groups, _operating_points, _ood, _calibration, _choice, _provenance]
+    parts = [_purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, _choice, _provenance]
     return "\n\n".join(block.strip("\n") for part in parts for block in part(manifest)) + "\n"
 
 
@@ -81,7 +82,8 @@ def _ingredients(m: Manifest) -> Iterable[str]:
     )
     yield "## Recipe"
     yield against_the_paper(recipe)
-    yield _pairs({"method": m.provenance.method, **{k: _cell(k, v) for k, v in recipe.items()}})
+    own = {k: _cell(k, v) for k, v in recipe.items() if not k.startswith("pretrained_")}  # see pretrained()
+    yield _pairs({"method": m.provenance.method, **own})
 
 
 def _groups(m: Manifest) -> Iterable[str]:
@@ -184,9 +186,9 @@ def _choice(m: Manifest) -> Iterable[str]:
         yield "## Candidates"
         yield "Chosen on the calibration split: none of these figures was measured on test images."
         yield markdown_table(columns, [[_cell(k, row.get(k)) for k in columns] for row in candidates])
-    if against := m.evaluation.get("int8_against_fp32"):
-        yield "## int8 against fp32"
-        yield "What quantisation changed on the same images: int8 less fp32, and the share of decisions that differ."
+    if against := m.evaluation.get(f"{m.precision}_against_fp32"):
+        yield f"## {m.precision} against fp32"
+        yield f"What changed on the same images: {m.precision} less fp32, and the share of decisions that differ."
         yield _pairs({k: _change(k, v) for k, v in against.items()})
 
 

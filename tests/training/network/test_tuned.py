@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tests.training import tiny
+from tests.training.half import check_halved
 from tests.training.methods.test_every_method import compare
 from tests.training.test_trainer import interrupt_after
 from training import finished, trainer
@@ -340,3 +341,5 @@ def test_from_the_file_to_a_served_answer(
     module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=data.train)
     expected = predict.torch_predict(module, torch.device("cpu"))(images)
     compare(expected, record, data_groups(data).of_class, tmp_path / "models" / "made" / "1", images)
+    graph = (tmp_path / "models" / "made" / "1" / "model.onnx").read_bytes()
+    check_halved(graph, images, head_bytes=4 * 12 * run.scoring.trunk.features * len(run.classes))
