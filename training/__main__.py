@@ -19,8 +19,7 @@ from service.contract.bundle import BundleError
 from training.config import PYTHON_M, Config, options, program
 from training.finished import Calibrate, Evaluate, Export
 from training.fit.command import Fit
-from training.pareto import Pareto
-from training.table import Table
+from training.table import Pareto, Table
 
 
 class Train(Config):

@@ -1,4 +1,4 @@
-"""The command `table`: trains the runs that a table lacks, then prints and writes the table."""
+"""Runs side by side: `table` trains what a table lacks and writes it; `pareto` compares to choose what ships."""
 
 import os
 import sys
@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
 from training.config import CIFAR_RESNET, Config, Tune
+from training.finished import OnRun, calibrated
+from training.runs.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -152,3 +154,29 @@ class Table(BaseModel):
             base = Config(**settings, views=table.views, feature_cache=self.feature_cache or self.out / "features")
         methods = [need.method for need in table.needs if need.imbalance == imbalance]
         return jobs.plan(base, methods, self.seeds, self.budget, self.out)
+
+
+class WithoutOod(OnRun):
+    """A run for what looks at its calibration split alone."""
+
+    def _last_ood_sets(self) -> list[Path]:
+        return []
+
+
+class Pareto(BaseModel):
+    """Compare runs by size, speed and quality on the calibration split, to choose what ships."""
+
+    runs: CliPositionalArg[list[Path]]
+    out: Path = Path("pareto.json")
+
+    def cli_cmd(self) -> None:
+        from training.export import candidates
+
+        records = [calibrated(folder) for folder in self.runs]  # before hours of work
+        rows = []
+        for folder, calibration in zip(self.runs, records, strict=True):
+            asked = WithoutOod(run=folder, score=calibration["score"])
+            run, data, _, _ = asked.prepare()
+            rows.append(candidates.candidate(folder.name, run, data, calibration, asked._frozen))
+        write_json(self.out, rows)  # type: ignore[arg-type]
+        print(candidates.table(rows))

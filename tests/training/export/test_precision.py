@@ -14,7 +14,7 @@ from service.contract import bundle
 from service.inference.engine import Engine
 from tests.training.network.test_frozen import config
 from tests.training.network.test_quantized import SIDE, Attention, Body, graph_of, pictures
-from training import finished, pareto, trainer
+from training import finished, table, trainer
 from training.export import bundle as export
 from training.export.half import HalfError, halved
 from training.export.precision import at_precision, require_precision
@@ -101,7 +101,7 @@ def test_fp16_is_served_and_the_card_says_what_it_changed(run: Path, tmp_path: P
 def test_pareto_compares_runs_on_frozen_backbones(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pareto.Pareto(runs=[run], out=tmp_path / "pareto.json").cli_cmd()
+    table.Pareto(runs=[run], out=tmp_path / "pareto.json").cli_cmd()
     (row,) = json.loads((tmp_path / "pareto.json").read_text())
     assert row["trunk"].endswith("own.onnx")
     assert row["precision"] == "int8"
