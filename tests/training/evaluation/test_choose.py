@@ -93,7 +93,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def given(run_folder: Path) -> tuple[Run, Data]:
     run = checkpoint.trained(run_folder)
-    return run, frozen.load(run.config, run_folder).data(loading.load(run.config, run_folder))
+    backbone = frozen.load(run.config, run_folder)
+    return run, backbone.data(loading.load(run.config, run_folder, target=backbone.target))
 
 
 def test_a_fold_has_not_seen_its_classes(given: tuple[Run, Data]) -> None:
