@@ -257,8 +257,8 @@ def test_msp_does_not_look_at_outliers(tmp_path, monkeypatch):
     one = trainer.train(tiny.config(method="msp", epochs=1), tmp_path / "one")
     load = trainer.load
 
-    def without(*given):
-        found = load(*given)
+    def without(*given, **named):
+        found = load(*given, **named)
         return loading.Data(**vars(found) | {"outliers": found.outliers[:0]})
 
     monkeypatch.setattr(trainer, "load", without)

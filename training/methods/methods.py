@@ -202,10 +202,14 @@ def screen() -> str:
             (name, m.family, m.outlier_term if m.needs_outliers else "", str(m.views), stage2, str(m.passes), m.score,
              m.paper)
         )  # fmt: skip
-    lines = [*columns(rows), "", "parts: train --method ROW with any of these in the place of the row's own"]
+    lines = [
+        *columns(rows),
+        "",
+        "parts: train --method ROW with any of these instead of the row's own; scores: evaluate, calibrate, export",
+    ]
     for part, known in PARTS.items():
         lines.append(f"{flag(part):15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
-    lines.append(f"{'--score':15} {', '.join(SCORES)} (evaluate, calibrate; export --scores)")
+    lines.append(f"{'--score':15} {', '.join(SCORES)}")
     return "\n".join(lines)
 
 
