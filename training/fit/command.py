@@ -29,7 +29,7 @@ class Fit(Config):
     work: Path | None = None
     """Folder of runs and features; not given: runs/fit-<name>, with -<version> where that is given."""
     heads: tuple[str, ...] = ()
-    """Rows of `tailguard methods` to train and compare; may be repeated; not given: two or three that suit the data."""
+    """Rows of `tailguard methods` to train and compare; may be repeated; not given: two that suit the data."""
     score: str = "auto"
     """Which score decides: auto, the best on calibration images, or one of `tailguard methods`."""
     backbone: str = "lite0"

@@ -29,7 +29,7 @@ from training.runs.files import write_json
 
 PLAN_FILE = "fit.json"
 HEADS = {  # outliers given → rows to compare, the safest first
-    True: ("tailguard-joint", "oe", "logit-adjustment"),
+    True: ("tailguard-joint", "logit-adjustment"),
     False: ("logit-adjustment", "msp"),
 }
 INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and nothing was lost (LOG.md)"
