@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from training.config import CIFAR_RESNET
 from training.data.loading import Data
 from training.evaluation.measure import split_results
 from training.export.bundle import build, on_images
@@ -33,7 +34,7 @@ def candidate(name: str, run: Run, data: Data, calibration: Json, frozen: Frozen
         seconds.append(time.perf_counter() - started)
     return {
         "name": name,
-        "trunk": run.config.backbone or f"width {run.config.width}",
+        "trunk": f"width {run.config.width}" if run.config.backbone == CIFAR_RESNET else run.config.backbone,
         "passes": run.method.passes,
         "precision": precision,
         "bytes": len(graph),
