@@ -21,6 +21,7 @@ TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
     "full": {"epochs": 10, "batch_images": 64, "weight_decay": 1e-2, "augment": "photo"},
 }  # fmt: skip
 FROZEN_STEPS, FROZEN_EPOCHS = 400, 10  # at least
+HEAD_SCHEDULE = ("epochs", "batch_images")  # derived for a frozen backbone's head where they are not given
 TRUNK_RATE = 0.1
 PYTHON_M = "python -m training"
 
@@ -151,7 +152,7 @@ class Config(BaseModel):
         return self._with_head_schedule(images)._with_stage2_schedule(images)
 
     def _with_head_schedule(self, images: int) -> "Config":
-        derived = {"batch_images", "epochs"} - self.model_fields_set
+        derived = set(HEAD_SCHEDULE) - self.model_fields_set
         if not self.frozen or not derived:
             return self
         batch = max(min(self.batch_images, images), 2) if "batch_images" in derived else self.batch_images

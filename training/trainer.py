@@ -64,7 +64,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         tuned = tuned_backbones.load(config, out, checkpoint.load(source).get("tuned") if source else None)
         require_tunable(config, method, tuned)
     if pretrained := frozen or tuned:
-        config = pretrained.settings(config)
+        config = frozen_backbones.with_side(config, pretrained.target)
     data = load(config, source, out / CACHE, target=pretrained.target if pretrained else None)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)

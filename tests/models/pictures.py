@@ -3,8 +3,9 @@
 Files are read where the packages lie, without importing them: scikit-image is installed without its dependencies.
 """
 
-import importlib.util
-from pathlib import Path
+from training.network.pretrained import installed
+
+__all__ = ["KNOWN", "UNKNOWN", "installed"]
 
 KNOWN = {"skimage/data/chelsea.png": "cat"}
 UNKNOWN = {
@@ -23,13 +24,3 @@ UNKNOWN = {
     "a man with a camera": "skimage/data/camera.png",
     "gravel": "skimage/data/gravel.png",
 }
-
-
-def find(name: str) -> Path | None:
-    """The file, or None where its package is not installed."""
-    package, _, rest = name.partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations))) / rest
-    return path if path.is_file() else None

@@ -50,7 +50,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 def answer(client: httpx.Client, name: str) -> dict[str, Any]:
-    path = pictures.find(name)
+    path = pictures.installed(name)
     if path is None:
         pytest.skip(f"{name.partition('/')[0]} is not installed: pip install --no-deps scikit-image scikit-learn")
     kind = mimetypes.guess_type(path.name)[0] or ""

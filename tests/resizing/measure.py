@@ -9,14 +9,13 @@ both sides go through the same resampling the traces become alike: what is left 
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel
 from pydantic_settings import CliApp, CliPositionalArg
-from sklearn.metrics import roc_auc_score
 
 from training.data.loading import load, ood_sets
 from training.data.readers import Pixels
+from training.evaluation.metrics import ood_metrics
 from training.evaluation.predict import Predict, deployed, torch_predict
 from training.network.device import find_device
 from training.runs import checkpoint
@@ -46,14 +45,12 @@ def aurocs(predict: Predict, score: str, inside: Pixels, ood: dict[str, Pixels])
     found: dict[str, dict[str, float]] = {}
     for way in WAYS:
         own = predict(resized(inside, way)).scores[score]
-        found[way] = {name: _auroc(own, predict(resized(images, way)).scores[score]) for name, images in ood.items()}
+        found[way] = {
+            name: round(ood_metrics(own, predict(resized(images, way)).scores[score]).auroc, 4)
+            for name, images in ood.items()
+        }
         found[way]["mean"] = float(np.mean(list(found[way].values())))
     return found
-
-
-def _auroc(inside: NDArray[np.float32], outside: NDArray[np.float32]) -> float:
-    truth = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
-    return round(float(roc_auc_score(truth, np.r_[inside, outside])), 4)
 
 
 class Measure(BaseModel):

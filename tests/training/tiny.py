@@ -1,14 +1,18 @@
 """Data and settings small enough that a run takes a second: what several test files train on."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from training.config import Config
+from training.export import bundle as export
 from training.methods.step import Step
 from training.network.network import Network
 from training.runs import checkpoint
@@ -16,6 +20,15 @@ from training.runs import checkpoint
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "golden" / "pascl.json"
 NAMES_10 = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@contextmanager
+def quick_export(parity_images: int) -> Iterator[pytest.MonkeyPatch]:
+    """Exports with fewer images compared, and no plots on the card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "PARITY_IMAGES", parity_images)
+        patch.setattr(export.card, "plots", lambda draft: {})
+        yield patch
 
 
 def config(**changes: Any) -> Config:

@@ -28,6 +28,7 @@ from training.network import pretrained
 from training.network.backbones import Backbone, import_timm
 from training.network.device import find_device
 from training.network.network import place
+from training.network.onnx_graph import session
 from training.network.preprocessing import Preprocessing
 
 ENOUGH_SECONDS = 1.5  # of measuring one thing
@@ -58,16 +59,12 @@ def estimate(advised: Advice, work: Work) -> Estimate:
 
 def view_seconds(graph: bytes, size_px: int) -> float:
     """Seconds a view of an image through `graph`, all cores busy; wall time."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    opened = session(graph)
     images = np.random.default_rng(0).integers(0, 256, (8, size_px, size_px, 3), dtype=np.uint8)
     cpus = usable_cpus()
 
     def work(_: int) -> None:
-        session.run(None, {"images": images})
+        opened.run(None, {"images": images})
 
     with ThreadPoolExecutor(cpus) as pool:
         return timed(lambda: list(pool.map(work, range(cpus)))) / (cpus * len(images))

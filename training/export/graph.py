@@ -4,14 +4,13 @@ import copy
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.evaluation.predict import Deployed, Predict, in_batches
 from training.network.network import Block, Trunk
-from training.network.onnx_graph import chained, exported
+from training.network.onnx_graph import chained, exported, session
 
 
 def fold_norms(trunk: Trunk) -> None:
@@ -46,13 +45,10 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
 
 def onnx_predict(graph: bytes, *, workers: int = 1) -> Predict:
     """Predict with onnxruntime on the CPU, `workers` batches at once."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    opened = session(graph)
+    names = [output.name for output in opened.get_outputs()]
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
-        return [np.asarray(output) for output in session.run(names, {"images": images})]
+        return [np.asarray(output) for output in opened.run(names, {"images": images})]
 
     return in_batches(run, names[1:], workers=workers)

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from training.network.onnx_graph import BACKBONE
+
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modules that a node came from
-BACKBONE = "backbone"  # what a trunk calls the pretrained part of it, and onnx_graph.chained the graph in front
 
 
 class HalfError(ValueError):
@@ -60,7 +61,10 @@ def _trunk(nodes: list[NodeProto]) -> set[str]:
 
 
 def _of_backbone(node: NodeProto) -> bool:
-    """Whether `node` lies in a pretrained part: of a chained graph by its name, of a tuned trunk by its module."""
+    """Whether `node` lies in a pretrained part: of a chained graph by its name, of a tuned trunk by its module.
+
+    TunedTrunk calls that module by the same word.
+    """
     scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), "")
     return node.name.startswith(f"{BACKBONE}/") or f".{BACKBONE}." in scopes or f".{BACKBONE}'" in scopes
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from training.data.loading import Data
 from training.export.half import halved
-from training.network.frozen import QUANTIZATION_IMAGES, FrozenBackbone
+from training.network.frozen import FrozenBackbone, quantization_sample
 from training.network.preprocessing import BackboneError
 from training.network.quantized import quantize
 from training.runs.files import Json
@@ -41,10 +41,8 @@ def at_precision(graph: bytes, asked: Asked, pixels: Data, frozen: FrozenBackbon
         return halved(graph), "fp16"
     if asked == "fp32":
         return graph, "fp32"
-    images = pixels.train.images
-    chosen = images[:: max(1, len(images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
     try:
-        return quantize(graph, chosen), "int8"
+        return quantize(graph, quantization_sample(pixels.train.images)), "int8"
     except BackboneError as error:
         if asked == "int8":
             raise

@@ -45,7 +45,7 @@ def pretrained(m: Manifest) -> Iterable[str]:
     precision = parts.get(m.precision, m.precision)
     if recipe.get("backbone_precision") == "int8":
         precision += "; it was in int8 before the head was trained"
-    rows = [[NAMES.get(key, key.replace("_", " ")), value] for key, value in facts.items()]
+    rows = [[NAMES.get(key, key.replace("_", " ")), value] for key, value in facts.items() if key != "input"]
     rows += [
         ["use", TUNED.get(str(recipe.get("tune")), "-")],
         ["input", f"{shown.width_px} x {shown.height_px} pixels, {fit}, {shown.resampling}"],

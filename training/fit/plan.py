@@ -17,7 +17,7 @@ from training.audit import advice, sources
 from training.config import Config, flag
 from training.data.folders import PARTS
 from training.data.listing import Listing
-from training.data.photographs import SCAN_FILE, Files, list_files
+from training.data.photographs import SCAN_FILE, Files, Source, list_files
 from training.data.readers import DataError
 from training.data.scan import scan
 from training.evaluation.groups import group_classes
@@ -215,10 +215,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
                    else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
 
 
+def length(source: Source) -> int:
+    """How many images: files of a listing, or rows of an array."""
+    return len(source.paths if isinstance(source, Listing) else source)
+
+
 def require_room(plan: Plan, features: int) -> None:
     """ValueError where the disk has less room than features, runs and the bundle will take."""
     sides = plan.files
-    seen = [len(s.paths if isinstance(s, Listing) else s) for s in (sides.train, sides.outliers)]
+    seen = [length(s) for s in (sides.train, sides.outliers)]
     others = len(sides.calibration.paths) + len(sides.test.paths)
     views = (2 + plan.config.feature_views) * sum(seen) + others
     needed = 4 * features * views + SPARE_BYTES

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from training import trainer
 from training.audit import timing
 from training.checks import require_writable
 from training.config import program
-from training.data.listing import Listing
-from training.data.photographs import CACHE, Source
+from training.data.photographs import CACHE
+from training.data.splits import FEWEST_IMAGES
 from training.evaluation.groups import group_classes
 from training.finished import Calibrate, Evaluate, Export
 from training.fit import plan as plans
@@ -44,7 +45,7 @@ def fit(given: Fit) -> Path:
         quietly(plan, Evaluate(run=best, score=record["score"], ood=list(given.ood), device=given.device))
     step(f"export {plan.target}")
     for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
-        _remove(left)
+        shutil.rmtree(left, ignore_errors=True)
     quietly(plan, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
         precision=plan.config.backbone_precision, device=given.device,
@@ -57,8 +58,8 @@ def look(plan: Plan) -> str:
     """The short audit, and the table of choices."""
     files = plan.files
     counts = files.train.counts + files.calibration.counts
-    outliers = sum(map(_length, (files.outliers, files.calibration_outliers)))
-    few = int(((counts > 0) & (counts < 5)).sum())
+    outliers = sum(map(plans.length, (files.outliers, files.calibration_outliers)))
+    few = int(((counts > 0) & (counts < FEWEST_IMAGES)).sum())
     groups = group_classes(counts)
     lines = [
         f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
@@ -67,7 +68,7 @@ def look(plan: Plan) -> str:
         *files.notes,
     ]  # fmt: skip
     if few:
-        lines.append(f"{few} classes of 1 to 4 images: trained on, and nothing is held back of them")
+        lines.append(f"{few} classes of 1 to {FEWEST_IMAGES - 1} images: trained on, and nothing is held back of them")
     return "\n".join([*lines, "", *chosen(plan)])
 
 
@@ -90,9 +91,9 @@ def prepare(plan: Plan) -> None:
     size = loaded.target.height_px
     plans.require_room(plan, loaded.backbone.features)
     files = plan.files
-    others = len(files.calibration.paths) + len(files.test.paths) + _length(files.calibration_outliers)
+    others = len(files.calibration.paths) + len(files.test.paths) + plans.length(files.calibration_outliers)
     work = timing.Work(
-        train=len(files.train.paths), outliers=_length(files.outliers), others=others,
+        train=len(files.train.paths), outliers=plans.length(files.outliers), others=others,
         classes=len(files.train.classes), files=files.train.paths,
     )  # fmt: skip
     config = plan.config.model_copy(update={"method": plan.heads[0]}).with_schedule(work.train)
@@ -188,10 +189,6 @@ def _log(plan: Plan) -> Any:
         yield
 
 
-def _length(source: Source) -> int:
-    return len(source.paths if isinstance(source, Listing) else source)
-
-
 def _suffix(run: Path, score: str) -> str:
     return "" if score == checkpoint.trained(run).method.score else f"-{score}"
 
@@ -203,9 +200,3 @@ def _share(folder: Path, link: Path) -> None:
     if not link.exists():
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(folder, link.parent))
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

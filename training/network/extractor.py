@@ -5,7 +5,6 @@ feature map that is averaged over its positions. Size, mean and std are given, o
 (`size`, `mean`, `std`, `layout`; numbers separated by commas).
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from training.network.onnx_graph import chained, opset_of
 from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
+from training.network.pretrained import digest
 
 Layout = Literal["NCHW", "NHWC"]
 PREFERRED = ("features", "embedding", "embeddings", "pooled")  # names of the output to take where there are several
@@ -59,7 +59,7 @@ def read(
     provenance = {
         "backbone": path.name,
         "weights": path.name,
-        "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "weights_sha256": digest(path),
         "licence": said.get("licence") or said.get("license") or "not stated by the file",
     }
     return Extractor(model.SerializeToString(), preprocessing, layout, features, provenance)

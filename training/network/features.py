@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from training.data.augment import PHOTO_AREA, PHOTO_RATIO
 from training.data.processes import usable_cpus
+from training.network.onnx_graph import session
 from training.network.preprocessing import Preprocessing
 
 CHUNK_IMAGES = 32  # written and marked together
@@ -97,13 +97,7 @@ class FeatureCache:
 
     def _size(self, images: Source) -> int:
         side = self.preprocessing.size_px
-        return int(self._session().run(None, {"images": np.zeros((1, side, side, 3), np.uint8)})[0].shape[1])
-
-    def _session(self) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # the pool below has a thread for each core
-        options.log_severity_level = 3
-        return ort.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        return int(session(self.graph).run(None, {"images": np.zeros((1, side, side, 3), np.uint8)})[0].shape[1])
 
     def _compute(
         self, path: Path, marks: Path, images: Source, views: int, key: str, made_from: dict[str, Any], name: str
@@ -117,14 +111,14 @@ class FeatureCache:
             path.with_suffix(".json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")
-        session, seed = self._session(), int(key, 16)
+        opened, seed = session(self.graph), int(key, 16)  # one thread: the pool below has one for each core
 
         def one(chunk: int) -> int:
             start = chunk * CHUNK_IMAGES
             pixels = images[start : start + CHUNK_IMAGES]
             for view in range(views):
                 seen = self._view(pixels, view, seed, start)
-                rows[start : start + len(pixels), view] = session.run(None, {"images": seen})[0]
+                rows[start : start + len(pixels), view] = opened.run(None, {"images": seen})[0]
             return chunk
 
         todo = np.flatnonzero(done == 0).tolist()

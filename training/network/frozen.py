@@ -13,7 +13,7 @@ from service.contract.bundle import Input
 from training.config import Config
 from training.data.fitted import Fitted
 from training.data.loading import Data
-from training.data.readers import DataError, FeatureViews, ImageSet
+from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
 from training.network import backbones
 from training.network.backbones import Backbone
 from training.network.extractor import Layout
@@ -36,6 +36,19 @@ def input_of(preprocessing: Preprocessing, config: Config) -> Input:
     return Input(height_px=size, width_px=size, fit=fit, crop_share=share, resampling=preprocessing.resampling)
 
 
+def with_side(config: Config, target: Input) -> Config:
+    """`config` with the side of the backbone's images, at which photographs are read."""
+    size = target.height_px if config.dataset == "folder" else config.image_size_px
+    return config.model_copy(update={"image_size_px": size})
+
+
+def quantization_sample(images: Images) -> Pixels:
+    """Some of the training images, evenly over their order, by which int8 takes its ranges."""
+    step = max(1, len(images) // QUANTIZATION_IMAGES)
+    sample: Pixels = images[: step * QUANTIZATION_IMAGES : step]
+    return sample
+
+
 @dataclass(frozen=True)
 class FrozenBackbone:
     """A backbone with the cache of its features; `target` is how images are brought to it."""
@@ -49,8 +62,7 @@ class FrozenBackbone:
         features for the commands that come after. Raises BackboneError where int8 does not suit it."""
         if config.backbone_precision == "fp32":
             return self
-        images = pixels.train.images
-        chosen = images[:: max(1, len(images) // QUANTIZATION_IMAGES)][:QUANTIZATION_IMAGES]
+        chosen = quantization_sample(pixels.train.images)
         graph = _quantized(self.cache.graph, chosen.tobytes(), chosen.shape)
         found = self._in_int8(graph)
         path = self._int8_file(found.backbone.provenance["int8_sha256"])
@@ -82,11 +94,6 @@ class FrozenBackbone:
             self, backbone=replace(self.backbone, int8=graph, provenance=provenance),
             cache=replace(self.cache, graph=graph),
         )  # fmt: skip
-
-    def settings(self, config: Config) -> Config:
-        """`config` with the side of the backbone's images."""
-        size = self.target.height_px if config.dataset == "folder" else config.image_size_px
-        return config.model_copy(update={"image_size_px": size})
 
     def data(self, pixels: Data) -> Data:
         """`pixels`, loaded with this `target`, with features in the place of images.

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from onnxruntime import quantization
+
+from training.network.onnx_graph import session
 
 BATCH_IMAGES = 16
 ELEMENTWISE = {"Transpose", "Cast", "Sub", "Div", "Mul", "Add", "Identity"}
@@ -85,15 +86,10 @@ def prepared(graph: bytes) -> onnx.ModelProto:
 
 def run(graph: bytes, images: Images, *, optimised: bool = True) -> Iterator[dict[str, Any]]:
     """Every output for each batch in turn, on one thread: the order of sums, and so the bits, depend on nothing."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
+    opened = session(graph, optimised=optimised)
+    names = [o.name for o in opened.get_outputs()]
     for start in range(0, len(images), BATCH_IMAGES):
-        yield dict(zip(names, session.run(names, {"images": images[start : start + BATCH_IMAGES]}), strict=True))
+        yield dict(zip(names, opened.run(names, {"images": images[start : start + BATCH_IMAGES]}), strict=True))
 
 
 def seen(model: onnx.ModelProto, names: Sequence[str], images: Images) -> Iterator[dict[str, Any]]:

@@ -5,13 +5,16 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnxruntime as ort
 import torch
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
 OPSET = 18
+BACKBONE = "backbone"  # what chained puts before the names of the graph in front
 
 
 def exported(module: nn.Module, sample: Tensor, *, takes: str, gives: Sequence[str]) -> bytes:
@@ -42,11 +45,24 @@ def chained(first: bytes, second: bytes, output: str, taken_as: str) -> bytes:
         others = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
         del model.opset_import[:]
         model.opset_import.extend(others)
-    front = compose.add_prefix(front, "backbone/", rename_inputs=False, rename_outputs=False)
+    front = compose.add_prefix(front, f"{BACKBONE}/", rename_inputs=False, rename_outputs=False)
     merged = compose.merge_models(front, back, [(output, taken_as)])
     onnx.checker.check_model(merged)
     content: bytes = merged.SerializeToString()
     return content
+
+
+def session(graph: bytes, *, optimised: bool = True) -> Any:
+    """An onnxruntime session on the CPU that uses one thread of the caller's and says nothing.
+
+    `optimised` False: the graph is run as it is written.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def opset_of(model: onnx.ModelProto) -> int:

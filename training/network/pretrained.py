@@ -73,8 +73,8 @@ def fetch(wanted: Pretrained, folder: Path | None = None) -> Path:
 
     BackboneError, which names --weights, where it cannot be fetched or is not the file that is pinned.
     """
-    if (installed := _installed(wanted)) and digest(installed) == wanted.file_sha256:
-        return installed
+    if (there := installed(wanted.file)) and digest(there) == wanted.file_sha256:
+        return there
     kept = (folder or cache_folder()) / Path(wanted.file).name
     if kept.is_file() and digest(kept) == wanted.file_sha256:
         return kept
@@ -107,8 +107,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _installed(wanted: Pretrained) -> Path | None:
-    package, _, rest = wanted.file.partition("/")
+def installed(file: str) -> Path | None:
+    """A file in the folder where packages are installed, found without an import of its package; None: not there."""
+    package, _, rest = file.partition("/")
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / rest if spec and spec.origin else None
     return path if path and path.is_file() else None

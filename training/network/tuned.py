@@ -91,11 +91,6 @@ class TunedBackbone:
         """Whether there is a BatchNorm that a second stage could learn."""
         return any(isinstance(module, nn.BatchNorm2d) for module in self.module.modules())
 
-    def settings(self, config: Config) -> Config:
-        """`config` with the side of the backbone's images, at which photographs are read."""
-        size = self.target.height_px if config.dataset == "folder" else config.image_size_px
-        return config.model_copy(update={"image_size_px": size})
-
     def trunk(self, num_classes: int) -> TunedTrunk:
         """The trunk of the network; with adapters they alone learn in it."""
         trunk = TunedTrunk(copy.deepcopy(self.module), self.features, self.preprocessing)

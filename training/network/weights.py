@@ -1,6 +1,5 @@
 """Files of weights: what is in them, and which tensor of a model each one is."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.network.preprocessing import BackboneError, one_line
+from training.network.pretrained import digest
 
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # under which training scripts save the weights
 
@@ -31,7 +31,7 @@ def fill(module: nn.Module, name: str, path: Path) -> dict[str, str]:
     module.load_state_dict(chosen, strict=False)
     return {
         "weights": path.name,
-        "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "weights_sha256": digest(path),
         "tensors": f"{len(chosen)} of {len(given)} tensors of the file taken, matched {how}",
     }
 

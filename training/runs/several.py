@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.config import Config, options
+from training.config import HEAD_SCHEDULE, Config, options
 from training.methods.methods import NONE, find
 from training.runs import checkpoint
 from training.runs.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
@@ -25,7 +25,6 @@ from training.runs.signals import on_stop
 
 LOG_FILE = "log.txt"
 POLL_SECONDS = 0.5
-DERIVED = ("epochs", "batch_images")  # of a frozen backbone's head, by the trainer
 
 
 class Interrupted(Exception):
@@ -59,7 +58,7 @@ def require_same_settings(job: Job) -> None:
     derived = ("stage2_epochs", "stage2_batch_images")  # by the trainer, where they are not given
     free |= {key for key in derived if getattr(job.config, key) is None}
     if job.config.frozen:
-        free |= {"feature_cache", *(set(DERIVED) - job.config.model_fields_set)}
+        free |= {"feature_cache", *(set(HEAD_SCHEDULE) - job.config.model_fields_set)}
         free |= {"image_size_px"} if job.config.image_size_px is None else set()
     one, two = (
         c.model_dump(exclude=free) | {key: path.name for key in ("outliers", "weights") if (path := getattr(c, key))}
@@ -78,7 +77,7 @@ def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[st
     else:
         given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
         if job.config.frozen:  # what is not given is derived, and what is given may be what is the default elsewhere
-            given |= {key: getattr(job.config, key) for key in DERIVED if key in job.config.model_fields_set}
+            given |= {key: getattr(job.config, key) for key in HEAD_SCHEDULE if key in job.config.model_fields_set}
         train = [*options(given), "--out", str(job.folder)]
     sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
     return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from training.config import CIFAR_RESNET, Config
+from training.config import CIFAR_RESNET, HEAD_SCHEDULE, Config
 from training.methods.methods import first_stage_of
 from training.runs.files import CALIBRATION_FILE, OUTPUTS_FILE, RESULTS_FILE, Json
 from training.runs.several import Job
@@ -49,7 +49,7 @@ def name_of(config: Config) -> str:
     start = f"{data_name(config)}-{cut}-{config.method}{views}"
     if config.backbone == CIFAR_RESNET:
         return f"{start}-w{config.width}-e{config.epochs}-b{config.batch_images}-s{config.seed}"
-    given = {key: getattr(config, key) for key in ("epochs", "batch_images") if key in config.model_fields_set}
+    given = {key: getattr(config, key) for key in HEAD_SCHEDULE if key in config.model_fields_set}
     parts = [
         start, _backbone_name(config.backbone), config.tune,
         config.image_size_px and f"{config.image_size_px}px", config.backbone_precision == "int8" and "int8",

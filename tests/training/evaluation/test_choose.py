@@ -12,13 +12,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from service.contract import bundle
+from tests.training import tiny
 from tests.training.network.test_frozen import config, write_extractor
 from training import finished, trainer
 from training.data import loading
 from training.data.loading import Data
 from training.evaluation import choose, left_out, predict
 from training.evaluation.choose import LEFT_OUT, OUTLIERS, Candidate
-from training.export import bundle as export
 from training.network import frozen
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
@@ -29,10 +29,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     """Two folds, fewer images compared at export, and no plots on the card."""
-    with pytest.MonkeyPatch.context() as patch:
+    with tiny.quick_export(300) as patch:
         patch.setattr(left_out, "FOLDS", 2)
-        patch.setattr(export, "PARITY_IMAGES", 300)
-        patch.setattr(export.card, "plots", lambda draft: {})
         yield
 
 

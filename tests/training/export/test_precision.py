@@ -1,6 +1,7 @@
 """fp16: half the file, the trunk alone, hardly a decision changed; auto: int8 where it can be, else fp32, said."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from onnx import TensorProto
 
 from service.contract import bundle
 from service.inference.engine import Engine
+from tests.training import tiny
 from tests.training.network.test_frozen import config
 from tests.training.network.test_quantized import SIDE, Attention, Body, graph_of, pictures
 from training import finished, table, trainer
-from training.export import bundle as export
 from training.export.half import HalfError, halved
 from training.export.precision import at_precision, require_precision
 from training.network.onnx_graph import chained, exported
@@ -23,9 +24,9 @@ from training.network.preprocessing import BackboneError
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "PARITY_IMAGES", 200)
-    monkeypatch.setattr(export.card, "plots", lambda draft: {})
+def _quick() -> Iterator[None]:
+    with tiny.quick_export(200):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ what becomes fp16

@@ -25,7 +25,6 @@ from training.data.readers import Pixels
 from training.evaluation import predict
 from training.evaluation.calibrate import rejected
 from training.evaluation.measure import data_groups
-from training.export import bundle as export
 from training.methods.methods import METHODS
 from training.runs import checkpoint
 
@@ -35,9 +34,7 @@ ASKED = 6  # images that the service is asked about: half of the test, half OOD
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Any:
     """The same with fewer images compared at export, and no plots on the card."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "PARITY_IMAGES", 300)
-        patch.setattr(export.card, "plots", lambda draft: {})
+    with tiny.quick_export(300) as patch:
         patch.setattr(readers, "digits", functools.cache(readers.digits))
         yield
 

@@ -24,7 +24,6 @@ from training.data import loading, readers
 from training.data.readers import DataError
 from training.evaluation import left_out, predict
 from training.evaluation.measure import data_groups
-from training.export import bundle as export
 from training.methods.methods import resolve
 from training.network import adapters, backbones, sized, tuned
 from training.network.network import CosineHead
@@ -39,9 +38,7 @@ CNN, VIT = "test_resnet", "test_vit"
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Any:
     """The same with fewer images compared at export, no plots on the card, and digits read once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "PARITY_IMAGES", 100)
-        patch.setattr(export.card, "plots", lambda draft: {})
+    with tiny.quick_export(100) as patch:
         patch.setattr(readers, "digits", functools.cache(readers.digits))
         yield
 
