@@ -16,7 +16,7 @@ from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, with_s
 AUTO = "auto"
 
 
-class OnRun(BaseModel):
+class OnRun(BaseModel, use_attribute_docstrings=True):
     run: CliPositionalArg[Path]
     """Folder of a finished run."""
     data: Path | None = None

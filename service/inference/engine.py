@@ -21,8 +21,9 @@ GOLDEN_MAX_PIXELS = 50_000_000
 # int8 kernels differ in kind: AVX2 without VNNI saturates pairs of products to 16 bits, so the same graph gives
 # visibly other numbers on other CPUs and a tight bound would refuse healthy bundles. A wrong graph, a wrong order of
 # classes or a wrong preprocessing is off by far more than either. The golden answers of fp16 come from a CPU, which
-# computes in fp32 with weights of fp16; a GPU rounds every sum to 11 bits as well.
-PROBABILITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.01, "int8": 0.02}
+# computes in fp32 with weights of fp16; a GPU rounds every tensor to 11 bits as well. For EfficientNet-Lite0 either
+# moves a probability by up to .01 and a score by up to .003 of its spread.
+PROBABILITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.02}
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.05}  # as a share of the score's scale
 
 

