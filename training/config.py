@@ -4,9 +4,9 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 CIFAR_RESNET = "cifar-resnet"
 PATHS = ("data", "outliers", "stage1_from", "weights", "feature_cache")
@@ -33,6 +33,22 @@ def program() -> str:
 
 STAGE2_EPOCHS, STAGE2_BATCH = 10, 128  # PASCL's
 STAGE2_STEPS = 600  # the least: a new head needs hundreds of steps, which few images do not give in 10 epochs
+
+
+def _three_numbers(given: Any) -> Any:
+    """ ".5,.5,.5" as numbers: the command line reads JSON, which knows no .5, and hands on the text in brackets."""
+    text = ",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+    text = text.strip("[]() ")
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"give three numbers, of red, green and blue, as in 0.5,0.5,0.5, not {text!r}")
+    return numbers
+
+
+RGB = Annotated[tuple[float, float, float], BeforeValidator(_three_numbers)]
 
 
 class Config(BaseModel):
@@ -83,9 +99,9 @@ class Config(BaseModel):
     """Features of every stage of a frozen timm model beside those of its last layer."""
     backbone_fit: Literal["crop", "stretch"] | None = None
     """How photographs become square; not given: crop, as backbones were trained; stretch for objects at borders."""
-    backbone_mean: tuple[float, float, float] | None = None
-    """Of RGB in [0, 1], as is the next; not given: the backbone's own."""
-    backbone_std: tuple[float, float, float] | None = None
+    backbone_mean: RGB | None = None
+    """Of RGB in [0, 1], as is the next: .5,.5,.5, say; not given: the backbone's own."""
+    backbone_std: RGB | None = None
     backbone_layout: Literal["NCHW", "NHWC"] | None = None
     """Of an onnx:FILE that does not say it."""
     backbone_precision: Literal["fp32", "int8"] = "fp32"
@@ -224,5 +240,9 @@ def options(settings: Mapping[str, object]) -> list[str]:
     return [
         part
         for key, value in settings.items()
-        for part in ((flag(key),) if value is True and key in switches else (flag(key), str(value)))
+        for part in ((flag(key),) if value is True and key in switches else (flag(key), _text(value)))
     ]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
-from training.config import CIFAR_RESNET, Config, Tune
+from training.config import CIFAR_RESNET, RGB, Config, Tune
 from training.finished import OnRun, calibrated
 from training.runs.files import write_json
 
@@ -52,8 +52,8 @@ class Table(BaseModel):
     backbone_precision: Literal["fp32", "int8"] | None = None
     backbone_stages: bool = False
     backbone_fit: Literal["crop", "stretch"] | None = None
-    backbone_mean: tuple[float, float, float] | None = None
-    backbone_std: tuple[float, float, float] | None = None
+    backbone_mean: RGB | None = None
+    backbone_std: RGB | None = None
     backbone_layout: Literal["NCHW", "NHWC"] | None = None
     feature_views: int | None = None
     learning_rate: float | None = None

@@ -12,6 +12,7 @@ import pytest
 from tests.training import tiny
 from training import __main__ as commands
 from training import trainer
+from training.config import options
 from training.data import loading
 from training.methods.methods import screen
 from training.runs import checkpoint
@@ -74,6 +75,27 @@ def test_value_out_of_range_is_named(run, given, named, tmp_path):
     assert status != 0
     assert named in printed.replace("_", "-")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [".5,.25,1", "0.5,0.25,1", "(0.5, 0.25, 1.0)", "[.5,.25,1.]"])
+def test_three_numbers_are_read_however_they_are_written(run, given, monkeypatch):
+    seen = []
+    monkeypatch.setattr(trainer, "train", lambda config, *_, **__: seen.append(config))
+    status, printed = run("train", "--backbone", "lite0", "--backbone-mean", given, "--backbone-std", given)
+    assert status == 0, printed
+    assert seen[0].backbone_mean == seen[0].backbone_std == (0.5, 0.25, 1)
+
+
+@pytest.mark.parametrize("given", ["rubbish", ".5,.5", "1,2,3,4", "a,b,c", "nan,1,1", "", ".5 .5 .5"])
+def test_what_is_not_three_numbers_is_refused_with_an_example(run, given, tmp_path):
+    status, printed = run("train", "--backbone", "lite0", "--backbone-mean", given, "--out", tmp_path / "run")
+    assert status != 0
+    assert "--backbone-mean" in printed
+    assert f"as in 0.5,0.5,0.5, not '{given}'" in printed
+
+
+def test_three_numbers_survive_the_way_over_a_command(run):
+    assert options({"backbone_mean": (0.5, 0.25, 1)}) == ["--backbone-mean", "0.5,0.25,1"]
 
 
 def test_unknown_command(run):
