@@ -2,7 +2,8 @@
 
 A bundle is an ONNX graph plus a manifest that carries everything needed to decide. `manifest.json` is written last and
 names the sha256 of every other file: a folder without a valid manifest is not a bundle. The graph takes `images`
-uint8 [N, H, W, 3] and gives `probabilities` float32 [N, C] and one float32 [N] per score (larger = more outlying).
+uint8 [N, H, W, 3] and gives `probabilities` float32 [N, C], one float32 [N] per score (larger = more outlying) and,
+where the manifest says so, `embedding` float32 [N, D], each row of length 1.
 """
 
 import hashlib

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.format1 import upgraded
 from service.contract.reference import ALL, ClassGroup, Frozen, Reference
 
@@ -149,6 +150,8 @@ class Manifest(Frozen):
     evaluation: dict[str, Any]  # of this graph, by training.evaluation.evaluate; the conventions are named inside
     provenance: Provenance
     golden: tuple[Golden, ...]
+    embedding: Embedding | None = None  # from format 2 on, where the graph gives one
+    exemplars: ExemplarFile | None = None
     files: dict[str, str]  # path inside the bundle → sha256 in hex
 
     @model_validator(mode="before")
@@ -175,6 +178,10 @@ class Manifest(Frozen):
             raise ValueError(f"files lack {GRAPH_FILE}")
         if list(self.calibration.id_scores) != sorted(self.calibration.id_scores) or not self.calibration.id_scores:
             raise ValueError("calibration.id_scores must be ascending and not empty")
+        if self.exemplars and not self.embedding:
+            raise ValueError("exemplars are given without an embedding, so nothing can be compared with them")
+        if self.exemplars and self.exemplars.file not in self.files:
+            raise ValueError(f"exemplars {self.exemplars.file!r} are not among the files")
         return self
 
     @model_validator(mode="after")

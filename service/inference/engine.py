@@ -1,4 +1,4 @@
-"""The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out."""
+"""The graph of a bundle in onnxruntime: uint8 images in, probabilities, scores and perhaps the embedding out."""
 
 import gc
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import GRAPH_FILE, Manifest
+from service.contract.embedding import EMBEDDING
 from service.errors import EngineError, TailGuardError
 from service.inference import providers
 from service.inference.gpu import Buckets
@@ -25,14 +26,17 @@ GOLDEN_MAX_PIXELS = 50_000_000
 # moves a probability by up to .01 and a score by up to .003 of its spread.
 PROBABILITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.02}
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.05}  # as a share of the score's scale
+LENGTH_TOLERANCE = 1e-3  # of an embedding: it is made in float32, whatever the precision of the trunk
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying."""
+    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying; `embedding` float32
+    [N, D], each row of length 1, where the engine was told to give it and the bundle has one."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, NDArray[np.float32]]
+    embedding: NDArray[np.float32] | None = None
 
 
 class Engine:
@@ -47,10 +51,12 @@ class Engine:
         intra_op_threads: int = 1,
         gpu_mem_limit_bytes: int | None = None,
         max_batch_images: int = 16,
+        embedding: bool = False,
     ) -> None:
         """Load the graph of the bundle in `folder`, check it against its manifest and golden examples, warm it up.
 
-        `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern CUDA only. Raises
+        `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern CUDA only. With
+        `embedding` every run gives the embedding too, if the bundle has one; without, it is not asked for. Raises
         EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the provider asked
         for is not the one in use, or a golden example gives another answer.
         """
@@ -62,6 +68,8 @@ class Engine:
         self._buckets: Buckets | None = None
         self.provider: str = self._session.get_providers()[0]
         self._names = ["probabilities", *manifest.scores]
+        if embedding and manifest.embedding is not None:
+            self._names.append(EMBEDDING)
         try:
             self._check_signature(path)
             if (device := PROVIDERS[provider].device) is not None:
@@ -82,15 +90,13 @@ class Engine:
         if session is None:
             raise EngineError(f"the engine of {self.manifest.name} {self.manifest.version} is closed")
         try:
-            if buckets is not None:
-                probabilities, *scores = buckets.run(batch)
-            else:
-                probabilities, *scores = session.run(self._names, {"images": batch})
+            arrays = session.run(self._names, {"images": batch}) if buckets is None else buckets.run(batch)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise EngineError(
                 f"the graph failed on a batch of shape {batch.shape}: {providers.one_line(error)}"
             ) from error
-        return Outputs(probabilities, dict(zip(self.manifest.scores, scores, strict=True)))
+        answers = dict(zip(self._names, arrays, strict=True))
+        return Outputs(answers.pop("probabilities"), embedding=answers.pop(EMBEDDING, None), scores=answers)
 
     def close(self) -> None:
         """Free the graph and its buffers, once the runs under way have ended. Closing twice does no harm."""
@@ -105,6 +111,8 @@ class Engine:
     def _use_device(self, device: str, max_batch_images: int) -> None:
         shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.manifest.classes),)}
         shapes |= dict.fromkeys(self.manifest.scores, ())
+        if self.manifest.embedding is not None and EMBEDDING in self._names:
+            shapes[EMBEDDING] = (self.manifest.embedding.dimensions,)
         try:
             self._buckets = Buckets(self._session, self.shape, shapes, device=device, max_batch_images=max_batch_images)
         except Exception as error:
@@ -124,11 +132,30 @@ class Engine:
         for name, kind in wanted.items():
             if ranks.get(name) != kind:
                 raise EngineError(f"{path} gives {ranks}, its manifest needs {name} as {kind[0]} of rank {kind[1]}")
+        if self.manifest.embedding is not None:
+            self._check_embedding(path, self.manifest.embedding.dimensions)
         classes = self.run(np.zeros((2, *self.shape), np.uint8)).probabilities.shape
         if classes != (2, len(self.manifest.classes)):
             raise EngineError(
                 f"{path} gives probabilities {classes}, its manifest has {len(self.manifest.classes)} classes"
             )
+
+    def _check_embedding(self, path: Path, dimensions: int) -> None:
+        # Also where no run asks for it: what the manifest says of the graph must hold in any deployment.
+        images = np.random.default_rng(0).integers(0, 256, (2, *self.shape), np.uint8)
+        try:
+            (rows,) = self._session.run([EMBEDDING], {"images": images})
+        except Exception as error:
+            raise EngineError(
+                f"{path} gives no embedding, its manifest needs one: {providers.one_line(error)}"
+            ) from error
+        if rows.dtype != np.float32 or rows.shape != (2, dimensions):
+            raise EngineError(
+                f"{path} gives an embedding {rows.dtype} {rows.shape}, its manifest needs float32 [N, {dimensions}]"
+            )
+        lengths = np.linalg.norm(rows, axis=1)
+        if not (np.abs(lengths - 1) <= LENGTH_TOLERANCE).all():
+            raise EngineError(f"{path} gives embeddings of length {lengths.tolist()}, which must be 1")
 
     def _verify_golden(self, folder: Path) -> None:
         precision = self.manifest.precision

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from service.contract import bundle
+from service.contract import bundle, exemplars
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.errors import InvalidParameter, SettingsError
@@ -100,12 +100,22 @@ class Deciding:
         return point, self.scope or manifest.threshold_scope
 
 
-def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *, shadow: bool = False) -> Model:
-    """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others.
+def load(
+    path: Path,
+    settings: Settings,
+    metrics: Metrics,
+    deciding: Deciding,
+    *,
+    shadow: bool = False,
+    embedding: bool = False,
+) -> Model:
+    """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others; with
+    `embedding` each row has its embedding, if the bundle gives one.
 
     Raises BundleError, EngineError or SettingsError, each with one clear line.
     """
     manifest = bundle.read(path)
+    exemplars.read(path, manifest)  # a file that cannot be used is refused here, not when a reviewer needs it
     point, scope = deciding.within(path, manifest)
     engine = Engine(
         path,
@@ -114,6 +124,7 @@ def load(path: Path, settings: Settings, metrics: Metrics, deciding: Deciding, *
         intra_op_threads=settings.intra_op_threads,
         gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
         max_batch_images=settings.largest_batch,
+        embedding=embedding,
     )
     on_cpu = settings.provider == "cpu"
     dials = Dials(

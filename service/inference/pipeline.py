@@ -53,7 +53,8 @@ class RunCounter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the graph gives for one image: `probabilities` float32 [C], scores by name; the size of the upload."""
+    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `embedding` float32 [D] if the
+    engine gives it; the size of the upload."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, float]
@@ -62,6 +63,7 @@ class Row:
     decode_s: float
     inference_s: float  # of the whole batch
     batch_images: int
+    embedding: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +112,9 @@ class Pipeline:
                 self._decode, workers=dials.decode_threads, max_batch=1, name="decode", niceness=niceness
             )
             self._back = Batcher(
-                self._infer,
-                workers=workers,
-                max_batch=dials.max_batch_images,
-                name="infer",
+                self._infer, workers=workers, max_batch=dials.max_batch_images, name="infer",
                 on_batch=self._slots.measured,
-            )
+            )  # fmt: skip
 
     # In the event loop ------------------------------------------------------------------------------------------------
 
@@ -233,6 +232,7 @@ class Pipeline:
                 d.seconds,
                 seconds,
                 len(batch),
+                None if outputs.embedding is None else outputs.embedding[i],
             )
             for i, d in enumerate(batch)
         ]

@@ -34,8 +34,11 @@ def reference(images: NDArray[np.uint8]) -> tuple[NDArray[Any], dict[str, NDArra
     return probabilities, {"energy": energy, "msp": 1 - probabilities.max(1)}
 
 
-def graph(side: int = SIDE, outputs: tuple[str, ...] = ("probabilities", "energy", "msp")) -> bytes:
-    """The serialised ONNX graph."""
+def graph(
+    side: int = SIDE, outputs: tuple[str, ...] = ("probabilities", "energy", "msp"), unit: str = "direction"
+) -> bytes:
+    """The serialised ONNX graph; "embedding" among `outputs` is the mean per channel, brought to length 1 unless `unit`
+    is "mean"."""
     constants = {"gain": np.float32(GAIN / 255), "one": np.float32(1), "axis": np.array([1]), "plane": np.array([1, 2])}
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
@@ -46,8 +49,10 @@ def graph(side: int = SIDE, outputs: tuple[str, ...] = ("probabilities", "energy
         helper.make_node("Neg", ["lse"], ["energy"]),
         helper.make_node("ReduceMax", ["probabilities", "axis"], ["largest"], keepdims=0),
         helper.make_node("Sub", ["one", "largest"], ["msp"]),
+        helper.make_node("LpNormalization", ["mean"], ["direction"], axis=1),
+        helper.make_node("Identity", [unit], ["embedding"]),
     ]
-    shapes: dict[str, list[Any]] = {"probabilities": ["N", 3], "energy": ["N"], "msp": ["N"]}
+    shapes: dict[str, list[Any]] = {"probabilities": ["N", 3], "energy": ["N"], "msp": ["N"], "embedding": ["N", 3]}
     made = helper.make_graph(
         nodes,
         "tiny",
@@ -159,6 +164,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
+WITH_EMBEDDING = ("probabilities", "energy", "msp", "embedding")
+
+
 def files() -> dict[str, bytes]:
     return {
         "model.onnx": graph(),
@@ -172,3 +180,9 @@ def write(path: Path, **changes: Any) -> Path:
     content = changes.pop("files", None)
     bundle.write(path, manifest(**changes), files() if content is None else content)
     return path
+
+
+def write_embedding(path: Path, **changes: Any) -> Path:
+    """As `write`, of a graph that gives an embedding of 3 dimensions."""
+    given = {"files": files() | {"model.onnx": graph(outputs=WITH_EMBEDDING)}}
+    return write(path, **(given | {"embedding": {"dimensions": 3, "made_from": "the mean per channel"}} | changes))

@@ -119,3 +119,38 @@ def test_damaged_golden_image(tmp_path: Path) -> None:
     files = tiny.files() | {"examples/red.png": b"no image"}
     with pytest.raises(EngineError, match=r"examples/red\.png cannot be read"):
         load(tiny.write(tmp_path / "1", files=files))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_embedding_is_given_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None) -> None:
+    """Plainly and through the buckets of a GPU; the other answers are the same."""
+    monkeypatch.setitem(PROVIDERS, "cpu", PROVIDERS["cpu"]._replace(device=device))
+    folder = tiny.write_embedding(tmp_path / "1")
+    images = np.random.default_rng(0).integers(0, 256, (7, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    plain, asked = (load(folder, embedding=e, max_batch_images=4).run(images) for e in (False, True))
+    assert plain.embedding is None
+    assert asked.embedding is not None
+    means = images.mean(axis=(1, 2))
+    np.testing.assert_allclose(asked.embedding, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_array_equal(plain.probabilities, asked.probabilities)
+    assert plain.scores.keys() == asked.scores.keys()
+
+
+def test_embedding_asked_of_a_bundle_without(tiny_bundle: Path) -> None:
+    images = np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    assert load(tiny_bundle, embedding=True).run(images).embedding is None
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": tiny.files()}, "gives no embedding, its manifest needs one"),
+        ({"embedding": {"dimensions": 4, "made_from": ""}}, r"embedding float32 \(2, 3\).*float32 \[N, 4\]"),
+        ({"files": tiny.files() | {"model.onnx": tiny.graph(outputs=tiny.WITH_EMBEDDING, unit="mean")}}, "length"),
+    ],
+)
+def test_graph_with_another_embedding(tmp_path: Path, changes: dict[str, Any], message: str, asked: bool) -> None:
+    """Refused at load also where nobody asks for the embedding."""
+    with pytest.raises(EngineError, match=message):
+        load(tiny.write_embedding(tmp_path / "1", **changes), embedding=asked)

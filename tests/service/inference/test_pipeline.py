@@ -253,3 +253,22 @@ def test_images_of_a_batch_wait_for_their_slots() -> None:
             assert pipeline.held == 0
 
     run(body)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_row_has_its_own_embedding_where_it_was_asked_for(tmp_path: Path, fused: bool) -> None:
+    folder = tiny.write_embedding(tmp_path / "1")
+    sent = [tiny.photo((200, 0, 0)), b"hello", tiny.photo((0, 0, 90)), tiny.photo((0, 30, 40))]
+
+    async def body() -> None:
+        for asked in (False, True):
+            engine = Engine(folder, bundle.read(folder), embedding=asked)
+            async with made(engine, dials(fused)) as pipeline:
+                rows = await asyncio.gather(*(pipeline.submit(x, later()) for x in sent), return_exceptions=True)
+            found = [r.embedding for r in rows if isinstance(r, Row)]
+            if asked:
+                np.testing.assert_allclose(found, [[1, 0, 0], [0, 0, 1], [0, 0.6, 0.8]], atol=1e-6)
+            else:
+                assert found == [None, None, None]
+
+    run(body)
