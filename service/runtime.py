@@ -154,7 +154,7 @@ class Runtime:
     def _count_feedback(self, record: FeedbackRecord, change: int) -> None:
         """Count feedback, in the ledger's thread; that about a model no longer in force is in the ledger only."""
         current = self.model  # read once: the event loop may put another in its place
-        if current is not None and key_of(current.manifest) == record.model:
+        if current is not None and record.outcome is not None and key_of(current.manifest) == record.model:
             names = [info.name for info in current.manifest.classes]
             index = None if record.truth == OUTLIER_LABEL else names.index(record.truth)
             decided = (record.decision, record.operating_point, record.scope)

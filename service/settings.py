@@ -118,9 +118,22 @@ class Settings(BaseSettings):
     ledger_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     """Older rows are deleted."""
     ledger_max_bytes: int = Field(default=2**30, gt=0)
-    """The oldest rows are deleted while all rows, counted with 512 bytes each and their images, take more."""
-    ledger_images: bool = False
-    """Keep the bytes of every image too."""
+    """The oldest rows are deleted while all rows, counted with 512 bytes each and their embeddings, take more."""
+
+    # What is kept of images, for review
+    keep: Literal["none", "rejected", "all"] = "none"
+    """Images that are kept, file and embedding: `none`, `rejected` or `all`."""
+    keep_sample: float = Field(default=0.0, ge=0, le=1)
+    """Share of all images that is kept besides, drawn at random: the audit sample, such as 0.01."""
+    keep_images_per_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Of what TAILGUARD_KEEP keeps, on average; the audit sample is never limited."""
+    store: str | None = None
+    """Where the files are kept: a folder, or an address of fsspec such as `s3://bucket/folder` (extra `store`); not
+    set: a folder beside the ledger's SQLite file, or the memory of a ledger in memory."""
+    store_max_bytes: int = Field(default=4 * 2**30, gt=0)
+    """The oldest images beyond it are deleted."""
+    store_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
+    """Older images are deleted."""
 
     metrics_max_classes: int = Field(default=200, ge=0)
     """Classes with series of their own in /metrics, the most frequent; the others of a group are counted together."""
@@ -152,6 +165,26 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _kept_somewhere(self) -> "Settings":
+        if not self.keeps:
+            return self
+        asked = f"{PREFIX}KEEP={self.keep} and {PREFIX}KEEP_SAMPLE={self.keep_sample:g}"
+        if self.ledger == "off":
+            raise ValueError(f"{asked} need a ledger: set {PREFIX}LEDGER")
+        if self.ledger == ":memory:" and self.store is not None:
+            raise ValueError(
+                f"{PREFIX}STORE outlives a ledger in memory, which then knows none of its images: set {PREFIX}LEDGER"
+            )
+        if "://" in self.ledger and self.store is None:
+            raise ValueError(f"{asked} need a place for images beside a database: set {PREFIX}STORE")
+        return self
+
+    @property
+    def keeps(self) -> bool:
+        """Whether images are kept for review, with their embeddings."""
+        return self.keep != "none" or self.keep_sample > 0
+
     @property
     def largest_batch(self) -> int:
         """Images that run through the graph together at most."""
@@ -162,6 +195,7 @@ class Settings(BaseSettings):
         shown = self.model_dump(mode="json")
         shown |= {name: "not set" if getattr(self, name) is None else "set" for name in SECRETS}
         shown["ledger"] = _without_password(self.ledger)
+        shown["store"] = None if self.store is None else _without_password(self.store)
         return shown
 
 
@@ -172,6 +206,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in os.environ if environ is None else environ:
+        if name.upper() == f"{PREFIX}LEDGER_IMAGES":
+            raise SettingsError(f"{name} is no longer a setting: {PREFIX}KEEP=all keeps every image, in a store")
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
             raise SettingsError(f"{name} is not a setting: did you mean {near[0]}?")

@@ -1,14 +1,17 @@
 """What goes into the ledger and comes out of it: a classified image, feedback about it, and what is counted."""
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Decision, Scope, Verdict
-from service.errors import TailGuardError
 
 Outcome = Literal["correct", "wrong", "outlier"]
+Kind = Literal["class", "new", "outlier", "unsure", "withdrawn"]
+"""Of a label: a class of the deciding model; a class that it lacks, by name; nothing known; not sure; taken back."""
+Source = Literal["feedback", "review", "import"]
 
 
 class ModelKey(NamedTuple):
@@ -29,9 +32,26 @@ class Entry(NamedTuple):
     scores: dict[str, float]
     verdict: Verdict
     key: str | None  # the name of the API key
-    image: bytes | None
+    image: bytes | None  # the file, where it is to be kept
     client_id: str | None = None  # the id that the client gave to the request; it may repeat
     by_deployment: bool = True  # decided as the deployment decides, and not at a point that the request named
+    embedding: bytes | None = None  # float16, little-endian, unit-norm; of a kept row whose bundle gives one
+    sample_rate: float | None = None  # of the audit sample, for a row that is in it
+    keep_probability: float | None = None  # with which a row like this one is kept; None: it is not
+
+
+class Truth(NamedTuple):
+    """What somebody says an image shows. `label` is the class, known or new; '' for 'unsure' and 'withdrawn'."""
+
+    kind: Kind
+    label: str
+
+    @property
+    def counted(self) -> str | None:
+        """What tallies and metrics count it as: a class of the deciding model, "outlier", or nothing."""
+        if self.kind == "class":
+            return self.label
+        return OUTLIER_LABEL if self.kind in ("new", "outlier") else None
 
 
 class Feedback(NamedTuple):
@@ -46,15 +66,29 @@ class Feedback(NamedTuple):
     answer: Future["FeedbackRecord"]
 
 
+class Labels(NamedTuple):
+    """One true label for several rows on its way to the ledger; `answer` gets the records of the rows still held."""
+
+    time: float
+    decision_rows: Sequence[int]
+    truth: Truth
+    source: Source
+    group_id: str | None
+    key: str | None  # of whoever gives it
+    answer: Future[list["FeedbackRecord"]]
+
+
 class FeedbackRecord(NamedTuple):
     """A true label beside what was decided about its image. `outcome`: the predicted label against the true one."""
 
+    row: int  # of the decision
     model: ModelKey
     label: str
     group: str
     decision: Decision
-    truth: str
-    outcome: Outcome
+    kind: Kind
+    truth: str  # a class of the deciding model or "outlier", as it is counted; '' where it says neither
+    outcome: Outcome | None  # None without such a truth
     by_deployment: bool
     operating_point: str
     scope: Scope
@@ -78,11 +112,15 @@ class Tally(NamedTuple):
     images: Counter[TallyKey]
 
 
+Asking = Feedback | Labels
+Item = Entry | Asking
+
+
 class Written(NamedTuple):
     """What a transaction has done, for whoever is to be told once it is committed."""
 
     entries: int
-    answers: list[tuple[Feedback, FeedbackRecord | TailGuardError]]
+    answers: list[tuple[Asking, Any]]  # what each that asks is told: a result, or a TailGuardError
     feedback: list[tuple[FeedbackRecord, int]]  # what counts from now on (1), and what no longer does (-1)
     tallies: dict[int, Counter[TallyKey]]
 

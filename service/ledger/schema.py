@@ -1,8 +1,14 @@
 """The ledger's tables in SQL, their version, and the way from each earlier version to this one.
 
-    ledger      one row: the version of the schema, and the bytes that rows and their images take
-    decisions   one row for each classified image
+    ledger      one row: the version of the schema, the bytes of its rows, and an id that its image store holds
+    decisions   one row for each classified image. Of a kept one: keep_probability, with which a row like it was kept
+                (1 for what the setting `keep` keeps, else the rate of the audit sample), image_key, embedding; sampled
+                and sample_rate for those in the audit sample. `image` holds what versions 1 and 2 kept
     feedback    one row for each true label; of several for one image the last one counts, the others are history
+    images      one row for each file in the image store: its bytes, when it last came, and whether it is still on its
+                way there ('arriving'), is there ('kept') or nothing refers to it and it is being deleted ('leaving')
+    review_groups, claims    which group an image was put in, and who is looking at what until when
+    deployments which bundle was put in service when; the last row is what every replica serves
     tallies     images by predicted label, decision and true label ('' while there is none), changed in the transaction
                 that appends, so that they always agree with the rows; what retention deletes stays counted
     models      which bundle decided, with its classes
@@ -10,11 +16,16 @@
 Statements hold {id}, {blob} and {newest} where SQLite and PostgreSQL differ; see database.py.
 """
 
+import uuid
+
+from service.contract.bundle import OUTLIER_LABEL
 from service.ledger.database import Database
 
-VERSION = 2
+VERSION = 3
 ROW_BYTES = 512  # of a decision without its image, with its part of the indexes: measured, rounded up
-TABLE_NAMES = ("ledger", "decisions", "feedback", "tallies", "models")
+TABLE_NAMES = (
+    "ledger", "decisions", "feedback", "tallies", "models", "images", "review_groups", "claims", "deployments"
+)  # fmt: skip
 
 TALLIES = """CREATE TABLE {name} (
     model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL, by_deployment INTEGER NOT NULL,
@@ -23,7 +34,21 @@ TALLIES = """CREATE TABLE {name} (
 CLIENT_INDEX = (
     "CREATE INDEX decisions_client ON decisions (client_id, position{newest}) WHERE client_id IS NOT NULL"  # few have
 )
+KEPT = (  # what came with version 3
+    """CREATE TABLE images (image_key TEXT PRIMARY KEY, bytes BIGINT NOT NULL, time DOUBLE PRECISION NOT NULL,
+        state TEXT NOT NULL)""",
+    "CREATE INDEX images_time ON images (time)",
+    "CREATE INDEX decisions_image ON decisions (image_key) WHERE image_key IS NOT NULL",
+    "CREATE INDEX decisions_kept ON decisions (row) WHERE keep_probability IS NOT NULL",
+    "CREATE TABLE review_groups (decision_row BIGINT PRIMARY KEY, group_id TEXT NOT NULL)",
+    "CREATE TABLE claims (item TEXT PRIMARY KEY, reviewer TEXT NOT NULL, until DOUBLE PRECISION NOT NULL)",
+    """CREATE TABLE deployments (
+        row {id}, time DOUBLE PRECISION NOT NULL, action TEXT NOT NULL, path TEXT NOT NULL, name TEXT NOT NULL,
+        version TEXT NOT NULL, sha256 TEXT NOT NULL, api_key TEXT, note TEXT)""",
+)
 CREATE = (
+    "CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL, id TEXT)",
+    f"INSERT INTO ledger VALUES ({VERSION}, 0, NULL)",
     """CREATE TABLE models (
         model {id}, name TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, classes TEXT NOT NULL,
         since DOUBLE PRECISION NOT NULL, UNIQUE (name, version, sha256))""",
@@ -33,15 +58,17 @@ CREATE = (
         label TEXT NOT NULL, class_group TEXT NOT NULL, decision TEXT NOT NULL,
         score DOUBLE PRECISION, threshold DOUBLE PRECISION NOT NULL, p_value DOUBLE PRECISION NOT NULL,
         scores TEXT NOT NULL, api_key TEXT, image {blob},
-        client_id TEXT, by_deployment INTEGER NOT NULL DEFAULT 1)""",
+        client_id TEXT, by_deployment INTEGER NOT NULL DEFAULT 1, image_key TEXT, embedding {blob},
+        sampled INTEGER NOT NULL DEFAULT 0, sample_rate DOUBLE PRECISION, keep_probability DOUBLE PRECISION)""",
     "CREATE INDEX decisions_request ON decisions (request_id, position{newest})",
     CLIENT_INDEX,
     """CREATE TABLE feedback (
-        row {id}, time DOUBLE PRECISION NOT NULL, decision_row BIGINT NOT NULL, label TEXT NOT NULL, api_key TEXT)""",
+        row {id}, time DOUBLE PRECISION NOT NULL, decision_row BIGINT NOT NULL, label TEXT NOT NULL, api_key TEXT,
+        kind TEXT NOT NULL DEFAULT 'class', source TEXT NOT NULL DEFAULT 'feedback', group_id TEXT)""",
     "CREATE INDEX feedback_decision ON feedback (decision_row{newest})",
     TALLIES.replace("{name}", "tallies"),
+    *KEPT,
 )
-COUNT_BYTES = f"(SELECT count(*) * {ROW_BYTES} + COALESCE(sum(length(image)), 0) FROM decisions)"
 FROM_1 = (  # decided by: nobody noted it; nearly all were the deployment's
     "ALTER TABLE decisions ADD COLUMN client_id TEXT",
     "ALTER TABLE decisions ADD COLUMN by_deployment INTEGER NOT NULL DEFAULT 1",
@@ -50,8 +77,23 @@ FROM_1 = (  # decided by: nobody noted it; nearly all were the deployment's
     "INSERT INTO new_tallies SELECT model, operating_point, scope, 1, label, decision, truth, images FROM tallies",
     "DROP TABLE tallies",
     "ALTER TABLE new_tallies RENAME TO tallies",
+    "CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL)",
+    f"INSERT INTO ledger SELECT 2, count(*) * {ROW_BYTES} + COALESCE(sum(length(image)), 0) FROM decisions",
 )
-MIGRATIONS = {1: FROM_1}  # from a version to the next
+FROM_2 = (
+    "ALTER TABLE ledger ADD COLUMN id TEXT",
+    "ALTER TABLE decisions ADD COLUMN image_key TEXT",
+    "ALTER TABLE decisions ADD COLUMN embedding {blob}",
+    "ALTER TABLE decisions ADD COLUMN sampled INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE decisions ADD COLUMN sample_rate DOUBLE PRECISION",
+    "ALTER TABLE decisions ADD COLUMN keep_probability DOUBLE PRECISION",
+    "ALTER TABLE feedback ADD COLUMN kind TEXT NOT NULL DEFAULT 'class'",
+    "ALTER TABLE feedback ADD COLUMN source TEXT NOT NULL DEFAULT 'feedback'",
+    "ALTER TABLE feedback ADD COLUMN group_id TEXT",
+    f"UPDATE feedback SET kind = 'outlier' WHERE label = '{OUTLIER_LABEL}'",
+    *KEPT,
+)
+MIGRATIONS = {1: FROM_1, 2: FROM_2}  # from a version to the next
 
 
 class SchemaError(Exception):
@@ -75,11 +117,7 @@ def prepare(database: Database) -> None:
         statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
-        if version < 2:
-            database.execute("CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL)")
-            database.execute(f"INSERT INTO ledger SELECT {VERSION}, {COUNT_BYTES}")
-        else:
-            database.execute("UPDATE ledger SET version = ?", (VERSION,))
+        database.execute("UPDATE ledger SET version = ?, id = ?", (VERSION, uuid.uuid4().hex))
 
 
 def _version(database: Database) -> int:

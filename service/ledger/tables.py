@@ -1,8 +1,4 @@
-"""What is done with the ledger's tables: append, find for feedback, tally, delete the oldest. See schema.py for them.
-
-An image is known by request id and position in the request. The service's own ids are unique; a client's may repeat,
-and then mean the latest row of the same API key.
-"""
+"""What is done with the ledger's tables: append, label, tally, delete the oldest. See schema.py for them."""
 
 import json
 import math
@@ -12,36 +8,23 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
-from service.contract.bundle import OUTLIER_LABEL, Manifest
-from service.errors import Forbidden, InvalidParameter, NotFound, TailGuardError
+from service.contract.bundle import Manifest
+from service.errors import TailGuardError
 from service.ledger import schema
 from service.ledger.database import Database
-from service.ledger.rows import (
-    Entry,
-    Feedback,
-    FeedbackRecord,
-    ModelKey,
-    Tally,
-    TallyKey,
-    Written,
-    key_of,
-    outcome,
-)
+from service.ledger.labels import Labeller
+from service.ledger.rows import Asking, Entry, Item, Labels, ModelKey, Tally, TallyKey, Written, key_of
 
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
-    decision, score, threshold, p_value, scores, api_key, image, client_id, by_deployment)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-FIND = """SELECT d.api_key, d.row, d.model, d.operating_point, d.scope, d.by_deployment, d.label, d.class_group,
-    d.decision, (SELECT f.label FROM feedback f WHERE f.decision_row = d.row ORDER BY f.row DESC LIMIT 1)
-    FROM decisions d WHERE {which} AND d.position = ? ORDER BY d.row DESC LIMIT 1"""
-BY_REQUEST_ID = FIND.format(which="d.request_id = ?")
-BY_CLIENT_ID = FIND.format(which="d.client_id = ? AND (? OR COALESCE(d.api_key, '') = ?)")
-INSERT_FEEDBACK = "INSERT INTO feedback (time, decision_row, label, api_key) VALUES (?, ?, ?, ?)"
+    decision, score, threshold, p_value, scores, api_key, image, client_id, by_deployment,
+    embedding, sampled, sample_rate, keep_probability)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
     by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
 ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from an end of the index
-SIZES = "SELECT row, COALESCE(length(image), 0) FROM decisions WHERE row <= ? ORDER BY row"
+SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 0) FROM decisions
+    WHERE row <= ? ORDER BY row"""
 ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
@@ -53,22 +36,23 @@ class Tables:
         self._database = database
         self._models: dict[int, tuple[ModelKey, dict[str, str], float]] = {}
         self._numbers: dict[ModelKey, int] = {}
+        self._labeller = Labeller(database, lambda number: self._model(number)[:2])
         schema.prepare(database)
 
-    def write(self, batch: Sequence[Entry | Feedback]) -> Written:
-        """Append the whole batch in its order, or nothing. Feedback that is refused gets its error as the answer."""
+    def write(self, batch: Sequence[Item]) -> Written:
+        """Write the whole batch in its order, or nothing. Who asks for what is refused gets its error as the answer."""
         written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {})
         with self._database.transaction():
-            for kind, items in groupby(batch, type):
-                if kind is Entry:
+            for is_entry, items in groupby(batch, lambda item: isinstance(item, Entry)):
+                if is_entry:
                     self._append([item for item in items if isinstance(item, Entry)], written)
-                else:
-                    for item in items:
-                        assert isinstance(item, Feedback)
-                        try:
-                            written.answers.append((item, self._record_feedback(item, written)))
-                        except TailGuardError as error:
-                            written.answers.append((item, error))
+                    continue
+                for item in items:
+                    assert not isinstance(item, Entry)
+                    try:
+                        written.answers.append((item, self._answer(item, written)))
+                    except TailGuardError as error:
+                        written.answers.append((item, error))
             self._database.execute_many(
                 COUNT,
                 [
@@ -105,7 +89,8 @@ class Tables:
     def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> int:
         """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond one of the limits; how many.
 
-        `max_bytes` counts images and schema.ROW_BYTES a row: the database gives the room of deleted rows to new ones.
+        `max_bytes` counts schema.ROW_BYTES a row and its embedding, and images that earlier versions kept in the rows:
+        the database gives the room of deleted rows to new ones.
         """
         oldest, newest = self._database.fetch(ENDS)[0]
         if oldest is None:
@@ -122,7 +107,8 @@ class Tables:
             return 0
         with self._database.transaction():
             freed = sum(schema.ROW_BYTES + size for _, size in self._database.fetch(SIZES, (last,)))
-            self._database.execute("DELETE FROM feedback WHERE decision_row <= ?", (last,))
+            for table in ("feedback", "review_groups"):
+                self._database.execute(f"DELETE FROM {table} WHERE decision_row <= ?", (last,))
             self._database.execute("DELETE FROM decisions WHERE row <= ?", (last,))
             self._database.execute(ADD_BYTES, (-freed,))
         return int(last - oldest + 1)
@@ -147,53 +133,19 @@ class Tables:
             rows.append(
                 (e.time, e.request_id, e.position, number, point, scope, info.name, info.group, decision,
                  finite[e.manifest.deciding_score], e.verdict.threshold, e.verdict.p_value, json.dumps(finite), e.key,
-                 e.image, e.client_id, int(e.by_deployment))
+                 e.image, e.client_id, int(e.by_deployment), e.embedding, int(e.sample_rate is not None),
+                 e.sample_rate, e.keep_probability)
             )  # fmt: skip
-            size += schema.ROW_BYTES + len(e.image or b"")
+            size += schema.ROW_BYTES + len(e.image or b"") + len(e.embedding or b"")
             key = TallyKey(point, scope, e.by_deployment, info.name, decision, "")
             written.tallies.setdefault(number, Counter())[key] += 1
         self._database.execute_many(APPEND, rows)
         self._database.execute(ADD_BYTES, (size,))
 
-    def _find(self, feedback: Feedback) -> tuple[Any, ...]:
-        """The row that feedback is about, by the service's id, or else by the client's. Raises NotFound, Forbidden."""
-        given, at, key = feedback.request_id, feedback.position, feedback.key or ""
-        if rows := self._database.fetch(BY_REQUEST_ID, (given, at)):
-            if (rows[0][0] or "") != key and not feedback.may_review:
-                raise Forbidden(
-                    f"request {given} was sent with another API key: send feedback with that key, or with one that "
-                    "has the review role"
-                )
-            return rows[0]
-        if rows := self._database.fetch(BY_CLIENT_ID, (given, feedback.may_review, key, at)):
-            return rows[0]
-        raise NotFound(
-            f"the ledger holds no image {at} of request {given}: send the request_id of an answer, and index for an "
-            "image of a batch; old rows are deleted"
-        )
-
-    def _record_feedback(self, feedback: Feedback, written: Written) -> FeedbackRecord:
-        _, row, number, point, scope, by_deployment, label, group, decision, before = self._find(feedback)
-        model, classes, _ = self._model(number)
-
-        def record(truth: str) -> FeedbackRecord:
-            how = outcome(label, truth)
-            return FeedbackRecord(model, label, group, decision, truth, how, bool(by_deployment), point, scope)
-
-        if feedback.truth != OUTLIER_LABEL and feedback.truth not in classes:
-            raise InvalidParameter(
-                f"label={feedback.truth[:100]!r} is no class of {model.name} version {model.version}, which decided "
-                f"that request: send one of {', '.join(classes)}, or {OUTLIER_LABEL}"
-            )
-        if feedback.truth == before:
-            return record(before)
-        self._database.execute(INSERT_FEEDBACK, (feedback.time, row, feedback.truth, feedback.key))
-        for truth, change in ((before, -1), (feedback.truth, 1)):
-            if truth is not None:
-                written.feedback.append((record(truth), change))
-                key = TallyKey(point, scope, bool(by_deployment), label, decision, truth)
-                written.tallies.setdefault(number, Counter())[key] += change
-        return record(feedback.truth)
+    def _answer(self, item: Asking, written: Written) -> Any:
+        if isinstance(item, Labels):
+            return self._labeller.labels(item, written)
+        return self._labeller.feedback(item, written)
 
     def _number(self, manifest: Manifest, since: float) -> int:
         key = key_of(manifest)

@@ -17,34 +17,46 @@ replica that did. With one PostgreSQL database for all, feedback may go to any o
 import asyncio
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import structlog
 
-from service.contract.bundle import Manifest
-from service.errors import NotReady, TailGuardError
+from service.contract.bundle import OUTLIER_LABEL, Manifest
+from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.ledger.database import MEMORY, check, connect
-from service.ledger.rows import Entry, Feedback, FeedbackRecord, ModelKey, Tally, Written, key_of
+from service.ledger.queue import UNAVAILABLE, Queue
+from service.ledger.rows import (
+    Asking,
+    Entry,
+    Feedback,
+    FeedbackRecord,
+    Item,
+    Kind,
+    Labels,
+    ModelKey,
+    Source,
+    Tally,
+    Truth,
+    Written,
+    key_of,
+)
 from service.ledger.tables import CHUNK_ROWS, Tables
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 OFF = "off"
-QUEUE_ROWS = 10_000  # about 10 MB without images
-QUEUE_IMAGE_BYTES = 32 * 2**20  # of images that are not yet committed; beyond it rows are kept without theirs
-TRANSACTION_IMAGE_BYTES = 8 * 2**20
 MEMORY_ROWS = 10_000  # of a ledger in memory: about 5 MB without images
 MEMORY_BYTES = 64 * 2**20  # of a ledger in memory, with images
-FLUSH_S = 0.2  # from the first row to its transaction
 TICK_S = 10.0  # between looks at retention, sizes and what other replicas have counted
 RETRY_S = 1.0  # after a failed attempt
 LAST_RETRY_S = 0.1  # the same while the process ends
 CLOSE_LEDGER_S = 1.5  # less than service/web/server.py leaves after the drain
 DAY_S = 86_400.0
-UNAVAILABLE = "the ledger cannot be written now, its log says why: send the feedback again later"
 
+Answer = TypeVar("Answer")
 OnFeedback = Callable[[FeedbackRecord, int], None]
 
 log = structlog.get_logger()
@@ -61,7 +73,6 @@ class Ledger:
         """Raises SettingsError when the ledger named can never work."""
         check(settings.ledger)
         self._where = settings.ledger
-        self._images = settings.ledger_images
         self._max_rows, self._max_bytes = settings.ledger_max_rows, settings.ledger_max_bytes
         if self._where == MEMORY:
             self._max_rows = min(self._max_rows, MEMORY_ROWS)
@@ -71,14 +82,13 @@ class Ledger:
         self._timeout_s = settings.request_timeout_s
         self._metrics, self._on_feedback = metrics, on_feedback
         self._written, self._dropped = (metrics.ledger_rows.labels(o) for o in ("written", "dropped"))
-        self._pending: deque[Entry | Feedback] = deque()
-        self._batch: list[Entry | Feedback] = []  # taken from the queue and not yet committed
-        self._image_bytes_in = self._image_bytes_out = 0  # each changed by one thread only
+        self._queue = Queue()
+        self._batch: list[Item] = []  # taken from the queue and not yet committed
         self._tallies: dict[ModelKey, Tally] = {}
         self._tables: Tables | None = None
         self._looked_at = -TICK_S
         self._failing = False
-        self._wake, self._flush_now, self._end = threading.Event(), threading.Event(), threading.Event()
+        self._end = threading.Event()
         self._lock = threading.Lock()  # of the tallies
         self._end_at = 0.0
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
@@ -92,19 +102,9 @@ class Ledger:
     # From the event loop ----------------------------------------------------------------------------------------------
 
     def record(self, entry: Entry) -> None:
-        """Queue one decision. Never raises, never waits. Its image is kept if the settings say so and there is room."""
-        if len(self._pending) >= QUEUE_ROWS:
+        """Queue one decision. Never raises, never waits."""
+        if not self._queue.offer(entry):
             self._dropped.inc()
-            return
-        if entry.image is not None:
-            room = min(QUEUE_IMAGE_BYTES, self._max_bytes // 2) - (self._image_bytes_in - self._image_bytes_out)
-            if self._images and len(entry.image) <= room:
-                self._image_bytes_in += len(entry.image)
-            else:
-                entry = entry._replace(image=None)
-        self._pending.append(entry)
-        if not self._wake.is_set():
-            self._wake.set()
 
     async def record_feedback(
         self, request_id: str, position: int, truth: str, *, key: str | None, may_review: bool = False
@@ -115,12 +115,37 @@ class Ledger:
         must be that of the request unless `may_review`. Raises NotFound, Forbidden, InvalidParameter for a label that
         the deciding model does not have, and NotReady when it cannot be written within the request timeout.
         """
-        if len(self._pending) >= QUEUE_ROWS or self._end.is_set():
-            raise NotReady(UNAVAILABLE)
         answer: Future[FeedbackRecord] = Future()
-        self._pending.append(Feedback(time.time(), request_id, position, truth, key, may_review, answer))
-        self._flush_now.set()
-        self._wake.set()
+        self._queue.ask(Feedback(time.time(), request_id, position, truth, key, may_review, answer))
+        return await self._answered(answer)
+
+    async def label(
+        self,
+        decision_rows: Sequence[int],
+        *,
+        kind: Kind,
+        label: str,
+        source: Source,
+        group_id: str | None = None,
+        key: str | None = None,
+    ) -> list[FeedbackRecord]:
+        """Give rows one true label, in one transaction, and return once it is committed.
+
+        The records are those of the rows that are still held, in the order given. `label` is "" for the kinds 'unsure'
+        and 'withdrawn', and is not read for 'outlier'. A 'new' class that the deciding model of a row has is an
+        ordinary class there. Raises InvalidParameter for a 'class' that the deciding model of a row lacks, and then no
+        row is labelled; and NotReady as record_feedback does.
+        """
+        if kind in ("class", "new"):
+            if not label or label == OUTLIER_LABEL:
+                raise InvalidParameter(f"label={label!r} is no name of a class: give one, or the kind 'outlier'")
+        else:
+            label = OUTLIER_LABEL if kind == "outlier" else ""
+        answer: Future[list[FeedbackRecord]] = Future()
+        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer))
+        return await self._answered(answer)
+
+    async def _answered(self, answer: Future[Answer]) -> Answer:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answer), self._timeout_s)
         except TimeoutError:
@@ -135,10 +160,10 @@ class Ledger:
     def close(self, timeout_s: float = CLOSE_LEDGER_S) -> None:
         """Write what is queued and end the thread; what cannot be written in time is dropped, counted and logged."""
         self._end_at = time.monotonic() + timeout_s
-        for event in (self._end, self._flush_now, self._wake):
-            event.set()
+        self._end.set()
+        self._queue.close()
         self._thread.join(timeout_s + 2 * LAST_RETRY_S)
-        if lost := len(self._batch) + len(self._pending):
+        if lost := len(self._batch) + len(self._queue):
             self._dropped.inc(lost)
             log.error("rows were lost at the end: the ledger could not be written", rows=lost)
 
@@ -147,10 +172,7 @@ class Ledger:
     def _work(self) -> None:
         more = True  # reads the tallies before anything comes
         while True:
-            if not more and self._wake.wait(TICK_S):
-                self._flush_now.wait(FLUSH_S)
-            self._wake.clear()  # before the queue is read: what comes later sets it again
-            self._flush_now.clear()
+            self._queue.wait(0.0 if more else TICK_S)
             try:
                 more = self._turn()
             except Exception as error:  # of the database, its driver, a disk or a network
@@ -166,17 +188,16 @@ class Ledger:
 
     def _turn(self) -> bool:
         """Write a chunk of the queue and delete a chunk of what is beyond the limits; whether there is more to do."""
-        self._take()
+        self._batch += self._queue.take(CHUNK_ROWS - len(self._batch))
         if self._tables is None:
             self._tables = _opened(self._where)
         if self._batch:
             written = self._tables.write(self._batch)
-            self._image_bytes_out += _image_bytes(self._batch)
             self._batch = []
             self._committed(self._tables, written)
         if self._failing:
             self._failing = False
-            log.info("the ledger works again", rows_waiting=len(self._pending))
+            log.info("the ledger works again", rows_waiting=len(self._queue))
         trimmed = self._tables.trim(self._max_rows, self._max_age_s, self._max_bytes)
         now = time.monotonic()
         if now - self._looked_at >= TICK_S:
@@ -186,17 +207,7 @@ class Ledger:
             self._metrics.ledger_bytes.set(self._tables.size_bytes())
             self._metrics.ledger_held_rows.set(self._tables.held_rows())
             self._looked_at = now
-        return bool(self._pending) or trimmed == CHUNK_ROWS
-
-    def _take(self) -> None:
-        room = TRANSACTION_IMAGE_BYTES - _image_bytes(self._batch)
-        while self._pending and len(self._batch) < CHUNK_ROWS and room > 0:
-            item = self._pending.popleft()
-            if isinstance(item, Entry):
-                room -= len(item.image or b"")
-                self._batch.append(item)
-            elif not item.answer.cancelled():
-                self._batch.append(item)
+        return len(self._queue) > 0 or trimmed == CHUNK_ROWS
 
     def _committed(self, tables: Tables, written: Written) -> None:
         self._written.inc(written.entries)
@@ -206,8 +217,8 @@ class Ledger:
                 self._tallies.setdefault(model, Tally(since, Counter())).images.update(images)
         for record, change in written.feedback:
             self._on_feedback(record, change)
-        for feedback, answer in written.answers:  # last: whoever is answered finds it counted
-            _answer(feedback, answer)
+        for item, answer in written.answers:  # last: whoever is answered finds it counted
+            _answer(item, answer)
 
     def _fail(self, error: Exception) -> None:
         self._metrics.ledger_failures.inc()
@@ -215,7 +226,7 @@ class Ledger:
             self._failing = True
             log.error("the ledger cannot be written, its rows are queued", error=" ".join(str(error).split()))
         for item in self._batch:
-            if isinstance(item, Feedback):  # its sender can send it again
+            if not isinstance(item, Entry):  # its sender can send it again
                 _answer(item, NotReady(UNAVAILABLE))
         self._batch = [item for item in self._batch if isinstance(item, Entry)]
         if self._tables is not None:
@@ -232,14 +243,10 @@ def _opened(where: str) -> Tables:
         raise
 
 
-def _image_bytes(batch: Iterable[Entry | Feedback]) -> int:
-    return sum(len(item.image) for item in batch if isinstance(item, Entry) and item.image is not None)
-
-
-def _answer(feedback: Feedback, answer: FeedbackRecord | TailGuardError) -> None:
-    if not feedback.answer.set_running_or_notify_cancel():
+def _answer(item: Asking, answer: Any) -> None:
+    if not item.answer.set_running_or_notify_cancel():
         return  # its sender has gone
     if isinstance(answer, TailGuardError):
-        feedback.answer.set_exception(answer)
+        item.answer.set_exception(answer)
     else:
-        feedback.answer.set_result(answer)
+        item.answer.set_result(answer)

@@ -52,7 +52,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
         runtime.shadow.offer(file, label, verdict.decision)
     if runtime.ledger is not None:
         key = None if context.key is None else context.key.name
-        entry = Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, file)
+        entry = Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, None)
         runtime.ledger.record(entry._replace(client_id=context.client_id, by_deployment=parameters.is_default))
     if runtime.tracer is not None:
         inferred = done - row.inference_s

@@ -120,3 +120,20 @@ def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatc
     assert Settings(bundle=Path("models/none")).bundle == Path("models/none")
     assert Settings(shadow_bundle=Path("models/m")).shadow_bundle == tmp_path / "root" / "models" / "m"
     assert Settings().shadow_bundle is None
+
+
+def test_what_is_kept_needs_a_ledger_and_a_place() -> None:
+    assert not settings.load({}).keeps
+    assert settings.load({"TAILGUARD_KEEP_SAMPLE": "0.01"}).keeps  # in memory, beside a ledger in memory
+    assert settings.load({"TAILGUARD_KEEP": "all", "TAILGUARD_LEDGER": "x.sqlite3"}).keeps
+    for environ, message in (
+        ({"LEDGER": "off"}, "need a ledger: set TAILGUARD_LEDGER"),
+        ({"LEDGER": "postgresql://db/x"}, "need a place for images beside a database: set TAILGUARD_STORE"),
+        ({"STORE": "images"}, "which then knows none of its images: set TAILGUARD_LEDGER"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            settings.load({f"TAILGUARD_{name}": value for name, value in ({"KEEP": "rejected"} | environ).items()})
+    with pytest.raises(SettingsError, match="LEDGER_IMAGES is no longer a setting: TAILGUARD_KEEP=all keeps every"):
+        settings.load({"TAILGUARD_LEDGER_IMAGES": "true"})
+    shown = Settings(keep="all", ledger="a", store="s3://key:hunter2@bucket/x").printable()
+    assert shown["store"] == "s3://bucket/x"

@@ -97,6 +97,7 @@ async def feedback(request: Request) -> FeedbackAnswer:
                 )
         except TimeoutError:
             raise DeadlineExceeded(LATE) from None
+    assert record.outcome is not None  # a class or an outlier has one
     return FeedbackAnswer(
         request_id=given.request_id,
         index=given.index,

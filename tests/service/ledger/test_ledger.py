@@ -19,9 +19,10 @@ from service.contract import bundle
 from service.contract.decision import Verdict
 from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
+from service.ledger import queue
 from service.ledger import writer as ledger
 from service.ledger.database import MEMORY, Database, Sqlite, check, connect
-from service.ledger.rows import Entry, FeedbackRecord, TallyKey
+from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
@@ -44,7 +45,7 @@ class Kept:
 
     def __init__(self, where: str, **settings: Any) -> None:
         self.metrics = Metrics()
-        self.labelled: list[tuple[str, str, int]] = []
+        self.labelled: list[tuple[str, str | None, int]] = []
         opened = Ledger.open(Settings(ledger=where, **settings), self.metrics, self._on_feedback)
         assert opened is not None
         self.ledger = opened
@@ -63,6 +64,9 @@ class Kept:
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close(LIMIT_S)
+
+    def mark(self, *rows: int, kind: Kind, label: str = "", source: Source = "review", **options: Any) -> Any:
+        return asyncio.run(self.ledger.label(rows, kind=kind, label=label, source=source, **options))
 
     def label(self, *what: Any, **options: Any) -> FeedbackRecord:
         return asyncio.run(self.ledger.record_feedback(*what, **{"key": None} | options))
@@ -106,21 +110,6 @@ def test_a_row_holds_what_was_answered(where: str, manifest: bundle.Manifest) ->
     assert second[6:] == (None, -5.25, 0.01, "ood95", "global", '{"energy": null, "msp": 0.5}', None, None)
     assert read(where, "SELECT name, version, sha256 FROM models") == [("tiny", "1", manifest.sha256)]
     assert kept.rows("written") == 2
-
-
-def test_image_bytes_are_kept_only_if_asked_for(
-    where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Kept(where) as kept:
-        kept.ledger.record(entry(manifest, "a", image=b"pixels"))
-    monkeypatch.setattr(ledger, "QUEUE_IMAGE_BYTES", 10)
-    with Kept(where, ledger_images=True) as kept:
-        kept.ledger.record(entry(manifest, "b", image=b"pixels"))
-        until(lambda: kept.rows("written") == 1)  # so its bytes are out of the queue again
-        kept.ledger.record(entry(manifest, "c", image=b"PIXELS"))
-        kept.ledger.record(entry(manifest, "d", image=b"more than there is room for"))
-    images = read(where, "SELECT request_id, image FROM decisions ORDER BY row")
-    assert images == [("a", None), ("b", b"pixels"), ("c", b"PIXELS"), ("d", None)]
 
 
 def test_feedback_is_idempotent_and_a_correction_is_appended(where: str, manifest: bundle.Manifest) -> None:
@@ -261,32 +250,30 @@ def test_retention_by_age(where: str, manifest: bundle.Manifest) -> None:
     assert read(where, "SELECT min(time) FROM decisions") == [(pytest.approx(now - 6 * day_s),)]
 
 
-def test_retention_by_bytes_of_images(where: str, manifest: bundle.Manifest) -> None:
-    """120 images of 200 kB against a limit of 4 MB: the newest 20 stay, and the file does not grow beyond it."""
-    size, limit = 200_000, 4 * 2**20
-    with Kept(where, ledger_images=True, ledger_max_bytes=limit) as kept:
-        for first in range(0, 120, 10):
+def test_retention_by_bytes(where: str, manifest: bundle.Manifest) -> None:
+    """300 rows of 20 kB against a limit of 1 MB: the newest 51 stay, and the file does not grow far beyond it."""
+    size, limit = 20_000, 2**20
+    with Kept(where, ledger_max_bytes=limit) as kept:
+        for first in range(0, 300, 10):
             for i in range(first, first + 10):
-                kept.ledger.record(entry(manifest, str(i), image=os.urandom(size)))
+                kept.ledger.record(entry(manifest, str(i), embedding=os.urandom(size), keep_probability=1.0))
             until(lambda first=first: kept.rows("written") == first + 10)  # type: ignore[misc]
         until(lambda: read(where, "SELECT bytes FROM ledger")[0][0] <= limit)
-    rows, oldest = read(where, "SELECT count(*), min(row) FROM decisions WHERE image IS NOT NULL")[0]
-    assert (rows, oldest) == (limit // (size + ROW_BYTES), 121 - rows)
+    rows, oldest = read(where, "SELECT count(*), min(row) FROM decisions")[0]
+    assert (rows, oldest) == (limit // (size + ROW_BYTES), 301 - rows)
     assert read(where, "SELECT bytes FROM ledger") == [(rows * (size + ROW_BYTES),)]
     if not where.startswith("postgresql"):  # which gives the room of deleted rows to new ones after a vacuum
-        assert Path(where).stat().st_size < 2 * limit
+        assert Path(where).stat().st_size < 3 * limit
 
 
-def test_a_ledger_in_memory_is_bounded_with_its_images(
-    manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ledger_in_memory_is_bounded(manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MEMORY_BYTES", 2**20)
-    with Kept(MEMORY, ledger_images=True) as kept:
+    with Kept(MEMORY) as kept:
         for i in range(200):
-            kept.ledger.record(entry(manifest, str(i), image=bytes(100_000)))
-        assert kept.ledger._image_bytes_in <= kept.ledger._image_bytes_out + 2**19  # in the queue, half of it at most
-        until(lambda: kept.rows("written") == 200)
-        until(lambda: kept.metrics.ledger_bytes._value.get() < 3 * 2**20)
+            kept.ledger.record(entry(manifest, str(i), embedding=bytes(50_000)))
+            if i % 10 == 9:
+                until(lambda i=i: kept.rows("written") == i + 1)  # type: ignore[misc]
+        until(lambda: 0 < kept.metrics.ledger_bytes._value.get() < 3 * 2**20)
     assert kept.rows("dropped") == 0
 
 
@@ -325,7 +312,7 @@ def test_a_locked_ledger_is_counted_and_its_rows_wait(where: str, manifest: bund
 
 
 def test_a_full_queue_drops_and_counts(where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "QUEUE_ROWS", 5)
+    monkeypatch.setattr(queue, "QUEUE_ROWS", 5)
     kept = Kept(where)
     kept.ledger.record(entry(manifest, "before"))
     until(lambda: kept.rows("written") == 1)

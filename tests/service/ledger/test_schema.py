@@ -67,17 +67,35 @@ def test_version_1_is_migrated_and_goes_on(where: str, manifest: bundle.Manifest
     assert tally is not None
     red = TallyKey("id95", "group", True, "red", "accept", "")
     assert +tally.images == {red: 3, red._replace(truth="red"): 1, red._replace(truth="green"): 1}
-    assert read(where, "SELECT version, bytes FROM ledger") == [(2, 3 * schema.ROW_BYTES + 1000)]
+    assert read(where, "SELECT version, bytes FROM ledger") == [(3, 3 * schema.ROW_BYTES + 1000)]
     assert read(where, "SELECT request_id, client_id, by_deployment FROM decisions ORDER BY row") == [
         ("a", None, 1), ("b", None, 1), ("c", "a", 1)
     ]  # fmt: skip
+
+
+def test_version_2_is_migrated_with_its_bytes_and_its_outliers(where: str, manifest: bundle.Manifest) -> None:
+    write_version_1(where, manifest)
+    database = connect(where)
+    for statement in (*schema.FROM_1, "UPDATE ledger SET bytes = 7"):  # bytes are carried over, not counted anew
+        database.execute(statement.format(**database.words))
+    database.execute("INSERT INTO feedback (time, decision_row, label, api_key) VALUES (4e9, 2, 'outlier', 'ci')")
+    database.close()
+    with Kept(where) as kept:
+        assert kept.label("b", 0, "outlier", key="ci").outcome == "outlier"  # as before: nothing is appended
+        assert kept.labelled == []
+    assert read(where, "SELECT version, bytes, length(id) FROM ledger") == [(3, 7, 32)]
+    assert read(where, "SELECT label, kind, source, group_id FROM feedback ORDER BY row") == [
+        ("red", "class", "feedback", None), ("outlier", "outlier", "feedback", None)
+    ]  # fmt: skip
+    kept_columns = "length(image), image_key, embedding, sampled, sample_rate, keep_probability"
+    assert read(where, f"SELECT {kept_columns} FROM decisions WHERE row = 2") == [(1000, None, None, 0, None, None)]
 
 
 def test_a_migration_that_fails_changes_nothing(
     where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_version_1(where, manifest)
-    monkeypatch.setattr(schema, "MIGRATIONS", {1: (*schema.FROM_1, "SELECT 1 FROM nowhere")})
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS | {2: (*schema.FROM_2, "SELECT 1 FROM nowhere")})
     database = connect(where)
     with pytest.raises(Exception, match="nowhere"):
         schema.prepare(database)
@@ -92,8 +110,8 @@ def test_a_later_version_is_refused_in_words(tmp_path: Path) -> None:
     where = str(tmp_path / "ledger.sqlite3")
     Tables(connect(where)).close()
     database = connect(where)
-    database.execute("UPDATE ledger SET version = 3")
-    with pytest.raises(schema.SchemaError, match="schema version 3, this service knows versions up to 2"):
+    database.execute("UPDATE ledger SET version = 4")
+    with pytest.raises(schema.SchemaError, match="schema version 4, this service knows versions up to 3"):
         schema.prepare(database)
     database.close()
 
