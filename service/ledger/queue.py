@@ -6,8 +6,9 @@ ledger's thread; an append to a deque and the look at an event take less than a 
 
 import threading
 from collections import deque
+from typing import Any
 
-from service.errors import NotReady
+from service.errors import NotReady, TailGuardError
 from service.ledger.rows import Asking, Entry, Item
 
 QUEUE_ROWS = 10_000  # about 10 MB
@@ -65,3 +66,13 @@ class Queue:
             if isinstance(item, Entry) or not item.answer.cancelled():
                 taken.append(item)
         return taken
+
+
+def settle(item: Asking, answer: Any) -> None:
+    """Tell whoever asked: a result, or a TailGuardError."""
+    if not item.answer.set_running_or_notify_cancel():
+        return  # its sender has gone
+    if isinstance(answer, TailGuardError):
+        item.answer.set_exception(answer)
+    else:
+        item.answer.set_result(answer)

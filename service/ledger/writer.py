@@ -20,16 +20,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
-from service.errors import InvalidParameter, NotReady, TailGuardError
+from service.errors import InvalidParameter, NotReady
 from service.ledger.database import MEMORY, check, connect
-from service.ledger.queue import UNAVAILABLE, Queue
+from service.ledger.queue import UNAVAILABLE, Queue, settle
 from service.ledger.rows import (
-    Asking,
     Entry,
     Feedback,
     FeedbackRecord,
@@ -218,7 +217,7 @@ class Ledger:
         for record, change in written.feedback:
             self._on_feedback(record, change)
         for item, answer in written.answers:  # last: whoever is answered finds it counted
-            _answer(item, answer)
+            settle(item, answer)
 
     def _fail(self, error: Exception) -> None:
         self._metrics.ledger_failures.inc()
@@ -227,7 +226,7 @@ class Ledger:
             log.error("the ledger cannot be written, its rows are queued", error=" ".join(str(error).split()))
         for item in self._batch:
             if not isinstance(item, Entry):  # its sender can send it again
-                _answer(item, NotReady(UNAVAILABLE))
+                settle(item, NotReady(UNAVAILABLE))
         self._batch = [item for item in self._batch if isinstance(item, Entry)]
         if self._tables is not None:
             self._tables.close()
@@ -241,12 +240,3 @@ def _opened(where: str) -> Tables:
     except BaseException:
         database.close()
         raise
-
-
-def _answer(item: Asking, answer: Any) -> None:
-    if not item.answer.set_running_or_notify_cancel():
-        return  # its sender has gone
-    if isinstance(answer, TailGuardError):
-        item.answer.set_exception(answer)
-    else:
-        item.answer.set_result(answer)

@@ -19,9 +19,10 @@ from pathlib import Path
 from service.contract import bundle
 from service.contract.decision import Decision, Verdict
 from service.ledger.database import connect
+from service.ledger.queue import QUEUE_ROWS
 from service.ledger.rows import Entry
 from service.ledger.tables import Tables
-from service.ledger.writer import QUEUE_ROWS, Ledger
+from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import ROOT, Settings
 
@@ -56,7 +57,7 @@ def entries(manifest: bundle.Manifest, numbers: Iterable[int]) -> Iterable[Entry
 
 
 def wait_for(ledger: Ledger, room: int) -> None:
-    while len(ledger._pending) > room:
+    while len(ledger._queue) > room:
         time.sleep(0.01)
 
 
