@@ -5,6 +5,7 @@ connection is used by one thread. Errors are those of the driver.
 """
 
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from service.errors import SettingsError
 from service.settings import PREFIX
 
 MEMORY = ":memory:"
+SHARED_MEMORY = "file:tailguard-"  # begins the name of a ledger in memory that a second connection can read
 LOCK_S = 1.0  # how long a transaction waits for another to end
 CONNECT_S = 5
 STATEMENT_S = 10
@@ -52,11 +54,20 @@ class Sqlite:
     and never damages the file (https://sqlite.org/pragma.html#pragma_synchronous).
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, read_only: bool = False) -> None:
         self.words = {"id": "INTEGER PRIMARY KEY", "blob": "BLOB", "newest": ""}  # its indexes end with the row anyway
-        self._path = None if where == MEMORY else Path(where)
-        self._connection = sqlite3.connect(where, timeout=LOCK_S, isolation_level=None)
+        in_memory = where == MEMORY or where.startswith(SHARED_MEMORY)
+        self._path = None if in_memory else Path(where)
+        if read_only and not in_memory:
+            where = Path(where).absolute().as_uri() + "?mode=ro"
+        self._connection = sqlite3.connect(
+            where, timeout=LOCK_S, isolation_level=None, uri=where.startswith("file:"), check_same_thread=not read_only
+        )
         try:
+            if read_only:
+                self._connection.execute("PRAGMA query_only=1")
+                self._connection.execute("PRAGMA read_uncommitted=1")  # in memory: readers and the writer do not wait
+                return
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.Error:
@@ -103,7 +114,7 @@ class Postgres:
     Every wait has a limit, so that a server that hangs costs one failed attempt.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, read_only: bool = False) -> None:
         import psycopg
 
         self.words = {"id": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "blob": "BYTEA", "newest": ", row"}
@@ -121,7 +132,9 @@ class Postgres:
                 ("idle_in_transaction_session_timeout", STATEMENT_S),
             ):
                 self.execute(f"SET {limit} = {int(seconds * 1000)}")
-            if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", (POSTGRESQL_SCHEMA,)):
+            if read_only:
+                self.execute("SET default_transaction_read_only = on")
+            elif not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", (POSTGRESQL_SCHEMA,)):
                 with self._connection.transaction():
                     self.execute("SELECT pg_advisory_xact_lock(?)", (ADVISORY_LOCK,))
                     self.execute(f"CREATE SCHEMA IF NOT EXISTS {POSTGRESQL_SCHEMA}")
@@ -193,6 +206,14 @@ def check(where: str) -> None:
         raise SettingsError(f"{PREFIX}LEDGER is not a postgresql:// URL that libpq can read") from None
 
 
-def connect(where: str) -> Database:
-    """A connection to the ledger at `where`: a path, ":memory:" or a postgresql:// URL."""
-    return Postgres(where) if where.startswith(POSTGRESQL) else Sqlite(where)
+def connect(where: str, *, read_only: bool = False) -> Database:
+    """A connection to the ledger at `where`: a path, ":memory:", a name by `shared_memory` or a postgresql:// URL.
+
+    One that is read-only makes nothing and changes nothing, and may be used by any thread, one at a time.
+    """
+    return Postgres(where, read_only) if where.startswith(POSTGRESQL) else Sqlite(where, read_only)
+
+
+def shared_memory() -> str:
+    """A new name for a ledger in the memory of this process. It lasts while a connection to it is open."""
+    return f"{SHARED_MEMORY}{uuid.uuid4().hex}?mode=memory&cache=shared"

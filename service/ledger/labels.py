@@ -81,7 +81,7 @@ class Labeller:
         if not rows:
             return None
         *decided, kind, label = rows[0]
-        return Found(*decided, NO_TRUTH if kind is None else Truth(kind, label))  # type: ignore[call-arg]
+        return Found._make([*decided, NO_TRUTH if kind is None else Truth(kind, label)])
 
     def _of_request(self, given: Feedback) -> Found:
         key = given.key or ""

@@ -120,6 +120,13 @@ def prepare(database: Database) -> None:
         database.execute("UPDATE ledger SET version = ?, id = ?", (VERSION, uuid.uuid4().hex))
 
 
+def check(database: Database) -> None:
+    """Raise SchemaError unless the tables are of this version, without changing anything."""
+    if (version := _version(database)) != VERSION:
+        remedy = "no service has written it" if version == 0 else "start this version of the service on it once"
+        raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
+
+
 def _version(database: Database) -> int:
     """Of the tables that are there; 0 for none. Version 1 had no table of its own for it."""
     if database.has_table("ledger"):

@@ -26,8 +26,9 @@ import structlog
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.errors import InvalidParameter, NotReady
-from service.ledger.database import MEMORY, check, connect
+from service.ledger.database import MEMORY, check, connect, shared_memory
 from service.ledger.queue import UNAVAILABLE, Queue, settle
+from service.ledger.reading import Reader
 from service.ledger.rows import (
     Entry,
     Feedback,
@@ -42,6 +43,7 @@ from service.ledger.rows import (
     Written,
     key_of,
 )
+from service.ledger.store import open_store
 from service.ledger.tables import CHUNK_ROWS, Tables
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
@@ -76,11 +78,13 @@ class Ledger:
         if self._where == MEMORY:
             self._max_rows = min(self._max_rows, MEMORY_ROWS)
             self._max_bytes = min(self._max_bytes, MEMORY_BYTES)
+            self._where = shared_memory()
             log.info(f"the ledger is in memory and ends with the process: set {PREFIX}LEDGER to keep it")
         self._max_age_s = settings.ledger_max_age_days * DAY_S
         self._timeout_s = settings.request_timeout_s
         self._metrics, self._on_feedback = metrics, on_feedback
         self._written, self._dropped = (metrics.ledger_rows.labels(o) for o in ("written", "dropped"))
+        self.store = open_store(settings)
         self._queue = Queue()
         self._batch: list[Item] = []  # taken from the queue and not yet committed
         self._tallies: dict[ModelKey, Tally] = {}
@@ -97,6 +101,10 @@ class Ledger:
     def open(cls, settings: Settings, metrics: Metrics, on_feedback: OnFeedback) -> "Ledger | None":
         """The ledger that the settings name; None for "off". Raises SettingsError as __init__ does."""
         return None if settings.ledger == OFF else cls(settings, metrics, on_feedback)
+
+    def reader(self) -> Reader:
+        """A connection of its own that reads what this ledger holds. Raises the driver's errors."""
+        return Reader(self._where, self.store)
 
     # From the event loop ----------------------------------------------------------------------------------------------
 

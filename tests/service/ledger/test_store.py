@@ -1,0 +1,177 @@
+"""service/ledger/store.py: the same of a folder, an address of fsspec and memory; a folder's files are whole."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import SettingsError
+from service.ledger import store
+from service.ledger.store import Folder, Memory, Store, StoreTaken, key_of, open_store, store_at
+from service.ledger.thumbnails import thumbnail
+from service.settings import ROOT, Settings
+
+DATA = b"the bytes of a file"
+KEY = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(params=["folder", "fsspec", "memory"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return store_at(str(tmp_path / "images"))
+    if request.param == "fsspec":
+        pytest.importorskip("fsspec")
+        return store_at(f"memory://{tmp_path.name}")
+    return Store(Memory())
+
+
+def test_a_file_is_found_by_its_key_until_it_is_deleted(opened: Store) -> None:
+    assert key_of(DATA) == KEY
+    assert opened.get(KEY) is opened.thumbnail(KEY) is None
+    assert not opened.has(KEY)
+    for small in (b"small", b"small"):  # twice is once
+        opened.put(KEY, DATA, small)
+    assert (opened.get(KEY), opened.thumbnail(KEY), opened.has(KEY)) == (DATA, b"small", True)
+    for _ in range(2):
+        opened.delete(KEY)
+        assert opened.get(KEY) is opened.thumbnail(KEY) is None
+        assert not opened.has(KEY)
+    opened.put(KEY, DATA, None)
+    assert (opened.get(KEY), opened.thumbnail(KEY)) == (DATA, None)
+
+
+def test_what_is_not_the_file_is_not_given(opened: Store) -> None:
+    opened.put(KEY, DATA[:5], None)  # as a disk that lost power may leave it
+    assert opened.get(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["", "../../etc/passwd", KEY + "/..", KEY[:-1] + "/", KEY.upper(), KEY + "\n", "ledger"]
+)
+def test_a_key_is_no_path(opened: Store, key: str) -> None:
+    for call in (opened.get, opened.thumbnail, opened.delete, opened.has):
+        with pytest.raises(ValueError, match="is no key of an image"):
+            call(key)
+
+
+def test_a_store_belongs_to_one_ledger(opened: Store) -> None:
+    for _ in range(2):
+        opened.claim("one")
+    with pytest.raises(StoreTaken, match="holds the images of another ledger: set TAILGUARD_STORE"):
+        opened.claim("other")
+
+
+def test_a_folder_has_two_levels_and_no_temporary_file_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    store_at(str(folder)).put(KEY, DATA, b"small")
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert files == [f"{KEY[:2]}/{KEY[2:4]}/{KEY}", f"{KEY[:2]}/{KEY[2:4]}/{KEY}.jpg"]
+
+
+def test_temporary_files_of_killed_processes_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    old, new = tmp_path / "tmp" / "old", tmp_path / "tmp" / "new"  # the new one may be another replica's
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 1000, time.time() - 1000))
+    store_at(str(tmp_path))
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["new"]
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from service.ledger.store import Folder, Store, key_of
+store, i = Store(Folder(Path(sys.argv[1]))), 0
+while True:
+    data = i.to_bytes(4, "big") * 250_000
+    store.put(key_of(data), data, data[:1000])
+    i += 1
+    print(i, flush=True)
+"""
+
+
+def test_kill_leaves_no_half_written_file(tmp_path: Path) -> None:
+    for _ in range(3):
+        command = [sys.executable, "-c", WRITES, str(tmp_path / "images")]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            next(n for line in process.stdout if (n := int(line)) > 20)
+            process.kill()
+    opened = Store(Folder(tmp_path / "images"))
+    found = [path.name for path in (tmp_path / "images").rglob("*") if store.KEY.fullmatch(path.name)]
+    assert len(found) > 20
+    assert all(opened.get(key) is not None and opened.thumbnail(key) is not None for key in found)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(tmp_path)
+
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:5])
+        raise OSError(28, "No space left on device")
+
+    folder.write("a/b/c", DATA)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left"):
+            folder.write("a/b/d", DATA)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c"]
+
+
+def test_places_by_the_settings(tmp_path: Path) -> None:
+    assert open_store(Settings()) is None
+    assert open_store(Settings(keep="all")) is not None
+    beside = open_store(Settings(ledger=str(tmp_path / "l.sqlite3")))
+    assert beside is not None
+    beside.put(KEY, DATA, None)
+    assert (tmp_path / "l.sqlite3.images" / KEY[:2] / KEY[2:4] / KEY).read_bytes() == DATA
+    assert open_store(Settings(ledger="postgresql://db/x")) is None
+    there = store_at(f"file://{tmp_path}/other")
+    there.put(KEY, DATA, None)
+    assert (tmp_path / "other").is_dir()
+
+
+def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for address in (str(tmp_path / "file"), str(tmp_path / "no" / "images")):
+        with pytest.raises(SettingsError, match=f"TAILGUARD_STORE={address}: give the path of a folder in a folder"):
+            store_at(address)
+    pytest.importorskip("fsspec")
+    with pytest.raises(SettingsError, match=r"names cloud://…, which fsspec does not know"):
+        store_at("cloud://bucket")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(SettingsError, match=r"names s3://… and its package is not installed: .*s3fs"):
+        store_at("s3://bucket/images")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(SettingsError, match=r"fsspec is not installed: pip install 'tailguard\[store\]'"):
+        store_at("s3://bucket/images")
+
+
+def test_a_thumbnail_is_upright_small_and_of_the_same_shape() -> None:
+    pixels = np.zeros((300, 600, 3), np.uint8)
+    pixels[:, :300] = (255, 0, 0)  # its left half is red
+    file, turned = BytesIO(), Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees clockwise: what was left is above
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=turned)
+    small = Image.open(BytesIO(thumbnail(file.getvalue(), 10**6)))
+    assert (small.format, small.size) == ("JPEG", (80, 160))
+    above, below = np.asarray(small)[:70].mean((0, 1)), np.asarray(small)[90:].mean((0, 1))
+    np.testing.assert_allclose(above, (254, 0, 0), atol=3)
+    np.testing.assert_allclose(below, (0, 0, 0), atol=3)
+
+
+def test_a_small_image_is_not_enlarged() -> None:
+    file = BytesIO()
+    Image.new("RGBA", (20, 1), (0, 0, 0, 0)).save(file, "PNG")
+    small = Image.open(BytesIO(thumbnail(file.getvalue(), 10**6)))
+    assert small.size == (20, 1)
+    assert np.asarray(small).min() > 250  # transparent is white
