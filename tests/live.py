@@ -27,10 +27,11 @@ START_S = 60
 
 
 @contextmanager
-def serving(bundle: Path) -> Iterator[str]:
-    """The address of a service on `bundle`, once it listens; it is ended with TERM."""
+def serving(bundle: Path, **settings: object) -> Iterator[str]:
+    """The address of a service on `bundle`, once it listens; ended with TERM. `settings`: more TAILGUARD_ ones."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
     environ |= {"TAILGUARD_BUNDLE": str(bundle), "TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0"}
+    environ |= {f"TAILGUARD_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
         try:

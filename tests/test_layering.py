@@ -17,7 +17,7 @@ MOST_LINES = 250
 ORDER = {
     "service": (
         "errors", "logs", "process", "settings", "commands", "contract", "observe", "ledger", "inference", "score",
-        "runtime", "web", "__main__",
+        "runtime", "web", "client", "__main__",
     ),
     "training": (
         "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from service.runtime import Runtime
 from service.settings import Settings
-from service.web import pages
+from service.web import document, pages
 from service.web.access import Keys
 from service.web.limits import BodyBudget
 from service.web.middleware import AccessMiddleware, RequestMiddleware
@@ -35,6 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # the bundled documentation pages load scripts from other hosts; /openapi.json is the document
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # service/observe has its own
+        generate_unique_id_function=document.operation_id,
         redirect_slashes=False,  # behind a proxy with TLS a redirect would lead from https to http
     )
     app.state.runtime = runtime = Runtime(settings)
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.router.routes += classify.direct_routes  # before those that FastAPI documents
     for router in ROUTERS:
         app.include_router(router)
+    document.install(app, keys_required=keys.required)
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     # From the innermost to the outermost.
     app.add_middleware(AccessMiddleware, keys=keys, origins=Origins(settings, keys.required), problems=problems)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
 from service.contract.reference import ClassGroup
+from service.ledger.rows import Outcome
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
@@ -136,6 +137,19 @@ class BatchItem(BaseModel):
 class BatchAnswer(BaseModel):
     request_id: str
     results: list[BatchItem] = Field(description="one for each file, in the order sent")
+
+
+class FeedbackAnswer(BaseModel):
+    """What was decided about the image, and how it turned out."""
+
+    request_id: str
+    index: int
+    model: ModelName = Field(description="that decided; perhaps not the one in service now")
+    predicted: str
+    group: str = Field(description="of the predicted class")
+    decision: Decision
+    label: str = Field(description="the true one, as told")
+    outcome: Outcome = Field(description="predicted against true, whether the image was accepted or not")
 
 
 class ScoreRange(BaseModel):

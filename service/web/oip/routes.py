@@ -51,7 +51,7 @@ THREADED_BYTES = 2**17  # a larger body is read in a thread: its JSON and base64
 NAMED_MODEL = protocol_problems((*MODEL_ROUTE, NotFound), OTHER_MODEL)
 NAMED_VERSION = protocol_problems((*MODEL_ROUTE, NotFound), OTHER_VERSION)
 
-router = APIRouter(prefix=ROOT_PATH)
+router = APIRouter(prefix=ROOT_PATH, tags=["inference protocol"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

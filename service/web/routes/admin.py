@@ -19,7 +19,7 @@ BAD_BUNDLE += "directory)"
 NO_PATH = "path= is not valid: String should have at least 1 character"
 BAD_KEYS = "the keys in force stay: keys.toml holds no keys: write each as a table [keys.NAME]"
 
-router = APIRouter(prefix="/admin")
+router = APIRouter(prefix="/admin", tags=["admin"])
 
 
 @router.put(

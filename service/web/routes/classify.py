@@ -25,7 +25,7 @@ from service.web.schemas import Answer, BatchAnswer, ClassifyQuery
 JSON = "application/json"
 SAID: dict[Failure, str] = {InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95"}
 
-router = APIRouter()
+router = APIRouter(tags=["classify"])
 log = structlog.get_logger()
 
 

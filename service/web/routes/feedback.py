@@ -5,20 +5,18 @@ import asyncio
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.contract.decision import Decision
 from service.errors import BodyTooLarge, DeadlineExceeded, InvalidParameter, MalformedRequest, NotFound
-from service.ledger.rows import Outcome
 from service.settings import PREFIX
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
 from service.web.openapi import BODY_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
-from service.web.schemas import ModelName
+from service.web.schemas import FeedbackAnswer, ModelName
 
 MAX_POSITION = 2**31 - 1
 MAX_ID_CHARACTERS = 128
 
-router = APIRouter()
+router = APIRouter(tags=["feedback"])
 
 
 class FeedbackBody(BaseModel):
@@ -38,19 +36,6 @@ class FeedbackBody(BaseModel):
     )
     index: int = Field(default=0, ge=0, le=MAX_POSITION, description="which image of the request, in the order sent")
     label: str = Field(min_length=1, max_length=1000, description='a class of the model, or "outlier" for none of them')
-
-
-class FeedbackAnswer(BaseModel):
-    """What was decided about the image, and how it turned out."""
-
-    request_id: str
-    index: int
-    model: ModelName = Field(description="that decided; perhaps not the one in service now")
-    predicted: str
-    group: str = Field(description="of the predicted class")
-    decision: Decision
-    label: str = Field(description="the true one, as told")
-    outcome: Outcome = Field(description="predicted against true, whether the image was accepted or not")
 
 
 LATE = "the ledger had not taken the label at the deadline: send it again later"

@@ -10,7 +10,7 @@ from service.web.schemas import HealthAnswer
 
 DEAD: dict[Failure, str] = {NotReady: "the engine does not recover: start the service anew, and read its log"}
 
-router = APIRouter()
+router = APIRouter(tags=["health"])
 
 
 @router.get("/health/live", responses=problems("/health/live", (*ANY_ROUTE, NotReady), DEAD))

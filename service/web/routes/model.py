@@ -16,7 +16,7 @@ EXAMPLES_FOLDER = "examples/"
 EXAMPLE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 NO_EXAMPLE = "'lion.png' is none of the examples: blue.png, red.png"
 
-router = APIRouter()
+router = APIRouter(tags=["model"])
 
 
 @router.get("/model", responses=problems("/model", MODEL_ROUTE))

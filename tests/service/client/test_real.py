@@ -1,0 +1,178 @@
+"""Our client, and one generated from /openapi.json, against a real service: with a key, a full queue, a slow body."""
+
+import asyncio
+import contextlib
+import importlib
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from service.client import AsyncClient, Batching, Client, ProblemError, Retries, Unreachable
+from tests.live import serving
+from tests.service import tiny
+
+KEY = "k3y"
+RED, BLUE = tiny.photo((220, 30, 30)), tiny.photo((10, 20, 200))
+
+
+@pytest.fixture(scope="module")
+def url(tiny_bundle: Path) -> Iterator[str]:
+    """A service with a key and room for two images."""
+    with serving(tiny_bundle, api_key=KEY, queue_images=2, inference_threads=1) as found:
+        yield found
+
+
+def test_one_image_many_and_feedback(url: str) -> None:
+    with Client(url, key=KEY) as client:
+        assert client.ready()
+        assert client.model().classes == ["red", "green", "blue"]
+        answer = client.classify(RED, top_k=1)
+        assert (answer.label, len(answer.top_k)) == ("red", 1)
+        told = client.feedback(answer.request_id, "blue")
+        assert (told.predicted, told.label, told.outcome) == ("red", "blue", "wrong")
+        items = list(client.classify_batch([RED, BLUE, b"no image", RED], batching=Batching(images=3)))
+        assert [item.answer and item.answer.label for item in items] == ["red", "blue", None, "red"]
+        assert items[2].problem
+        assert items[2].problem.status == 415
+
+
+def test_a_wrong_key_is_refused_in_words(url: str) -> None:
+    with Client(url, key="wrong") as client, pytest.raises(ProblemError, match="401 An API key is required"):
+        client.classify(RED)
+
+
+def test_a_full_queue_loses_nothing(url: str) -> None:
+    with Client(url, key=KEY, retries=Retries(attempts=60)) as client, ThreadPoolExecutor(12) as pool:
+        assert {answer.label for answer in pool.map(client.classify, [RED] * 60)} == {"red"}
+
+    async def together() -> set[str]:
+        async with AsyncClient(url, key=KEY, retries=Retries(attempts=60)) as client:
+            return {answer.label for answer in await asyncio.gather(*(client.classify(BLUE) for _ in range(40)))}
+
+    assert asyncio.run(together()) == {"blue"}
+
+
+@contextmanager
+def slow(url: str, bytes_a_step: int, pause_s: float) -> Iterator[str]:
+    """The address of a proxy for one connection that hands a request on a few bytes at a time."""
+    target = urlsplit(url)
+    ended = threading.Event()
+
+    def back(onward: socket.socket, taken: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := onward.recv(65536):
+                taken.sendall(data)
+        ended.set()
+
+    def relay() -> None:
+        taken, _ = listening.accept()
+        with taken, socket.create_connection((target.hostname, target.port)) as onward:
+            answering = threading.Thread(target=back, args=(onward, taken))
+            answering.start()
+            with contextlib.suppress(OSError):
+                while not ended.wait(pause_s) and (data := taken.recv(bytes_a_step)):
+                    onward.sendall(data)
+                onward.shutdown(socket.SHUT_RDWR)
+            answering.join()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=relay)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_slow_body_is_refused_in_words(tiny_bundle: Path) -> None:
+    with (
+        serving(tiny_bundle, request_timeout_s=0.5) as url,
+        slow(url, 200, 0.1) as proxied,
+        Client(proxied, retries=Retries(attempts=0)) as client,
+    ):
+        with pytest.raises((ProblemError, Unreachable)) as raised:
+            client.classify(RED + bytes(20_000))
+        if isinstance(raised.value, ProblemError):  # and not the reset that may overtake it
+            assert raised.value.problem.status == 408
+
+
+# ------------------------------------------------------------------------------------------------------- generated
+
+
+@pytest.fixture(scope="module")
+def generated(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The package that openapi-python-client makes of the document."""
+    pytest.importorskip("openapi_python_client", reason="openapi-python-client is not installed")
+    folder = tmp_path_factory.mktemp("generated")
+    (folder / "openapi.json").write_bytes(httpx.get(f"{url}/openapi.json").content)
+    (folder / "config.yaml").write_text("package_name_override: generated_client\npost_hooks: []\n")
+    made = subprocess.run(
+        [sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json", "--meta", "none",
+         "--config", "config.yaml", "--output-path", "generated_client"],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    sys.path.insert(0, str(folder))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.startswith("generated_client")]:
+            del sys.modules[name]
+
+
+def test_a_generated_client_works_at_first_try(url: str, generated: Any) -> None:
+    package = "generated_client"
+    models, types = generated(f"{package}.models"), generated(f"{package}.types")
+    endpoints = {
+        name: generated(f"{package}.api.{tag}.{name}")
+        for tag, name in (
+            ("classify", "classify"), ("classify", "classify_batch"), ("feedback", "feedback"),
+            ("model", "model_summary"),
+        )
+    }  # fmt: skip
+    client = generated(package).AuthenticatedClient(base_url=url, token=KEY)
+
+    def file(content: bytes) -> Any:
+        return types.File(payload=io.BytesIO(content), file_name="a.png", mime_type="image/png")
+
+    with client:
+        answer = endpoints["classify"].sync(client=client, body=models.ClassifyFilesBody(file=file(RED)), top_k=2)
+        assert (answer.label, answer.decision.value, len(answer.top_k)) == ("red", "accept", 2)
+        several = endpoints["classify_batch"].sync(
+            client=client, body=models.ClassifyBatchBody(files=[file(RED), file(BLUE)])
+        )
+        assert [item.answer.label for item in several.results] == ["red", "blue"]
+        body = models.FeedbackFeedbackBody(request_id=answer.request_id, label="red")
+        assert endpoints["feedback"].sync(client=client, body=body).outcome.value == "correct"
+        assert endpoints["model_summary"].sync(client=client).name == "tiny"
+        refused = endpoints["classify"].sync(client=client, body=models.ClassifyFilesBody(file=file(b"")))
+        assert (refused.status, refused.type_) == (422, "urn:tailguard:problem:invalid-image")
+
+
+def test_the_document_names_keys_tags_and_headers(url: str) -> None:
+    document = json.loads(httpx.get(f"{url}/openapi.json").content)
+    operations = [(path, operation) for path, by in document["paths"].items() for operation in by.values()]
+    ids = [operation["operationId"] for _, operation in operations]
+    assert len(ids) == len(set(ids))
+    assert {"classify", "classify_batch", "feedback", "put_bundle"} <= set(ids)
+    known = {tag["name"] for tag in document["tags"]}
+    for path, operation in operations:
+        assert set(operation["tags"]) <= known, path
+        assert ("security" in operation) == ("health" not in path), path
+        for response in operation["responses"].values():
+            assert "X-Request-Id" in response["headers"], path
+    classify = document["paths"]["/classify"]["post"]
+    assert classify["security"] == [{"ApiKey": []}, {"Bearer": []}]  # and not nothing: this service needs a key
+    assert "role classify" in classify["description"]
+    assert "Retry-After" in classify["responses"]["429"]["headers"]
