@@ -18,7 +18,9 @@ from service.web import keys_file
 from service.web.keys_file import KeyEntry, Role
 from service.web.limits import TokenBucket
 
-OPEN_PATHS = frozenset({"/", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset(
+    {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+)
 ROLES_BY_PATH: tuple[tuple[str, Role], ...] = (  # the first that fits; any key may ask for the rest
     ("/admin/", "admin"),
     ("/classify", "classify"),

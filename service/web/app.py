@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
         version="1",
         description="Classifies an image, says how uncertain it is, and accepts or rejects it at a threshold.",
         lifespan=_lifespan,
-        docs_url=None,  # the bundled documentation pages load scripts from other hosts; /openapi.json is the document
+        docs_url=None,  # FastAPI's pages load scripts from other hosts; ours is pages/docs.html
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # service/observe has its own
         generate_unique_id_function=document.operation_id,

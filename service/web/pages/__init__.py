@@ -1,11 +1,11 @@
-"""Which pages does the service show? One to try the model in a browser. Each is one file without anything foreign."""
+"""Which pages does the service show? One to try the model, one with the API; each one file, nothing foreign in it."""
 
 from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-PAGE = (Path(__file__).parent / "index.html").read_text(encoding="utf-8")
+PAGE, DOCS = ((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html"))
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -18,3 +18,9 @@ router = APIRouter()
 async def page() -> HTMLResponse:
     """The page to try the model."""
     return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+
+
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """The API, drawn from /openapi.json."""
+    return HTMLResponse(DOCS, headers=PAGE_HEADERS)
