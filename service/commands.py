@@ -36,6 +36,7 @@ SECTIONS = (
         "evaluate": "measure a run on test images and OOD sets",
         "calibrate": "measure temperature and thresholds on the calibration split",
         "export": "write a run as a bundle: ONNX graph, manifest, card",
+        "learn": "teach a run what people have labelled, compare, and write the new bundle",
     }),
     Section("Compare", TRAINING, {
         "methods": "list the methods and the parts that they are made of",

@@ -19,6 +19,7 @@ from service.contract.bundle import BundleError
 from training.config import PYTHON_M, Config, options, program
 from training.finished import Calibrate, Evaluate, Export
 from training.fit.command import Fit
+from training.learn.command import Learn
 from training.table import Pareto, Table
 
 
@@ -147,6 +148,7 @@ class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
     table: CliSubCommand[Table]
     calibrate: CliSubCommand[Calibrate]
     export: CliSubCommand[Export]
+    learn: CliSubCommand[Learn]
     pareto: CliSubCommand[Pareto]
     methods: CliSubCommand[Methods]
     weights: CliSubCommand[Weights]

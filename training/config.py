@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 CIFAR_RESNET = "cifar-resnet"
-PATHS = ("data", "outliers", "stage1_from", "weights", "feature_cache")
+PATHS = ("data", "outliers", "split_from", "stage1_from", "weights", "feature_cache")
 Tune = Literal["frozen", "adapters", "full"]
 # What a pretrained backbone wants where nothing is given. A frozen one: found on CIFAR10-LT and on 953 grocery
 # photographs. Adapters: LIFT's recipe (Shi et al. 2024).
@@ -78,6 +78,8 @@ class Config(BaseModel):
     """How a training image is varied: see training/data/augment.py."""
     calibration_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
+    split_from: Path | None = None
+    """Folder of another run, whose images stay on the sides that they have there; not given: split anew."""
 
     backbone: str = CIFAR_RESNET
     """cifar-resnet, trained from scratch; lite0, EfficientNet-Lite0 pretrained on ImageNet-1k, fetched once; any model
@@ -106,6 +108,8 @@ class Config(BaseModel):
     """Of an onnx:FILE that does not say it."""
     backbone_precision: Literal["fp32", "int8"] = "fp32"
     """int8: a convolutional backbone is quantised on training images first, and the head learns on its features."""
+    backbone_int8: str | None = None
+    """sha256 of an int8 backbone that lies among the features already, so that nothing is quantised anew."""
 
     method: str = "pascl-abf"
     """A row of METHODS; see `tailguard methods`."""
@@ -210,6 +214,8 @@ class Config(BaseModel):
                 f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "
                 "the timm model that it was exported from with its --weights"
             )
+        if self.backbone_int8 and self.backbone_precision != "int8":
+            raise ValueError(f"--backbone-int8 is for --backbone-precision int8, not {self.backbone_precision}")
         for key, tune in (
             ("feature_views", "frozen"), ("feature_cache", "frozen"), ("backbone_stages", "frozen"),
             ("trunk_rate", "full"), ("adapter_width", "adapters"),

@@ -10,8 +10,16 @@ from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
-from training.layout import columns
-from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, jsonable, with_suffix, write_json
+from training.layout import share_line, summary
+from training.runs.files import (
+    CALIBRATION_FILE,
+    EXPORTED_FILE,
+    RESULTS_FILE,
+    Json,
+    jsonable,
+    with_suffix,
+    write_json,
+)  # fmt: skip
 
 AUTO = "auto"
 
@@ -70,6 +78,14 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         loaded = frozen.load(run.config, self.run)
         frozen.require_same(self.run, run.provenance["backbone"], loaded.backbone)
         return loaded.as_recorded(run.provenance["backbone"])
+
+    def found_device(self) -> Any:
+        """The device that `prepare` found."""
+        return self._device
+
+    def ood_images(self) -> dict[str, Any]:
+        """The OOD sets that `prepare` found, as images where those it returned are features."""
+        return self._ood_images
 
     def named_score(self) -> str | None:
         """The score that was asked for by name."""
@@ -181,6 +197,10 @@ class Export(OnRun):
     def more_scores(self) -> Sequence[str]:
         return self.scores
 
+    def lineage(self) -> Json:
+        """What the manifest says of where the bundle comes from: parent, added, comparison."""
+        return {}
+
     def cli_cmd(self) -> None:
         from training.checks import require_writable
         from training.data import folders
@@ -202,8 +222,9 @@ class Export(OnRun):
         manifest = export.export(
             run, data, self._ood_images if self._frozen else ood, calibration, target, precision=self.precision,
             candidates=rows, example_images=images, scores=self.scores, about=about, licence=self.licence,
-            device=self._device, frozen=self._frozen,
+            device=self._device, frozen=self._frozen, lineage=self.lineage(),
         )  # fmt: skip
+        write_json(self.run / EXPORTED_FILE, {"bundle": str(target.resolve())})
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
 
@@ -217,21 +238,3 @@ def calibrated(run: Path) -> dict[str, Any]:
     if "class_mix" not in content["calibration"]:
         raise ValueError(f"{path} is of an earlier version: {program()} calibrate {run}")
     return content
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The headline: a line for accuracy and one per OOD set."""
-    by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
-    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
-    rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
-    metrics = ("AUROC", "AUPR", "FPR95")
-    lines += columns([[name, *(f"{m} {row[m.lower()]:.2%}" for m in metrics)] for name, row in rows.items()])
-    return "\n".join(lines)
-
-
-def share_line(cost: dict[str, Any]) -> str:
-    parts = []
-    for where, c in cost.items():
-        caught = "" if c["outliers_caught"] is None else f", catches {c['outliers_caught']:.1%} of outliers"
-        parts.append(f"{where} rejects {c['id_rejected']:.1%} of in-distribution images{caught}")
-    return "; ".join(parts)

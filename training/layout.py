@@ -1,6 +1,7 @@
-"""Tables as text, columns of their own width for a terminal or Markdown; spans of time in words."""
+"""Tables as text, columns of their own width for a terminal or Markdown; results and spans of time in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -27,3 +28,22 @@ def span(seconds: float) -> str:
         if seconds >= 1.5 * unit:
             return f"{seconds / unit:.{digits}f} {name}"
     return f"{max(seconds, 1):.0f} s"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The headline: a line for accuracy and one per OOD set."""
+    by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
+    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
+    rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
+    metrics = ("AUROC", "AUPR", "FPR95")
+    lines += columns([[name, *(f"{m} {row[m.lower()]:.2%}" for m in metrics)] for name, row in rows.items()])
+    return "\n".join(lines)
+
+
+def share_line(cost: dict[str, Any]) -> str:
+    """What an operating point costs, on calibration and on test images."""
+    parts = []
+    for where, c in cost.items():
+        caught = "" if c["outliers_caught"] is None else f", catches {c['outliers_caught']:.1%} of outliers"
+        parts.append(f"{where} rejects {c['id_rejected']:.1%} of in-distribution images{caught}")
+    return "; ".join(parts)

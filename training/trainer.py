@@ -58,6 +58,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     torch.set_flush_denormal(True)
 
     source = out if resume else config.stage1_from
+    sides = source or config.split_from
     frozen = frozen_backbones.load(config, out) if config.frozen else None
     tuned = None
     if config.tunes:
@@ -65,7 +66,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         require_tunable(config, method, tuned)
     if pretrained := frozen or tuned:
         config = frozen_backbones.with_side(config, pretrained.target)
-    data = load(config, source, out / CACHE, target=pretrained.target if pretrained else None)
+    data = load(config, sides, out / CACHE, target=pretrained.target if pretrained else None)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_schedule(len(data.train.labels))

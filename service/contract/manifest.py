@@ -122,6 +122,14 @@ class Golden(Frozen):
     scores: dict[str, float]
 
 
+class Parent(Frozen):
+    """The bundle from which another was taught or recalibrated."""
+
+    name: str
+    version: str
+    sha256: str  # of its graph
+
+
 class Provenance(Frozen):
     method: str
     dataset: str
@@ -129,6 +137,8 @@ class Provenance(Frozen):
     command: str
     commit: str
     versions: dict[str, str]
+    parent: Parent | None = None
+    added: dict[str, Any] | None = None  # what was learned, or which rows it was recalibrated on
 
 
 class Manifest(Frozen):

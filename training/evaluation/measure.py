@@ -92,7 +92,7 @@ def _classes(data: Data, groups: Groups, accuracy: list[float | None], flags: ND
             "train_count": int(data.train.counts[c]),
             "group": str(groups.of_class[c]),
             "accuracy": accuracy[c],
-            "rejected": float(flags[data.test.labels == c].mean()),
+            "rejected": float(flags[own].mean()) if (own := data.test.labels == c).any() else None,
         }
         for c, name in enumerate(data.train.classes)
     ]

@@ -159,13 +159,14 @@ def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: Asked,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
-    frozen: FrozenBackbone | None = None,
+    frozen: FrozenBackbone | None = None, lineage: Json | None = None,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
     `scores` are exported beside the deciding one, energy and MSP; those that are fitted are fitted on `device`.
     `example_images` (name → content of an image file) become the golden examples; not given: drawn ones. `about` and
     `licence` are what the card says of data set and bundle. `precision` auto is int8 where that can be.
+    `lineage`: parent, added and comparison of a run that was taught.
     Raises ExportError when `out` exists or has no valid name, or when torch and ONNX decide differently.
     """
     require_target(out)
@@ -185,6 +186,9 @@ def export(
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
         "score_choice": calibration.get("score_choice"),
     }  # fmt: skip
+    lineage = lineage or {}
+    if compared := lineage.get("comparison"):
+        evaluation["comparison"] = compared
     if facts := run.provenance.get("backbone"):
         evaluation["backbone"] = facts
     if (moved := parity.get(f"{made}_against_onnx_decisions_changed")) is not None:
@@ -214,6 +218,8 @@ def export(
             "command": run.provenance["command"],
             "commit": run.provenance["commit"],
             "versions": run.provenance["versions"] | {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
+            "parent": lineage.get("parent"),
+            "added": lineage.get("added"),
         },
         "golden": golden,
     }
@@ -232,7 +238,7 @@ def expected(calibration: Json) -> dict[str, Any]:
 
 def recipe(run: Run) -> Json:
     """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
-    hidden = {"data", "device", "threads", "checkpoint_epochs", "stage1_from", "feature_cache"}
+    hidden = {"data", "device", "threads", "checkpoint_epochs", "stage1_from", "split_from", "feature_cache"}
     kept = run.config.model_dump(mode="json", exclude=hidden)
     kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in ("outliers", "weights")}
     return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}

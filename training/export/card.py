@@ -11,6 +11,7 @@ from typing import Any
 
 from service.contract.bundle import Cost, Manifest
 from training.export.about import against_the_paper, licence_text
+from training.export.lineage import learned
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, promises
 from training.export.score_choice import score_choice
@@ -195,6 +196,7 @@ def _choice(m: Manifest) -> Iterable[str]:
 def _provenance(m: Manifest) -> Iterable[str]:
     p = m.provenance
     facts = {"created": m.created.isoformat(timespec="seconds"), "seed": p.seed, "commit": f"`{p.commit}`"}
+    yield from learned(m)
     yield "## Provenance"
     yield _pairs({**facts, "sha256 of the graph": f"`{m.sha256}`", **p.versions})
     yield f"```\n{p.command}\n```"

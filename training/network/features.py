@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -38,7 +38,13 @@ Floats = NDArray[np.float32]
 
 
 class Source(Protocol):
-    """N images at the size that the trunk takes. Slices are taken by several threads at once."""
+    """N images at the size that the trunk takes. Slices are taken by several threads at once.
+
+    `keys` uint64 [N] are those of their contents, asked for where features are known already.
+    """
+
+    @property
+    def keys(self) -> NDArray[np.uint64]: ...
 
     def __len__(self) -> int: ...
 
@@ -46,14 +52,33 @@ class Source(Protocol):
         """Changes with the images, their order and how they are brought to size."""
         ...
 
-    def __getitem__(self, index: slice) -> NDArray[np.uint8]:
-        """uint8 [n, H, W, 3]."""
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] of a slice; where there are `known` features, of places too."""
         ...
 
 
 @dataclass(frozen=True)
+class Known:
+    """Features that the same trunk has given already: content key of an image → its row [V, F], of V or more views."""
+
+    rows: Mapping[int, Floats]
+
+    def fill(self, keys: NDArray[np.uint64], into: Floats) -> NDArray[np.bool_]:
+        """Write the rows of these images `into` [N, V, F] where all V views are known; which ones were."""
+        found = np.zeros(len(keys), bool)
+        for i, key in enumerate(keys.tolist()):
+            row = self.rows.get(key)
+            if row is not None and row.shape[0] >= into.shape[1]:
+                into[i], found[i] = row[: into.shape[1]], True
+        return found
+
+
+@dataclass(frozen=True)
 class FeatureCache:
-    """`graph` is ONNX, images uint8 [N, H, W, 3] → features [N, F]; `threads` None: one for each core."""
+    """`graph` is ONNX, images uint8 [N, H, W, 3] → features [N, F]; `threads` None: one for each core.
+
+    What is `known` already is not computed again; crops are then those of the run that they were computed for.
+    """
 
     folder: Path
     graph: bytes
@@ -61,6 +86,7 @@ class FeatureCache:
     extra_views: int = 0
     mirror: bool = True
     threads: int | None = None
+    known: Known | None = None
 
     @property
     def views(self) -> int:
@@ -111,14 +137,18 @@ class FeatureCache:
             path.with_suffix(".json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")
+        filled = self.known.fill(images.keys, rows) if self.known else np.zeros(len(images), bool)
         opened, seed = session(self.graph), int(key, 16)  # one thread: the pool below has one for each core
 
         def one(chunk: int) -> int:
-            start = chunk * CHUNK_IMAGES
-            pixels = images[start : start + CHUNK_IMAGES]
+            whole = slice(chunk * CHUNK_IMAGES, min((chunk + 1) * CHUNK_IMAGES, len(images)))
+            places = np.arange(whole.start, whole.stop)[~filled[whole]]
+            if not len(places):
+                return chunk
+            pixels = images[whole if len(places) == whole.stop - whole.start else places]
             for view in range(views):
-                seen = self._view(pixels, view, seed, start)
-                rows[start : start + len(pixels), view] = opened.run(None, {"images": seen})[0]
+                seen = self._view(pixels, view, seed, places)
+                rows[places, view] = opened.run(None, {"images": seen})[0]
             return chunk
 
         todo = np.flatnonzero(done == 0).tolist()
@@ -135,13 +165,14 @@ class FeatureCache:
         done._mmap.close()  # type: ignore[attr-defined]  # before its file goes
         marks.unlink()
 
-    def _view(self, pixels: NDArray[np.uint8], view: int, seed: int, start: int) -> NDArray[np.uint8]:
+    def _view(self, pixels: NDArray[np.uint8], view: int, seed: int, places: NDArray[np.int64]) -> NDArray[np.uint8]:
         if view == 0:
             return pixels
         if view == 1 and self.mirror:
             return np.ascontiguousarray(pixels[:, :, ::-1])
-        rows = [cropped(image, np.random.default_rng([seed, start + i, view])) for i, image in enumerate(pixels)]
-        return np.stack([row[:, ::-1] if self.mirror and (start + i + view) % 2 else row for i, row in enumerate(rows)])
+        at = list(zip(places.tolist(), pixels, strict=True))
+        rows = [(i, cropped(image, np.random.default_rng([seed, i, view]))) for i, image in at]
+        return np.stack([row[:, ::-1] if self.mirror and (i + view) % 2 else row for i, row in rows])
 
 
 def _wait_for(file: TextIO, name: str) -> None:

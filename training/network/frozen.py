@@ -62,14 +62,12 @@ class FrozenBackbone:
         features for the commands that come after. Raises BackboneError where int8 does not suit it."""
         if config.backbone_precision == "fp32":
             return self
+        if config.backbone_int8:
+            return self.as_recorded({"int8_sha256": config.backbone_int8})
         chosen = quantization_sample(pixels.train.images)
         graph = _quantized(self.cache.graph, chosen.tobytes(), chosen.shape)
         found = self._in_int8(graph)
-        path = self._int8_file(found.backbone.provenance["int8_sha256"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.with_suffix(f".{os.getpid()}")
-        begun.write_bytes(graph)
-        os.replace(begun, path)
+        self._write_int8(self._int8_file(found.backbone.provenance["int8_sha256"]), graph)
         return found
 
     def as_recorded(self, recorded: Mapping[str, str]) -> "FrozenBackbone":
@@ -84,6 +82,19 @@ class FrozenBackbone:
                 f"{path}, the int8 backbone of this run, is gone or has changed: put it back, or train again"
             )
         return self._in_int8(graph)
+
+    def take_int8(self, sha256: str, other: "FrozenBackbone") -> None:
+        """Copy the int8 graph `sha256` from the features of `other`, unless it is here. DataError where it is gone."""
+        target = self._int8_file(sha256)
+        if not target.is_file():
+            graph = other.as_recorded({"int8_sha256": sha256}).cache.graph
+            self._write_int8(target, graph)
+
+    def _write_int8(self, path: Path, graph: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begun = path.with_suffix(f".{os.getpid()}")
+        begun.write_bytes(graph)
+        os.replace(begun, path)
 
     def _int8_file(self, sha256: str) -> Path:
         return self.cache.folder / f"backbone-int8-{sha256[:16]}.onnx"

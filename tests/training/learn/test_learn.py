@@ -1,0 +1,237 @@
+"""`tailguard learn`: a run learns a new class, more of its tail and outliers; refused, killed and gone on with."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.contract import bundle
+from tests import live
+from tests.training import tiny
+from tests.training.fit import test_fit as fruit
+from tests.training.network.test_frozen import write_extractor
+from training import __main__ as commands
+from training.data.choice import Choice
+from training.learn import steps
+from training.network import features
+from training.network.features import FeatureCache
+from training.runs import checkpoint
+from training.runs.files import CALIBRATION_FILE
+
+NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with tiny.quick_export(100):
+        yield
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ROOT/shop (a data set), ROOT/run (trained and calibrated on it), ROOT/models/shop/1, ROOT/export; to be read."""
+    root = tmp_path_factory.mktemp("taught")
+    fruit.COLOURS.update(NEW)
+    for i, (name, count) in enumerate(fruit.COUNTS.items()):
+        fruit.save(root / "shop" / "train" / name, name, count, 1000 * i)
+        fruit.save(root / "shop" / "test" / name, name, 8, 1000 * i + 500)
+    fruit.save(root / "junk", "sky", 24, 8000)
+    write_extractor(root / "means.onnx")
+    run = str(root / "run")
+    commands.main(["train", "--dataset", "folder", "--data", str(root / "shop"), "--outliers", str(root / "junk"),
+                   "--backbone", f"onnx:{root / 'means.onnx'}", "--method", "oe", "--epochs", "15", "--batch-images",
+                   "16", "--calibration-fraction", "0.3", "--device", "cpu", "--threads", "1", "--out", run])  # fmt: skip
+    commands.main(["calibrate", run, "--score", "auto"])
+    commands.main(["export", run, "--out", str(root / "models"), "--name", "shop", "--precision", "fp32"])
+    fruit.save(root / "export" / "train" / "lime", "lime", 16, 20_000)
+    fruit.save(root / "export" / "train" / "kiwi", "kiwi", 8, 21_000)
+    fruit.save(root / "export" / "outliers", "sand", 12, 22_000)
+    return root
+
+
+def learn(capsys: pytest.CaptureFixture[str], root: Path, into: Path, *given: object, added: Path | None = None) -> str:
+    """What `learn` prints; its refusal where it refuses."""
+    capsys.readouterr()
+    try:
+        commands.main(["learn", str(root / "run"), "--from", str(added or root / "export"), "--out",
+                       str(into / "models"), "--work", str(into / "work"), *map(str, given)])  # fmt: skip
+    except SystemExit as stop:
+        return str(stop.code)
+    return capsys.readouterr().out
+
+
+def test_a_new_class_is_accepted_under_its_name(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    view = FeatureCache._view
+    monkeypatch.setattr(FeatureCache, "_view",
+                        lambda self, pixels, v, *rest: computed.append(len(pixels)) or view(self, pixels, v, *rest))  # fmt: skip
+    printed = learn(capsys, taught, tmp_path)
+    target = tmp_path / "models" / "shop" / "1"
+    assert f"{target}: 4 classes" in printed
+    assert sum(computed) <= 2 * (16 + 8 + 12)  # of the added images alone, and their mirrors
+    manifest = bundle.read(target)
+    parent = bundle.read(taught / "models" / "shop" / "1")
+    assert manifest.provenance.parent is not None
+    assert manifest.provenance.parent.sha256 == parent.sha256
+    assert manifest.provenance.added is not None
+    counts = manifest.provenance.added["new_classes"]["lime"]
+    assert sum(counts.values()) == 16
+    assert min(counts.values()) >= 1
+    card = (target / "CARD.md").read_text()
+    assert "## Learned" in card
+    assert "new class lime" in card
+    assert "accuracy, new classes" in printed
+    with live.serving(target) as url:
+        answers = [fruit.ask(url, fruit.photograph("lime", 30_000 + i)) for i in range(5)]
+        known = fruit.ask(url, fruit.photograph("kiwi", 7))
+    assert [a["label"] for a in answers] == ["lime"] * 5
+    assert sum(a["decision"] == "accept" for a in answers) >= 4
+    assert known["label"] == "kiwi"
+
+    # the new run is one that can learn again, and the same command has nothing left to do
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
+    assert "4 classes" in learn(capsys, taught, tmp_path)
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
+    shutil.rmtree(tmp_path / "models")
+    fruit.save(tmp_path / "more" / "lime", "lime", 6, 40_000)
+    moved = tmp_path / "again"
+    commands.main(["learn", str(tmp_path / "work" / "run"), "--from", str(tmp_path / "more"), "--out",
+                   str(moved / "models"), "--work", str(moved / "work"), "--name", "shop", "--version", "3",
+                   "--allow-worse"])  # fmt: skip
+    assert len(bundle.read(moved / "models" / "shop" / "3").classes) == 4
+
+
+def test_no_image_of_the_run_is_learned_or_compared_on_twice(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = tmp_path / "added"
+    fruit.save(added / "train" / "lime", "lime", 10, 20_000)
+    shop = taught / "shop"
+    (added / "train" / "kiwi").mkdir(parents=True)
+    shutil.copy(shop / "train" / "kiwi" / "00.png", added / "train" / "kiwi" / "had.png")
+    shutil.copy(shop / "test" / "kiwi" / "00.png", added / "train" / "kiwi" / "tested.png")
+    shutil.copy(shop / "train" / "plum" / "00.png", added / "train" / "kiwi" / "was-a-plum.png")
+    near = fruit.photograph("kiwi", 2500)  # the test image 00 once more, in another file
+    near.save(added / "train" / "kiwi" / "near.webp", quality=95)
+    shutil.copy(added / "train" / "lime" / "00.png", added / "train" / "lime" / "twice.png")
+    (added / "outliers").mkdir()
+    shutil.copy(added / "train" / "lime" / "01.png", added / "outliers" / "torn.png")
+    shutil.copy(taught / "junk" / "00.png", added / "train" / "lime" / "was-junk.png")
+    (added / "train" / "empty").mkdir()
+    printed = learn(capsys, taught, tmp_path, added=added)
+    for said in ("left out 2 images that the run has already", "left out 1 images that the run has under another label",
+                 "left out 1 near duplicates of calibration or test images", "left out 1 images that have two labels",
+                 "1 outliers of the run are of a class now", "left out 1 classes without images (empty)"):  # fmt: skip
+        assert said in printed
+    before, after = Choice.read(taught / "run").parts, Choice.read(tmp_path / "work").parts
+    for side in ("calibration", "test"):
+        old = dict(zip(before[side].keys.tolist(), before[side].classes, strict=True))
+        new = dict(zip(after[side].keys.tolist(), after[side].classes, strict=True))
+        assert old.items() <= new.items()
+        assert {name for key, name in new.items() if key not in old} <= {"lime"}
+    sides = [set(after[name].keys.tolist()) for name in after]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+    assert len(after["outliers"].keys) + len(after["calibration_outliers"].keys) == 23
+
+
+def test_what_became_worse_is_named_and_not_exported(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = tmp_path / "added"  # a reviewer who calls everything a lime
+    (added / "lime").mkdir(parents=True)
+    for i in range(120):
+        name = list(fruit.COUNTS)[i % 3]
+        fruit.photograph(name, 50_000 + i).save(added / "lime" / f"{i}.png")
+    said = learn(capsys, taught, tmp_path, added=added)
+    assert said.startswith("error: nothing was exported: by more than 1 points beyond its interval this became worse:")
+    assert "accuracy, test images" in said
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").rglob("manifest.json"))
+    assert "4 classes" in learn(capsys, taught, tmp_path, "--allow-worse", added=added)
+    card = (tmp_path / "models" / "shop" / "1" / "CARD.md").read_text()
+    assert "accuracy, test images (became worse)" in card
+
+
+def test_one_image_and_outliers_alone(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fruit.save(tmp_path / "one" / "lime", "lime", 1, 20_000)
+    printed = learn(capsys, taught, tmp_path, "--allow-worse", added=tmp_path / "one")
+    assert "lime has so few images" in printed
+    manifest = bundle.read(tmp_path / "models" / "shop" / "1")
+    assert next(c for c in manifest.classes if c.name == "lime").accuracy is None
+    fruit.save(tmp_path / "junk" / "outliers", "sand", 8, 22_000)
+    printed = learn(capsys, taught, tmp_path / "two", "--allow-worse", added=tmp_path / "junk")
+    assert "3 classes" in printed
+    assert "caught, reviewed outliers" in printed
+
+
+def test_what_cannot_be_learned_from_is_refused(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(name: str, classes: dict[str, str]) -> str:
+        for label, colour in classes.items():
+            fruit.save(tmp_path / name / "train" / label, colour, 4, 20_000)
+        return learn(capsys, taught, tmp_path, added=tmp_path / name)
+
+    assert "'Kiwi' is another spelling of 'kiwi'" in refused("case", {"Kiwi": "kiwi"})
+    assert "'ｋｉｗｉ' is another spelling of 'kiwi'" in refused("wide", {"ｋｉｗｉ": "kiwi"})
+    assert "'sea_lime' is another spelling" in refused("both", {"sea lime": "lime", "sea_lime": "lime"})
+    assert "into outliers/" in refused("outlier", {"outlier": "sky"})
+    (tmp_path / "nothing").mkdir()
+    assert "holds no labelled image" in learn(capsys, taught, tmp_path, added=tmp_path / "nothing")
+    assert "is missing" in learn(capsys, taught, tmp_path, added=tmp_path / "gone")
+    shutil.copytree(taught / "shop" / "train" / "kiwi", tmp_path / "same" / "kiwi")
+    assert "no image is left to learn from" in learn(capsys, taught, tmp_path, added=tmp_path / "same")
+    shutil.copytree(taught / "run", tmp_path / "new")
+    (tmp_path / "new" / CALIBRATION_FILE).unlink()
+    commands_said = subprocess.run(
+        [sys.executable, "-m", "training", "learn", str(tmp_path / "new"), "--from", str(taught / "export")],
+        cwd=live.ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "calibration.json does not exist" in commands_said.stderr
+    assert not (tmp_path / "work" / "learn.json").exists()
+
+
+def test_a_run_whose_data_have_moved(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    away = shutil.copytree(taught, tmp_path / "away")
+    state = checkpoint.load(away / "run")
+    state["config"] |= {"data": str(tmp_path / "nowhere"), "outliers": str(tmp_path / "nowhere-either")}
+    checkpoint.save(away / "run", state)
+    assert "nowhere" in learn(capsys, away, tmp_path)
+    places = ["--data", away / "shop", "--outliers", away / "junk"]
+    assert "4 classes" in learn(capsys, away, tmp_path, *places, "--allow-worse")
+
+
+def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work, target = tmp_path / "work", tmp_path / "models" / "shop" / "1"
+    command = [sys.executable, "-m", "training", "learn", str(taught / "run"), "--from", str(taught / "export"),
+               "--out", str(tmp_path / "models"), "--work", str(work)]  # fmt: skip
+    process = subprocess.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 200
+        while not (work / "run" / checkpoint.CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not target.exists()
+    assert "4 classes" in learn(capsys, taught, tmp_path)
+    other = shutil.copytree(taught / "export", tmp_path / "other")
+    fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
+    assert "learns from other reviewed images" in learn(capsys, taught, tmp_path, added=other)
+    assert steps.is_done  # the bundle of the first stays
+    assert bundle.read(target).provenance.added
+
+
+def test_known_features_are_taken_as_they_are() -> None:
+    known = features.Known({7: np.ones((2, 3), np.float32), 8: np.full((1, 3), 5, np.float32)})
+    into = np.zeros((3, 2, 3), np.float32)
+    assert known.fill(np.array([7, 8, 9], np.uint64), into).tolist() == [True, False, False]  # 8 has one view of two
+    assert into[0].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert not into[1:].any()

@@ -1,0 +1,125 @@
+"""Is the new model better, and nowhere worse than allowed? Old and new on the very same images.
+
+    test images of the run, and added images that were held back: accuracy and refusal, by the old model's groups
+    new classes: named right, refused
+    outliers held back, reviewed outliers held back, OOD sets: caught
+
+Each refuses at its own default operating point. A figure is worse when even the good end of the 95% interval of its
+change is beyond the limit.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.contract.intervals import paired, wilson
+from training.data.readers import Images, ImageSet, Keys
+from training.evaluation import calibrate, predict
+from training.layout import columns
+from training.runs.checkpoint import Run
+from training.runs.files import Json
+
+REVIEWED = "reviewed outliers"
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says of N images: predicted class names, and which it refuses."""
+
+    names: NDArray[np.str_]
+    refused: Flags
+
+
+class Judge:
+    """A calibrated run at its default operating point."""
+
+    def __init__(self, run: Run, record: Json, train: ImageSet, device: torch.device) -> None:
+        module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=train, device=device)
+        self._predict = predict.torch_predict(module, device)
+        self._record, self._classes = record, np.array(run.classes)
+        self.group_of = {c["name"]: c["group"] for c in record["classes"]}
+        self.groups = [g["name"] for g in record["groups"]]
+
+    def __call__(self, images: Images) -> Judged:
+        if not len(images):
+            return Judged(np.empty(0, dtype=np.str_), np.empty(0, bool))
+        out = self._predict(images)
+        names = self._classes[out.predictions]
+        groups = np.array([self.group_of[name] for name in names.tolist()])
+        point = self._record["operating_points"][self._record["default_operating_point"]]
+        return Judged(names, calibrate.rejected(out.scores[self._record["score"]], groups, point, "group"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share of `images`, of the old model and of the new one; `better` 1: more is better, -1: less, 0: not judged."""
+
+    name: str
+    images: int
+    old: float
+    new: float
+    low: float  # of the 95% interval of new - old
+    high: float
+    better: int
+
+    @classmethod
+    def of(cls, name: str, old: Flags, new: Flags, better: int) -> "Figure":
+        low, high = paired(old, new)
+        return cls(name, len(old), float(old.mean()), float(new.mean()), low, high, better)
+
+    def worse(self, limit: float) -> bool:
+        """Whether even the good end of the interval lies beyond the limit, a share."""
+        return self.better * (self.high if self.better > 0 else self.low) < -limit if self.better else False
+
+
+def figures(old: Judge, new: Judge, test: ImageSet, old_test: Keys, outside: Mapping[str, Images]) -> Iterable[Figure]:
+    """Every figure that has images. `old_test` are the keys of the run's own test images among `test`."""
+    names = np.array(test.classes)[test.labels]
+    before, after = old(test.images), new(test.images)
+    own = np.isin(test.keys, old_test)
+    groups = np.array([old.group_of.get(name, "") for name in names.tolist()])
+    known = groups != ""
+    sets = {"test images": own, **{f"  {g}": own & (groups == g) for g in old.groups},
+            "reviewed images of known classes": ~own & known}  # fmt: skip
+    for what, better in (("accuracy", 1), ("refused", -1)):
+        one, two = (_flags(judged, names, what) for judged in (before, after))
+        for where, chosen in sets.items():
+            if chosen.any():
+                name = where if where[0] == " " else f"{what}, {where}"
+                yield Figure.of(name, one[chosen], two[chosen], better)
+        if (fresh := ~own & ~known).any():
+            yield Figure.of(f"{what}, new classes", one[fresh], two[fresh], max(better, 0))
+    for where, images in outside.items():
+        if len(images):
+            one, two = old(images).refused, new(images).refused
+            # people have seen these because the old model refused them: it cannot lose on them, nor the new one win
+            yield Figure.of(f"caught, {where}", one, two, 0 if where == REVIEWED and one.all() else 1)
+
+
+def _flags(judged: Judged, names: NDArray[np.str_], what: str) -> Flags:
+    return np.asarray(judged.names == names) if what == "accuracy" else judged.refused
+
+
+def table(found: list[Figure], limit: float) -> list[str]:
+    """Old | new with the 95% intervals of each, and of the change in points."""
+    rows = [["", "images", "old", "new", "change", ""]]
+    for f in found:
+        change = f"{100 * (f.new - f.old):+.1f} ({100 * f.low:+.1f} to {100 * f.high:+.1f})"
+        mark = "WORSE" if f.worse(limit) else ""
+        rows.append([f.name, str(f.images), _share(f.old, f.images), _share(f.new, f.images), change, mark])
+    return columns(rows)
+
+
+def _share(share: float, images: int) -> str:
+    low, high = wilson(share * images, images)
+    return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def record(found: list[Figure], limit: float) -> list[dict[str, Any]]:
+    """The figures for manifest and card."""
+    return [asdict(f) | {"name": f.name.strip(), "worse": f.worse(limit)} for f in found]

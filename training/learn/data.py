@@ -1,0 +1,134 @@
+"""The data of the new run on disk: a list of the run's images and the added ones, and folders of outliers."""
+
+import csv
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.config import Config
+from training.data.choice import Choice, Part
+from training.data.listing import Listing
+from training.data.photographs import CACHE, SCAN_FILE, Files
+from training.data.readers import DataError, content_key
+from training.data.scan import scan
+from training.learn import sides
+from training.learn.command import Learn
+from training.learn.reviewed import Reviewed
+from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
+from training.runs.files import Json, replacing
+
+DATA_FILE, ADDED, OUTLIERS, COMPARED_OUTLIERS = "data.csv", "added", "outliers", "compared"
+SPLITS = {TRAIN: "train", CALIBRATION: "val", COMPARED: "test"}
+
+
+def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewed, notes: list[str]) -> Json:
+    """The new run's data, into `work`; what was added, by class and side."""
+    paths = [*files.train.paths, *files.calibration.paths, *files.test.paths]
+    old = Old.of(files, scan(paths, cache=given.run / CACHE / SCAN_FILE), paths)
+    found, renamed = sides.new_to(Choice.read(given.run), old, found, notes)
+    found = sides.without_leaks(old, found, notes)
+    if not len(found):
+        raise DataError(f"{given.added}: no image is left to learn from: {'; '.join(notes) or 'it is empty'}")
+    of_class = sides.of_classes(old, found, given.compare_share, config.calibration_fraction)
+    of_outliers = sides.of_outliers(found, given.compare_share, config.calibration_fraction)
+    if not (of_class == TRAIN).any() and not (of_outliers != "").any():
+        raise DataError(f"{given.added}: nothing is left to train on")
+    copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
+    parts = _write_list(work, old, found, copies, of_class)
+    parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
+    Choice(parts).write(work)
+    known = set(files.train.classes)
+    return {
+        "new_classes": _by_class([c for c in found.classes if c not in known], found, of_class),
+        "known_classes": _by_class([c for c in found.classes if c in known], found, of_class),
+        "outliers": {side: int((of_outliers == side).sum()) for side in SPLITS},
+        "labels": _sources(given.added),
+    }
+
+
+def _by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
+    return {n: {side: int(((found.labels == n) & (of_class == side)).sum()) for side in SPLITS} for n in names}
+
+
+def _sources(added: Path) -> Json:
+    """How many labels each reviewer gave, where the export says so."""
+    listed = added / "labels.csv"
+    if not listed.is_file():
+        return {}
+    with listed.open(encoding="utf-8-sig", newline="") as file:
+        reviewers = [row.get("source") or "unknown" for row in csv.DictReader(file)]
+    return {name: reviewers.count(name) for name in sorted(set(reviewers))}
+
+
+def _copied(path: str, key: int, folder: Path) -> str:
+    """A copy under its content's name: what was learned from stays with the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = (folder / f"{key:016x}{Path(path).suffix.lower()}").resolve()
+    if not target.is_file():
+        with replacing(target) as temporary:
+            shutil.copyfile(path, temporary)
+    return str(target)
+
+
+def _write_list(work: Path, old: Old, found: Reviewed, copies: list[str], of_class: sides.Sides) -> dict[str, Part]:
+    """data.csv; the parts of its images by side."""
+    parts: dict[str, Part] = {}
+    rows: list[tuple[str, str, str]] = []
+    for side in SPLITS:
+        mine = np.flatnonzero(of_class == side)
+        paths = [os.path.abspath(p) for p in old.listing(side).paths] + [copies[i] for i in mine]
+        labels = [*old.names(side), *found.labels[mine].tolist()]
+        parts[side] = Part(np.concatenate([old.files.keys[side], found.keys[mine]]), labels, paths)
+        rows += [(path, label, SPLITS[side]) for path, label in zip(paths, labels, strict=True)]
+    with (
+        replacing(work / DATA_FILE) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return parts
+
+
+def _write_outliers(
+    work: Path, files: Files, found: Reviewed, copies: list[str], of_outliers: sides.Sides, renamed: set[int]
+) -> dict[str, Part]:
+    """The folders of outliers; the parts of those that are trained and calibrated on."""
+    for name in (OUTLIERS, COMPARED_OUTLIERS):
+        shutil.rmtree(work / name, ignore_errors=True)
+    parts = {}
+    done = set[int]()
+    for side, name in ((TRAIN, "outliers"), (CALIBRATION, "calibration_outliers")):
+        kept = [*_old_outliers(files, name, work, renamed)]
+        kept += [(copies[i], int(found.keys[i])) for i in np.flatnonzero(of_outliers == side)]
+        kept = list({key: (path, key) for path, key in kept if key not in done}.values())
+        done |= {key for _, key in kept}
+        linked = [_linked(path, key, work / OUTLIERS) for path, key in kept]
+        parts[name] = Part(np.array([key for _, key in kept], np.uint64), [], linked)
+    for i in np.flatnonzero(of_outliers == COMPARED):
+        _linked(copies[i], int(found.keys[i]), work / COMPARED_OUTLIERS)
+    return parts
+
+
+def _old_outliers(files: Files, name: str, work: Path, renamed: set[int]) -> Iterable[tuple[str, int]]:
+    """(path, key) of the run's outliers; those of an array are written as files."""
+    source = getattr(files, name)
+    if isinstance(source, Listing):
+        yield from ((p, k) for p, k in zip(source.paths, files.keys[name].tolist(), strict=True) if k not in renamed)
+        return
+    folder = work / "array"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(source):
+        path = (folder / f"{name}-{i:06}.png").resolve()
+        with replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, compress_level=1)
+        yield str(path), content_key(path.read_bytes())
+
+
+def _linked(path: str, key: int, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / f"{key:016x}{Path(path).suffix.lower()}"
+    link.symlink_to(os.path.abspath(path))
+    return str(link)

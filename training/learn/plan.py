@@ -1,0 +1,157 @@
+"""The data of the new run: a list of images with their sides, a folder of outliers, and the settings of the old run.
+
+WORK/learn.json          what is learned, from what, written last
+WORK/data.csv            path, label, split: the run's images and the added ones, which lie in WORK/added
+WORK/outliers/           links to the run's outliers, and the added ones
+WORK/compared/           added outliers that old and new are compared on
+WORK/split.csv           which image is on which side
+"""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from service.contract import bundle
+from service.contract.manifest import Parent
+from training.checks import require_writable
+from training.config import Config, flag
+from training.data.photographs import CACHE, list_files
+from training.data.readers import DataError
+from training.export.about import AboutData
+from training.export.bundle import require_target
+from training.finished import calibrated
+from training.learn import reviewed as reading
+from training.learn.command import Learn
+from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, write
+from training.learn.reviewed import Reviewed
+from training.network.frozen import CACHE_FOLDER
+from training.runs import checkpoint
+from training.runs.files import EXPORTED_FILE, Json, write_json
+
+PLAN_FILE = "learn.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`old` is the run, `config` that of the new one in `run`; `added` says what is learned, for card and manifest."""
+
+    old: Path
+    old_config: Config  # with the places where its data are now
+    config: Config
+    work: Path
+    target: Path
+    parent: Parent | None
+    added: Json
+    notes: list[str]
+
+    @property
+    def run(self) -> Path:
+        return self.work / self.old.name
+
+    @property
+    def compared_outliers(self) -> Path | None:
+        """The folder of added outliers that were kept for the comparison, None where there are none."""
+        folder = self.work / COMPARED_OUTLIERS
+        return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+
+def make(given: Learn) -> Plan:
+    """Read, check, decide what becomes of each image, and write the data of the new run, unless that is done.
+
+    ValueError or DataError with the remedy, before anything is computed.
+    """
+    config = checkpoint.config_of(given.run)
+    if config.dataset != "folder":
+        raise DataError(f"{given.run} was trained on {config.dataset}, and photographs cannot join its arrays: learn "
+                        "from its bundle, or train it on folders of images")  # fmt: skip
+    record = calibrated(given.run)
+    places = {key: place.resolve() for key in ("data", "outliers") if (place := getattr(given, key))}
+    config = config.model_copy(update=places)
+    parent = _parent(given)
+    name = given.name or (parent.name if parent else AboutData.of(config).slug)
+    require_writable(given.out, "--out")
+    work = given.work or Path("runs") / "-".join(["learn", name, *([given.version] if given.version else [])])
+    require_writable(work, "--work")
+    target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
+    if not (work / PLAN_FILE).is_file():
+        require_target(target)
+    notes: list[str] = []
+    files = list_files(config, given.run)
+    notes += files.notes
+    found = reading.read(given.added, files.train.classes, work / CACHE / "scan-added.npz", notes)
+    now: Json = {
+        "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"), "target": str(target.resolve()),
+        "images": _digest(found), "compare_share": given.compare_share, "score": given.score,
+    }  # fmt: skip
+    if not (before := _begun(work, now)):
+        added = write(work, given, config, files, found, notes)
+        before = now | {"begun": datetime.now(UTC).isoformat(), "added": added, "notes": notes}
+        write_json(work / PLAN_FILE, before)
+    new = _config(config, record, work.resolve(), given)
+    return Plan(given.run, config, new, work, target, parent, before["added"], before["notes"])
+
+
+# ---- The bundle before ----
+
+
+def _parent(given: Learn) -> Parent | None:
+    """The bundle that was last made of the run, where it is still there; None where that is not known."""
+    exported = given.run / EXPORTED_FILE
+    folder = given.parent or (Path(json.loads(exported.read_text())["bundle"]) if exported.is_file() else None)
+    if folder is None or (given.parent is None and not (folder / bundle.MANIFEST_FILE).is_file()):
+        return None
+    manifest = bundle.read(folder)
+    return Parent(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+
+
+def _version(plan_file: Path, bundles: Path) -> str:
+    if plan_file.is_file():
+        return Path(json.loads(plan_file.read_text())["target"]).name
+    return next(str(n) for n in itertools.count(1) if not (bundles / str(n)).exists())
+
+
+# ---- Going on, and refusing to ----
+
+
+def _begun(work: Path, now: Json) -> Json | None:
+    """What was begun here; None where nothing was. ValueError where it was something else."""
+    path = work / PLAN_FILE
+    if not path.is_file():
+        return None
+    before: Json = json.loads(path.read_text())
+    for key, value in now.items():
+        if before.get(key) != value:
+            what = {"images": "other reviewed images", "run_sides": "a run that was trained anew"}.get(
+                key, f"{flag(key)} {before.get(key)!r} instead of {value!r}"
+            )
+            raise ValueError(f"{work} learns from {what}: go on with that, give another --work or --version, or remove "
+                             "the folder")  # fmt: skip
+    return before
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(found: Reviewed) -> str:
+    rows = sorted(zip(found.keys.tolist(), found.labels.tolist(), found.given.tolist(), strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _config(old: Config, record: Json, work: Path, given: Learn) -> Config:
+    """The settings of the run, on the new data; its int8 backbone stays the very same."""
+    changed: dict[str, Any] = {
+        "data": work / DATA_FILE, "outliers": work / OUTLIERS if (work / OUTLIERS).is_dir() else None,
+        "split_from": work, "stage1_from": None, "imbalance": None, "class_level": None, "device": given.device,
+    }  # fmt: skip
+    if given.threads:
+        changed["threads"] = given.threads
+    if old.frozen:
+        changed["feature_cache"] = work / CACHE_FOLDER
+        backbone = checkpoint.load(given.run)["provenance"]["backbone"]
+        changed["backbone_int8"] = backbone.get("int8_sha256")
+    return old.model_copy(update=changed)

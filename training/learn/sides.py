@@ -1,0 +1,134 @@
+"""What becomes of each reviewed image: trained on, calibrated on, compared on, or left out, and why.
+
+An image that the run has already teaches nothing. One that looks like a test or calibration image of the run would be
+measured on what it was taught. Near duplicates share a side; those of images the run was trained on are trained on too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.audit.duplicates import SAME_COSINE, ImagePart, near
+from training.data.choice import Choice
+from training.data.grouping import group, units
+from training.data.listing import Listing
+from training.data.photographs import Files
+from training.data.readers import Keys, Pixels
+from training.data.scan import Scan
+from training.data.splits import held_back, salted
+from training.learn.reviewed import Reviewed
+
+TRAIN, CALIBRATION, COMPARED = "train", "calibration", "test"
+HELD = (("calibration", "calibration"), ("test", "test"))
+Sides = NDArray[np.str_]  # [N]
+
+
+@dataclass(frozen=True)
+class Old:
+    """The images of the run: their files, keys and small pixels by side, labels as class names."""
+
+    files: Files
+    small: Mapping[str, Pixels]  # of train, calibration and test
+
+    @classmethod
+    def of(cls, files: Files, seen: Scan, paths: list[str]) -> "Old":
+        """From a scan of the labelled `paths`, those of train, calibration and test one after the other."""
+        place = {paths[i]: row for row, i in enumerate(seen.index.tolist())}
+        listings = {"train": files.train, "calibration": files.calibration, "test": files.test}
+        return cls(files, {n: seen.small[[place[p] for p in each.paths]] for n, each in listings.items()})
+
+    def listing(self, side: str) -> Listing:
+        found: Listing = getattr(self.files, side)
+        return found
+
+    def names(self, side: str) -> list[str]:
+        listing = self.listing(side)
+        return [listing.classes[label] for label in listing.labels.tolist()]
+
+
+def new_to(choice: Choice, old: Old, reviewed: Reviewed, notes: list[str]) -> tuple[Reviewed, set[int]]:
+    """(the reviewed images that the run does not have, keys of its outliers that are now known to be of a class)."""
+    has = {
+        key: name
+        for side in ("train", "calibration", "test")
+        for key, name in zip(old.files.keys[side].tolist(), old.names(side), strict=True)
+    }
+    outside = set(np.concatenate([choice.parts[n].keys for n in ("outliers", "calibration_outliers")]).tolist())
+    kept = np.ones(len(reviewed), bool)
+    same = other = 0
+    renamed = set[int]()
+    for i, (key, label) in enumerate(zip(reviewed.keys.tolist(), reviewed.labels.tolist(), strict=True)):
+        if key in has or (key in outside and not label):
+            kept[i] = False
+            same += has.get(key, "") == label
+            other += has.get(key, "") != label
+        elif key in outside:
+            renamed.add(key)
+    if same:
+        notes.append(f"left out {same} images that the run has already")
+    if other:
+        notes.append(f"left out {other} images that the run has under another label: correct its data and train again")
+    if renamed:
+        notes.append(f"{len(renamed)} outliers of the run are of a class now: they are no outliers any more")
+    return reviewed.take(kept), renamed
+
+
+def without_leaks(old: Old, reviewed: Reviewed, notes: list[str]) -> Reviewed:
+    """Those that are no near duplicates of a calibration or test image of the run, as the audit finds them."""
+    kept = np.ones(len(reviewed), bool)
+    second = ImagePart("reviewed", reviewed.small, reviewed.paths)
+    for side, words in HELD:
+        first = ImagePart(words, old.small[side], old.listing(side).paths)
+        for pair in near(first, second):
+            if pair.full_cosine > SAME_COSINE:
+                kept[pair.second] = False
+    if dropped := int((~kept).sum()):
+        notes.append(f"left out {dropped} near duplicates of calibration or test images of the run")
+    return reviewed.take(kept)
+
+
+def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -> Sides:
+    """The side of each image; "" for outliers. `share` is compared on, then a share `calibration` calibrated on."""
+    sides = np.full(len(reviewed), "", dtype="<U11")
+    classes = reviewed.classes
+    number = {name: i for i, name in enumerate(classes)}
+    place = [i for i, name in enumerate(old.names("train")) if name in number]
+    mine = np.flatnonzero(~reviewed.outliers)
+    if not len(mine):
+        return sides
+    labels = np.array([number[old.names("train")[i]] for i in place] if place else [], np.int64)
+    labels = np.concatenate([labels, [number[name] for name in reviewed.labels[mine].tolist()]]).astype(np.int64)
+    keys = np.concatenate([old.files.keys["train"][place], reviewed.keys[mine]])
+    small = np.concatenate([old.small["train"][place], reviewed.small[mine]])
+    paths = [old.files.train.paths[i] for i in place] + [reviewed.paths[i] for i in mine]
+    groups = group(Listing(paths, labels, tuple(classes), {}), "near", keys, small).groups
+    taught = np.isin(groups[len(place) :], groups[: len(place)])
+    own, unit = labels[len(place) :], units(groups, keys)[len(place) :]
+    given = reviewed.given[mine]
+    sides[mine] = np.where(given == "", _split(unit, own, taught | (given != ""), share, calibration), given)
+    return sides
+
+
+def of_outliers(reviewed: Reviewed, share: float, calibration: float) -> Sides:
+    """The side of each outlier; "" for images of a class."""
+    sides = np.full(len(reviewed), "", dtype="<U11")
+    mine = np.flatnonzero(reviewed.outliers)
+    if len(mine):
+        listing = Listing.unlabelled([reviewed.paths[i] for i in mine])
+        groups = group(listing, "near", reviewed.keys[mine], reviewed.small[mine]).groups
+        unit = units(groups, reviewed.keys[mine])
+        sides[mine] = _split(unit, np.zeros(len(mine), np.int64), np.zeros(len(mine), bool), share, calibration)
+    return sides
+
+
+def _split(unit: Keys, labels: NDArray[np.int64], fixed: NDArray[np.bool_], share: float, calibration: float) -> Sides:
+    """[N]: which side; what is `fixed` is trained on. No unit is parted."""
+    sides = np.full(len(unit), TRAIN, dtype="<U11")
+    free = np.flatnonzero(~fixed)
+    compared = held_back(salted(unit[free], COMPARED), labels[free], share)
+    sides[free[compared]] = COMPARED
+    rest = free[~compared]
+    sides[rest[held_back(unit[rest], labels[rest], calibration)]] = CALIBRATION
+    return sides

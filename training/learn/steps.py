@@ -1,0 +1,240 @@
+"""The steps of `learn`, each skipped where it is done: plan, features, head, calibration, comparison, bundle."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import PrivateAttr
+
+from service.contract import bundle
+from training import trainer
+from training.data.choice import Choice
+from training.data.fitted import Fitted
+from training.data.loading import Data, load
+from training.data.photographs import CACHE, SCAN_FILE
+from training.data.readers import Images, Keys
+from training.export.about import AboutData
+from training.finished import AUTO, Calibrate, Evaluate, Export, calibrated
+from training.layout import columns
+from training.learn import compare
+from training.learn import plan as plans
+from training.learn.command import Learn
+from training.learn.data import COMPARED_OUTLIERS, SPLITS
+from training.learn.plan import PLAN_FILE, Plan
+from training.network import frozen
+from training.network.features import Known
+from training.runs import checkpoint
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, Json, with_suffix, write_json
+
+LOG_FILE, COMPARISON_FILE = "log.txt", "comparison.json"
+
+
+class ExportTaught(Export):
+    """Export, with what the bundle came from and how it compares."""
+
+    _lineage: Json = PrivateAttr(default_factory=dict)
+
+    def lineage(self) -> Json:
+        return self._lineage
+
+
+def learn(given: Learn) -> Path:
+    """The folder of the bundle. ValueError where something does not do, or became worse; KeyboardInterrupt."""
+    plan = plans.make(given)
+    print("\n".join(look(plan)), flush=True)
+    if is_done(plan):
+        print(f"\n{finished(plan)}")
+        return plan.target
+    record = calibrated(plan.old)
+    old = Evaluate(
+        run=plan.old, data=given.data, outliers=given.outliers, ood=given.ood, score=record["score"],
+        device=given.device,
+    )  # fmt: skip
+    before = old.prepare()
+    if plan.config.frozen:
+        step("features of the new images")
+        prepare(plan, before[1])
+    teach(plan, given, record)
+    new_record = calibrated(plan.run)
+    ood = [Path(p) for p in old._paths] + ([plan.compared_outliers] if plan.compared_outliers else [])
+    if not with_suffix(plan.run / RESULTS_FILE, _suffix(plan.run, new_record["score"])).is_file():
+        step("measure on the test images")
+        quietly(plan, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device))
+    step("compare with the old model")
+    compared = comparison(plan, given, before, ood)
+    refuse_worse(compared, given)
+    step(f"export {plan.target}")
+    export(plan, given, compared, ood)
+    print(f"\n{finished(plan)}")
+    return plan.target
+
+
+def look(plan: Plan) -> Iterator[str]:
+    """What is learned, by class."""
+    rows = [["", "trained on", "calibrated on", "compared on"]]
+    for title, key in (("new", "new_classes"), ("more of", "known_classes")):
+        for name, counts in plan.added[key].items():
+            rows.append([f"{title} {name}", *map(str, counts.values())])
+    rows.append(["outliers", *map(str, plan.added["outliers"].values())])
+    yield from plan.notes
+    yield from columns(rows)
+    for name, counts in plan.added["new_classes"].items():
+        if not counts["train"]:
+            raise ValueError(f"no image of the new class {name!r} is left to train on: add some")
+        if not (counts["calibration"] and counts["test"]):
+            missing = " nor ".join(w for w, k in (("calibrated", "calibration"), ("compared", "test")) if not counts[k])
+            yield f"{name} has so few images (or they are one burst) that it is neither {missing} on its own images"
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether the bundle is there already and of this plan; ValueError where it is of another."""
+    if not plan.target.exists():
+        return False
+    begun = datetime.fromisoformat(json.loads((plan.work / PLAN_FILE).read_text())["begun"]).replace(microsecond=0)
+    if bundle.read(plan.target).created < begun:
+        raise ValueError(f"{plan.target} exists already and is not of this work: give --version or --name")
+    return True
+
+
+def prepare(plan: Plan, old: Data) -> None:
+    """Compute the features of the images that the run did not have, beside those that it has."""
+    folder = plan.run / CACHE
+    folder.mkdir(parents=True, exist_ok=True)
+    if (scanned := plan.old / CACHE / SCAN_FILE).is_file() and not (folder / SCAN_FILE).is_file():
+        shutil.copyfile(scanned, folder / SCAN_FILE)
+    backbone = frozen.load(plan.config, plan.run)
+    if wanted := plan.config.backbone_int8:
+        backbone.take_int8(wanted, frozen.load(plan.old_config, plan.old))
+    pixels = load(plan.config, plan.work, folder, target=backbone.target)
+    known = backbone.at_precision(plan.config, pixels)
+    known = replace(known, cache=replace(known.cache, known=Known(dict(_rows(old)))))
+    known.data(pixels)
+
+
+def _rows(old: Data) -> Iterator[tuple[int, Any]]:
+    """Content keys of the run's images with the features of each."""
+    assert old.photographs is not None
+    pictures = old.photographs
+    sets: list[tuple[Keys, Images]] = [
+        (seen.keys, featured) for seen, featured in (
+            (pictures.calibration_outliers, old.calibration_outliers), (pictures.outliers, old.outliers),
+            (pictures.test, old.test.images), (pictures.calibration, old.calibration.images),
+            (pictures.train, old.train.images),
+        )
+    ]  # fmt: skip
+    for keys, features in sets:
+        yield from zip(keys.tolist(), features, strict=True)
+
+
+def teach(plan: Plan, given: Learn, record: Json) -> None:
+    """Train and calibrate the new run as the old one was."""
+    config, begun = plan.config, (plan.run / checkpoint.CHECKPOINT_FILE).is_file()
+    if not begun or checkpoint.load(plan.run)["stage"] != "done":
+        step(f"train {config.method}")
+        with _log(plan):
+            trainer.train(checkpoint.resumed(plan.run, config, set()) if begun else config, plan.run, resume=begun)
+    if not (plan.run / CALIBRATION_FILE).is_file():
+        step("calibrate")
+        score = given.score or (AUTO if record.get("score_choice") else record["score"])
+        levels = [p["level"] for p in record["operating_points"].values() if p["level"] is not None]
+        mix = record["calibration"]["class_mix"]
+        if mix not in ("train", "uniform"):
+            print(f"the class mix {mix} says nothing of the new classes: calibrated for that of the training images")
+            mix = "train"
+        quietly(plan, Calibrate(run=plan.run, score=score, level=levels, class_mix=mix, device=given.device))
+
+
+def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, Images], str], ood: list[Path]) -> Json:
+    """Print the table of old and new; the figures."""
+    record = calibrated(plan.run)
+    command = Evaluate(run=plan.run, ood=ood, score=record["score"], device=given.device)
+    run, data, outside, _ = command.prepare()
+    device = command.found_device()
+    old = compare.Judge(before[0], calibrated(plan.old), before[1].train, device)
+    new = compare.Judge(run, record, data.train, device)
+    sets = {"outliers held back": data.calibration_outliers}
+    for name, images in outside.items():
+        sets[compare.REVIEWED if name == COMPARED_OUTLIERS else name] = _strangers(
+            plan, images, command.ood_images()[name]
+        )
+    limit = given.worse_points / 100
+    found = list(compare.figures(old, new, data.test, before[1].test.keys, sets))
+    print("\n".join(compare.table(found, limit)), flush=True)
+    compared: Json = {"worse_points": given.worse_points, "figures": compare.record(found, limit)}
+    write_json(plan.work / COMPARISON_FILE, compared)
+    return compared
+
+
+def _strangers(plan: Plan, images: Images, pictures: Images) -> Images:
+    """The images of an OOD set that nobody has labelled meanwhile."""
+    if not isinstance(pictures, Fitted):
+        return images
+    taught = Choice.read(plan.work).parts
+    ours = np.concatenate([taught[name].keys for name in SPLITS])
+    return images[~np.isin(pictures.keys, ours)]
+
+
+def refuse_worse(compared: Json, given: Learn) -> None:
+    """ValueError that names what became worse, unless that is allowed."""
+    worse = [f for f in compared["figures"] if f["worse"]]
+    if worse and not given.allow_worse:
+        named = "; ".join(f"{f['name']} {f['old']:.1%} to {f['new']:.1%}" for f in worse)
+        raise ValueError(f"nothing was exported: by more than {given.worse_points:g} points beyond its interval this "
+                         f"became worse: {named}. Look at the labels, or export it with --allow-worse")  # fmt: skip
+
+
+def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
+    for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    about = AboutData.of(plan.old_config)
+    parent = plan.parent
+    if parent is not None and given.parent is None:
+        print(f"its parent is {parent.name} version {parent.version}, to which {plan.old} was exported")
+    config = plan.config
+    command = ExportTaught(
+        run=plan.run, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=ood,
+        precision=config.backbone_precision if config.frozen else "auto", device=given.device, data_name=about.name,
+    )  # fmt: skip
+    command._lineage = {
+        "parent": parent.model_dump() if parent else None, "added": plan.added, "comparison": compared,
+    }  # fmt: skip
+    quietly(plan, command)
+
+
+def finished(plan: Plan) -> str:
+    manifest = bundle.read(plan.target)
+    found = manifest.evaluation
+    return (
+        f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
+        f"{found['accuracy']:.1%} on {found['images']} test images; put it beside the model in service with "
+        "TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+
+
+def step(text: str) -> None:
+    print(f"\n* {text}", flush=True)
+
+
+def quietly(plan: Plan, command: Evaluate | Calibrate | Export) -> None:
+    """Run a single command; what it prints goes into the log."""
+    with _log(plan):
+        command.cli_cmd()
+
+
+@contextlib.contextmanager
+def _log(plan: Plan) -> Iterator[None]:
+    with (plan.work / LOG_FILE).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def _suffix(run: Path, score: str) -> str:
+    return "" if score == checkpoint.trained(run).method.score else f"-{score}"
