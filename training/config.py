@@ -23,16 +23,14 @@ TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
 FROZEN_STEPS, FROZEN_EPOCHS = 400, 10  # at least
 HEAD_SCHEDULE = ("epochs", "batch_images")  # derived for a frozen backbone's head where they are not given
 TRUNK_RATE = 0.1
+STAGE2_EPOCHS, STAGE2_BATCH = 10, 128  # PASCL's
+STAGE2_STEPS = 600  # the least: a new head needs hundreds of steps, which few images do not give in 10 epochs
 PYTHON_M = "python -m training"
 
 
 def program() -> str:
     """How the commands were called, for the commands that messages recommend."""
     return "tailguard" if Path(sys.argv[0]).stem == "tailguard" else PYTHON_M
-
-
-STAGE2_EPOCHS, STAGE2_BATCH = 10, 128  # PASCL's
-STAGE2_STEPS = 600  # the least: a new head needs hundreds of steps, which few images do not give in 10 epochs
 
 
 def _three_numbers(given: Any) -> Any:
@@ -214,8 +212,6 @@ class Config(BaseModel):
                 f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "
                 "the timm model that it was exported from with its --weights"
             )
-        if self.backbone_int8 and self.backbone_precision != "int8":
-            raise ValueError(f"--backbone-int8 is for --backbone-precision int8, not {self.backbone_precision}")
         for key, tune in (
             ("feature_views", "frozen"), ("feature_cache", "frozen"), ("backbone_stages", "frozen"),
             ("trunk_rate", "full"), ("adapter_width", "adapters"),
