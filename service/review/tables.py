@@ -1,0 +1,154 @@
+"""What the review reads and writes in the ledger's database, through a connection of its own.
+
+Labels are written by the ledger's thread (Ledger.label), so that tallies and metrics stay right; groups and claims are
+of nobody else's concern and are written here. Statements as in service/ledger/schema.py.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.ledger.database import Database
+from service.ledger.rows import Kind, ModelKey, Source
+
+CHUNK_ROWS = 500  # of one statement, and of one transaction: nobody waits long for it to end
+LOOKED_AT = "image_key IS NOT NULL AND keep_probability IS NOT NULL AND (decision = 'reject' OR sampled = 1)"
+NEWEST = f"SELECT row FROM decisions WHERE {LOOKED_AT} ORDER BY row DESC LIMIT ?"
+ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_group, d.decision, d.score, d.p_value,
+    d.image_key, d.embedding, d.sampled, d.keep_probability, d.api_key, m.name, m.version, m.sha256
+    FROM decisions d JOIN models m ON m.model = d.model WHERE d.row IN ({marks}) AND d.image_key IS NOT NULL
+    ORDER BY d.row"""
+TRUTHS = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
+    WHERE row > ? AND decision_row >= ? ORDER BY row LIMIT ?"""
+HISTORY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
+    WHERE decision_row IN ({marks}) ORDER BY row"""
+GROUP = """INSERT INTO review_groups (decision_row, group_id) VALUES (?, ?)
+    ON CONFLICT (decision_row) DO UPDATE SET group_id = excluded.group_id"""
+CLAIM = """INSERT INTO claims (item, reviewer, until) VALUES (?, ?, ?) ON CONFLICT (item) DO UPDATE
+    SET reviewer = excluded.reviewer, until = excluded.until WHERE claims.reviewer = excluded.reviewer
+    OR claims.until < ?"""
+
+
+class Item(NamedTuple):
+    """A kept image. `embedding` is float16 [D], unit-norm; None where the bundle gives none."""
+
+    row: int
+    time: float
+    request_id: str
+    position: int
+    predicted: str
+    class_group: str
+    decision: str
+    score: float | None
+    p_value: float
+    image_key: str
+    embedding: NDArray[np.float16] | None
+    sampled: bool
+    keep_probability: float
+    sender: str | None  # the name of the API key
+    model: ModelKey
+
+
+class Label(NamedTuple):
+    """One row of feedback. `row` grows with every label; `key` names who gave it."""
+
+    row: int
+    decision_row: int
+    time: float
+    kind: Kind
+    label: str
+    key: str | None
+    source: Source
+    group_id: str | None
+
+
+class Claim(NamedTuple):
+    """Somebody looks at an item until then, in seconds since the epoch."""
+
+    reviewer: str
+    until: float
+
+
+def newest(database: Database, most: int) -> list[int]:
+    """The rows to be looked at, or looked at already: rejected or sampled ones whose image is kept; ascending."""
+    return [int(row) for (row,) in reversed(database.fetch(NEWEST, (most,)))]
+
+
+def items(database: Database, rows: Iterable[int]) -> list[Item]:
+    """Those of `rows` that are held, ascending."""
+    found = []
+    for chunk in _chunks(rows):
+        for values in database.fetch(ITEMS.format(marks=_marks(chunk)), chunk):
+            *first, embedding, sampled, probability, sender, name, version, sha256 = values
+            vector = None if embedding is None else np.frombuffer(embedding, "<f2")
+            last = (vector, bool(sampled), probability, sender, ModelKey(name, version, sha256))
+            found.append(Item._make((*first, *last)))
+    return found
+
+
+def labels_after(database: Database, label_row: int, oldest_decision: int) -> Iterator[Label]:
+    """Every label after `label_row` about a decision from `oldest_decision` on, in the order given."""
+    while page := database.fetch(TRUTHS, (label_row, oldest_decision, CHUNK_ROWS)):
+        yield from (Label(*values) for values in page)
+        label_row = page[-1][0]
+
+
+def history(database: Database, rows: Iterable[int]) -> dict[int, list[Label]]:
+    """All labels of each decision in the order given; decisions without one are left out."""
+    found: dict[int, list[Label]] = {}
+    for chunk in _chunks(rows):
+        for values in database.fetch(HISTORY.format(marks=_marks(chunk)), chunk):
+            label = Label(*values)
+            found.setdefault(label.decision_row, []).append(label)
+    return found
+
+
+def groups(database: Database) -> dict[int, str]:
+    """The group of every row that has one."""
+    return {int(row): group for row, group in database.fetch("SELECT decision_row, group_id FROM review_groups")}
+
+
+def write_groups(database: Database, changed: Mapping[int, str | None]) -> None:
+    """Put each row into its group; None takes it out of the one it is in."""
+    for chunk in _chunks(changed):
+        put = [(row, group) for row in chunk if (group := changed[row]) is not None]
+        out = [(row,) for row in chunk if changed[row] is None]
+        with database.transaction():
+            if put:
+                database.execute_many(GROUP, put)
+            if out:
+                database.execute_many("DELETE FROM review_groups WHERE decision_row = ?", out)
+
+
+def claim(database: Database, wanted: Sequence[str], reviewer: str, now: float, seconds: float) -> dict[str, Claim]:
+    """Take items that nobody else holds, for so many seconds from now; whose each of them is then."""
+    with database.transaction():
+        database.execute("DELETE FROM claims WHERE until < ?", (now,))
+        database.execute_many(CLAIM, [(item, reviewer, now + seconds, now) for item in wanted])
+        held = claims(database, now)
+    return {item: held[item] for item in wanted}
+
+
+def release(database: Database, wanted: Sequence[str], reviewer: str) -> None:
+    """Free what this reviewer holds of the items."""
+    with database.transaction():
+        database.execute_many("DELETE FROM claims WHERE item = ? AND reviewer = ?", [(i, reviewer) for i in wanted])
+
+
+def claims(database: Database, now: float) -> dict[str, Claim]:
+    """Every claim that holds."""
+    found = database.fetch("SELECT item, reviewer, until FROM claims WHERE until >= ?", (now,))
+    return {item: Claim(reviewer, until) for item, reviewer, until in found}
+
+
+def _chunks(rows: Iterable[int]) -> Iterator[list[int]]:
+    rest = iter(rows)
+    while chunk := list(islice(rest, CHUNK_ROWS)):
+        yield chunk
+
+
+def _marks(chunk: Sequence[Any]) -> str:
+    return ", ".join("?" * len(chunk))
