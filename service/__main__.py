@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from service import logs, score, settings
+from service import logs, recalibrate, score, settings
 from service.contract import bundle
 from service.contract.bundle import BundleError
 from service.errors import TailGuardError
@@ -21,12 +21,15 @@ def inspect(path: str) -> int:
 
 
 def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
-    """The arguments of serve (the default), inspect and score. `prog` is how the command was called, for its help."""
+    """The arguments of the chosen command, serve if none is. `prog` is how it was called, for its help."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
     commands.add_parser("inspect", help="verify a bundle and print its summary").add_argument("bundle")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
+    recalibrate.add_arguments(commands.add_parser(
+        "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
+    ))  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -38,6 +41,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return inspect(chosen.bundle)
         if chosen.command == "score":
             return score.main(chosen)
+        if chosen.command == "recalibrate":
+            return recalibrate.main(chosen)
         config = settings.load()
         logs.configure(config.log_format)
         return server.serve(config, _fail)

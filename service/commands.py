@@ -27,6 +27,7 @@ SECTIONS = (
         "serve": "answer POST /classify over HTTP; settings are TAILGUARD_ variables",
         "inspect": "verify a bundle and print its summary",
         "score": "score folders of images into a table, without a server",
+        "recalibrate": "measure the thresholds of a bundle anew on reviewed rows of a ledger",
     }),
     Section("Make a bundle", TRAINING, {
         "fit": "from photographs to a bundle, in one command",
@@ -55,7 +56,7 @@ def usage() -> str:
         "An image classifier for long-tailed data that says 'I don't know'.",
     ]
     for section in SECTIONS:
-        lines += ["", f"{section.title}:"] + [f"  {name:10} {line}" for name, line in section.commands.items()]
+        lines += ["", f"{section.title}:"] + [f"  {name:11} {line}" for name, line in section.commands.items()]
     return "\n".join([*lines, "", f"{PROG} COMMAND --help lists the options of a command."])
 
 

@@ -140,7 +140,9 @@ class Calibrate(OnRun):
         return None if self.score == AUTO else self.score
 
     def cli_cmd(self) -> None:
-        from training.evaluation import calibrate, choose, measure, mix, predict
+        from service.contract.calibration import mix
+        from training.evaluation import choose, measure, predict
+        from training.evaluation.temperature import fit_temperature
         from training.runs import checkpoint
 
         run, data, ood, score = self.prepare()
@@ -152,7 +154,7 @@ class Calibrate(OnRun):
             score, chosen = choice.score, choice.record(run.method.score)
         module = predict.deployed(run, scores=[score], train=data.train, device=self._device)
         plain = predict.torch_predict(module, self._device)
-        temperature = calibrate.fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
+        temperature = fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
         module.temperature = temperature
         scaled = predict.torch_predict(module, self._device)
         measured = measure.measure(

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from service.contract.calibration.calibrate import Scored
 from tests.calibration.tails import Floats, Ints
-from training.evaluation.calibrate import Scored
 from training.evaluation.metrics import SHOT_GROUPS, class_groups
 
 SHRINK_IMAGES = 20

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.calibration import calibrate
+from service.contract.calibration.calibrate import LEVEL, Scored, Weighted
+from service.contract.calibration.groups import Groups, group_classes
+from service.contract.calibration.mix import ClassMix
 from tests.calibration import tails
 from tests.calibration.before import thresholds_before
 from tests.calibration.tails import SHARED, Floats, Ints, Tail
-from training.evaluation import calibrate
-from training.evaluation.calibrate import LEVEL, Scored, Weighted
-from training.evaluation.groups import Groups, group_classes
-from training.evaluation.mix import ClassMix
 
 HERE = Path(__file__).parent
 RESULTS, PICTURE = HERE / "results.json", HERE / "refusal.png"

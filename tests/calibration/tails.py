@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.calibration.calibrate import Scored
 from tests.drift import scores as drift
-from training.evaluation.calibrate import Scored
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -17,10 +17,10 @@ from pydantic_settings import CliApp, CliPositionalArg
 
 from service.contract import bundle
 from service.contract.bundle import Manifest
+from service.contract.calibration.calibrate import rejected, shares
 from training.data.fitted import Fitted
 from training.data.folders import image_files, unlabelled_files
 from training.data.processes import usable_cpus
-from training.evaluation.calibrate import rejected, shares
 from training.evaluation.metrics import ood_metrics
 from training.evaluation.predict import Outputs
 from training.export.graph import onnx_predict

@@ -51,7 +51,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     for section in commands.SECTIONS:
         assert f"\n{section.title}:\n" in done.stdout
         for name, line in section.commands.items():
-            assert f"  {name:10} {line}\n" in done.stdout
+            assert f"  {name:11} {line}\n" in done.stdout
     assert done.stdout.endswith("[]\n")
     assert len(NAMES) == len(set(NAMES))
 

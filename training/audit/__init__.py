@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.calibration.groups import group_classes
 from training.audit import advice, duplicates, sources
 from training.audit.advice import Advice, Setting
 from training.audit.duplicates import ImagePart
@@ -32,7 +33,6 @@ from training.audit.report import (
 )
 from training.audit.sources import Source, Sources
 from training.data.scan import Header
-from training.evaluation.groups import group_classes
 
 __all__ = ["Report", "audit", "gini", "plot", "render"]
 COMPARED = (("train", "test"), ("train", "val"), ("outliers", "test"), ("outliers", "ood"))  # for near duplicates

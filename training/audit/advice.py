@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from service.contract.calibration.calibrate import LEVEL
+from service.contract.calibration.groups import Groups
 from service.contract.reference import false_alarms
 from training.config import Config, flag, program
 from training.data.splits import expected_held_back
-from training.evaluation.calibrate import LEVEL
-from training.evaluation.groups import Groups
 
 BEST = "tailguard"  # the row of METHODS to take from scratch where there are outliers
 BEST_FROZEN = "tailguard-joint"  # on a frozen backbone, whose head needs no second stage

@@ -2,11 +2,11 @@
 
 import textwrap
 
+from service.contract.calibration.calibrate import LEVEL
 from service.contract.reference import ClassGroup
 from training.audit.advice import LEVELS, Advice, Frozen, Support, images_needed, option
 from training.audit.duplicates import NEAR_COSINE, SAME_COSINE
 from training.config import program
-from training.evaluation.calibrate import LEVEL
 from training.layout import columns, span
 
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.calibration import calibrate
+from service.contract.calibration.calibrate import Scored, Weighted
+from service.contract.calibration.groups import Groups, group_classes
+from service.contract.calibration.mix import TRAIN, ClassMix, class_mix
 from service.contract.decision import Scope
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
-from training.evaluation import calibrate
-from training.evaluation.calibrate import Scored, Weighted
 from training.evaluation.evaluate import evaluate
-from training.evaluation.groups import Groups, group_classes
 from training.evaluation.metrics import class_accuracy, ood_metrics
-from training.evaluation.mix import TRAIN, ClassMix, class_mix
 from training.evaluation.predict import Outputs, Predict
 from training.runs.files import Json, jsonable
 

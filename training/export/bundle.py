@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from service.contract import bundle
 from service.contract.bundle import Input
+from service.contract.calibration import calibrate
+from service.contract.calibration.mix import ClassMix
 from service.contract.images import load as load_image
 from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
 from training.data.processes import usable_cpus
 from training.data.readers import Images, Pixels
-from training.evaluation import calibrate
 from training.evaluation.measure import data_groups, measure
-from training.evaluation.mix import ClassMix
 from training.evaluation.predict import Outputs, Predict, deployed, torch_predict
 from training.export import card, examples
 from training.export.about import AboutData

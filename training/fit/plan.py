@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service.contract import bundle
+from service.contract.calibration.groups import group_classes
 from training.audit import advice, sources
 from training.config import Config, flag
 from training.data.folders import PARTS
@@ -20,7 +21,6 @@ from training.data.listing import Listing
 from training.data.photographs import SCAN_FILE, Files, Source, list_files
 from training.data.readers import DataError
 from training.data.scan import scan
-from training.evaluation.groups import group_classes
 from training.export.about import AboutData
 from training.export.bundle import require_target
 from training.fit.command import Fit

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from service.contract import bundle
+from service.contract.calibration.groups import group_classes
 from training import trainer
 from training.audit import timing
 from training.checks import require_writable
 from training.config import program
 from training.data.photographs import CACHE
 from training.data.splits import FEWEST_IMAGES
-from training.evaluation.groups import group_classes
 from training.finished import Calibrate, Evaluate, Export
 from training.fit import plan as plans
 from training.fit.command import Fit

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.contract.calibration import calibrate
 from service.contract.intervals import paired, wilson
 from training.data.readers import Images, ImageSet, Keys
-from training.evaluation import calibrate, predict
+from training.evaluation import predict
 from training.layout import columns
 from training.runs.checkpoint import Run
 from training.runs.files import Json

@@ -5,10 +5,10 @@ import shlex
 import numpy as np
 import pytest
 
+from service.contract.calibration.groups import group_classes
 from tests.training.pictures import chosen, save, write_folder
 from training.audit import advice, audit, render, timing
 from training.config import Config
-from training.evaluation.groups import group_classes
 from training.layout import span
 from training.methods import methods
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.contract.calibration import calibrate, conformal
+from service.contract.calibration.groups import group_classes
+from service.contract.calibration.mix import ClassMix, class_mix
 from training.data import loading
 from training.data.readers import DataError
-from training.evaluation import calibrate, conformal, measure, predict
-from training.evaluation.groups import group_classes
-from training.evaluation.mix import ClassMix, class_mix
+from training.evaluation import measure, predict, temperature
 from training.evaluation.predict import Outputs
 from training.runs.files import jsonable
 
@@ -269,15 +270,15 @@ def test_temperature_comes_back(known):
     labels = (true.cumsum(axis=1) < random.random((20000, 1))).sum(axis=1)
     stated = np.exp(logits)
     stated /= stated.sum(axis=1, keepdims=True)
-    assert calibrate.fit_temperature(stated, labels) == pytest.approx(known, rel=0.05)
+    assert temperature.fit_temperature(stated, labels) == pytest.approx(known, rel=0.05)
 
 
 def test_temperature_where_all_is_correct():
-    assert calibrate.fit_temperature([[0.9, 0.1], [0.2, 0.8]], [0, 1]) == 1.0
+    assert temperature.fit_temperature([[0.9, 0.1], [0.2, 0.8]], [0, 1]) == 1.0
 
 
 def test_temperature_stays_in_its_range():
-    hopeless = calibrate.fit_temperature([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [1, 1, 0])
+    hopeless = temperature.fit_temperature([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [1, 1, 0])
     assert hopeless == pytest.approx(20, rel=0.01)
 
 

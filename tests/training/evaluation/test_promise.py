@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.bundle import Manifest
+from service.contract.calibration import calibrate, conformal
+from service.contract.calibration.calibrate import Scored, Weighted
+from service.contract.calibration.groups import Groups, group_classes
+from service.contract.calibration.mix import ClassMix
 from service.contract.decision import decide, decide_row
 from tests.service import tiny
-from training.evaluation import calibrate, conformal
-from training.evaluation.calibrate import Scored, Weighted
-from training.evaluation.groups import Groups, group_classes
-from training.evaluation.mix import ClassMix
 
 LITERALS = {"id95": 0.05, "id90": 0.1, "id99": 0.01, "id80": 0.2}
 COUNTS = ([7], [900, 30], [500, 500, 10, 10], [2000, 300, 50, 9, 1])

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from service.contract import bundle
+from service.contract.calibration.groups import group_classes
 from tests.training.half import check_halved
 from training import trainer
 from training.config import Config
 from training.data import loading
 from training.evaluation import measure, predict
-from training.evaluation.groups import group_classes
 from training.export import bundle as export
 from training.export import graph as graph_module
 from training.runs import checkpoint

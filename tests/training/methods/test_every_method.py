@@ -15,6 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from service.contract.calibration.calibrate import rejected
 from service.settings import Settings
 from service.web.app import create_app
 from tests.training import tiny
@@ -23,7 +24,6 @@ from training.config import Config
 from training.data import folders, loading, readers
 from training.data.readers import Pixels
 from training.evaluation import predict
-from training.evaluation.calibrate import rejected
 from training.evaluation.measure import data_groups
 from training.methods.methods import METHODS
 from training.runs import checkpoint

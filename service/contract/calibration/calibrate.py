@@ -1,4 +1,4 @@
-"""Temperature, operating points and reference distributions, from the calibration split and held-back outliers only."""
+"""Operating points and reference distributions, from calibration images and held-back outliers only."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,42 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
+from numpy.typing import NDArray
 
+from service.contract.calibration import conformal
+from service.contract.calibration.groups import Groups
+from service.contract.calibration.mix import TRAIN, ClassMix
 from service.contract.reference import ALL, Reference, false_alarms
-from training.evaluation import conformal
-from training.evaluation.groups import Groups
-from training.evaluation.mix import TRAIN, ClassMix
-from training.runs.files import Json
 
 LEVEL = 0.95
 MOST_SCORES = 2000  # in the distribution that metrics are compared with
 SPARE_SEED = 0
 QUANTILE_LEVELS = tuple(round(i / 100, 2) for i in range(101))
+Json = dict[str, Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Names = NDArray[np.str_]
-
-
-def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """The T that minimises the NLL of softmax(log p / T) (Guo et al. 2017). Probabilities [N, C] at T = 1, labels [N].
-
-    log p equals the logits up to a constant per row, so the fit is the one on logits. In [0.2, 20]. Where every image
-    is classified correctly the NLL falls forever as T → 0 and says nothing about confidence: then T = 1.
-    """
-    log_p = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
-    truth = np.asarray(labels)
-    if (log_p.argmax(axis=1) == truth).all():
-        return 1.0
-
-    def nll(log_t: float) -> float:
-        z = log_p / math.exp(log_t)
-        z -= z.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(truth)), truth]).mean())
-
-    found = minimize_scalar(nll, bounds=(math.log(0.2), math.log(20)), method="bounded")
-    return float(math.exp(found.x))
 
 
 @dataclass(frozen=True)
@@ -164,14 +143,17 @@ def keep_points(
     return points
 
 
-def catch_point(outliers: Scored, groups: Groups) -> dict[str, Json]:
+def catch_point(outliers: Scored, groups: Groups, weighted: Weighted | None = None) -> dict[str, Json]:
     """`ood95`: the thresholds that keep 95% of the outliers out, by the same rule with all scores turned round.
 
-    Fewer than 19 outliers hold a lower level, which then names the point; without outliers there is none.
+    Fewer than 19 outliers hold a lower level, which then names the point; without outliers there is none. They count
+    alike unless they are `weighted`.
     """
     if not len(outliers.scores):
         return {}
     turned = Weighted.alike(Scored(-outliers.scores, outliers.predicted), len(groups.of_class))
+    if weighted is not None:
+        turned = Weighted(turned.images, weighted.weights, weighted.class_weights)
     [level] = supported_levels([LEVEL], turned)
     found = references(turned, groups, [level])
     percent = f"{100 * level:.10g}"

@@ -1,0 +1,76 @@
+"""The recalibrate command: old and new thresholds side by side, and a new bundle of the same graph."""
+
+import argparse
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from service.contract import bundle
+from service.contract.bundle import BundleError, Manifest
+from service.recalibrate import measured as measuring
+from service.recalibrate import report, rows
+from service.recalibrate.measured import CannotRecalibrate
+
+MOST_POINTS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `tailguard recalibrate`."""
+    parser.add_argument("--bundle", type=Path, required=True, help="the bundle whose decisions were reviewed")
+    parser.add_argument("--ledger", required=True, help="an SQLite file or a postgresql:// URL")
+    parser.add_argument("--out", type=Path, required=True, help="the new bundle, <models>/<name>/<version>")
+    parser.add_argument(
+        "--most-points", type=float, default=MOST_POINTS,
+        help="percentage points by which the refusal of reviewed known images may change, overall and in each group, "
+        "without --yes (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="write it however far the thresholds move")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the comparison and write the bundle. Raises BundleError, SettingsError or CannotRecalibrate."""
+    if args.out.exists():
+        raise BundleError(f"{args.out} exists already: choose another version, or remove it first")
+    manifest = bundle.read(args.bundle)
+    read = rows.read(args.ledger, manifest)
+    sample = measuring.sample(manifest, read)
+    points, record = measuring.measured(manifest, sample)
+    compared = report.compare(manifest, points, sample)
+    print("\n".join(report.lines(manifest, read, sample, compared)))
+    far = [row for row in compared if abs(row.new - row.old) * 100 > args.most_points]
+    if far and not args.yes:
+        named = "; ".join(f"{row.point} {row.where} {row.old:.1%} to {row.new:.1%}" for row in far)
+        raise CannotRecalibrate(f"nothing was written: refusal moves by more than {args.most_points:g} points: "
+                                f"{named}. Look at the labels, and give --yes if it is right")  # fmt: skip
+    made = write(args.bundle, args.out, manifest, points, record, report.record(read, sample, compared))
+    print(f"{args.out}: the graph {made.sha256[:16]} with thresholds of {len(sample.known)} reviewed images")
+    return 0
+
+
+def write(
+    source: Path, out: Path, manifest: Manifest, points: dict[str, Any], record: dict[str, Any], added: dict[str, Any]
+) -> Manifest:
+    """The new bundle: the files of `source`, with other thresholds. All of it appears, or nothing."""
+    files = {name: (source / name).read_bytes() for name in manifest.files}
+    if "CARD.md" in files:
+        files["CARD.md"] += report.card(manifest, added).encode()
+    fields = manifest.model_dump(exclude={"format", "files"})
+    fields |= {
+        "name": out.parent.name, "version": out.name, "created": datetime.now(UTC).replace(microsecond=0),
+        "operating_points": points, "calibration": record,
+        "classes": [c.model_copy(update={"rejected": None}).model_dump() for c in manifest.classes],
+    }  # fmt: skip
+    for measured in (fields["evaluation"].get("ood") or {}).values():
+        measured.pop("rejected", None)  # of the old thresholds
+    fields["provenance"] |= {
+        "parent": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
+        "added": added, "command": shlex.join(["tailguard", *_without_password(sys.argv[1:])]),
+    }  # fmt: skip
+    return bundle.write(out, fields, files)
+
+
+def _without_password(arguments: list[str]) -> list[str]:
+    """The arguments, of a URL only its scheme."""
+    return [f"{a.partition('://')[0]}://..." if "://" in a else a for a in arguments]

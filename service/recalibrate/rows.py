@@ -1,0 +1,96 @@
+"""The reviewed rows of one graph in a ledger, and for how many images of the stream each of them stands."""
+
+from collections import Counter
+from collections.abc import Container, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from service.contract.bundle import Manifest
+from service.errors import SettingsError
+from service.ledger.database import POSTGRESQL, check
+from service.ledger.reading import DecidedRow, Reader
+
+UNKNOWN = ""
+
+
+class Stratum(NamedTuple):
+    """Rows that were kept alike: within one the reviewed ones stand for all."""
+
+    group: str  # of the predicted class
+    decision: str
+    keep_probability: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reviewed image: `truth` is its class, None for an outlier; it stands for `weight` images of the stream."""
+
+    predicted: str
+    truth: str | None
+    scores: Mapping[str, float | None]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a ledger holds of a graph. `kept` and `reviewed` by stratum; `unkept`: labelled, but nobody knows how
+    these were chosen."""
+
+    rows: list[Row]
+    kept: Counter[Stratum]
+    reviewed: Counter[Stratum]
+    unkept: int
+
+    def known(self, name: str) -> "list[Row]":
+        """The in-distribution rows that have the score `name`."""
+        return [row for row in self.rows if row.truth is not None and row.scores.get(name) is not None]
+
+    def outliers(self, name: str) -> "list[Row]":
+        """The outliers that have the score `name`."""
+        return [row for row in self.rows if row.truth is None and row.scores.get(name) is not None]
+
+
+def read(where: str, manifest: Manifest) -> Rows:
+    """The kept rows that the graph of `manifest` decided. SettingsError where there is no ledger, or an older one."""
+    check(where)
+    if not where.startswith(POSTGRESQL) and not Path(where).is_file():
+        raise SettingsError(f"--ledger {where} is no file: name the ledger that the service wrote (TAILGUARD_LEDGER)")
+    kept: Counter[Stratum] = Counter()
+    reviewed: Counter[Stratum] = Counter()
+    seen: list[tuple[DecidedRow, Stratum, str | None]] = []
+    unkept = last = 0
+    group_of = {c.name: c.group for c in manifest.classes}
+    try:
+        reader = Reader(where)
+    except Exception as error:  # each driver has its own
+        raise SettingsError(f"the ledger cannot be read ({error}): name the one that the service writes") from error
+    with closing(reader):
+        while rows := reader.kept(last):
+            last = rows[-1].row
+            for row in rows:
+                if row.model.sha256 != manifest.sha256 or row.predicted not in group_of:
+                    continue
+                assert row.keep_probability is not None
+                stratum = Stratum(group_of[row.predicted], row.decision, row.keep_probability)
+                kept[stratum] += 1
+                if (truth := _truth(row, group_of)) != UNKNOWN:
+                    reviewed[stratum] += 1
+                    seen.append((row, stratum, truth))
+        for row in reader.labelled():
+            unkept += row.model.sha256 == manifest.sha256 and row.keep_probability is None
+    found = [
+        Row(row.predicted, truth, row.scores, kept[stratum] / reviewed[stratum] / stratum.keep_probability)
+        for row, stratum, truth in seen
+    ]  # fmt: skip
+    return Rows(found, kept, reviewed, unkept)
+
+
+def _truth(row: DecidedRow, classes: Container[str]) -> str | None:
+    """A class of the bundle, None for an outlier, UNKNOWN where nobody has said."""
+    if row.label is None or row.label.kind in ("unsure", "withdrawn"):
+        return UNKNOWN
+    if row.label.kind == "class":
+        return row.label.label if row.label.label in classes else UNKNOWN
+    return None
