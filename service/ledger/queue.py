@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from service.errors import NotReady, TailGuardError
-from service.ledger.rows import Asking, Entry, Item
+from service.ledger.rows import Asking, Entry, Item, StoreNews
 
 QUEUE_ROWS = 10_000  # about 10 MB
 FLUSH_S = 0.2  # from the first row to its transaction
@@ -27,6 +27,10 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def rows(self) -> int:
+        """Of what waits, decisions and questions."""
+        return sum(not isinstance(item, StoreNews) for item in list(self._waiting))
+
     def offer(self, entry: Entry) -> bool:
         """Queue one row; False when the queue is full. Never waits."""
         if len(self._waiting) >= QUEUE_ROWS:
@@ -42,6 +46,11 @@ class Queue:
             raise NotReady(UNAVAILABLE)
         self._waiting.append(item)
         self._flush_now.set()
+        self._wake.set()
+
+    def tell(self, news: StoreNews) -> None:
+        """Queue what the image store has done; from its thread. Never refused: the store's own queue is bounded."""
+        self._waiting.append(news)
         self._wake.set()
 
     def close(self) -> None:
@@ -63,7 +72,7 @@ class Queue:
         taken: list[Item] = []
         while self._waiting and len(taken) < rows:
             item = self._waiting.popleft()
-            if isinstance(item, Entry) or not item.answer.cancelled():
+            if isinstance(item, Entry | StoreNews) or not item.answer.cancelled():
                 taken.append(item)
         return taken
 

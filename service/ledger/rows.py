@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     scores: dict[str, float]
     verdict: Verdict
     key: str | None  # the name of the API key
-    image: bytes | None  # the file, where it is to be kept
+    image: bytes | None  # the file, if it is to be kept
     client_id: str | None = None  # the id that the client gave to the request; it may repeat
     by_deployment: bool = True  # decided as the deployment decides, and not at a point that the request named
     embedding: bytes | None = None  # float16, little-endian, unit-norm; of a kept row whose bundle gives one
@@ -78,6 +78,23 @@ class Labels(NamedTuple):
     answer: Future[list["FeedbackRecord"]]
 
 
+class Forget(NamedTuple):
+    """A wish that nothing of a request's images is kept, on its way; `answer` gets the number of its images."""
+
+    request_id: str  # the service's, or the client's
+    key: str | None  # of whoever asks
+    may_review: bool  # and so may have forgotten what other keys sent
+    answer: Future[int]
+
+
+class StoreNews(NamedTuple):
+    """What the image store has done: files by key, of the stored ones the bytes with their thumbnail."""
+
+    stored: list[tuple[str, int]] = []  # noqa: RUF012
+    failed: list[str] = []  # noqa: RUF012
+    deleted: list[str] = []  # noqa: RUF012
+
+
 class FeedbackRecord(NamedTuple):
     """A true label beside what was decided about its image. `outcome`: the predicted label against the true one."""
 
@@ -112,8 +129,8 @@ class Tally(NamedTuple):
     images: Counter[TallyKey]
 
 
-Asking = Feedback | Labels
-Item = Entry | Asking
+Asking = Feedback | Labels | Forget
+Item = Entry | Asking | StoreNews
 
 
 class Written(NamedTuple):
@@ -123,6 +140,9 @@ class Written(NamedTuple):
     answers: list[tuple[Asking, Any]]  # what each that asks is told: a result, or a TailGuardError
     feedback: list[tuple[FeedbackRecord, int]]  # what counts from now on (1), and what no longer does (-1)
     tallies: dict[int, Counter[TallyKey]]
+    arriving: list[tuple[str, bytes, bool]]  # files to be stored, by key; whether the store should have it already
+    unkept: list[int]  # bytes of the files that are not kept after all
+    leaving: list[str]  # keys of files to be deleted
 
 
 def key_of(manifest: Manifest) -> ModelKey:

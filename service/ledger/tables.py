@@ -12,13 +12,28 @@ from service.contract.bundle import Manifest
 from service.errors import TailGuardError
 from service.ledger import schema
 from service.ledger.database import Database
+from service.ledger.forgetting import forget
+from service.ledger.images import KeptImages, Stale
 from service.ledger.labels import Labeller
-from service.ledger.rows import Asking, Entry, Item, Labels, ModelKey, Tally, TallyKey, Written, key_of
+from service.ledger.rows import (
+    Asking,
+    Entry,
+    Forget,
+    Item,
+    Labels,
+    ModelKey,
+    StoreNews,
+    Tally,
+    TallyKey,
+    Written,
+    key_of,
+)
+from service.ledger.store import key_of as store_key
 
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
-    decision, score, threshold, p_value, scores, api_key, image, client_id, by_deployment,
-    embedding, sampled, sample_rate, keep_probability)
+    decision, score, threshold, p_value, scores, api_key, client_id, by_deployment,
+    image_key, embedding, sampled, sample_rate, keep_probability)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
     by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
@@ -37,11 +52,12 @@ class Tables:
         self._models: dict[int, tuple[ModelKey, dict[str, str], float]] = {}
         self._numbers: dict[ModelKey, int] = {}
         self._labeller = Labeller(database, lambda number: self._model(number)[:2])
+        self.images = KeptImages(database)
         schema.prepare(database)
 
     def write(self, batch: Sequence[Item]) -> Written:
         """Write the whole batch in its order, or nothing. Who asks for what is refused gets its error as the answer."""
-        written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {})
+        written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {}, [], [], [])
         with self._database.transaction():
             for is_entry, items in groupby(batch, lambda item: isinstance(item, Entry)):
                 if is_entry:
@@ -49,6 +65,9 @@ class Tables:
                     continue
                 for item in items:
                     assert not isinstance(item, Entry)
+                    if isinstance(item, StoreNews):
+                        written.leaving.extend(self.images.hear(item))
+                        continue
                     try:
                         written.answers.append((item, self._answer(item, written)))
                     except TailGuardError as error:
@@ -86,15 +105,16 @@ class Tables:
         """Of the tables as the database stores them."""
         return self._database.size_bytes(schema.TABLE_NAMES)
 
-    def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> int:
-        """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond one of the limits; how many.
+    def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> tuple[int, list[str]]:
+        """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond one of the limits; how many, and
+        the keys of the files to which no row refers any more.
 
         `max_bytes` counts schema.ROW_BYTES a row and its embedding, and images that earlier versions kept in the rows:
         the database gives the room of deleted rows to new ones.
         """
         oldest, newest = self._database.fetch(ENDS)[0]
         if oldest is None:
-            return 0
+            return 0, []
         end = min(oldest + CHUNK_ROWS - 1, newest)
         aged = self._database.fetch(
             "SELECT max(row) FROM decisions WHERE row <= ? AND time < ?", (end, time.time() - max_age_s)
@@ -104,14 +124,32 @@ class Tables:
         if excess > 0:
             last = max(last, self._last_of(excess, end))
         if last < oldest:
-            return 0
+            return 0, []
         with self._database.transaction():
+            keys = self._database.fetch(
+                "SELECT image_key FROM decisions WHERE row <= ? AND image_key IS NOT NULL", (last,)
+            )
             freed = sum(schema.ROW_BYTES + size for _, size in self._database.fetch(SIZES, (last,)))
             for table in ("feedback", "review_groups"):
                 self._database.execute(f"DELETE FROM {table} WHERE decision_row <= ?", (last,))
             self._database.execute("DELETE FROM decisions WHERE row <= ?", (last,))
             self._database.execute(ADD_BYTES, (-freed,))
-        return int(last - oldest + 1)
+            leaving = self.images.release([row[0] for row in keys])
+        return int(last - oldest + 1), leaving
+
+    def trim_images(self, max_bytes: int, max_age_s: float) -> list[str]:
+        """Have the oldest files beyond the limits leave; see KeptImages.trim."""
+        with self._database.transaction():
+            return self.images.trim(max_bytes, max_age_s)
+
+    def stale_images(self) -> Stale:
+        """See KeptImages.stale."""
+        with self._database.transaction():
+            return self.images.stale()
+
+    def ledger_id(self) -> str:
+        """By which the image store knows this ledger."""
+        return str(self._database.fetch("SELECT id FROM ledger")[0][0])
 
     def close(self) -> None:
         self._database.close()
@@ -133,10 +171,10 @@ class Tables:
             rows.append(
                 (e.time, e.request_id, e.position, number, point, scope, info.name, info.group, decision,
                  finite[e.manifest.deciding_score], e.verdict.threshold, e.verdict.p_value, json.dumps(finite), e.key,
-                 e.image, e.client_id, int(e.by_deployment), e.embedding, int(e.sample_rate is not None),
-                 e.sample_rate, e.keep_probability)
+                 e.client_id, int(e.by_deployment), self._arrive(e, written), e.embedding,
+                 int(e.sample_rate is not None), e.sample_rate, e.keep_probability)
             )  # fmt: skip
-            size += schema.ROW_BYTES + len(e.image or b"") + len(e.embedding or b"")
+            size += schema.ROW_BYTES + len(e.embedding or b"")
             key = TallyKey(point, scope, e.by_deployment, info.name, decision, "")
             written.tallies.setdefault(number, Counter())[key] += 1
         self._database.execute_many(APPEND, rows)
@@ -145,7 +183,21 @@ class Tables:
     def _answer(self, item: Asking, written: Written) -> Any:
         if isinstance(item, Labels):
             return self._labeller.labels(item, written)
+        if isinstance(item, Forget):
+            return forget(self._database, self.images, item, written)
         return self._labeller.feedback(item, written)
+
+    def _arrive(self, entry: Entry, written: Written) -> str | None:
+        """The key under which the file of a row is kept, if it is."""
+        if entry.image is None:
+            return None
+        key = store_key(entry.image)
+        state = self.images.arrive(key, len(entry.image), time.time())
+        if state is None:  # the same file is being deleted at this moment
+            written.unkept.append(len(entry.image))
+            return None
+        written.arriving.append((key, entry.image, state == "kept"))
+        return key
 
     def _number(self, manifest: Manifest, since: float) -> int:
         key = key_of(manifest)

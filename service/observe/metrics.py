@@ -23,6 +23,7 @@ HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PA
 REQUEST_STAGES = ("receive", "decode", "queue", "inference", "respond")
 ImageOutcome = Literal["answered", "refused", "failed", "abandoned"]
 IMAGE_OUTCOMES: tuple[ImageOutcome, ...] = ("answered", "refused", "failed", "abandoned")
+STORE_OUTCOMES = ("kept", "limited", "dropped", "failed")  # limited: by keep_images_per_s; dropped: too many wait
 SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
 
 
@@ -73,6 +74,8 @@ class Metrics:
         self.ledger_failures = Counter("ledger_failures", "Failed attempts to write; their rows stay queued", **where)
         self.ledger_held_rows = Gauge("ledger_held_rows", "Rows in the ledger", **where)
         self.ledger_bytes = Gauge("ledger_bytes", "Size of the ledger", **where)
+        self.store_images = Counter("store_images", "Images to be kept, by how it went", ["outcome"], **where)
+        self.store_bytes = Gauge("store_bytes", "Size of the kept images with their thumbnails", **where)
         self._model: ModelMetrics | None = None
         for route in ("/classify", "/classify/batch"):
             self.requests.labels(route, "POST", "200")
@@ -81,6 +84,7 @@ class Metrics:
             (self.refused, SHED),
             (self.shadow_images, ("same", "decision-differs", "label-differs", "failed", "skipped")),
             (self.ledger_rows, ("written", "dropped")),
+            (self.store_images, STORE_OUTCOMES),
         ):
             for value in values:
                 counter.labels(value)

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from service.contract.decision import Verdict, decide_row
 from service.inference.pipeline import Image, Row
+from service.ledger.policy import NOT_KEPT
 from service.ledger.rows import Entry
+from service.ledger.writer import Ledger
 from service.web.admission import Admitted
 
 
@@ -51,9 +53,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     if runtime.shadow is not None and parameters.is_default and file is not None:
         runtime.shadow.offer(file, label, verdict.decision)
     if runtime.ledger is not None:
-        key = None if context.key is None else context.key.name
-        entry = Entry(time(), context.request_id, position, manifest, row.scores, verdict, key, None)
-        runtime.ledger.record(entry._replace(client_id=context.client_id, by_deployment=parameters.is_default))
+        runtime.ledger.record(_entry(runtime.ledger, admitted, position, row, verdict, file))
     if runtime.tracer is not None:
         inferred = done - row.inference_s
         decoded = inferred - row.decode_s
@@ -65,3 +65,27 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
             "tailguard.label": label, "tailguard.decision": verdict.decision, "tailguard.p_value": verdict.p_value,
         } if first else None  # fmt: skip
     return Decided(row, verdict, context.received - context.started, queue_s, done - context.started)
+
+
+def _entry(
+    ledger: Ledger, admitted: Admitted[Any], position: int, row: Row, verdict: Verdict, file: bytes | None
+) -> Entry:
+    """The row for the ledger, with file and embedding if they are to be kept. Hashing and writing are its threads'."""
+    context = admitted.context
+    choice = NOT_KEPT if ledger.policy is None or file is None else ledger.policy.choose(verdict.decision)
+    kept = choice.keep_probability is not None
+    return Entry(
+        time(),
+        context.request_id,
+        position,
+        admitted.model.manifest,
+        row.scores,
+        verdict,
+        None if context.key is None else context.key.name,
+        file if kept else None,
+        context.client_id,
+        admitted.parameters.is_default,
+        row.embedding.astype("<f2").tobytes() if kept and row.embedding is not None else None,
+        choice.sample_rate,
+        choice.keep_probability,
+    )

@@ -19,8 +19,7 @@ from service.contract import bundle
 from service.contract.decision import Verdict
 from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
-from service.ledger import queue
-from service.ledger import writer as ledger
+from service.ledger import queue, work
 from service.ledger.database import MEMORY, Database, Sqlite, check, connect
 from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
@@ -36,7 +35,7 @@ RED = TallyKey("id95", "group", True, "red", "accept", "")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((ledger, "RETRY_S"), (ledger, "TICK_S"), (ledger_database, "LOCK_S")):
+    for module, name in ((work, "RETRY_S"), (work, "TICK_S"), (ledger_database, "LOCK_S")):
         monkeypatch.setattr(module, name, 0.05)
 
 
@@ -267,7 +266,7 @@ def test_retention_by_bytes(where: str, manifest: bundle.Manifest) -> None:
 
 
 def test_a_ledger_in_memory_is_bounded(manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(work, "MEMORY_BYTES", 2**20)
     with Kept(MEMORY) as kept:
         for i in range(200):
             kept.ledger.record(entry(manifest, str(i), embedding=bytes(50_000)))
@@ -341,7 +340,7 @@ def test_a_full_disk_is_counted_and_its_rows_wait(
             if full:
                 self.execute("PRAGMA max_page_count = 20")
 
-    monkeypatch.setattr(ledger, "connect", Full)
+    monkeypatch.setattr(work, "connect", Full)
     path = str(tmp_path / "ledger.sqlite3")
     with Kept(path) as kept:
         for i in range(2000):

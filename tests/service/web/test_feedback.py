@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.ledger import database as ledger_database
-from service.ledger import writer as ledger
+from service.ledger import work
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service import tiny
@@ -132,7 +132,7 @@ def test_without_a_ledger(settings: Settings) -> None:
 def test_a_locked_ledger_fails_no_classification(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "RETRY_S", 0.05)
+    monkeypatch.setattr(work, "RETRY_S", 0.05)
     monkeypatch.setattr(ledger_database, "LOCK_S", 0.05)
     path = tmp_path / "ledger.sqlite3"
     with TestClient(create_app(Settings(**settings.model_dump() | {"ledger": str(path)}))) as client:

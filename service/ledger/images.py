@@ -1,0 +1,94 @@
+"""The table of kept files: which are on their way to the store, there, or to be deleted because no row refers to them.
+
+A file is deleted from the store only while its row says 'leaving', and none is stored under a key that is leaving: so
+what one replica deletes is never what another has just stored. Whoever dies in between leaves a row that says what was
+to be done, and any replica does it after a while.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from service.ledger.database import Database
+from service.ledger.rows import StoreNews
+
+CHUNK_KEYS = 1000
+LEFT_S = 60.0  # after which a deletion that nobody has reported is tried again
+LOST_S = 600.0  # after which a file that is still on its way is looked for
+ARRIVE = """INSERT INTO images (image_key, bytes, time, state) VALUES (?, ?, ?, 'arriving') ON CONFLICT (image_key)
+    DO UPDATE SET time = excluded.time WHERE images.state <> 'leaving' RETURNING state"""
+LEAVE = """UPDATE images SET state = 'leaving', time = ? WHERE image_key = ? AND state <> 'leaving'
+    AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.image_key = images.image_key) RETURNING image_key"""
+UNLINK = "UPDATE decisions SET image_key = NULL WHERE image_key = ?"
+STALE = "SELECT image_key FROM images WHERE state = ? AND time < ? LIMIT ?"
+
+
+class Stale(NamedTuple):
+    """Keys of files that somebody did not finish storing or deleting."""
+
+    arriving: list[str]
+    leaving: list[str]
+
+
+class KeptImages:
+    """Each call stands in a transaction of the caller's."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def arrive(self, key: str, size: int, now: float) -> str | None:
+        """Note that a file comes: 'arriving' if it is to be stored, 'kept' if it is there, None if it cannot be now."""
+        states = self._database.fetch(ARRIVE, (key, size, now))
+        return str(states[0][0]) if states else None
+
+    def hear(self, news: StoreNews) -> list[str]:
+        """Note what the store has done; the keys of files that it holds and no row wants, to be deleted."""
+        unwanted = []
+        for key, size in news.stored:
+            changed = self._database.fetch(
+                "UPDATE images SET state = 'kept', bytes = ? WHERE image_key = ? AND state <> 'leaving' RETURNING 1",
+                (size, key),
+            )
+            if not changed:  # forgotten while it was on its way
+                unwanted.append(key)
+        for key in news.failed:
+            gone = "DELETE FROM images WHERE image_key = ? AND state = 'arriving' RETURNING 1"
+            if self._database.fetch(gone, (key,)):
+                self._database.execute(UNLINK, (key,))
+        for key in news.deleted:
+            self._database.execute("DELETE FROM images WHERE image_key = ? AND state = 'leaving'", (key,))
+        return unwanted
+
+    def release(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` to which no row refers any more, from now on leaving."""
+        now = time.time()
+        return [row[0] for key in dict.fromkeys(keys) for row in self._database.fetch(LEAVE, (now, key))]
+
+    def trim(self, max_bytes: int, max_age_s: float) -> list[str]:
+        """Have at most CHUNK_KEYS of the oldest files beyond the limits leave; their rows lose them."""
+        excess = self.size_bytes() - max_bytes
+        oldest = self._database.fetch(
+            "SELECT image_key, bytes, time FROM images WHERE state = 'kept' ORDER BY time LIMIT ?", (CHUNK_KEYS,)
+        )
+        freed = [0, *accumulate(size for _, size, _ in oldest)]
+        aged = time.time() - max_age_s
+        keys = [key for (key, _, came), before in zip(oldest, freed, strict=False) if before < excess or came < aged]
+        for key in keys:
+            self._database.execute(UNLINK, (key,))
+        return self.release(keys)
+
+    def stale(self) -> Stale:
+        """What is left to do of others, or of this process before it was killed; asked again only after a while."""
+        now = time.time()
+        found = []
+        for state, patience_s in (("arriving", LOST_S), ("leaving", LEFT_S)):
+            keys = [row[0] for row in self._database.fetch(STALE, (state, now - patience_s, CHUNK_KEYS))]
+            for key in keys:
+                self._database.execute("UPDATE images SET time = ? WHERE image_key = ?", (now, key))
+            found.append(keys)
+        return Stale(*found)
+
+    def size_bytes(self) -> int:
+        """Of all files, with their thumbnails."""
+        return int(self._database.fetch("SELECT COALESCE(sum(bytes), 0) FROM images WHERE state <> 'leaving'")[0][0])

@@ -1,0 +1,343 @@
+"""Kept files and the rows that refer to them, on both databases: stored once, deleted when nothing refers to them."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.contract import bundle
+from service.errors import Forbidden, NotFound
+from service.ledger import images, keeper, work
+from service.ledger.database import MEMORY, connect
+from service.ledger.store import Folder, key_of, store_at
+from service.settings import ROOT
+from tests.service import tiny
+from tests.service.ledger.test_ledger import Kept, entry, read, until
+
+RED, BLUE = tiny.photo((220, 30, 30)), tiny.photo((10, 20, 200))
+KEPT: dict[str, Any] = {"keep_probability": 1.0, "embedding": bytes(8)}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RETRY_S", "TICK_S"):
+        monkeypatch.setattr(work, name, 0.05)
+    monkeypatch.setattr(images, "LEFT_S", 0.3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+def files(folder: Path) -> list[str]:
+    """Keys of the files, with `.jpg` for thumbnails."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "ledger")
+
+
+def keeping(where: str, folder: Path, **settings: Any) -> Kept:
+    kept = Kept(where, **{"keep": "all", "store": str(folder)} | settings)
+    until(lambda: _has_tables(where))
+    return kept
+
+
+def _has_tables(where: str) -> bool:
+    database = connect(where)
+    try:
+        return database.has_table("images")
+    finally:
+        database.close()
+
+
+def count(kept: Kept, outcome: str) -> float:
+    return float(kept.metrics.store_images.labels(outcome)._value.get())
+
+
+def forget(kept: Kept, request_id: str, **options: Any) -> int:
+    return asyncio.run(kept.ledger.forget(request_id, **{"key": None} | options))
+
+
+def states(where: str) -> list[Any]:
+    return [row[0] for row in read(where, "SELECT state FROM images ORDER BY state")]
+
+
+def test_the_same_file_a_thousand_times_is_stored_once(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder) as kept:
+        for i in range(1000):
+            kept.ledger.record(entry(manifest, "a", i, image=RED, **KEPT))
+        kept.ledger.record(entry(manifest, "b", image=BLUE, **KEPT))
+        kept.ledger.record(entry(manifest, "c"))
+        until(lambda: count(kept, "kept") == 1001 and states(where) == ["kept", "kept"])
+        red, blue = key_of(RED), key_of(BLUE)
+        assert files(folder) == sorted([red, f"{red}.jpg", blue, f"{blue}.jpg"])
+        stored = store_at(str(folder))
+        assert (stored.get(red), stored.get(blue)) == (RED, BLUE)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "ledger"]
+        assert read(where, "SELECT sum(bytes) FROM images") == [(sum(sizes),)]
+        until(lambda: kept.metrics.store_bytes._value.get() == sum(sizes))
+    keys = read(where, "SELECT image_key, count(*) FROM decisions GROUP BY image_key ORDER BY count(*) DESC")
+    assert keys == [(red, 1000), *sorted([(blue, 1), (None, 1)], key=lambda row: keys.index(row))]
+
+
+def test_forgetting_deletes_what_nothing_else_refers_to(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder) as kept:
+        for request_id, image in (("a", RED), ("b", RED), ("b", BLUE)):
+            position = 1 if image == BLUE else 0
+            kept.ledger.record(entry(manifest, request_id, position, key="ci", image=image, **KEPT))
+        kept.label("a", 0, "red", key="ci")
+        until(lambda: states(where) == ["kept", "kept"])
+        with pytest.raises(Forbidden, match="request b was sent with another API key"):
+            forget(kept, "b", key="other")
+        with pytest.raises(NotFound, match="no image of request z: nothing of it is kept"):
+            forget(kept, "z")
+        assert [forget(kept, "b", key="ci") for _ in range(2)] == [2, 2]  # again is no error
+        until(lambda: states(where) == ["kept"])
+        assert files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"]  # request a still has it
+        assert forget(kept, "a", key="other", may_review=True) == 1
+        until(lambda: states(where) == [])
+        assert files(folder) == []
+        tally = kept.ledger.tally(manifest)
+        assert tally is not None
+        assert sum(tally.images.values()) == 4  # three images and a label stay counted
+    assert read(where, "SELECT count(*) FROM decisions") == [(3,)]
+    left = "SELECT count(image_key), count(embedding), sum(sampled), count(keep_probability) FROM decisions"
+    assert read(where, left) == [(0, 0, 0, 0)]
+    assert read(where, "SELECT count(*) FROM feedback") == [(0,)]
+    assert read(where, "SELECT bytes FROM ledger") == [(3 * 512,)]
+
+
+def test_what_is_still_queued_is_forgotten(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder) as kept:
+        for _ in range(20):
+            kept.ledger.record(entry(manifest, "a", image=RED, client_id="mine", **KEPT))
+            assert forget(kept, "a") > 0
+        kept.ledger.record(entry(manifest, "b", image=BLUE, client_id="mine", **KEPT))
+        assert forget(kept, "mine") == 21  # by the id that the client gave, all of them
+        until(lambda: states(where) == [] and files(folder) == [])
+    assert read(where, "SELECT count(image_key) FROM decisions") == [(0,)]
+
+
+def test_retention_of_rows_deletes_their_files(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder, ledger_max_rows=10) as kept:
+        kept.ledger.record(entry(manifest, "a", image=BLUE, **KEPT))
+        until(lambda: states(where) == ["kept"])
+        for i in range(20):
+            kept.ledger.record(entry(manifest, str(i), image=RED, **KEPT))
+        until(lambda: read(where, "SELECT count(*) FROM decisions") == [(10,)] and states(where) == ["kept"])
+        until(lambda: files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"])
+
+
+def picture(i: int) -> bytes:
+    return tiny.photo((i % 256, i // 256, 7))
+
+
+def test_a_store_over_its_limit_drops_the_oldest(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    limit = 10_000
+    with keeping(where, folder, store_max_bytes=limit) as kept:
+        for i in range(40):
+            kept.ledger.record(entry(manifest, "a", i, image=picture(i), **KEPT))
+            if i % 8 == 7:
+                until(lambda i=i: count(kept, "kept") == i + 1)  # type: ignore[misc]
+        until(lambda: set(states(where)) == {"kept"} and read(where, "SELECT sum(bytes) FROM images")[0][0] <= limit)
+        held = [row[0] for row in read(where, "SELECT image_key FROM decisions ORDER BY row")]
+        newest = [key_of(picture(i)) for i in range(40) if held[i] is not None]
+        assert held == [None] * (40 - len(newest)) + newest
+        assert 5 <= len(newest) <= 20
+        until(lambda: files(folder) == sorted([*newest, *(f"{key}.jpg" for key in newest)]))
+    assert read(where, "SELECT count(keep_probability) FROM decisions") == [(40,)]
+
+
+def test_old_files_go(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder, store_max_age_days=1) as kept:
+        for i, image in enumerate((RED, BLUE)):
+            kept.ledger.record(entry(manifest, "a", i, image=image, **KEPT))
+        until(lambda: states(where) == ["kept", "kept"])
+        database = connect(where)
+        aged = "UPDATE images SET time = ? WHERE image_key = ?"
+        database.execute(aged, (time.time() - 2 * 86_400, key_of(RED)))
+        database.close()
+        until(lambda: files(folder) == [key_of(BLUE), f"{key_of(BLUE)}.jpg"])
+        until(lambda: read(where, "SELECT image_key FROM decisions ORDER BY row") == [(None,), (key_of(BLUE),)])
+
+
+def test_a_store_that_fails_costs_images_and_nothing_else(
+    where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with keeping(where, folder) as kept, capture_logs() as logs:
+        with monkeypatch.context() as broken:
+            broken.setattr(Folder, "write", full)
+            for i in range(10):
+                kept.ledger.record(entry(manifest, "a", i, image=picture(i), **KEPT))
+            assert kept.label("a", 0, "red").outcome == "correct"
+            until(lambda: count(kept, "failed") == 10 and states(where) == [])
+        kept.ledger.record(entry(manifest, "b", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+        assert (kept.rows("written"), kept.rows("dropped"), kept.failures(), count(kept, "kept")) == (11, 0, 0, 1)
+    events = [log["event"] for log in logs if "image store" in log["event"]]
+    assert events == ["the image store fails, images are not kept", "the image store works again"]
+    assert read(where, "SELECT request_id FROM decisions WHERE image_key IS NOT NULL") == [("b",)]
+    assert files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"]
+
+
+def test_a_deletion_that_fails_is_done_later(
+    where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with keeping(where, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+        with monkeypatch.context() as broken:
+            broken.setattr(Folder, "delete", denied)
+            forget(kept, "a")
+            until(lambda: states(where) == ["leaving"])
+            kept.ledger.record(entry(manifest, "b", image=RED, **KEPT))  # none is stored under a key that is leaving
+            until(lambda: count(kept, "dropped") == 1)
+        until(lambda: states(where) == [])
+        assert files(folder) == []
+        kept.ledger.record(entry(manifest, "c", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+    assert read(where, "SELECT request_id FROM decisions WHERE image_key IS NOT NULL") == [("c",)]
+
+
+def test_a_store_that_was_deleted_is_filled_again(where: str, folder: Path, manifest: bundle.Manifest) -> None:
+    with keeping(where, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+        shutil.rmtree(folder)
+        kept.ledger.record(entry(manifest, "b", image=BLUE, **KEPT))
+        until(lambda: states(where) == ["kept", "kept"])
+        assert files(folder) == [key_of(BLUE), f"{key_of(BLUE)}.jpg"]
+        reader = kept.ledger.reader()
+        assert reader.image(key_of(RED)) is reader.thumbnail(key_of(RED)) is None
+        reader.close()
+    with keeping(where, folder) as kept:  # another start does not know what the store has, and looks
+        kept.ledger.record(entry(manifest, "c", image=RED, **KEPT))
+        until(lambda: len(files(folder)) == 4)
+        assert forget(kept, "a") == 1  # a row whose file was gone
+    assert count(kept, "failed") == 0
+
+
+def test_a_store_of_another_ledger_is_left_alone(tmp_path: Path, folder: Path, manifest: bundle.Manifest) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    with keeping(one, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(one) == ["kept"])
+    with keeping(other, folder) as kept, capture_logs() as logs:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: count(kept, "failed") == 1 and states(other) == [])
+        forget(kept, "a")
+    assert "holds the images of another ledger" in next(log["error"] for log in logs if "error" in log)
+    assert files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"]
+
+
+def test_a_slow_store_delays_nobody_and_is_bounded(
+    where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "HELD_BYTES", 10 * len(RED))
+    write = Folder.write
+
+    def slow(folder: Folder, name: str, data: bytes) -> None:
+        time.sleep(0.05)
+        write(folder, name, data)
+
+    monkeypatch.setattr(Folder, "write", slow)
+    with keeping(where, folder) as kept:
+        started = time.monotonic()
+        for i in range(50):
+            kept.ledger.record(entry(manifest, "a", i, image=picture(i), **KEPT))
+        kept.label("a", 0, "red")
+        assert time.monotonic() - started < 1
+        dropped = count(kept, "dropped")
+        assert 30 <= dropped <= 45  # ten waited, and some more came after the first were stored
+        until(lambda: count(kept, "kept") == 50 - dropped)
+    assert read(where, "SELECT count(keep_probability), count(embedding) FROM decisions") == [(50 - dropped,) * 2]
+
+
+def test_two_replicas_share_a_folder(server: Path, folder: Path, manifest: bundle.Manifest) -> None:
+    from tests.service import postgres
+
+    where = postgres.new_database(server, "two_replicas")
+    with keeping(where, folder) as one, keeping(where, folder) as other:
+        for i in range(200):
+            for kept, name in ((one, "one"), (other, "other")):
+                kept.ledger.record(entry(manifest, f"{name}-{i}", image=picture(i % 20), **KEPT))
+        until(lambda: one.rows("written") + other.rows("written") == 400)
+        for i in range(0, 200):  # each forgets what the other was sent
+            forget(one, f"other-{i}")
+            if i >= 100:
+                forget(other, f"one-{i}")
+        assert len(read(where, "SELECT DISTINCT image_key FROM decisions WHERE image_key IS NOT NULL")) == 20
+        until(lambda: states(where) == ["kept"] * 20)
+        for i in range(100):
+            forget(other, f"one-{i}")
+        until(lambda: states(where) == [] and files(folder) == [])
+        assert count(one, "failed") == count(other, "failed") == 0
+
+
+def test_a_store_in_memory_is_bounded(manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "MEMORY_BYTES", 10_000)
+    with Kept(MEMORY, keep="all") as kept:
+        for i in range(60):
+            kept.ledger.record(entry(manifest, "a", i, image=picture(i), **KEPT))
+            if i % 20 == 19:
+                until(lambda i=i: count(kept, "kept") == i + 1)  # type: ignore[misc]
+        reader = kept.ledger.reader()
+        until(lambda: 0 < sum(row.image_key is not None for row in reader.kept()) <= 20)
+        newest = reader.kept()[-1]
+        assert newest.image_key is not None
+        assert reader.image(newest.image_key) == picture(59)
+        assert reader.image(key_of(picture(0))) is None
+        reader.close()
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from tests.service.ledger.test_keeping import KEPT, entry, keeping, picture
+from service.contract import bundle
+kept, manifest, i = keeping(sys.argv[1], Path(sys.argv[2])), bundle.read(sys.argv[3]), 0
+while True:
+    for _ in range(10):
+        kept.ledger.record(entry(manifest, "r", i, image=picture(i), **KEPT))
+        i += 1
+    print(int(kept.rows("written")), flush=True)
+    time.sleep(0.01)
+"""
+
+
+def test_kill_loses_no_committed_row_and_leaves_no_half_image(
+    tmp_path: Path, folder: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = str(tmp_path / "ledger.sqlite3")
+    command = [sys.executable, "-c", ENDLESS, where, str(folder), str(tiny_bundle)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        committed = next(n for line in process.stdout if (n := int(line)) > 300)
+        process.kill()
+    assert read(where, "PRAGMA integrity_check") == [("ok",)]
+    rows = read(where, "SELECT position, image_key FROM decisions ORDER BY row")
+    assert [row[0] for row in rows] == list(range(len(rows)))
+    assert len(rows) >= committed
+    for part in (folder / "tmp").iterdir():
+        os.utime(part, (0, 0))
+    monkeypatch.setattr(images, "LOST_S", 0.0)
+    with keeping(where, folder):  # another start brings rows and files into agreement
+        until(lambda: set(states(where)) == {"kept"})
+        held = {row[0] for row in read(where, "SELECT DISTINCT image_key FROM decisions WHERE image_key IS NOT NULL")}
+        until(lambda: {name for name in files(folder) if not name.endswith(".jpg")} == held)
+        stored = store_at(str(folder))
+        assert all(stored.get(key) is not None and stored.thumbnail(key) is not None for key in held)
+        assert len(held) > 0
+        assert list((folder / "tmp").iterdir()) == []
