@@ -58,7 +58,7 @@ class Runtime:
     def start(self) -> None:
         """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
         settings = self.settings
-        self.model = model.load(settings.bundle, settings, self.metrics, self.deciding)
+        self.model = model.load(settings.bundle, settings, self.metrics, self.deciding, embedding=settings.keeps)
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
             self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
@@ -97,8 +97,9 @@ class Runtime:
             old = self.in_force()
             path = bundle_path(path)
             loaded = await asyncio.to_thread(
-                model.load, path, self.settings, self.metrics, self.deciding.changed(operating_point, scope)
-            )
+                model.load, path, self.settings, self.metrics, self.deciding.changed(operating_point, scope),
+                embedding=self.settings.keeps,
+            )  # fmt: skip
             try:
                 if self.draining:
                     raise NotReady("the service is shutting down: nothing was swapped")

@@ -19,9 +19,12 @@ from service.web.middleware import AccessMiddleware, RequestMiddleware
 from service.web.oip import routes as oip
 from service.web.origins import Origins
 from service.web.problems import Problems
-from service.web.routes import admin, classify, feedback, health, model
+from service.web.routes import admin, classify, feedback, health, model, requests
 
-ROUTERS = (classify.router, model.router, feedback.router, health.router, admin.router, oip.router, pages.router)
+ROUTERS = (
+    classify.router, model.router, feedback.router, requests.router, health.router, admin.router, oip.router,
+    pages.router,
+)  # fmt: skip
 EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "X-Client-Request-Id"]
 
 
