@@ -7,6 +7,7 @@ import sys
 from service import logs, recalibrate, score, settings
 from service.contract import bundle
 from service.contract.bundle import BundleError
+from service.deploy import command as promotion
 from service.errors import TailGuardError
 from service.web import server
 from service.web.routes import model as describe
@@ -27,6 +28,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
     commands.add_parser("inspect", help="verify a bundle and print its summary").add_argument("bundle")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
+    promotion.add_arguments(commands.add_parser("promote", help="put a running service's shadow in force, or go back"))
     recalibrate.add_arguments(commands.add_parser(
         "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return inspect(chosen.bundle)
         if chosen.command == "score":
             return score.main(chosen)
+        if chosen.command == "promote":
+            return promotion.main(chosen)
         if chosen.command == "recalibrate":
             return recalibrate.main(chosen)
         config = settings.load()

@@ -27,6 +27,7 @@ SECTIONS = (
         "serve": "answer POST /classify over HTTP; settings are TAILGUARD_ variables",
         "inspect": "verify a bundle and print its summary",
         "score": "score folders of images into a table, without a server",
+        "promote": "put the shadow of a running service in force, where what is known of it allows it; or go back",
         "recalibrate": "measure the thresholds of a bundle anew on reviewed rows of a ledger",
     }),
     Section("Make a bundle", TRAINING, {

@@ -17,8 +17,9 @@ import structlog
 
 from service.contract.bundle import OUTLIER_LABEL
 from service.contract.decision import Scope
+from service.deploy import loading
+from service.deploy.deployments import Action, Deployment, Deployments
 from service.errors import InvalidParameter, NotReady, TailGuardError
-from service.inference import model
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
 from service.inference.shadow import Shadow
@@ -50,6 +51,8 @@ class Runtime:
         self.tracer: Tracer | None = tracing.load(settings)
         self.deciding = Deciding(settings.operating_point, settings.threshold_scope, f"{PREFIX}OPERATING_POINT")
         self.metrics.provider_asked.labels(PROVIDERS[settings.provider].name).set(1)
+        self.deployments = Deployments(settings.ledger, settings.bundle)
+        self._deployed_row = 0  # the last deployment that was put in force here
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -58,7 +61,8 @@ class Runtime:
     def start(self) -> None:
         """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
         settings = self.settings
-        self.model = model.load(settings.bundle, settings, self.metrics, self.deciding, embedding=settings.keeps)
+        started = loading.at_start(self.deployments, settings, self.metrics, self.deciding)
+        self.model, self.deciding, self._deployed_row = started
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
             self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
@@ -85,39 +89,84 @@ class Runtime:
 
     # Changes while it runs --------------------------------------------------------------------------------------------
 
-    async def swap(self, path: Path, operating_point: str | None, scope: Scope | None) -> tuple[Model, float]:
+    async def swap(
+        self,
+        path: Path,
+        operating_point: str | None,
+        scope: Scope | None,
+        *,
+        action: Action = "swap",
+        key: str | None = None,
+    ) -> tuple[Model, float]:
         """Put the bundle at `path` in force and retire the one before; the new model and the seconds it took.
 
-        It is loaded, verified and warmed up beside the running one, which answers meanwhile. Without an operating point
-        or scope those that the deployment has chosen stay, or else the new bundle's own hold. Raises BundleError,
-        EngineError or SettingsError, and then nothing has changed.
+        It is loaded, verified and warmed up beside the running one, which answers meanwhile, and written down for the
+        next start and the other replicas. Without an operating point or scope those that the deployment has chosen
+        stay, or else the new bundle's own hold. Raises BundleError, EngineError, SettingsError or NotReady, and then
+        nothing has changed.
         """
         async with self._swapping:
             started = time.perf_counter()
-            old = self.in_force()
             path = bundle_path(path)
-            loaded = await asyncio.to_thread(
-                model.load, path, self.settings, self.metrics, self.deciding.changed(operating_point, scope),
-                embedding=self.settings.keeps,
-            )  # fmt: skip
+            loaded = await self._load(path, operating_point, scope)
             try:
-                if self.draining:
-                    raise NotReady("the service is shutting down: nothing was swapped")
-                # What decides may have been changed while the bundle was loaded.
-                deciding = self.deciding.changed(operating_point, scope)
-                loaded = loaded.deciding_by(*deciding.within(path, loaded.manifest))
-            except TailGuardError:
+                asked = {"operating_point": operating_point, "scope": scope}
+                written = await asyncio.to_thread(self.deployments.append, action, path, loaded.manifest, key, asked)
+            except Exception as error:  # each driver has its own
                 loaded.close()
-                raise
-            self._decide_by(deciding)
-            self.model = loaded  # the requests that hold the old one keep it to their end
-            self.metrics.bind(loaded.metrics)
-            seconds = time.perf_counter() - started
-            log.info("model swapped", seconds=round(seconds, 3), before=str(old.folder), **loaded.described())
-            task = asyncio.create_task(self._retire(old))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
-            return loaded, seconds
+                log.error("the deployment was not written down", error=str(error))
+                raise NotReady("the ledger cannot be written now, so nothing was swapped: try again") from error
+            self._take_over(loaded, written, operating_point, scope)
+            return self.in_force(), time.perf_counter() - started
+
+    async def follow(self, deployment: Deployment) -> None:
+        """Put in force what was deployed elsewhere. Raises as `swap`, and then the bundle in force stays."""
+        async with self._swapping:
+            if deployment.row <= self._deployed_row:
+                return
+            asked = deployment.decides_by
+            self._take_over(await self._load(deployment, *asked), deployment, *asked)
+
+    @property
+    def deployed_row(self) -> int:
+        """The last deployment that was put in force here, 0 for none."""
+        return self._deployed_row
+
+    def set_shadow(self, shadow: Shadow | None) -> None:
+        """Compare with another shadow from now on, or with none."""
+        if self.shadow is not None:
+            self.shadow.close()
+        self.shadow = shadow
+
+    async def _load(self, what: Path | Deployment, operating_point: str | None, scope: Scope | None) -> Model:
+        """A bundle beside the one in force. Raises NotReady while the service ends."""
+        deciding = self.deciding.changed(operating_point, scope)
+        loaded = await asyncio.to_thread(loading.load, what, self.settings, self.metrics, deciding)
+        try:
+            if self.draining:
+                raise NotReady("the service is shutting down: nothing was swapped")
+            # What decides may have been changed while the bundle was loaded.
+            deciding = self.deciding.changed(operating_point, scope)
+            return loaded.deciding_by(*deciding.within(loaded.folder, loaded.manifest))
+        except TailGuardError:
+            loaded.close()
+            raise
+
+    def _take_over(
+        self, loaded: Model, deployment: Deployment, operating_point: str | None, scope: Scope | None
+    ) -> None:
+        old = self.in_force()
+        self._decide_by(self.deciding.changed(operating_point, scope))
+        self.model = loaded  # the requests that hold the old one keep it to their end
+        self._deployed_row = deployment.row
+        self.metrics.bind(loaded.metrics)
+        self.metrics.deployment_failed.set(0)
+        if self.shadow is not None and self.shadow.model.folder == loaded.folder:
+            self.set_shadow(None)  # there is nothing to compare any more
+        log.info("model swapped", action=deployment.action, before=str(old.folder), **loaded.described())
+        task = asyncio.create_task(self._retire(old))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def set_operating_point(self, operating_point: str | None, scope: Scope | None) -> Model:
         """Decide by another operating point or scope from the next request on. Raises InvalidParameter."""
@@ -176,6 +225,7 @@ class Runtime:
             await asyncio.to_thread(self.ledger.close)
         for task in list(self._retiring):
             task.cancel()
+        await asyncio.to_thread(self.deployments.close)
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
 

@@ -17,7 +17,7 @@ MOST_LINES = 250
 ORDER = {
     "service": (
         "errors", "logs", "process", "settings", "commands", "contract", "observe", "ledger", "review", "inference",
-        "score", "recalibrate", "runtime", "web", "client", "__main__",
+        "score", "recalibrate", "deploy", "runtime", "web", "client", "__main__",
     ),
     "training": (
         "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",

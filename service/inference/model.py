@@ -1,6 +1,7 @@
 """A bundle in service: manifest, engine, the pipeline before it, and what decides unless a request says otherwise."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ class Model:
     metrics: ModelMetrics
     operating_point: str
     scope: Scope
+
+    @cached_property
+    def class_names(self) -> frozenset[str]:
+        """Of all classes."""
+        return frozenset(info.name for info in self.manifest.classes)
 
     def decision_parameters(
         self, *, top_k: int | None = None, operating_point: str | None = None, thresholds: Scope | None = None
@@ -124,7 +130,7 @@ def load(
         intra_op_threads=settings.intra_op_threads,
         gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
         max_batch_images=settings.largest_batch,
-        embedding=settings.keeps and not shadow,  # of what a shadow sees nothing is kept
+        embedding=embedding,
     )
     on_cpu = settings.provider == "cpu"
     dials = Dials(

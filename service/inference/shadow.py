@@ -6,11 +6,13 @@ in service never waits for it.
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import structlog
 
-from service.contract.decision import decide_row
+from service.contract.decision import Verdict, decide_row
 from service.errors import SettingsError, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding
@@ -24,24 +26,33 @@ log = structlog.get_logger()
 class Shadow:
     """Compares its own decisions with those that were answered. `offer` costs a request one random number."""
 
-    def __init__(self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding) -> None:
-        """Raises as model.load."""
+    def __init__(
+        self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding, share: float | None = None
+    ) -> None:
+        """`share` of the images, by default the settings'. Raises as model.load."""
         self.model = model.load(folder, settings, metrics, deciding, shadow=True)
-        self._share = settings.shadow_share
+        self._share = settings.shadow_share if share is None else share
+        self.seen: Counter[str] = Counter()  # images by outcome, since this shadow was loaded
         self._timeout_s = settings.request_timeout_s
         self._images = metrics.shadow_images
         self._tasks: set[asyncio.Task[None]] = set()
         self._draw = random.Random(0).random
         log.info("shadow ready", share=self._share, **self.model.described())
 
-    def offer(self, data: bytes, label: str, decision: str) -> None:
-        """Compare with `label` and `decision`, which were answered, for a random share of the images."""
+    @property
+    def share(self) -> float:
+        """Of the images, that it sees."""
+        return self._share
+
+    def offer(self, data: bytes, label: str, decision: str, known: Container[str]) -> None:
+        """Compare with `label` and `decision`, which were answered by a model of the `known` classes, for a random
+        share of the images."""
         if self._draw() >= self._share:
             return
         if self.model.pipeline.held >= self.model.pipeline.queue_images:
-            self._images.labels("skipped").inc()
+            self._count("skipped")
             return
-        task = asyncio.get_running_loop().create_task(self._compare(data, label, decision))
+        task = asyncio.get_running_loop().create_task(self._compare(data, label, decision, known))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -60,19 +71,36 @@ class Shadow:
             task.cancel()
         self.model.close()
 
-    async def _compare(self, data: bytes, label: str, decision: str) -> None:
+    async def row(self, data: bytes) -> Row:
+        """What the graph gives for a file, in its turn behind the traffic. Raises as Pipeline.submit."""
+        pipeline = self.model.pipeline
+        return await pipeline.submit_when_free(data, asyncio.get_running_loop().time() + self._timeout_s)
+
+    def verdict(self, row: Row) -> Verdict:
+        """The decision on a row, at the shadow's operating point."""
+        return decide_row(
+            self.model.manifest, row.probabilities, row.scores, self.model.operating_point, self.model.scope
+        )
+
+    def _count(self, outcome: str) -> None:
+        self._images.labels(outcome).inc()
+        self.seen[outcome] += 1
+
+    async def _compare(self, data: bytes, label: str, decision: str, known: Container[str]) -> None:
         pipeline = self.model.pipeline
         try:
             with pipeline.reserve(1):
                 row = await pipeline.submit(data, asyncio.get_running_loop().time() + self._timeout_s)
         except TailGuardError:
-            self._images.labels("failed").inc()
+            self._count("failed")
             return
-        self._images.labels(self._outcome(row, label, decision)).inc()
+        self._count(self._outcome(row, label, decision, known))
 
-    def _outcome(self, row: Row, label: str, decision: str) -> str:
-        manifest = self.model.manifest
-        verdict = decide_row(manifest, row.probabilities, row.scores, self.model.operating_point, self.model.scope)
+    def _outcome(self, row: Row, label: str, decision: str, known: Container[str]) -> str:
+        verdict = self.verdict(row)
+        name = self.model.manifest.classes[verdict.class_index].name
+        if verdict.decision == "accept" and decision == "reject" and name not in known:
+            return "new-class"  # what the shadow was taught
         if verdict.decision != decision:
             return "decision-differs"
-        return "same" if manifest.classes[verdict.class_index].name == label else "label-differs"
+        return "same" if name == label else "label-differs"

@@ -8,7 +8,8 @@
     images      one row for each file in the image store: its bytes, when it last came, and whether it is still on its
                 way there ('arriving'), is there ('kept') or nothing refers to it and it is being deleted ('leaving')
     review_groups, claims    which group an image was put in, and who is looking at what until when
-    deployments which bundle was put in service when; the last row is what every replica serves
+    deployments which bundle was put in service when; the last row is what every replica serves whose `setting`,
+                TAILGUARD_BUNDLE, is the same
     tallies     images by predicted label, decision and true label ('' while there is none), changed in the transaction
                 that appends, so that they always agree with the rows; what retention deletes stays counted
     models      which bundle decided, with its classes
@@ -44,7 +45,7 @@ KEPT = (  # what came with version 3
     "CREATE TABLE claims (item TEXT PRIMARY KEY, reviewer TEXT NOT NULL, until DOUBLE PRECISION NOT NULL)",
     """CREATE TABLE deployments (
         row {id}, time DOUBLE PRECISION NOT NULL, action TEXT NOT NULL, path TEXT NOT NULL, name TEXT NOT NULL,
-        version TEXT NOT NULL, sha256 TEXT NOT NULL, api_key TEXT, note TEXT)""",
+        version TEXT NOT NULL, sha256 TEXT NOT NULL, api_key TEXT, note TEXT, setting TEXT NOT NULL)""",
 )
 CREATE = (
     "CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL, id TEXT)",

@@ -70,6 +70,9 @@ class Metrics:
         self.shadow_images = Counter(
             "shadow_images", "Images that the shadow bundle has seen, by how it would answer", ["outcome"], **where
         )
+        self.deployment_failed = Gauge(
+            "deployment_failed", "1 while this replica cannot load the bundle that was deployed last", **where
+        )
         self.ledger_rows = Counter("ledger_rows", "Rows for the ledger, written or lost", ["outcome"], **where)
         self.ledger_failures = Counter("ledger_failures", "Failed attempts to write; their rows stay queued", **where)
         self.ledger_held_rows = Gauge("ledger_held_rows", "Rows in the ledger", **where)
@@ -82,7 +85,7 @@ class Metrics:
         for counter, values in (
             (self.swaps, ("done", "refused")),
             (self.refused, SHED),
-            (self.shadow_images, ("same", "decision-differs", "label-differs", "failed", "skipped")),
+            (self.shadow_images, ("same", "decision-differs", "label-differs", "new-class", "failed", "skipped")),
             (self.ledger_rows, ("written", "dropped")),
             (self.store_images, STORE_OUTCOMES),
         ):

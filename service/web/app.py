@@ -3,6 +3,7 @@
 server → connection → RequestMiddleware → CORS → AccessMiddleware → routes → admission → routes/classify.py
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from service.deploy.following import follow
 from service.runtime import Runtime
 from service.settings import Settings
 from service.web import document, pages
@@ -19,11 +21,11 @@ from service.web.middleware import AccessMiddleware, RequestMiddleware
 from service.web.oip import routes as oip
 from service.web.origins import Origins
 from service.web.problems import Problems
-from service.web.routes import admin, classify, feedback, health, model, requests
+from service.web.routes import admin, classify, deploy, feedback, health, model, requests
 
 ROUTERS = (
-    classify.router, model.router, feedback.router, requests.router, health.router, admin.router, oip.router,
-    pages.router,
+    classify.router, model.router, feedback.router, requests.router, health.router, admin.router, deploy.router,
+    oip.router, pages.router,
 )  # fmt: skip
 EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "X-Client-Request-Id"]
 
@@ -71,7 +73,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except Exception as error:
         runtime.failure = error  # for the one line that the process says; uvicorn keeps it to itself
         raise
+    following = asyncio.create_task(follow(runtime))
     try:
         yield
     finally:
+        following.cancel()
         await runtime.stop()

@@ -51,7 +51,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
     label = manifest.classes[verdict.class_index].name
     if runtime.shadow is not None and parameters.is_default and file is not None:
-        runtime.shadow.offer(file, label, verdict.decision)
+        runtime.shadow.offer(file, label, verdict.decision, model.class_names)
     if runtime.ledger is not None:
         runtime.ledger.record(_entry(runtime.ledger, admitted, position, row, verdict, file))
     if runtime.tracer is not None:

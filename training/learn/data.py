@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from training.config import Config
@@ -47,7 +48,13 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
         "known_classes": _by_class([c for c in found.classes if c in known], found, of_class),
         "outliers": {side: int((of_outliers == side).sum()) for side in SPLITS},
         "labels": _sources(given.added),
+        "trained_keys": [f"{key:016x}" for key in found.keys[_used(of_class) | _used(of_outliers)].tolist()],
     }
+
+
+def _used(side: sides.Sides) -> NDArray[np.bool_]:
+    """Which images the model has seen: they tell a service nothing about it."""
+    return np.isin(side, [TRAIN, CALIBRATION])
 
 
 def _by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:

@@ -10,7 +10,7 @@ from service.inference.model import Model
 from service.web.access import Keys
 from service.web.admission import admit
 from service.web.body import json_reader
-from service.web.context import runtime_of
+from service.web.context import context_of, runtime_of
 from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
 from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 
@@ -34,18 +34,20 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 async def put_bundle(request: Request) -> InForce:
     """Load another bundle beside the running one, verify it, and let it take over; a bad one changes nothing.
 
-    Requests in flight are answered by the bundle they began with.
+    Requests in flight are answered by the bundle they began with. It stays in force after a restart, and every replica
+    that shares the ledger's database and the setting TAILGUARD_BUNDLE follows within seconds.
     """
     runtime = runtime_of(request)
     async with admit(request, json_reader(BundleChange)) as admitted:
         change = admitted.body
     try:  # not within: a client that leaves shall not stop a swap half-way
-        loaded, seconds = await runtime.swap(Path(change.path), change.operating_point, change.threshold_scope)
+        asked = (Path(change.path), change.operating_point, change.threshold_scope)
+        loaded, seconds = await runtime.swap(*asked, key=name_of_key(request))
     except (BundleError, EngineError, SettingsError) as error:
         runtime.metrics.swaps.labels("refused").inc()
         raise Refused(f"the bundle in service stays: {error}") from error
     runtime.metrics.swaps.labels("done").inc()
-    return _in_force(loaded, round(seconds, 3))
+    return in_force(loaded, round(seconds, 3))
 
 
 @router.put(
@@ -59,7 +61,7 @@ async def put_operating_point(request: Request) -> InForce:
         change = admitted.body
     if change.operating_point is None and change.threshold_scope is None:
         raise InvalidParameter("the body names neither operating_point nor threshold_scope: send one of them or both")
-    return _in_force(runtime_of(request).set_operating_point(change.operating_point, change.threshold_scope), None)
+    return in_force(runtime_of(request).set_operating_point(change.operating_point, change.threshold_scope), None)
 
 
 @router.post(
@@ -75,7 +77,14 @@ async def reload_keys(request: Request) -> KeysRead:
         raise Refused(f"the keys in force stay: {error}") from error
 
 
-def _in_force(model: Model, seconds: float | None) -> InForce:
+def name_of_key(request: Request) -> str | None:
+    """Of whoever asks, for the record."""
+    key = context_of(request).key
+    return None if key is None else key.name
+
+
+def in_force(model: Model, seconds: float | None) -> InForce:
+    """What the answer says of the model that decides now."""
     manifest = model.manifest
     return InForce(
         name=manifest.name,

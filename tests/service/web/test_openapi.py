@@ -39,6 +39,10 @@ def body_for(path: str, **changes: Any) -> dict[str, Any]:
         return {"json": {"path": "/models/none"}} | changes
     if path == "/admin/operating-point":
         return {"json": {"operating_point": "id95"}} | changes
+    if path == "/admin/shadow":
+        return {"json": {"path": "/models/none"}} | changes
+    if path in ("/admin/promote", "/admin/back"):
+        return {"json": {}} | changes
     return changes
 
 
@@ -61,7 +65,9 @@ def invalid_parameter(path: str) -> dict[str, Any]:
         return body_for(path, params={"verbose": "1"})
     if path == "/feedback":
         return {"json": {"request_id": "a", "label": "red", "index": -1}}
-    return {"json": {"path": ""}} if path == "/admin/bundle" else body_for(path, params={"verbose": "1"})
+    wrong = {"/admin/bundle": {"path": ""}, "/admin/shadow": {"share": 2}, "/admin/promote": {"least_compared": -1},
+             "/admin/back": {"to": 1}}  # fmt: skip
+    return {"json": wrong[path]} if path in wrong else body_for(path, params={"verbose": "1"})
 
 
 def invalid_image(path: str) -> dict[str, Any]:

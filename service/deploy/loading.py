@@ -1,0 +1,55 @@
+"""Load the bundle of a deployment, and the one that is in force when a replica starts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from service.contract.bundle import BundleError
+from service.deploy.deployments import Deployment, Deployments
+from service.errors import SettingsError, TailGuardError
+from service.inference import model
+from service.inference.model import Deciding, Model
+from service.observe.metrics import Metrics
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+class Started(NamedTuple):
+    """What a replica begins with; `row` is the deployment's, 0 for the bundle of the settings."""
+
+    model: Model
+    deciding: Deciding
+    row: int
+
+
+def load(what: Path | Deployment, settings: Settings, metrics: Metrics, deciding: Deciding) -> Model:
+    """The bundle at a path, or a deployed one. Raises as model.load, and SettingsError where another graph lies where
+    the deployed one was."""
+    path = what if isinstance(what, Path) else Path(what.path)
+    loaded = model.load(path, settings, metrics, deciding, embedding=settings.keeps)
+    if isinstance(what, Deployment) and loaded.manifest.sha256 != what.sha256:
+        loaded.close()
+        raise SettingsError(f"{path} is not the graph {what.sha256[:16]} that was deployed")
+    return loaded
+
+
+def at_start(deployments: Deployments, settings: Settings, metrics: Metrics, deciding: Deciding) -> Started:
+    """The last deployment, or the bundle of the settings where there is none or it cannot be had. As model.load."""
+    if (last := _last(deployments)) is not None:
+        try:
+            chosen = deciding.changed(*last.decides_by)
+            return Started(load(last, settings, metrics, chosen), chosen, last.row)
+        except (BundleError, TailGuardError) as error:
+            log.error("what was deployed last cannot be loaded: the bundle of the settings is served", error=str(error))
+            metrics.deployment_failed.set(1)
+    return Started(load(settings.bundle, settings, metrics, deciding), deciding, 0)
+
+
+def _last(deployments: Deployments) -> Deployment | None:
+    try:
+        return deployments.last()
+    except Exception as error:  # each driver has its own
+        log.warning("what was deployed last cannot be read: the bundle of the settings is served", error=str(error))
+        return None

@@ -1,0 +1,162 @@
+"""From a shadow to the model in force, and back: what is known of it decides, unless an admin insists by name."""
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+
+from service.contract.bundle import BundleError
+from service.deploy import evidence
+from service.deploy.deployments import Action, stack
+from service.deploy.evidence import Evidence, Limits
+from service.errors import BodyTooLarge, EngineError, InvalidParameter, MalformedRequest, Refused, SettingsError
+from service.inference.shadow import Shadow
+from service.runtime import Runtime
+from service.settings import bundle_path
+from service.web.admission import admit
+from service.web.body import json_reader
+from service.web.context import runtime_of
+from service.web.deploy_schemas import (
+    BackAsked,
+    EvidenceShown,
+    Promoted,
+    PromotionAsked,
+    ShadowChange,
+    ShadowInForce,
+)
+from service.web.openapi import BODY_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
+from service.web.routes.admin import BAD_BUNDLE, in_force, name_of_key
+from service.web.schemas import InForce
+
+NO_SHADOW = "there is no shadow: name one with PUT /admin/shadow first, or promote a path with force"
+NOTHING_BEFORE = "no bundle was in force before this one"
+NO_SHARE = "share=2 is not valid: Input should be less than or equal to 1"
+NO_LEAST = "least_compared=-1 is not valid: Input should be greater than or equal to 0"
+NO_TO = "to=1 is not valid: Input should be a valid string"
+
+router = APIRouter(prefix="/admin")
+
+
+@router.put(
+    "/shadow",
+    responses=problems(
+        "/admin/shadow",
+        (*BODY_ROUTE, Refused),
+        {
+            Refused: BAD_BUNDLE.replace("the bundle in service stays", "the shadow stays as it was"),
+            BodyTooLarge: SMALL_BODY,
+            MalformedRequest: NOT_JSON,
+            InvalidParameter: NO_SHARE,
+        },
+    ),
+    openapi_extra=json_body(ShadowChange),
+)
+async def put_shadow(request: Request) -> ShadowInForce:
+    """Let another bundle classify a share of the images for comparison, on this replica, until it ends."""
+    runtime = runtime_of(request)
+    async with admit(request, json_reader(ShadowChange)) as admitted:
+        change = admitted.body
+    shadow = None
+    if change.path is not None:
+        path = bundle_path(Path(change.path))
+        asked = (path, runtime.settings, runtime.metrics, runtime.deciding, change.share)
+        try:
+            shadow = await asyncio.to_thread(Shadow, *asked)
+        except (BundleError, EngineError, SettingsError) as error:
+            raise Refused(f"the shadow stays as it was: {error}") from error
+    runtime.set_shadow(shadow)
+    return _shadow(shadow)
+
+
+@router.post(
+    "/promote",
+    responses=problems(
+        "/admin/promote",
+        (*BODY_ROUTE, Refused),
+        {Refused: NO_SHADOW, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_LEAST},
+    ),
+    openapi_extra=json_body(PromotionAsked),
+)
+async def promote(request: Request) -> Promoted:
+    """Put the shadow in force when its disagreement and the reviewed images allow it, here and on every replica."""
+    runtime = runtime_of(request)
+    async with admit(request, json_reader(PromotionAsked)) as admitted:
+        asked = admitted.body
+    shadow = runtime.shadow
+    path = None if asked.path is None else bundle_path(Path(asked.path))
+    if shadow is not None and path is not None and shadow.model.folder.absolute() != path.absolute():
+        shadow = None  # of another bundle: it says nothing of this one
+    known = None
+    if shadow is not None:
+        known = await _evidence(runtime, shadow, asked)
+        path = shadow.model.folder
+    if not asked.force and (known is None or known.objections):
+        why = NO_SHADOW if known is None else f"not promoted: {'; '.join(known.objections)}"
+        raise Refused(why)
+    if path is None:
+        raise Refused(NO_SHADOW)
+    return Promoted(
+        in_force=await _swap(runtime, request, path, "promote"),
+        evidence=None if known is None else EvidenceShown(**known._asdict()),
+    )
+
+
+@router.post(
+    "/back",
+    responses=problems(
+        "/admin/back",
+        (*BODY_ROUTE, Refused),
+        {Refused: NOTHING_BEFORE, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_TO},
+    ),
+    openapi_extra=json_body(BackAsked),
+)
+async def back(request: Request) -> InForce:
+    """Put the bundle in force that was before, or an earlier one by name, here and on every replica."""
+    runtime = runtime_of(request)
+    async with admit(request, json_reader(BackAsked)) as admitted:
+        to = admitted.body.to
+    history = await asyncio.to_thread(runtime.deployments.history)
+    before = stack(history, runtime.settings.bundle)[:-1]
+    if to is not None:
+        named = [(one.path, f"{one.name}/{one.version}") for one in history]
+        found = [path for path, name in named if name == to]
+        if not found:
+            known = ", ".join(dict.fromkeys(name for _, name in named)) or "none"
+            raise Refused(f"to={to[:100]} was never deployed here; these were: {known}")
+        return await _swap(runtime, request, Path(found[-1]), "back")
+    if not before:
+        raise Refused(NOTHING_BEFORE)
+    return await _swap(runtime, request, Path(before[-1][0]), "back")
+
+
+async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> Evidence:
+    answered = []
+    if runtime.ledger is not None:
+        with closing(await asyncio.to_thread(runtime.ledger.reader)) as reader:
+            answered = await evidence.reviewed(shadow, runtime.in_force(), reader)
+    limits = Limits(asked.least_compared, asked.most_disagreement, asked.least_reviewed)
+    return evidence.weigh(shadow, answered, limits)
+
+
+async def _swap(runtime: Runtime, request: Request, path: Path, action: Action) -> InForce:
+    try:  # not within admit: a client that leaves shall not stop a swap half-way
+        loaded, seconds = await runtime.swap(path, None, None, action=action, key=name_of_key(request))
+    except (BundleError, EngineError, SettingsError) as error:
+        runtime.metrics.swaps.labels("refused").inc()
+        raise Refused(f"the bundle in service stays: {error}") from error
+    runtime.metrics.swaps.labels("done").inc()
+    return in_force(loaded, round(seconds, 3))
+
+
+def _shadow(shadow: Shadow | None) -> ShadowInForce:
+    if shadow is None:
+        return ShadowInForce(path=None)
+    manifest = shadow.model.manifest
+    return ShadowInForce(
+        path=str(shadow.model.folder),
+        name=manifest.name,
+        version=manifest.version,
+        sha256=manifest.sha256,
+        share=shadow.share,
+    )
