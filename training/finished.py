@@ -195,6 +195,8 @@ class Export(OnRun):
     """A sentence about the data set, for the card: what the images show and where they come from."""
     licence: str | None = None
     """The terms of the bundle itself, for the card."""
+    thumbnails: bool = False
+    """Small pictures of training images travel in the bundle, for those who review; needs --data-licence."""
 
     def more_scores(self) -> Sequence[str]:
         return self.scores
@@ -212,6 +214,7 @@ class Export(OnRun):
 
         config = checkpoint.config_of(self.run)
         about = AboutData.of(config, self.data_name, self.data_licence, self.data_description)
+        about.require_licence(self.thumbnails)
         target = self.out / (self.name or about.slug) / self.version
         export.require_target(target)
         require_writable(self.out, "--out")
@@ -225,6 +228,7 @@ class Export(OnRun):
             run, data, self._ood_images if self._frozen else ood, calibration, target, precision=self.precision,
             candidates=rows, example_images=images, scores=self.scores, about=about, licence=self.licence,
             device=self._device, frozen=self._frozen, lineage=self.lineage(),
+            thumbnails=self.thumbnails,
         )  # fmt: skip
         write_json(self.run / EXPORTED_FILE, {"bundle": str(target.resolve())})
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())

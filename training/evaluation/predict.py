@@ -36,7 +36,8 @@ Predict = Callable[[Images], Outputs]  # uint8 [N, H, W, 3], or float32 [N, V, F
 
 
 class Deployed(nn.Module):
-    """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`.
+    """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`, then
+    what `embedding`, where one is set, makes of the features of stage 1.
 
     Scores come from the stage-1 network, probabilities from the stage-2 logits divided by the temperature. Where only
     the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see.
@@ -54,6 +55,7 @@ class Deployed(nn.Module):
         self.score_names = tuple(scores)
         self.scores = nn.ModuleList(scores.values())
         self.register_buffer("shift", shift, persistent=False)
+        self.embedding: nn.Module | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = to_input(images)
@@ -63,7 +65,8 @@ class Deployed(nn.Module):
         seen = Seen(
             features, logits if self.shift is None else logits + self.shift, self.scoring.rejects(features)
         )  # fmt: skip
-        return ((class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores))
+        embedding = () if self.embedding is None else (self.embedding(features),)
+        return (class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores), *embedding
 
 
 ALWAYS = ("energy", "msp")  # every bundle gives these beside the deciding score

@@ -11,22 +11,21 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from service.contract import bundle
 from service.contract.bundle import Input
-from service.contract.calibration import calibrate
 from service.contract.calibration.mix import ClassMix
-from service.contract.images import load as load_image
-from training.data.decode import MAX_PIXELS
 from training.data.loading import Data
 from training.data.processes import usable_cpus
-from training.data.readers import Images, Pixels
+from training.data.readers import Pixels
 from training.evaluation.measure import data_groups, measure
-from training.evaluation.predict import Outputs, Predict, deployed, torch_predict
-from training.export import card, examples
+from training.evaluation.predict import Predict, deployed, torch_predict
+from training.export import card, examples, exemplars
 from training.export.about import AboutData
-from training.export.graph import onnx_predict, to_onnx
+from training.export.embedding import fit as fit_embedding
+from training.export.graph import onnx_embed, onnx_predict, to_onnx
+from training.export.parity import ExportError, changed, cosine, real_images, require_finite
 from training.export.precision import Asked, Precision, at_precision, compare, require_precision
 from training.network.frozen import FrozenBackbone
 from training.runs.checkpoint import Run
@@ -35,11 +34,9 @@ from training.scores.scores import require_score
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
+PARITY_ROWS = 64  # whose embeddings are compared
+LEAST_COSINE = 0.999  # their mean, of torch's and the fp32 graph's
 CPU = torch.device("cpu")
-
-
-class ExportError(ValueError):
-    """The graph does not decide as the network does; nothing was written."""
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
@@ -56,52 +53,24 @@ def require_target(out: Path) -> None:
         raise ExportError(f"{out} exists already: choose another version, or remove it first")
 
 
-def decisions(outputs: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> NDArray[np.int64]:
-    """[N, 1 + points]: the class, then accept or reject at each operating point with the thresholds by group."""
-    columns = [outputs.predictions]
-    for point in points.values():
-        columns.append(
-            calibrate.rejected(outputs.scores[score], groups[outputs.predictions], point, "group").astype(np.int64)
-        )
-    return np.stack(columns, axis=1)
-
-
-def changed(one: Outputs, two: Outputs, points: Json, score: str, groups: NDArray[np.str_]) -> float:
-    """Share of images whose class or any accept/reject differs."""
-    both = (decisions(o, points, score, groups) for o in (one, two))
-    return float((next(both) != next(both)).any(axis=1).mean())
-
-
-def real_images(data: Data, count: int) -> Images:
-    """`count` images that are neither test nor OOD test, half of them outliers where there are any.
-
-    A small data set is gone through again, each time shifted by another pixel.
-    """
-    n = min(len(data.calibration_outliers) + len(data.outliers), count // 2)
-    sets = ((count - n, data.calibration.images, data.train.images), (n, data.calibration_outliers, data.outliers))
-    parts = [part for wanted, first, then in sets for part in (first[:wanted], then[: max(0, wanted - len(first))])]
-    if any(part.ndim == 3 for part in parts):  # features cannot be shifted; the image's own view is the first
-        return np.concatenate([part[:, :1] for part in parts])
-    images = np.concatenate(parts)
-    rounds = [np.roll(images, shift, axis=2) for shift in range(-(-count // len(images)))]
-    return np.concatenate(rounds)[:count]
-
-
 # ------------------------------------------------------------------------------------------------------ the bundle
 
 
 def build(
     run: Run, data: Data, temperature: float, asked: Asked, points: Json, score: str, extra: Sequence[str] = (),
-    device: torch.device = CPU, frozen: FrozenBackbone | None = None,
+    device: torch.device = CPU, frozen: FrozenBackbone | None = None, embedding: nn.Module | None = None,
 ) -> tuple[bytes, Precision, Json]:  # fmt: skip
     """(graph with `score` and the `extra` ones, its precision, parity record); `frozen` is what the run stands on.
 
-    Raises ExportError when fp32 ONNX and torch decide differently on more than 0.1%.
+    With `embedding`, which takes the features of stage 1, the graph gives that too. Raises ExportError when fp32 ONNX
+    and torch decide differently on more than 0.1%.
     """
     images = real_images(data, PARITY_IMAGES)
     groups = data_groups(data).of_class
     module = deployed(run, temperature, scores=[score, *extra], train=data.train, device=device)
     from_torch = torch_predict(module, CPU)(images)
+    features = images[:PARITY_ROWS]
+    module.embedding = embedding
     graph = to_onnx(module, data.size_px, frozen.backbone.graph() if frozen else None)
     onnx.checker.check_model(onnx.load(io.BytesIO(graph)))
     pixels = data.photographs or data
@@ -115,18 +84,20 @@ def build(
             "allowed): nothing was written"
         )
     record: Json = {"images": len(images), "torch_against_onnx_decisions_changed": share}
+    if embedding is not None:
+        alike = record["embedding_cosine_torch_onnx"] = cosine(module, features, graph, images[:PARITY_ROWS])
+        if not alike >= LEAST_COSINE:
+            raise ExportError(
+                f"torch and ONNX give embeddings of cosine {alike:.4f}: at least {LEAST_COSINE} is wanted"
+            )
     made, precision = at_precision(graph, asked, pixels, frozen)
     if made != graph:
         smaller = on_images(made, frozen)(images)
         require_finite(smaller, precision)
         record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
+        if embedding is not None:
+            record[f"embedding_cosine_torch_{precision}"] = cosine(module, features, made, images[:PARITY_ROWS])
     return made, precision, record
-
-
-def require_finite(outputs: Outputs, precision: str) -> None:
-    """ExportError where a probability or a score is no number: a value of the trunk beyond the range of fp16."""
-    if not all(np.isfinite(values).all() for values in (outputs.probabilities, *outputs.scores.values())):
-        raise ExportError(f"in {precision} the graph gives values that are not finite: use --precision fp32")
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
@@ -134,50 +105,32 @@ def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
     return onnx_predict(graph, workers=usable_cpus() if frozen else 1)
 
 
-def golden_examples(
-    graph: bytes, shape: Input, classes: tuple[str, ...], images: dict[str, bytes]
-) -> tuple[dict[str, bytes], list[Json]]:
-    """(files, golden records) of example images by name, through the very functions of the service."""
-    files, golden = {}, []
-    predict = onnx_predict(graph)
-    for name, content in images.items():
-        pixels = load_image(content, shape, max_pixels=MAX_PIXELS).pixels
-        out = predict(pixels[None])
-        files[f"examples/{name}"] = content
-        golden.append(
-            {
-                "file": f"examples/{name}",
-                "label": classes[int(out.predictions[0])],
-                "probabilities": [float(p) for p in out.probabilities[0]],
-                "scores": {key: float(value[0]) for key, value in out.scores.items()},
-            }
-        )
-    return files, golden
-
-
 def export(
     run: Run, data: Data, ood: dict[str, Pixels], calibration: Json, out: Path, *, precision: Asked,
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
-    frozen: FrozenBackbone | None = None, lineage: Json | None = None,
+    frozen: FrozenBackbone | None = None, lineage: Json | None = None, thumbnails: bool = False,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
     `scores` are exported beside the deciding one, energy and MSP; those that are fitted are fitted on `device`.
     `example_images` (name → content of an image file) become the golden examples; not given: drawn ones. `about` and
     `licence` are what the card says of data set and bundle. `precision` auto is int8 where that can be.
-    `lineage`: parent, added and comparison of a run that was taught.
-    Raises ExportError when `out` exists or has no valid name, or when torch and ONNX decide differently.
+    `lineage`: parent, added and comparison of a run that was taught. `thumbnails`: the exemplars have pictures, under
+    the licence that `about` names. Raises ExportError when `out` exists or has no valid name, or when torch and ONNX
+    decide differently.
     """
     require_target(out)
     require_precision(precision, frozen)
     about = about or AboutData.of(run.config)
+    about.require_licence(thumbnails)
+    known, pixels = fit_embedding(run, data, device), data.photographs or data
     score, temperature = calibration["score"], calibration["temperature"]
     graph, made, parity = build(
-        run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen
+        run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen, known.module
     )
     measured = measure(
-        on_images(graph, frozen), data.photographs or data, ood, score=score, temperature=temperature, scope="group",
+        on_images(graph, frozen), pixels, ood, score=score, temperature=temperature, scope="group",
         **expected(calibration),
     )  # fmt: skip
     exported = measured["calibration"]["quantiles"]
@@ -198,8 +151,12 @@ def export(
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
     if at := frozen or run.tuned:
         shape = at.target
-    files, golden = golden_examples(graph, shape, run.classes, example_images or examples.draw(run.classes))
+    files, golden = examples.golden(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
+    licence_of_pictures = about.licence if thumbnails else None
+    files[exemplars.FILE], of_classes = exemplars.made(
+        onnx_embed(graph), pixels.train, known, data.calibration.labels, licence_of_pictures
+    )
     fields = measured | {
         "name": out.parent.name,
         "version": out.name,
@@ -222,6 +179,8 @@ def export(
             "added": lineage.get("added"),
         },
         "golden": golden,
+        "embedding": known.record,
+        "exemplars": of_classes,
     }
     draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
     files |= card.plots(draft)

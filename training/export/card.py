@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
-from training.export.about import against_the_paper, licence_text
+from training.export.about import against_the_paper, known_images, licence_text
 from training.export.lineage import learned
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, promises
@@ -36,7 +36,10 @@ OOD_COLUMNS = {
 
 def render(manifest: Manifest) -> str:
     """The text of CARD.md, in Markdown. It refers to the plots by the relative paths under which plots() names them."""
-    parts = [_purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, _choice, _provenance]
+    parts = [
+        _purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, _choice, known_images,
+        _provenance,
+    ]  # fmt: skip
     return "\n\n".join(block.strip("\n") for part in parts for block in part(manifest)) + "\n"
 
 
@@ -201,7 +204,7 @@ def _provenance(m: Manifest) -> Iterable[str]:
     yield _pairs({**facts, "sha256 of the graph": f"`{m.sha256}`", **p.versions})
     yield f"```\n{p.command}\n```"
     yield "## Licence"
-    yield licence_text(m.evaluation)
+    yield licence_text(m)
 
 
 # ---- Cells ----------------------------------------------------------------------------------------------------------

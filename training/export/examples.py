@@ -11,7 +11,12 @@ from collections.abc import Callable, Collection
 import numpy as np
 from PIL import Image, ImageFont
 
+from service.contract.bundle import Input
+from service.contract.images import load as load_image
+from training.data.decode import MAX_PIXELS
 from training.export.drawing import SIDE_PX, ZOOM, Canvas, png, shade
+from training.export.graph import onnx_predict
+from training.runs.files import Json
 
 CLASSES = ("airplane", "automobile", "cat", "frog", "ship", "truck")
 
@@ -24,6 +29,27 @@ def draw(classes: Collection[str] = CLASSES) -> dict[str, bytes]:
     """
     shown = [name for name in PAINTERS if name not in CLASSES or set(CLASSES) <= set(classes)]
     return {f"{name}.png": png(PAINTERS[name]()) for name in shown}
+
+
+def golden(
+    graph: bytes, shape: Input, classes: tuple[str, ...], images: dict[str, bytes]
+) -> tuple[dict[str, bytes], list[Json]]:
+    """(files, golden records) of example images by name, through the very functions of the service."""
+    files, answers = {}, []
+    predict = onnx_predict(graph)
+    for name, content in images.items():
+        pixels = load_image(content, shape, max_pixels=MAX_PIXELS).pixels
+        out = predict(pixels[None])
+        files[f"examples/{name}"] = content
+        answers.append(
+            {
+                "file": f"examples/{name}",
+                "label": classes[int(out.predictions[0])],
+                "probabilities": [float(p) for p in out.probabilities[0]],
+                "scores": {key: float(value[0]) for key, value in out.scores.items()},
+            }
+        )
+    return files, answers
 
 
 # ---- In-distribution: six classes of CIFAR-10 -----------------------------------------------------------------------

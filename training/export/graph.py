@@ -1,6 +1,7 @@
 """Networks → an ONNX graph: BatchNorm folded, and run on the CPU as the service runs it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from service.contract.embedding import EMBEDDING
 from training.evaluation.predict import Deployed, Predict, in_batches
 from training.network.network import Block, Trunk
 from training.network.onnx_graph import chained, exported, session
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [N, H, W, 3] → [N, D] of length 1
 
 
 def fold_norms(trunk: Trunk) -> None:
@@ -27,12 +31,12 @@ def fold_norms(trunk: Trunk) -> None:
 
 
 def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> bytes:
-    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, then the scores.
+    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, the scores, the embedding if it has one.
 
     `backbone` is the graph of a frozen one, images → features, behind which `module`, which takes features, is set.
     """
     module = copy.deepcopy(module)
-    gives = ["probabilities", *module.score_names]
+    gives = ["probabilities", *module.score_names, *([EMBEDDING] if module.embedding is not None else [])]
     if backbone is not None:
         head = exported(module, torch.zeros(2, module.scoring.trunk.features), takes="trunk_features", gives=gives)
         return chained(backbone, head, "features", "trunk_features")
@@ -46,9 +50,15 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
 def onnx_predict(graph: bytes, *, workers: int = 1) -> Predict:
     """Predict with onnxruntime on the CPU, `workers` batches at once."""
     opened = session(graph)
-    names = [output.name for output in opened.get_outputs()]
+    names = [output.name for output in opened.get_outputs() if output.name != EMBEDDING]
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
         return [np.asarray(output) for output in opened.run(names, {"images": images})]
 
     return in_batches(run, names[1:], workers=workers)
+
+
+def onnx_embed(graph: bytes) -> Embed:
+    """The embedding by a graph that gives one, on the CPU, a batch at a time."""
+    opened = session(graph)
+    return lambda images: np.asarray(opened.run([EMBEDDING], {"images": images})[0])

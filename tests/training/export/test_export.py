@@ -58,7 +58,7 @@ def test_the_graph_keeps_the_contract(shipped: Path) -> None:
     sizes = images.type.tensor_type.shape.dim
     assert sizes[0].dim_param
     assert [d.dim_value for d in sizes[1:]] == [16, 16, 3]
-    assert [o.name for o in model.graph.output] == ["probabilities", *predict.ALWAYS]
+    assert [o.name for o in model.graph.output] == ["probabilities", *predict.ALWAYS, "embedding"]
     assert {n.op_type for n in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
 
 
