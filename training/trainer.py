@@ -29,6 +29,7 @@ from training.network import frozen as frozen_backbones
 from training.network import tuned as tuned_backbones
 from training.network.device import find_device
 from training.network.network import Network, place
+from training.network.standardised import standardised
 from training.runs import checkpoint
 from training.runs.loop import Loop
 from training.runs.signals import stop_request
@@ -92,18 +93,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
 
     with stop_request() as stop:
         if state["stage"] == "stage1":
-            loop = Loop(config, out, "stage1", state, stop, views=method.views)
-            batches = Batches(
-                data.train, data.outliers if method.needs_outliers else None, config.batch_images, seed=config.seed,
-                stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
-                mining=method.mining,
-            )  # fmt: skip
-            loop.run(
-                network.train(), list(network.parameters()), batches,
-                stage1_losses(config, method, data, network, device),
-                epochs=config.epochs, learning_rate=config.learning_rate, key="network",
-                easiness=easiness(config, network, device),
-            )  # fmt: skip
+            first_stage(config, method, data, network, Loop(config, out, "stage1", state, stop, views=method.views))
         if method.stage2 != NONE and state["stage"] != "done":
             second_stage(config, method, data, network, Loop(config, out, "stage2", state, stop))
     state.update(stage="done", optimizer=None, sums={}, mined=None)
@@ -135,6 +125,21 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
     if distributed.rank() == 0:
         data.choice.write(out)
     return state
+
+
+def first_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:
+    """The network learns from the images in batches with outliers, and is kept in the state under "network"."""
+    device = next(network.parameters()).device
+    with standardised(network, data) as data:
+        batches = Batches(
+            data.train, data.outliers if method.needs_outliers else None, config.batch_images, seed=config.seed,
+            stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
+        )  # fmt: skip
+        loop.run(
+            network.train(), list(network.parameters()), batches, stage1_losses(config, method, data, network, device),
+            epochs=config.epochs, learning_rate=config.learning_rate, key="network",
+            easiness=easiness(config, network, device),
+        )  # fmt: skip
 
 
 def second_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from training.data.batches import Batches
 from training.data.loading import Data
 from training.data.readers import Images, ImageSet
 from training.methods.methods import NONE, build_network
 from training.methods.objective import stage1_losses
-from training.network.network import FeatureTrunk, Network, place
+from training.network.network import Network, place
+from training.network.standardised import standardised
 from training.runs.checkpoint import Run
 from training.runs.loop import Loop
 from training.runs.signals import StopRequest
@@ -101,38 +101,14 @@ def _trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
             for array in (data.train.images[:, 0], data.train.labels, data.outliers[:, 0])
         )
         network.begin_on(inside, labels, outside)
-        trunk, data = network.trunk, _prepared(network, data, inside, outside)
-        batches = Batches(
-            data.train, data.outliers if method.needs_outliers else None, batch, seed=config.seed, stage=1,
-            device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
-        )  # fmt: skip
-        state = {"stage": title, "history": []}
-        Loop(config, Path(folder), title, state, StopRequest(), views=method.views).run(
-            network.train(), list(network.parameters()), batches, stage1_losses(config, method, data, network, device),
-            epochs=config.epochs, learning_rate=config.learning_rate, key="network",
-        )  # fmt: skip
-        network.trunk = trunk
+        with standardised(network, data) as data:
+            batches = Batches(
+                data.train, data.outliers if method.needs_outliers else None, batch, seed=config.seed, stage=1,
+                device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
+            )  # fmt: skip
+            losses = stage1_losses(config, method, data, network, device)
+            Loop(config, Path(folder), title, {"stage": title, "history": []}, StopRequest(), views=method.views).run(
+                network.train(), list(network.parameters()), batches, losses,
+                epochs=config.epochs, learning_rate=config.learning_rate, key="network",
+            )  # fmt: skip
     return network.eval()
-
-
-class _Prepared(nn.Module):
-    """Stands for a trunk whose outputs are given: float [N, 1, F] or [N, F] → [N, F]."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features[:, 0] if features.ndim == 3 else features
-
-
-def _prepared(network: Network, data: Data, inside: Tensor, outside: Tensor) -> Data:
-    """`data` as the trunk gives it, computed once, and the trunk taken out: it learns nothing. An adapter stays."""
-    trunk = network.trunk
-    assert isinstance(trunk, FeatureTrunk)
-    if trunk.adapter is not None:
-        return data
-    with torch.no_grad():
-        train, outliers = (trunk(x).cpu().numpy()[:, None] for x in (inside, outside))
-    network.trunk = _Prepared(trunk.features)  # type: ignore[assignment]
-    return replace(data, train=replace(data.train, images=train), outliers=outliers)

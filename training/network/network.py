@@ -94,6 +94,7 @@ class FeatureTrunk(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
         self.register_buffer("rooted", torch.tensor(False))
+        self.given_standardised = False  # see standardised.py
         self.adapter: nn.Sequential | None = None
         if adapts:
             self.adapter = nn.Sequential(
@@ -112,10 +113,14 @@ class FeatureTrunk(nn.Module):
     def _rooted(self, features: Tensor) -> Tensor:
         return torch.where(self.rooted, features.clamp_min(self.LEAST_ROOTED).sqrt(), features)
 
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features [N, F] as the backbone gives them → [N, F] of length 1."""
+        return F.normalize((self._rooted(features) - self.mean) / self.deviation, dim=1)
+
     def forward(self, features: Tensor) -> Tensor:
         if features.ndim == 3:
             features = features[:, 0]
-        x = F.normalize((self._rooted(features) - self.mean) / self.deviation, dim=1)
+        x = features if self.given_standardised else self.standardised(features)
         return x if self.adapter is None else F.normalize(x + self.adapter(x), dim=1)
 
 
