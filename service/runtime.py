@@ -199,6 +199,9 @@ class Runtime:
             metrics.queue_limit_images.set(self.model.pipeline.queue_images)
             metrics.engine_usable.set(self.model.pipeline.fault() is None)
             metrics.ready.set(not self.draining and self.model.pipeline.fault() is None)
+            if self.ledger is not None:
+                audit = self.ledger.audit(self.model.manifest, self.model.operating_point, self.model.scope)
+                self.model.metrics.set_audit(audit.labelled, audit.shares())
         return await asyncio.to_thread(metrics.render)  # with thousands of series it takes a tenth of a second and more
 
     def _count_feedback(self, record: FeedbackRecord, change: int) -> None:

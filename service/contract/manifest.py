@@ -102,6 +102,8 @@ class Calibration(Frozen):
     images_by_group: dict[str, int]  # in-distribution, group of the true class
     class_mix: str  # the mix of classes expected in service: that of the training images, "uniform", or a file's name
     class_shares: tuple[float, ...]  # the expected share of each class
+    # The class mix for which `probabilities` are right: see calibration/prior.py; None: nobody measured it.
+    presumed_shares: tuple[float, ...] | None = None
     references: dict[str, Reference]  # "all" and, from format 2 on, every group: what p-values are read from
     id_scores: tuple[float, ...]  # deciding score, ascending, as the expected mix has it: evenly spaced where many
     quantile_levels: tuple[float, ...]
@@ -203,6 +205,10 @@ class Manifest(Frozen):
             raise ValueError(f"classes are in groups {sorted(strangers)}, which are none of {sorted(names)}")
         if len(self.calibration.class_shares) != len(self.classes):
             raise ValueError(f"class_shares has {len(self.calibration.class_shares)} values: give one per class")
+        if (presumed := self.calibration.presumed_shares) is not None and (
+            len(presumed) != len(self.classes) or min(presumed) <= 0
+        ):
+            raise ValueError("presumed_shares must be one share above 0 per class")
         needed = {ALL} if self.format == 1 else {ALL, *names}
         if missing := needed - set(self.calibration.references):
             raise ValueError(f"calibration.references lack {sorted(missing)}")

@@ -55,9 +55,10 @@ def share(count: int, of: int) -> Share:
     return Share(count=count, of=of, share=count / of, low=low, high=high)
 
 
-def wilson(count: int, of: int, z: float = Z95) -> tuple[float, float]:
+def wilson(count: float, of: float, z: float = Z95) -> tuple[float, float]:
     """The score interval of a binomial proportion (Wilson 1927), which holds for small numbers and for shares near 0
-    and 1, where p ± z·sqrt(p(1 - p)/n) does not. `of` is at least 1."""
+    and 1, where p ± z·sqrt(p(1 - p)/n) does not. `of` is above 0, and no whole number where images
+    count differently."""
     p, zz = count / of, z * z
     middle = (p + zz / (2 * of)) / (1 + zz / of)
     half = z / (1 + zz / of) * math.sqrt(p * (1 - p) / of + zz / (4 * of * of))

@@ -41,6 +41,7 @@ KEPT = (  # what came with version 3
     "CREATE INDEX images_time ON images (time)",
     "CREATE INDEX decisions_image ON decisions (image_key) WHERE image_key IS NOT NULL",
     "CREATE INDEX decisions_kept ON decisions (row) WHERE keep_probability IS NOT NULL",
+    "CREATE INDEX decisions_sampled ON decisions (row) WHERE sampled = 1",
     "CREATE TABLE review_groups (decision_row BIGINT PRIMARY KEY, group_id TEXT NOT NULL)",
     "CREATE TABLE claims (item TEXT PRIMARY KEY, reviewer TEXT NOT NULL, until DOUBLE PRECISION NOT NULL)",
     """CREATE TABLE deployments (

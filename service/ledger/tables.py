@@ -11,6 +11,7 @@ from typing import Any
 from service.contract.bundle import Manifest
 from service.errors import TailGuardError
 from service.ledger import schema
+from service.ledger.audit import AuditKey
 from service.ledger.database import Database
 from service.ledger.forgetting import forget
 from service.ledger.images import KeptImages, Stale
@@ -40,6 +41,10 @@ COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (mode
 ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from an end of the index
 SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 0) FROM decisions
     WHERE row <= ? ORDER BY row"""
+AUDIT = """SELECT d.model, d.sample_rate, d.operating_point, d.scope, d.by_deployment, d.label, d.decision, f.kind,
+    COALESCE(f.label, ''), count(*) FROM decisions d LEFT JOIN feedback f
+    ON f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = d.row)
+    WHERE d.sampled = 1 GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9"""
 ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
@@ -90,6 +95,14 @@ class Tables:
             key = TallyKey(point, scope, bool(by_deployment), *rest)
             tallies[self._model(model)[0]].images[key] = images
         return tallies
+
+    def audit(self) -> dict[ModelKey, Counter[AuditKey]]:
+        """The images of the audit sample whose rows are held, by their last label."""
+        found: dict[ModelKey, Counter[AuditKey]] = {}
+        for model, rate, point, scope, by_deployment, *rest, images in self._database.fetch(AUDIT):
+            key = AuditKey(rate, point, scope, bool(by_deployment), *rest)
+            found.setdefault(self._model(model)[0], Counter())[key] = images
+        return found
 
     def model(self, number: int) -> tuple[ModelKey, float]:
         """Which model has this number, and since when it is in the ledger."""

@@ -10,6 +10,7 @@ import structlog
 
 from service.contract.bundle import Manifest
 from service.errors import NotReady
+from service.ledger.audit import AuditKey
 from service.ledger.database import MEMORY, connect
 from service.ledger.keeper import Keeper
 from service.ledger.queue import UNAVAILABLE, Queue, settle
@@ -23,6 +24,7 @@ MEMORY_BYTES = 64 * 2**20  # of a ledger in memory, and of its store
 TICK_S = 10.0  # between looks at retention, sizes and what other replicas have counted
 RETRY_S = 1.0  # after a failed attempt
 LAST_RETRY_S = 0.1  # the same while the process ends
+AUDIT_TIMES = 20
 DAY_S = 86_400.0
 
 OnFeedback = Callable[[FeedbackRecord, int], None]
@@ -64,6 +66,8 @@ class Worker:
         self._tables: Tables | None = None
         self._looked_at = -TICK_S
         self._store_bytes = 0  # as of the last look, with what came since
+        self._audited: dict[ModelKey, Counter[AuditKey]] = {}  # replaced as a whole
+        self._audit_due = 0.0
         self._failing = False
         self._end = threading.Event()
         self._lock = threading.Lock()  # of the tallies
@@ -76,6 +80,10 @@ class Worker:
         with self._lock:
             tally = self._tallies.get(key_of(manifest))
             return None if tally is None else Tally(tally.since, Counter(tally.images))
+
+    def audit(self, manifest: Manifest) -> Counter[AuditKey]:
+        """The audit sample of a model, as of some seconds ago."""
+        return self._audited.get(key_of(manifest), Counter())
 
     def close(self, timeout_s: float) -> None:
         """See Ledger.close."""
@@ -144,11 +152,19 @@ class Worker:
         tallies = tables.tallies()
         with self._lock:
             self._tallies = tallies
+        self._look_at_sample(tables)
         self._store_bytes = tables.images.size_bytes()
         self._metrics.store_bytes.set(self._store_bytes)
         self._metrics.ledger_bytes.set(tables.size_bytes())
         self._metrics.ledger_held_rows.set(tables.held_rows())
         self._looked_at = time.monotonic()
+
+    def _look_at_sample(self, tables: Tables) -> None:
+        """A sample of a million rows takes seconds to count: it is not asked for more than a twentieth of the time."""
+        started = time.monotonic()
+        if started >= self._audit_due:
+            self._audited = tables.audit()
+            self._audit_due = time.monotonic() + AUDIT_TIMES * (time.monotonic() - started)
 
     def _delete(self, keys: list[str]) -> None:
         if self._keeper is not None:  # without a store they wait for one

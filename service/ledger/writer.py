@@ -26,7 +26,9 @@ from typing import TypeVar
 import structlog
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
+from service.contract.decision import Scope
 from service.errors import InvalidParameter, NotReady
+from service.ledger.audit import Audit, audit
 from service.ledger.database import MEMORY, check, shared_memory
 from service.ledger.keeper import Keeper
 from service.ledger.policy import Policy
@@ -156,6 +158,10 @@ class Ledger:
     def tally(self, manifest: Manifest) -> Tally | None:
         """The counts of this bundle as of the last commit, from before the last start too; None: nothing yet."""
         return self._worker.tally(manifest)
+
+    def audit(self, manifest: Manifest, operating_point: str, scope: Scope) -> Audit:
+        """What the audit sample says of this bundle's stream, as of some seconds ago."""
+        return audit(self._worker.audit(manifest), manifest, operating_point, scope)
 
     def close(self, timeout_s: float = CLOSE_LEDGER_S) -> None:
         """Write what is queued and end the threads; what cannot be written in time is dropped, counted and logged."""

@@ -61,6 +61,11 @@ class ModelMetrics(Collector):
             "expected_rejection", "Share of in-distribution images rejected at calibration, by predicted group",
             [*ours, "group"], **where,
         )  # fmt: skip
+        self._audit = Gauge(
+            "audit_share", "Shares of the stream from the audit sample, with the ends of their intervals",
+            [*ours, "share", "group", "bound"], **where,
+        )  # fmt: skip
+        self._audit_images = Gauge("audit_images", "Labelled images of the audit sample", ours, **where)
         self._count_decisions(where)
         self._count_scores(where)
         self._publish_calibration(where)
@@ -150,6 +155,14 @@ class ModelMetrics(Collector):
             self._thresholds.labels(*self._ours, group).set(threshold(point, scope, group))
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)
+
+    def set_audit(self, images: int, shares: dict[tuple[str, str], tuple[float, float, float]]) -> None:
+        """Publish estimates from the audit sample: by name and group (or "all") the share and its interval."""
+        self._audit_images.labels(*self._ours).set(images)
+        self._audit.clear()
+        for names, values in shares.items():
+            for bound, value in zip(("share", "low", "high"), values, strict=True):
+                self._audit.labels(*self._ours, *names, bound).set(value)
 
     def count_decision(self, scores: dict[str, float], verdict: Verdict, *, by_deployment: bool) -> None:
         """Count one classified image. `by_deployment`: not at an operating point or scope that its request named."""

@@ -139,6 +139,7 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
         "outlier_images": len(found.strangers),
         "images_by_group": {g: int((true_groups == g).sum()) for g in groups.names},
         "class_mix": mix.name, "class_shares": mix.shares.tolist(),
+        "presumed_shares": old.presumed_shares,  # of the graph, which stays
         "references": {name: reference.model_dump() for name, reference in references.items()},
         "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
         "quantile_levels": calibrate.QUANTILE_LEVELS,

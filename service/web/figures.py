@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from service.contract.bundle import ClassInfo, Cost
 from service.contract.decision import Scope
 from service.inference.model import Model
+from service.ledger.audit import Audit
 from service.ledger.figures import Figures, LiveFigures, Share, figures
 from service.ledger.writer import Ledger
 from service.web.schemas import ModelName
@@ -84,6 +85,7 @@ class StatsAnswer(BaseModel):
     classes: list[ClassStats]
     outliers_rejected: Share = Field(description="of the images that feedback says belong to no class")
     promised_outliers_rejected: float | None
+    audit: Audit | None = Field(description="of the whole stream, from the audit sample; null: no image was sampled")
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,20 @@ class Standing:
     cost: Cost
     since: datetime | None
     live: Figures
+    audit: Audit | None
 
 
 def standing(ledger: Ledger | None, model: Model) -> Standing:
     """The figures of the model in force at its operating point."""
     manifest, point, scope = model.manifest, model.operating_point, model.scope
     tally = None if ledger is None else ledger.tally(manifest)
+    audit = None if ledger is None else ledger.audit(manifest, point, scope)
     return Standing(
         model=model,
         cost=manifest.operating_points[point].cost(scope).calibration,
         since=None if tally is None else datetime.fromtimestamp(tally.since, UTC),
         live=figures(Counter() if tally is None else tally.images, manifest, point, scope),
+        audit=audit if audit is not None and audit.sampled else None,
     )
 
 
@@ -138,6 +143,7 @@ def stats_answer(standing: Standing) -> StatsAnswer:
         ],
         outliers_rejected=live.outliers_rejected,
         promised_outliers_rejected=cost.outliers_caught,
+        audit=standing.audit,
     )
 
 

@@ -9,6 +9,7 @@ from service.contract.calibration import calibrate
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups, group_classes
 from service.contract.calibration.mix import TRAIN, ClassMix, class_mix
+from service.contract.calibration.prior import presumed_shares
 from service.contract.decision import Scope
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
@@ -105,6 +106,9 @@ def _calibration(data: Data, groups: Groups, inside: Weighted, predicted: Output
         "in_distribution_images": len(data.calibration.labels),
         "outlier_images": len(data.calibration_outliers),
         "images_by_group": {g: int((true_groups == g).sum()) for g in groups.names},
+        "presumed_shares": presumed_shares(
+            predicted.probabilities.astype(np.float64), data.calibration.labels, data.train.counts
+        ).tolist(),
         "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
         "quantile_levels": calibrate.QUANTILE_LEVELS,
         "quantiles": {

@@ -73,7 +73,8 @@ def examples(manifest: Manifest) -> list[str]:
 def summary(manifest: Manifest, provider: str, operating_point: str, scope: str) -> ModelSummary:
     """The manifest without the long lists: no golden values, no calibration scores."""
     calibration: dict[str, Any] = manifest.calibration.model_dump(
-        mode="json", exclude={"id_scores", "references", "class_shares", "quantile_levels", "quantiles"}
+        mode="json",
+        exclude={"id_scores", "references", "class_shares", "presumed_shares", "quantile_levels", "quantiles"},
     )
     return ModelSummary.model_validate(
         {
