@@ -201,7 +201,7 @@ class Runtime:
             metrics.ready.set(not self.draining and self.model.pipeline.fault() is None)
             if self.ledger is not None:
                 audit = self.ledger.audit(self.model.manifest, self.model.operating_point, self.model.scope)
-                self.model.metrics.set_audit(audit.labelled, audit.shares())
+                self.model.metrics.stream.set_audit(audit.labelled, audit.shares())
         return await asyncio.to_thread(metrics.render)  # with thousands of series it takes a tenth of a second and more
 
     def _count_feedback(self, record: FeedbackRecord, change: int) -> None:

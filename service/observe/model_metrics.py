@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope, Verdict, threshold
+from service.observe.stream_metrics import StreamMetrics
 
 SCORE_STEPS = 24
 CALIBRATION_STEPS = 20  # bounds at every twentieth of the calibration scores
@@ -61,11 +62,7 @@ class ModelMetrics(Collector):
             "expected_rejection", "Share of in-distribution images rejected at calibration, by predicted group",
             [*ours, "group"], **where,
         )  # fmt: skip
-        self._audit = Gauge(
-            "audit_share", "Shares of the stream from the audit sample, with the ends of their intervals",
-            [*ours, "share", "group", "bound"], **where,
-        )  # fmt: skip
-        self._audit_images = Gauge("audit_images", "Labelled images of the audit sample", ours, **where)
+        self.stream = StreamMetrics(self._registry, self._ours)
         self._count_decisions(where)
         self._count_scores(where)
         self._publish_calibration(where)
@@ -155,14 +152,6 @@ class ModelMetrics(Collector):
             self._thresholds.labels(*self._ours, group).set(threshold(point, scope, group))
             share = cost.id_rejected_by_predicted_group.get(group)
             self._expected.labels(*self._ours, group).set(cost.id_rejected if share is None else share)
-
-    def set_audit(self, images: int, shares: dict[tuple[str, str], tuple[float, float, float]]) -> None:
-        """Publish estimates from the audit sample: by name and group (or "all") the share and its interval."""
-        self._audit_images.labels(*self._ours).set(images)
-        self._audit.clear()
-        for names, values in shares.items():
-            for bound, value in zip(("share", "low", "high"), values, strict=True):
-                self._audit.labels(*self._ours, *names, bound).set(value)
 
     def count_decision(self, scores: dict[str, float], verdict: Verdict, *, by_deployment: bool) -> None:
         """Count one classified image. `by_deployment`: not at an operating point or scope that its request named."""
