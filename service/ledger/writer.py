@@ -91,6 +91,11 @@ class Ledger:
         """A connection of its own that reads what this ledger holds. Raises the driver's errors."""
         return Reader(self._where, self.store)
 
+    @property
+    def where(self) -> str:
+        """What another connection to this ledger names; see database.connect."""
+        return self._where
+
     # From the event loop ----------------------------------------------------------------------------------------------
 
     def record(self, entry: Entry) -> None:

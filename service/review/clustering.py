@@ -23,10 +23,10 @@ DIMENSIONS = 64  # neighbours and purity lose nothing by it, and all of it is fo
 NEIGHBOURS = 15
 CORE_NEIGHBOURS = 3  # HDBSCAN's min_samples
 LEAST_CORE, MOST_LEAST_CORE = 4, 10  # of HDBSCAN's min_cluster_size, which grows with the images
-REST_SIZE = 10  # images in a group of the rest, on average
+LEAST_REST, MOST_REST = 2, 10  # images in a group of the rest, on average: the fewer there are, the less they are alike
 WARD_IMAGES, WARD_POINTS = 4_000, 2_000  # its time and memory grow with the square of what it is given
 FAR = 10.0  # an edge longer than any other, which joins parts of the graph that nothing joins
-NICENESS = 15
+NICENESS = 10
 
 
 def cluster(embedding: NDArray[np.floating]) -> Labels:
@@ -64,8 +64,8 @@ def cores(points: Floats) -> Labels:
 
 
 def ward(points: Floats) -> Labels:
-    """Every image in a group, REST_SIZE of them on average; many images are first put together by k-means."""
-    groups = max(1, len(points) // REST_SIZE)
+    """Every image in a group of a few; many images are first put together by k-means."""
+    groups = max(1, int(len(points) / np.clip(len(points) / 25, LEAST_REST, MOST_REST)))
     if len(points) < 2:
         return np.zeros(len(points), np.int32)
     small = np.arange(len(points))

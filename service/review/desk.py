@@ -16,11 +16,11 @@ import numpy as np
 from service.contract.exemplars import Exemplars
 from service.ledger import database as databases
 from service.ledger.rows import ModelKey, Truth
-from service.review import grouping
+from service.review import grouping, tables
 from service.review.grouping import Floats
 from service.review.pile import Pile
 from service.review.sorter import Sorter, stack
-from service.review.tables import Item, Label
+from service.review.tables import Claim, Item, Label
 
 REFRESH_S = 1.0
 SINGLE = "row-"  # begins the id of a group that is one image
@@ -119,6 +119,10 @@ class Desk:
         """The images of the audit sample that wait, in an order that has nothing to do with them."""
         waiting = (item for item in self.pile.audit() if self.pile.truth(item.row) is None)
         return sorted(waiting, key=lambda item: hashlib.sha256(f"{item.row}".encode()).digest())
+
+    def claims(self) -> dict[str, Claim]:
+        """Who looks at what."""
+        return tables.claims(self.database, time.time())
 
     def counts(self) -> Counts:
         """How far the review is."""

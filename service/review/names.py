@@ -45,11 +45,23 @@ def checked(name: str, known: Iterable[str] = ()) -> str:
     return alike.get(" ".join(name.split()).casefold(), name)
 
 
-def folder(name: str) -> str:
-    """The relative folder of a class: its name, where a / leads one folder deeper, as training reads nested classes.
+def folders(labels: Iterable[str]) -> dict[str, str]:
+    """The relative folder of each class. No two share one, none leads out of the export, none lies in another's.
 
-    Two classes never share a folder, and no folder leads out of the export.
+    A / in a name leads one folder deeper, as training reads nested classes, unless that is another class's folder: then
+    training would take the two for one, and it is written as %2F.
     """
+    found = {label: folder(label) for label in labels}
+    taken = {path.casefold() for path in found.values()}
+    for label, path in found.items():
+        parts = path.casefold().split("/")
+        if any("/".join(parts[:n]) in taken for n in range(1, len(parts))):
+            found[label] = path.replace("/", "%2F")
+    return found
+
+
+def folder(name: str) -> str:
+    """The folders of a name, each safe on every system, from which the name can be had back."""
     return "/".join(_part(part) for part in name.split("/"))
 
 
@@ -59,11 +71,11 @@ def _part(part: str) -> str:
     if not part:
         return "%"
     if part[0] == "." or folded in SYSTEM or folded.partition(".")[0] in DEVICES:
-        return _escaped(part[0]) + _part_rest(part[1:])
-    return _part_rest(part)
+        return _escaped(part[0]) + _safe(part[1:])
+    return _safe(part)
 
 
-def _part_rest(part: str) -> str:
+def _safe(part: str) -> str:
     last = len(part) - 1
     return "".join(
         _escaped(c) if c in SEPARATORS or unicodedata.category(c)[0] == "C" or (i == last and c in ". ") else c

@@ -4,6 +4,7 @@ Labels are written by the ledger's thread (Ledger.label), so that tallies and me
 of nobody else's concern and are written here. Statements as in service/ledger/schema.py.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from service.ledger.database import Database
 from service.ledger.rows import Kind, ModelKey, Source
 
 CHUNK_ROWS = 500  # of one statement, and of one transaction: nobody waits long for it to end
+MOST_AT_ONCE = 1000  # labels of one action, and of others that came between them
+LOOK_BACK = 5000  # labels, for the last one that can be undone
 LOOKED_AT = "image_key IS NOT NULL AND keep_probability IS NOT NULL AND (decision = 'reject' OR sampled = 1)"
 NEWEST = f"SELECT row FROM decisions WHERE {LOOKED_AT} ORDER BY row DESC LIMIT ?"
 ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_group, d.decision, d.score, d.p_value,
@@ -25,6 +28,11 @@ TRUTHS = """SELECT row, decision_row, time, kind, label, api_key, source, group_
     WHERE row > ? AND decision_row >= ? ORDER BY row LIMIT ?"""
 HISTORY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE decision_row IN ({marks}) ORDER BY row"""
+GIVEN_BY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
+    WHERE row <= ? AND source = 'review' AND kind <> 'withdrawn' AND COALESCE(api_key, '') = ?
+    ORDER BY row DESC LIMIT ?"""
+GIVEN_AT = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
+    WHERE row > ? AND row <= ? AND source = 'review' AND COALESCE(api_key, '') = ? AND time = ? ORDER BY row"""
 GROUP = """INSERT INTO review_groups (decision_row, group_id) VALUES (?, ?)
     ON CONFLICT (decision_row) DO UPDATE SET group_id = excluded.group_id"""
 CLAIM = """INSERT INTO claims (item, reviewer, until) VALUES (?, ?, ?) ON CONFLICT (item) DO UPDATE
@@ -106,6 +114,20 @@ def history(database: Database, rows: Iterable[int]) -> dict[int, list[Label]]:
     return found
 
 
+def given_by(database: Database, key: str | None, action: int | None) -> Iterator[Label]:
+    """The labels that a reviewer gave here, the last first; `action`: that one alone."""
+    last, most = (2**62, LOOK_BACK) if action is None else (action, 1)
+    for values in database.fetch(GIVEN_BY, (last, key or "", most)):
+        label = Label(*values)
+        if action is None or label.row == action:
+            yield label
+
+
+def given_at(database: Database, key: str | None, time: float, last: int) -> list[Label]:
+    """The labels that a reviewer gave at one time, up to the label `last`: those of one action."""
+    return [Label(*values) for values in database.fetch(GIVEN_AT, (last - MOST_AT_ONCE, last, key or "", time))]
+
+
 def groups(database: Database) -> dict[int, str]:
     """The group of every row that has one."""
     return {int(row): group for row, group in database.fetch("SELECT decision_row, group_id FROM review_groups")}
@@ -121,6 +143,27 @@ def write_groups(database: Database, changed: Mapping[int, str | None]) -> None:
                 database.execute_many(GROUP, put)
             if out:
                 database.execute_many("DELETE FROM review_groups WHERE decision_row = ?", out)
+
+
+def has_image(database: Database, key: str) -> bool:
+    """Whether a row of this ledger keeps the image of this key."""
+    return bool(database.fetch("SELECT 1 FROM decisions WHERE image_key = ? LIMIT 1", (key,)))
+
+
+def classes_of(database: Database, rows: Sequence[int]) -> set[str]:
+    """The classes that every model which decided one of the rows has."""
+    found = database.fetch(
+        f"SELECT classes FROM models WHERE model IN (SELECT model FROM decisions WHERE row IN ({_marks(rows)}))", rows
+    )
+    return set.intersection(*({*json.loads(classes)} for (classes,) in found)) if found else set()
+
+
+def rows_of(database: Database, key: str) -> list[int]:
+    """The rows whose image's key begins with `key`."""
+    found = database.fetch(
+        "SELECT row FROM decisions WHERE image_key >= ? AND image_key < ? AND image_key IS NOT NULL", (key, key + "g")
+    )
+    return [int(row) for (row,) in found]
 
 
 def claim(database: Database, wanted: Sequence[str], reviewer: str, now: float, seconds: float) -> dict[str, Claim]:

@@ -19,7 +19,7 @@ from service.web.keys_file import KeyEntry, Role
 from service.web.limits import TokenBucket
 
 OPEN_PATHS = frozenset(
-    {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+    {"/", "/docs", "/review", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 )
 ROLES_BY_PATH: tuple[tuple[str, Role], ...] = (  # the first that fits; any key may ask for the rest
     ("/admin/", "admin"),

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from service.deploy.following import follow
+from service.review.front import Front
 from service.runtime import Runtime
 from service.settings import Settings
 from service.web import document, pages
@@ -21,10 +22,11 @@ from service.web.middleware import AccessMiddleware, RequestMiddleware
 from service.web.oip import routes as oip
 from service.web.origins import Origins
 from service.web.problems import Problems
-from service.web.routes import admin, classify, deploy, feedback, health, model, requests
+from service.web.routes import admin, classify, deploy, feedback, health, model, requests, review, review_files
 
 ROUTERS = (
-    classify.router, model.router, feedback.router, requests.router, health.router, admin.router, deploy.router,
+    classify.router, model.router, feedback.router, requests.router, review.router, review_files.router, health.router,
+    admin.router, deploy.router,
     oip.router, pages.router,
 )  # fmt: skip
 EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "X-Client-Request-Id"]
@@ -44,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # behind a proxy with TLS a redirect would lead from https to http
     )
     app.state.runtime = runtime = Runtime(settings)
+    app.state.review = app.state.review_known = None  # made when somebody reviews
     app.state.keys = keys = Keys(settings)
     app.state.budget = budget = BodyBudget(settings.max_receiving_bytes)
     problems = Problems(runtime.metrics)
@@ -78,4 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         following.cancel()
+        front: Front | None = app.state.review
+        if front is not None:
+            await asyncio.to_thread(front.close)
         await runtime.stop()

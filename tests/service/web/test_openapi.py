@@ -12,7 +12,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, Refused
+from service.review.front import Front
 from service.settings import Settings
 from service.web.app import create_app
 from service.web.openapi import EXAMPLE_ID
@@ -41,8 +42,12 @@ def body_for(path: str, **changes: Any) -> dict[str, Any]:
         return {"json": {"operating_point": "id95"}} | changes
     if path == "/admin/shadow":
         return {"json": {"path": "/models/none"}} | changes
-    if path in ("/admin/promote", "/admin/back"):
+    if path in ("/admin/promote", "/admin/back", "/review/undo", "/review/import"):
         return {"json": {}} | changes
+    if path == "/review/labels":
+        return {"json": {"rows": [1], "kind": "outlier"}} | changes
+    if path in ("/review/claims", "/review/release"):
+        return {"json": {"items": ["row-1"], "desk": "a"}} | changes
     return changes
 
 
@@ -66,7 +71,8 @@ def invalid_parameter(path: str) -> dict[str, Any]:
     if path == "/feedback":
         return {"json": {"request_id": "a", "label": "red", "index": -1}}
     wrong = {"/admin/bundle": {"path": ""}, "/admin/shadow": {"share": 2}, "/admin/promote": {"least_compared": -1},
-             "/admin/back": {"to": 1}}  # fmt: skip
+             "/admin/back": {"to": 1}, "/review/import": {},
+             "/review/labels": {"rows": [1], "kind": "class"}}  # fmt: skip
     return {"json": wrong[path]} if path in wrong else body_for(path, params={"verbose": "1"})
 
 
@@ -106,7 +112,7 @@ def address(path: str, slug: str) -> str:
     """`path` with names in it that this bundle has, or has not."""
     if path.startswith("/v2"):
         return path.replace("{name}", "other" if slug == "not-found" else "tiny").replace("{version}", "1")
-    return path.replace("{name}", "lion.png").replace("{id}", EXAMPLE_ID)
+    return path.replace("{name}", "lion.png").replace("{id}", EXAMPLE_ID).replace("{key}", "lion")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +147,10 @@ def circumstances(app: FastAPI, path: str, slug: str, patch: pytest.MonkeyPatch)
             changed.setattr(type(runtime.model.pipeline), "submit", _late)
             changed.setattr(type(runtime.ledger), "record_feedback", _never)
             changed.setattr(runtime, "settings", runtime.settings.model_copy(update={"request_timeout_s": 0.2}))
+        if slug == "not-found" and path.startswith("/review"):
+            changed.setattr(runtime, "ledger", None)
+        if slug == "refused":
+            changed.setattr(Front, "label", _claimed)
         if slug == "slow-request":
             changed.setattr(runtime, "settings", runtime.settings.model_copy(update={"request_timeout_s": 0.05}))
         yield
@@ -152,6 +162,10 @@ def _quiet(*_: Any, **__: Any) -> None:
 
 async def _never(*_: Any, **__: Any) -> Any:
     await asyncio.Event().wait()
+
+
+async def _claimed(*_: Any, **__: Any) -> Any:
+    raise Refused("ann is looking at g2f1c: take another, or come back in 180 s")
 
 
 async def _late(*_: Any) -> Any:

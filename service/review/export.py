@@ -1,0 +1,169 @@
+"""What people said, as folders that `tailguard fit` and `train` read: a folder on disk, or a stream in tar's format.
+
+    OUT/train/<class>/<first 16 digits of the image key>.<suffix>
+    OUT/outliers/…
+    OUT/unlabelled/…     with `unlabelled` alone: kept images without a label, to be labelled elsewhere
+    OUT/labels.csv       one line for each image, COLUMNS; an outlier has an empty label
+
+An image that came several times is there once, with the last label that it was given. 'unsure' is left out.
+"""
+
+import csv
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from service.errors import TailGuardError
+from service.ledger.reading import DecidedRow, Reader
+from service.review.kinds import kind_of
+from service.review.names import folders
+
+COLUMNS = (
+    "path", "label", "kind", "request_id", "index", "image_key", "predicted", "decision", "score", "p_value",
+    "model_name", "model_version", "model_sha256", "keep_probability", "sampled", "reviewer", "source", "group",
+    "labelled_at", "time",
+)  # fmt: skip
+LIST = "labels.csv"
+KINDS = ("class", "new", "outlier")
+IN_MEMORY_BYTES = 2**20  # of the list, before it goes to a temporary file
+KEY_DIGITS = 16
+
+
+class ExportError(TailGuardError):
+    """The folder cannot be written."""
+
+
+class File(NamedTuple):
+    """One file of an export. `time`: seconds since the epoch."""
+
+    path: str
+    data: bytes
+    time: float
+
+
+def files(reader: Reader, text: IO[str], *, unlabelled: bool = False) -> Iterator[File]:
+    """The image files, one after the other; the list goes to `text` meanwhile. `unlabelled`: those without a label.
+
+    An image that is deleted meanwhile, or whose label is taken back, is in neither.
+    """
+    chosen, classes = _chosen(reader, unlabelled)
+    paths = folders(classes)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for number in chosen:
+        row = reader.row(number)
+        data = None if row is None or row.image_key is None else reader.image(row.image_key)
+        if row is None or data is None or not _wanted(row, unlabelled):
+            continue
+        assert row.image_key is not None
+        label = "" if row.label is None or row.label.kind == "outlier" else row.label.label
+        where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label in paths else "outliers"
+        path = f"{where}/{row.image_key[:KEY_DIGITS]}{kind_of(data)[0]}"
+        table.writerow(_line(path, label, row))
+        yield File(path, data, row.time)
+
+
+def tar(reader: Reader) -> Iterator[bytes]:
+    """The labelled images and their list as a tar file, piece by piece: one image is in memory at a time."""
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
+        text = io.TextIOWrapper(spooled, "utf-8", newline="", write_through=True)
+        for file in files(reader, text):
+            yield _header(file.path, len(file.data), file.time)
+            yield file.data
+            yield _padding(len(file.data))
+        size = spooled.tell()
+        spooled.seek(0)
+        yield _header(LIST, size, 0)
+        while piece := spooled.read(2**16):
+            yield piece
+        yield _padding(size)
+        yield bytes(2 * tarfile.BLOCKSIZE)
+        text.detach()
+
+
+def folder(reader: Reader, out: Path, *, unlabelled: bool = False) -> int:
+    """Write the export to a new folder, which appears when it is whole; the number of images.
+
+    Raises ExportError where it exists already, or where there is nothing to write.
+    """
+    if out.exists():
+        raise ExportError(f"{out} exists: name a new folder, an export never changes one")
+    if not out.absolute().parent.is_dir():
+        raise ExportError(f"{out.absolute().parent} is not a folder: make it first")
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+    count = 0
+    try:
+        with (partial / LIST).open("w", encoding="utf-8", newline="") as text:
+            for file in files(reader, text, unlabelled=unlabelled):
+                path = partial / file.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.data)
+                count += 1
+        if not count:
+            raise ExportError("there is no image to export: " + ("every" if unlabelled else "no") + " kept image has a "
+                              "label, or their files are not in the store")  # fmt: skip
+        partial.chmod(0o777 & ~_umask())
+        os.rename(partial, out)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return count
+
+
+def _chosen(reader: Reader, unlabelled: bool) -> tuple[list[int], set[str]]:
+    """The row of each image to export, in the order of the ledger, and the classes of all."""
+    latest: dict[str, tuple[float, int]] = {}
+    labels: dict[int, str] = {}
+    for row in _all(reader, unlabelled):
+        if row.image_key is not None and _wanted(row, unlabelled):
+            at = 0.0 if row.label is None else row.label.time
+            latest[row.image_key] = max(latest.get(row.image_key, (-1.0, -1)), (at, row.row))
+            if row.label is not None and row.label.kind in ("class", "new"):
+                labels[row.row] = row.label.label
+    chosen = sorted(number for _, number in latest.values())
+    return chosen, {labels[number] for number in chosen if number in labels}
+
+
+def _all(reader: Reader, unlabelled: bool) -> Iterator[DecidedRow]:
+    if not unlabelled:
+        yield from reader.labelled()
+        return
+    after = 0
+    while rows := reader.kept(after):
+        after = rows[-1].row
+        yield from rows
+
+
+def _wanted(row: DecidedRow, unlabelled: bool) -> bool:
+    return row.label is None if unlabelled else row.label is not None and row.label.kind in KINDS
+
+
+def _line(path: str, label: str, row: DecidedRow) -> tuple[object, ...]:
+    given = row.label
+    said = ("", "", "", "") if given is None else (given.reviewer, given.source, given.group_id, given.time)
+    return (
+        path, label, "" if given is None else given.kind, row.request_id, row.position, row.image_key, row.predicted,
+        row.decision, row.score, row.p_value, *row.model, row.keep_probability, int(row.sampled), *said, row.time,
+    )  # fmt: skip
+
+
+def _header(path: str, size: int, time: float) -> bytes:
+    info = tarfile.TarInfo(path)
+    info.size, info.mtime, info.mode = size, int(time), 0o644
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,209 @@
+"""The review for code that runs on an event loop: questions to a desk in its thread, labels, undo.
+
+front = Front(ledger)
+groups = await front.ask(lambda desk: desk.groups(known))
+done = await front.label(rows, Truth("new", "jellyfish"), group="g1", reviewer=Reviewer("ann", "tab-1"))
+await front.undo(done.action, reviewer)
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import structlog
+
+from service.errors import NotFound, NotReady, Refused
+from service.ledger.rows import Source, Truth
+from service.ledger.writer import Ledger
+from service.review import tables
+from service.review.desk import SINGLE, Desk
+from service.review.imports import Plan
+from service.review.tables import Claim, Label
+
+CLAIM_S = 180.0  # a page renews its claims every minute
+UNDO = "undo"  # in place of the group, marks a label that an undo has written
+UNAVAILABLE = "the ledger's database does not answer now: try again"
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class Reviewer(NamedTuple):
+    """Who labels: the name of an API key, and which of several pages that use it."""
+
+    key: str | None
+    desk: str
+
+    @property
+    def claims_as(self) -> str:
+        return f"{self.key or ''}#{self.desk}"
+
+
+class Labelled(NamedTuple):
+    """What came of labels. `action` is for undo; None when nothing has changed."""
+
+    action: int | None
+    rows: list[int]
+    gone: list[int]  # no longer in the ledger
+    already: list[Label]  # images that had a label by then, and keep it
+
+
+class Front:
+    """One for each process."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._desk = Desk(ledger.where)
+        self._thread = ThreadPoolExecutor(1, "review")
+        self._labelling = asyncio.Lock()
+
+    async def ask(self, question: Callable[[Desk], T], *, now: bool = False) -> T:
+        """What the desk answers, after a look; `now`: even if it has just looked. Raises NotReady."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, question, now)
+
+    async def claim(self, items: Sequence[str], reviewer: Reviewer) -> dict[str, Claim]:
+        """Take items that nobody else looks at; whose each of them is then."""
+        return await self.ask(lambda desk: tables.claim(desk.database, items, reviewer.claims_as, time.time(), CLAIM_S))
+
+    async def release(self, items: Sequence[str], reviewer: Reviewer) -> None:
+        """Free items for others."""
+        await self.ask(lambda desk: tables.release(desk.database, items, reviewer.claims_as))
+
+    async def label(
+        self, rows: Sequence[int], truth: Truth, *, group: str | None, reviewer: Reviewer, again: bool = False
+    ) -> Labelled:
+        """Label the images that somebody saw, and return once it is committed.
+
+        Images that have a label by now keep it, unless `again`. Raises Refused where another reviewer has claimed the
+        group or one of the images, and what Ledger.label raises.
+        """
+        rows = list(dict.fromkeys(rows))
+        async with self._labelling:
+            open_rows, done = await self.ask(lambda desk: _open(desk, rows, group, reviewer, again))
+            if not open_rows:
+                return done
+            kind, label = truth
+            records = await self._ledger.label(
+                open_rows, kind=kind, label=label, source="review", group_id=group, key=reviewer.key
+            )
+            written = [record.row for record in records]
+            done.gone.extend(row for row in open_rows if row not in set(written))
+            action = await self.ask(lambda desk: _action(desk, written, reviewer, truth), now=True)
+            return done._replace(action=action, rows=written)
+
+    async def undo(self, action: int | None, reviewer: Reviewer) -> tuple[list[int], list[int]]:
+        """Take back an action of this reviewer, None: the last one: (images undone, images that others have changed).
+
+        An image gets back the label that it had before, or none. Raises NotFound where there is nothing to undo.
+        """
+        async with self._labelling:
+            mine = await self.ask(lambda desk: _actions(desk, action, reviewer))
+            if not mine:
+                raise NotFound("there is no label of yours that could be undone" + (f": {action}" if action else ""))
+            before, changed = await self.ask(lambda desk: _before(desk, mine))
+            undone = []
+            for (truth, source, key), rows in before.items():
+                kind, label = truth
+                records = await self._ledger.label(rows, kind=kind, label=label, source=source, group_id=UNDO, key=key)
+                undone += [record.row for record in records]
+            await self.ask(lambda desk: None, now=True)
+            return sorted(undone), changed
+
+    async def take_over(self, plan: Plan, reviewer: Reviewer) -> int:
+        """Give the labels of an import, some hundred in one transaction; the number of images labelled."""
+        count = 0
+        async with self._labelling:
+            for (kind, label), rows in plan.labels.items():
+                for start in range(0, len(rows), tables.CHUNK_ROWS):
+                    records = await self._ledger.label(
+                        rows[start : start + tables.CHUNK_ROWS], kind=kind, label=label, source="import",
+                        key=reviewer.key,
+                    )  # fmt: skip
+                    count += len(records)
+            await self.ask(lambda desk: None, now=True)
+        return count
+
+    def close(self) -> None:
+        """End the connection and the thread."""
+        self._thread.submit(self._desk.close)
+        self._thread.shutdown()
+
+    def _answer(self, question: Callable[[Desk], T], now: bool) -> T:
+        """In the desk's thread. A broken connection is opened anew, once."""
+        for attempt in (1, 2):
+            try:
+                self._desk.look(now=now)
+                return question(self._desk)
+            except Exception as error:
+                if not _of_database(error):
+                    raise
+                with contextlib.suppress(Exception):
+                    self._desk.close()
+                if attempt == 2:
+                    log.error("the review cannot read the ledger", error=" ".join(str(error).split()))
+                    raise NotReady(UNAVAILABLE) from error
+        raise AssertionError
+
+
+def _of_database(error: Exception) -> bool:
+    """Whether the database or its driver has failed; psycopg is not there everywhere."""
+    return isinstance(error, sqlite3.Error | OSError) or type(error).__module__.partition(".")[0] == "psycopg"
+
+
+def _open(
+    desk: Desk, rows: list[int], group: str | None, reviewer: Reviewer, again: bool
+) -> tuple[list[int], Labelled]:
+    """The rows that may be labelled, and what is to be said of the others."""
+    claims = tables.claims(desk.database, time.time())
+    for item in [group or "", *(f"{SINGLE}{row}" for row in rows)]:
+        if item in claims and claims[item].reviewer != reviewer.claims_as:
+            who = claims[item].reviewer.partition("#")[0] or "somebody else"
+            raise Refused(f"{who} is looking at {item}: take another, or come back in {CLAIM_S:g} s")
+    held = {item.row for item in tables.items(desk.database, rows)}
+    last = {row: labels[-1] for row, labels in tables.history(desk.database, held).items()}
+    already = [] if again else [label for label in last.values() if label.kind != "withdrawn"]
+    closed = {label.decision_row for label in already}
+    gone = [row for row in rows if row not in held]
+    return [row for row in rows if row in held and row not in closed], Labelled(None, [], gone, already)
+
+
+def _action(desk: Desk, rows: list[int], reviewer: Reviewer, truth: Truth) -> int | None:
+    """The number of the last label that this reviewer has just given to one of the rows."""
+    last = (labels[-1] for labels in tables.history(desk.database, rows).values())
+    return max((label.row for label in last if label.key == reviewer.key and label.group_id != UNDO), default=None)
+
+
+def _actions(desk: Desk, action: int | None, reviewer: Reviewer) -> list[Label]:
+    """The labels of one action of this reviewer, which were given at the same time."""
+    for given in tables.given_by(desk.database, reviewer.key, action):
+        if given.group_id == UNDO:
+            continue
+        labels = tables.given_at(desk.database, reviewer.key, given.time, given.row)
+        before, _ = _before(desk, labels)
+        if action is not None or before:
+            return labels
+    return []
+
+
+def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, str | None], list[int]], list[int]]:
+    """What each image of an action was said to be before it, and the images that have another label by now."""
+    found: dict[tuple[Truth, Source, str | None], list[int]] = {}
+    changed = []
+    history = tables.history(desk.database, [label.decision_row for label in mine])
+    for label in mine:
+        labels = history.get(label.decision_row, [])
+        if not labels or (labels[-1].kind, labels[-1].label, labels[-1].key) != (label.kind, label.label, label.key):
+            changed.append(label.decision_row)
+            continue
+        earlier = [other for other in labels if other.row < label.row]
+        if earlier:
+            last = earlier[-1]
+            key = (Truth(last.kind, last.label), last.source, last.key)
+        else:
+            key = (Truth("withdrawn", ""), "review", label.key)
+        found.setdefault(key, []).append(label.decision_row)
+    return found, changed

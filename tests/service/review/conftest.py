@@ -1,0 +1,21 @@
+"""A ledger of either kind, and a bundle that gives embeddings."""
+
+from pathlib import Path
+
+import pytest
+
+from service.contract import bundle
+from tests.service import tiny
+from tests.service.ledger.conftest import server, where
+
+__all__ = ["server", "where"]
+
+
+@pytest.fixture(scope="session")
+def embedding_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_embedding(tmp_path_factory.mktemp("models") / "tiny" / "1")
+
+
+@pytest.fixture(scope="session")
+def manifest(embedding_bundle: Path) -> bundle.Manifest:
+    return bundle.read(embedding_bundle)
