@@ -202,6 +202,7 @@ class Runtime:
             if self.ledger is not None:
                 audit = self.ledger.audit(self.model.manifest, self.model.operating_point, self.model.scope)
                 self.model.metrics.stream.set_audit(audit.labelled, audit.shares())
+            await asyncio.to_thread(self.model.metrics.stream.estimate)
         return await asyncio.to_thread(metrics.render)  # with thousands of series it takes a tenth of a second and more
 
     def _count_feedback(self, record: FeedbackRecord, change: int) -> None:

@@ -62,10 +62,11 @@ class ModelMetrics(Collector):
             "expected_rejection", "Share of in-distribution images rejected at calibration, by predicted group",
             [*ours, "group"], **where,
         )  # fmt: skip
-        self.stream = StreamMetrics(self._registry, self._ours)
         self._count_decisions(where)
         self._count_scores(where)
         self._publish_calibration(where)
+        bounds = {_le(bound): bound for bound in (*self._bounds, math.inf)}
+        self.stream = StreamMetrics(self._registry, manifest, self._labels, bounds)
         self.set_in_force(operating_point, scope)
 
     def _count_decisions(self, where: _Where) -> None:

@@ -1,15 +1,37 @@
-"""What is estimated of a model's stream, beside what is counted: its audit sample."""
+"""What is estimated of a model's stream, beside what is counted: from its audit sample, and its mix of classes."""
+
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
+
+from service.contract.bundle import Manifest
+from service.observe.class_mix import ClassMix, expected_cdf
 
 Shares = dict[tuple[str, str], tuple[float, float, float]]
 
 
 class StreamMetrics:
-    """Gauges in the registry of one model; `ours` are the values of its labels model and version."""
+    """Gauges in the registry of one model. `labels`: class and group of each class, as its other metrics have them;
+    `bounds`: of the deciding score's buckets, by how they are written."""
 
-    def __init__(self, registry: CollectorRegistry, ours: tuple[str, str]) -> None:
-        self._ours, names = ours, ["model", "version"]
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        manifest: Manifest,
+        labels: Sequence[tuple[str, str]],
+        bounds: dict[str, float],
+    ) -> None:
+        self._ours, names = (manifest.name, manifest.version), ["model", "version"]
+        self._manifest, self._labels, self._bounds = manifest, labels, bounds
+        self.class_mix = ClassMix(manifest)
+        self._shares = Gauge(
+            "tailguard_class_mix", "Share of the class in recent accepted images, estimated by EM",
+            [*names, "class", "group"], registry=registry,
+        )  # fmt: skip
+        self._cdf = Gauge(
+            "tailguard_expected_cdf", "Share of deciding scores of at most le that calibration expects of that mix",
+            [*names, "le"], registry=registry,
+        )  # fmt: skip
         self._audit = Gauge(
             "tailguard_audit_share", "Shares of the stream from the audit sample, with the ends of their intervals",
             [*names, "share", "group", "bound"], registry=registry,
@@ -25,3 +47,17 @@ class StreamMetrics:
         for names, values in shares.items():
             for bound, value in zip(("share", "low", "high"), values, strict=True):
                 self._audit.labels(*self._ours, *names, bound).set(value)
+
+    def estimate(self) -> None:
+        """Publish the stream's mix and what calibration expects of it. Work for a thread, see ClassMix.shares."""
+        shares = self.class_mix.shares()
+        for le, share in zip(
+            self._bounds, expected_cdf(self._manifest, list(self._bounds.values()), shares), strict=True
+        ):
+            self._cdf.labels(*self._ours, le).set(share)
+        if shares is not None:
+            summed = dict.fromkeys(self._labels, 0.0)
+            for names, share in zip(self._labels, shares.tolist(), strict=True):
+                summed[names] += share
+            for names, share in summed.items():
+                self._shares.labels(*self._ours, *names).set(share)

@@ -66,6 +66,10 @@ class ClassStats(BaseModel):
     group: str
     promised: Promised
     live: LiveFigures
+    stream_share: float | None = Field(
+        description="of the class in recent accepted images, by EM on their probabilities (Saerens et al. 2002); null: "
+        "too few so far, or a bundle that does not say which mix its probabilities presume"
+    )
 
 
 class GroupStats(BaseModel):
@@ -113,8 +117,8 @@ def standing(ledger: Ledger | None, model: Model) -> Standing:
     )
 
 
-def stats_answer(standing: Standing) -> StatsAnswer:
-    """The body of GET /stats."""
+def stats_answer(standing: Standing, shares: Sequence[float] | None) -> StatsAnswer:
+    """The body of GET /stats; `shares`: of each class in the stream, if they are known."""
     model, cost, live = standing.model, standing.cost, standing.live
     classes = model.manifest.classes
     return StatsAnswer(
@@ -138,6 +142,7 @@ def stats_answer(standing: Standing) -> StatsAnswer:
                 group=info.group,
                 promised=Promised(rejected=None, accuracy=info.accuracy, confirmed_rejected=info.rejected),
                 live=live.classes[i],
+                stream_share=None if shares is None else shares[i],
             )
             for i, info in enumerate(classes)
         ],

@@ -48,6 +48,8 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     runtime.metrics.decode_seconds.observe(row.decode_s)
     runtime.metrics.queue_seconds.observe(queue_s)
     model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
+    if verdict.decision == "accept":
+        model.metrics.stream.class_mix.observe(row.probabilities)
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
     label = manifest.classes[verdict.class_index].name
     if runtime.shadow is not None and parameters.is_default and file is not None:

@@ -37,7 +37,7 @@ class Cells:
     def __init__(self, manifest: Manifest, sets: dict[str, Scored]) -> None:
         self.bounds = np.array(deciding_bounds(manifest))
         point = manifest.operating_points[manifest.default_operating_point]
-        self._limits = np.array([threshold(point, manifest.threshold_scope, group) for group in GROUPS])
+        self.limits = np.array([threshold(point, manifest.threshold_scope, group) for group in GROUPS])
         self._group_of = np.array([GROUPS.index(info.group) for info in manifest.classes])
         found = {name: self._keys(scored) for name, scored in sets.items()}
         self._known = np.unique(np.concatenate(list(found.values())))
@@ -47,7 +47,7 @@ class Cells:
     def _keys(self, scored: Scored) -> NDArray[np.int64]:
         group = self._group_of[scored.predicted]
         bucket = np.searchsorted(self.bounds, scored.score.astype(np.float64))  # a bucket holds its upper bound
-        return (group * (len(self.bounds) + 1) + bucket) * 2 + (scored.score > self._limits[group])
+        return (group * (len(self.bounds) + 1) + bucket) * 2 + (scored.score > self.limits[group])
 
     def shares(self, name: str, class_mix: Floats | None = None) -> Floats:
         """The distribution [cells] of a set; `class_mix` [C] weighs its true classes to these shares."""

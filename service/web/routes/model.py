@@ -1,5 +1,6 @@
 """What the service says about its model: GET /model, /model/classes, /model/examples/{name}, /stats."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ async def model_classes(request: Request) -> ClassesAnswer:
 async def stats(request: Request) -> StatsAnswer:
     """Live rejection, accuracy and realised rejection by class and group, with 95% intervals, beside the calibration.
 
+    `audit` holds what the audit sample says of the whole stream, without the bias of who chose what to label.
+
     Counted by the ledger, so it survives restarts, and is a fraction of a second behind. With several replicas on one
     PostgreSQL ledger all of them are in it, the others some seconds late.
     """
     runtime = runtime_of(request)
-    return stats_answer(standing(runtime.ledger, runtime.in_force()))
+    model = runtime.in_force()
+    shares = await asyncio.to_thread(model.metrics.stream.class_mix.shares)
+    return stats_answer(standing(runtime.ledger, model), None if shares is None else shares.tolist())
 
 
 @router.get(
