@@ -5,11 +5,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.96
+Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
 def wilson(count: float, of: float, z: float = Z95) -> tuple[float, float]:
-    """The score interval of a share `count` of `of` (Wilson 1927); (0, 1) of none.
+    """The score interval of a share `count` of `of` (Wilson 1927); (0, 1) of none. It holds for small numbers and for
+    shares near 0 and 1, where p ± z·sqrt(p(1 - p)/n) does not.
 
     Neither needs to be whole: of weighted images give the effective number, (sum w)^2 / sum w^2 (Kish 1965).
     """
@@ -19,7 +20,8 @@ def wilson(count: float, of: float, z: float = Z95) -> tuple[float, float]:
     middle = share + z * z / (2 * of)
     half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     scale = 1 + z * z / of
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    low, high = max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    return low if count else 0.0, high if count < of else 1.0
 
 
 def effective(weights: NDArray[np.float64]) -> float:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Decision, Scope
-from service.ledger.figures import wilson
+from service.contract.intervals import wilson
 from service.ledger.rows import Kind, Truth
 
 

@@ -6,16 +6,14 @@ all. Rejection is by predicted class and group, everything from feedback by true
 that somebody chose to label: its shares are those of the stream only when the choice was random.
 """
 
-import math
 from collections import Counter
 
 from pydantic import BaseModel, Field
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope
+from service.contract.intervals import wilson
 from service.ledger.rows import TallyKey
-
-Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal distribution
 
 
 class Share(BaseModel):
@@ -53,16 +51,6 @@ def share(count: int, of: int) -> Share:
         return Share(count=0, of=0, share=None, low=None, high=None)
     low, high = wilson(count, of)
     return Share(count=count, of=of, share=count / of, low=low, high=high)
-
-
-def wilson(count: float, of: float, z: float = Z95) -> tuple[float, float]:
-    """The score interval of a binomial proportion (Wilson 1927), which holds for small numbers and for shares near 0
-    and 1, where p ± z·sqrt(p(1 - p)/n) does not. `of` is above 0, and no whole number where images
-    count differently."""
-    p, zz = count / of, z * z
-    middle = (p + zz / (2 * of)) / (1 + zz / of)
-    half = z / (1 + zz / of) * math.sqrt(p * (1 - p) / of + zz / (4 * of * of))
-    return max(0.0, middle - half) if count else 0.0, min(1.0, middle + half) if count < of else 1.0
 
 
 def figures(images: Counter[TallyKey], manifest: Manifest, operating_point: str, scope: Scope) -> Figures:

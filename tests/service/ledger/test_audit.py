@@ -8,8 +8,8 @@ import pytest
 
 from service.contract import bundle
 from service.contract.decision import Verdict
+from service.contract.intervals import wilson
 from service.ledger.audit import Audit, AuditKey, audit
-from service.ledger.figures import wilson
 from tests.service.ledger.test_ledger import Kept, entry, until
 
 RED = AuditKey(0.1, "id95", "group", True, "red", "accept", "class", "red")

@@ -8,7 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.contract import bundle
-from service.ledger.figures import Share, figures, share, wilson
+from service.contract.intervals import wilson
+from service.ledger.figures import Share, figures, share
 from service.ledger.rows import TallyKey
 from service.settings import Settings
 from service.web.app import create_app
