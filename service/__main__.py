@@ -5,7 +5,7 @@ import json
 import sys
 
 from service import logs, recalibrate, score, settings
-from service.contract import bundle
+from service.contract import bundle, exemplars
 from service.contract.bundle import BundleError
 from service.deploy import command as promotion
 from service.errors import TailGuardError
@@ -14,8 +14,9 @@ from service.web.routes import model as describe
 
 
 def inspect(path: str) -> int:
-    """Print the summary of a bundle after verifying every hash."""
+    """Print the summary of a bundle after verifying every hash and its exemplars."""
     manifest = bundle.read(path)
+    exemplars.read(path, manifest)
     shown = describe.summary(manifest, "none", manifest.default_operating_point, manifest.threshold_scope)
     print(json.dumps(shown.model_dump(mode="json", exclude={"provider"}), indent=1, ensure_ascii=False))
     return 0

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
+from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.reference import ClassGroup
 from service.ledger.rows import Outcome
 
@@ -194,6 +195,8 @@ class ModelSummary(BaseModel):
     evaluation: dict[str, Any]
     provenance: dict[str, Any]
     examples: list[str] = Field(description="names for GET /model/examples/{name}")
+    embedding: Embedding | None = Field(default=None, description="what the graph gives for likeness, if it does")
+    exemplars: ExemplarFile | None = Field(default=None, description="training images that travel as embeddings")
 
 
 class OperatingPointChange(BaseModel):

@@ -15,7 +15,7 @@ from service.contract import bundle, images
 from service.settings import ROOT
 from service.settings import load as load_settings
 from tests.bench import __main__ as bench
-from tests.bench import command, level, limit, photos, processes, report
+from tests.bench import command, embedding, level, limit, photos, processes, report
 from tests.bench.level import Level
 from tests.bench.limit import Limit
 from tests.bench.load import Generator, LoadTally, Spec, percentile
@@ -242,3 +242,11 @@ def test_report_shows_what_was_measured() -> None:
     assert row == ["a", "8", "150.0", "1.00", "2.00", "3.00", "11.000", "0.750", "1.100", "7", "0", "0", "0.75"]
     assert "a note" in lines
     assert json.loads(shown.to_json())["levels"][0]["tally"]["statuses"]["429"] == 7
+
+
+def test_cost_of_the_embedding_is_measured_three_ways(tmp_path: Path) -> None:
+    found = embedding.measure(tiny.write_embedding(tmp_path / "1"), tmp_path, rounds=10)
+    assert list(found) == ["without", "not asked", "asked"]
+    assert min(found.values()) > 0
+    with pytest.raises(ValueError, match="gives no embedding"):
+        embedding.measure(tiny.write(tmp_path / "2"), tmp_path, rounds=10)

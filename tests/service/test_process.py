@@ -146,6 +146,13 @@ def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_inspect_reads_the_exemplars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tiny.write_exemplars(tmp_path / "1"))]) == 0
+    assert '"count": 4' in capsys.readouterr().out
+    assert main(["inspect", str(tiny.write_exemplars(tmp_path / "2", count=5))]) == 1
+    assert "holds 4 exemplars and 0 thumbnails, its manifest says 5 and 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_logs_never_hold_keys_or_image_bytes(tiny_bundle: Path, form: str) -> None:
     marker = b"SECRETPIXELS"

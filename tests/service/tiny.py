@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.contract import bundle
+from service.contract import bundle, exemplars
 
 SIDE = 8
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -186,3 +186,11 @@ def write_embedding(path: Path, **changes: Any) -> Path:
     """As `write`, of a graph that gives an embedding of 3 dimensions."""
     given = {"files": files() | {"model.onnx": graph(outputs=WITH_EMBEDDING)}}
     return write(path, **(given | {"embedding": {"dimensions": 3, "made_from": "the mean per channel"}} | changes))
+
+
+def write_exemplars(path: Path, **record: Any) -> Path:
+    """As `write_embedding`, with four exemplars of 3 dimensions; `record` changes what the manifest says of them."""
+    rows = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]])
+    content = {"model.onnx": graph(outputs=WITH_EMBEDDING), "exemplars.npz": exemplars.encode(rows, [0, 0, 1, 2])}
+    given = {"file": "exemplars.npz", "count": 4, "chosen": "all there are"} | record
+    return write_embedding(path, files=files() | content, exemplars=given)

@@ -116,6 +116,8 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "evaluation": manifest.evaluation,
             "provenance": manifest.provenance.model_dump(mode="json"),
             "examples": examples(manifest),
+            "embedding": manifest.embedding,
+            "exemplars": manifest.exemplars,
         }
     )
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from service.contract import bundle
 from service.settings import Settings
 from service.web.app import create_app
+from service.web.routes import model as describe
 from service.web.schemas import Answer, Problem
 from tests.service import tiny
 
@@ -29,6 +30,15 @@ def test_model_summary(client: TestClient, tiny_bundle: Path) -> None:
     assert summary["examples"] == ["blue.png", "red.png"]
     assert summary["deciding_score_range"] == {"low": -10.0, "high": -1.5}  # of the page's bar
     assert client.get("/model/examples/red.png").content == (tiny_bundle / "examples/red.png").read_bytes()
+
+
+def test_summary_says_that_there_are_embedding_and_exemplars(tmp_path: Path, client: TestClient) -> None:
+    without = client.get("/model").json()
+    assert (without["embedding"], without["exemplars"]) == (None, None)
+    manifest = bundle.read(tiny.write_exemplars(tmp_path / "1"))
+    shown = describe.summary(manifest, "cpu", "id95", "group").model_dump(mode="json")
+    assert shown["embedding"] == {"dimensions": 3, "made_from": "the mean per channel"}
+    assert (shown["exemplars"]["count"], shown["exemplars"]["thumbnails"]) == (4, 0)
 
 
 def test_model_classes(client: TestClient) -> None:
