@@ -9,6 +9,7 @@ from service.contract import bundle, exemplars
 from service.contract.bundle import BundleError
 from service.deploy import command as promotion
 from service.errors import TailGuardError
+from service.review import command as review
 from service.web import server
 from service.web.routes import model as describe
 
@@ -33,6 +34,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     recalibrate.add_arguments(commands.add_parser(
         "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
+    review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
 
 
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return promotion.main(chosen)
         if chosen.command == "recalibrate":
             return recalibrate.main(chosen)
+        if chosen.command == "review":
+            return review.main(chosen)
         config = settings.load()
         logs.configure(config.log_format)
         return server.serve(config, _fail)

@@ -1,0 +1,218 @@
+"""Export and import: folders that training reads, the same as a tar, labels of other tools; a KILL while labelling."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract.bundle import Manifest
+from service.errors import InvalidParameter, MalformedRequest
+from service.ledger.database import connect
+from service.ledger.reading import Reader
+from service.ledger.rows import Labels, Truth
+from service.ledger.store import key_of, store_at
+from service.ledger.tables import Tables
+from service.review import export, imports
+from service.review.names import folders
+from tests.live import ROOT, serving
+from tests.service.review.kept import Given, colours, fill, picture
+from training.data.folders import read_folders
+
+VIOLET, GREY = (120, 20, 220), (90, 90, 90)
+
+
+def mark(where: str, rows: list[int], kind: str, label: str, key: str | None = "eva") -> None:
+    database = connect(where)
+    Tables(database).write(
+        [Labels(time.time(), rows, Truth(kind, label), "review", "g1", key, Future())]  # type: ignore[arg-type]
+    )
+    database.close()
+
+
+def tailguard(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def labelled(where: str, tmp_path: Path, manifest: Manifest) -> str:
+    """Images of a class, of a new one, an outlier, an unsure one, one whose label was taken back, a picture twice."""
+    given = [*colours({VIOLET: 8}), Given(picture(VIOLET, 0), None)]  # the ninth is the first again
+    fill(where, tmp_path / "store", manifest, given)
+    mark(where, [1, 2], "class", "red")
+    mark(where, [3], "new", "jelly fish")
+    mark(where, [4], "outlier", "outlier")
+    mark(where, [5], "unsure", "")
+    mark(where, [6], "class", "blue")
+    mark(where, [6], "withdrawn", "")
+    mark(where, [9], "class", "green")  # the last word on the first picture
+    return where
+
+
+def lines(text: str) -> dict[str, dict[str, str]]:
+    return {line["path"]: line for line in csv.DictReader(io.StringIO(text))}
+
+
+def test_an_export_is_what_training_reads(labelled: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = tailguard("review", "export", "--ledger", labelled, "--store", tmp_path / "store", "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    keys = [key_of(picture(VIOLET, i)) for i in range(8)]
+    assert found == sorted(
+        ["labels.csv", f"train/green/{keys[0][:16]}.png", f"train/red/{keys[1][:16]}.png",
+         f"train/jelly fish/{keys[2][:16]}.png", f"outliers/{keys[3][:16]}.png"]
+    )  # fmt: skip
+    assert (out / f"train/red/{keys[1][:16]}.png").read_bytes() == picture(VIOLET, 1)
+    table = lines((out / "labels.csv").read_text())
+    assert next(iter(table.values())).keys() == set(export.COLUMNS)
+    red, outlier = table[f"train/red/{keys[1][:16]}.png"], table[f"outliers/{keys[3][:16]}.png"]
+    assert (red["label"], red["kind"], red["request_id"], red["image_key"]) == ("red", "class", "r1", keys[1])
+    assert (red["reviewer"], red["source"], red["group"], red["keep_probability"]) == ("eva", "review", "g1", "1.0")
+    assert (outlier["label"], outlier["kind"]) == ("", "outlier")
+    assert sorted(read_folders(out).parts["train"].classes) == ["green", "jelly fish", "red"]
+    assert sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
+
+
+def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    done = tailguard("review", "export", "--ledger", labelled, "--store", tmp_path / "store", "--out", out)
+    assert done.returncode == 1
+    assert "exists: name a new folder" in done.stderr
+    assert list(out.iterdir()) == []
+
+
+def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> None:
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    count = export.folder(reader, tmp_path / "out")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(export.tar(reader)))) as tar:
+        held = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
+        tar.extractall(tmp_path / "again", filter="data")
+    reader.close()
+    assert count == 4
+    assert held == {
+        str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+
+
+def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: str, tmp_path: Path) -> None:
+    out = tmp_path / "todo"
+    arguments = ("--ledger", labelled, "--store", tmp_path / "store", "--out", out, "--unlabelled")
+    assert tailguard("review", "export", *arguments).returncode == 0
+    files = sorted((out / "unlabelled").iterdir())
+    assert {path.name for path in files} == {f"{key_of(picture(VIOLET, i))[:16]}.png" for i in (5, 6, 7)}
+    studio = [
+        {"data": {"image": f"/data/upload/1/a1b2c3d4-{file.name}"}, "annotations": [
+            {"was_cancelled": False, "result": [{"type": "choices", "value": {"choices": [label]}}]}]}
+        for file, label in zip(files, ("blue", "Outlier", "sea slug"), strict=True)
+    ]  # fmt: skip
+    (tmp_path / "studio.json").write_text(json.dumps(studio))
+    done = tailguard("review", "import", "--ledger", labelled, tmp_path / "studio.json", "--reviewer", "ben")
+    assert done.stdout == "labelled: 3 images; 0 had a label, 0 entries have none\n"
+    again = tailguard("review", "import", "--ledger", labelled, tmp_path / "studio.json")
+    assert again.stdout == "labelled: 0 images; 3 had a label, 0 entries have none\n"
+    reader = Reader(labelled)
+    said = {row.image_key[:16]: row.label for row in reader.labelled() if row.label and row.image_key}
+    reader.close()
+    assert [(said[f.stem].kind, said[f.stem].label) for f in files] == [
+        ("class", "blue"), ("outlier", "outlier"), ("new", "sea slug")
+    ]  # fmt: skip
+    assert {(said[f.stem].source, said[f.stem].reviewer) for f in files} == {("import", "ben")}
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    ([{"image": "x/0123456789abcdef.jpg", "choice": "cat"}], [("x/0123456789abcdef.jpg", "cat")]),
+    ([{"data": {"image": "a"}, "annotations": [{"was_cancelled": True, "result": []}]}], [("a", None)]),
+    ([{"data": {"image": "a"}, "annotations": [{"result": [
+        {"type": "choices", "value": {"choices": ["x", "y"]}}]}]}], [("a", None)]),
+    ({"classes": ["cat", "dog"], "labels": {"a": 1, "b": "cat", "c": None, "d": {"label": "dog"}}},
+     [("a", "dog"), ("b", "cat"), ("c", None), ("d", "dog")]),
+    ({"samples": [{"filepath": "data/a.jpg", "ground_truth": {"_cls": "Classification", "label": "cat"}},
+                  {"filepath": "data/b.jpg", "ground_truth": None}]}, [("data/a.jpg", "cat"), ("data/b.jpg", None)]),
+])  # fmt: skip
+def test_formats(content: Any, expected: list[tuple[str, str | None]]) -> None:
+    assert [tuple(given) for given in imports.read(json.dumps(content).encode())] == expected
+
+
+@pytest.mark.parametrize("content", [
+    "1", "{}", '"x"', '{"labels": []}', "[1]", '[{"data": 1}]', '{"samples": [1]}', '{"labels": {"a": 7}}',
+    '[{"data": {"a": "b"}, "annotations": [{}]}]',
+])  # fmt: skip
+def test_files_of_no_format(content: str) -> None:
+    with pytest.raises(InvalidParameter):
+        imports.read(content.encode())
+    for broken in (b"{", b"\xff\xfe", b"[" * 100_000):
+        with pytest.raises(MalformedRequest):
+            imports.read(broken)
+
+
+def test_a_bad_name_labels_nothing(labelled: str, tmp_path: Path) -> None:
+    keys = [key_of(picture(VIOLET, i)) for i in (5, 6)]
+    given = {"labels": {keys[0]: "blue", keys[1]: "../../etc"}}
+    (tmp_path / "labels.json").write_text(json.dumps(given))
+    done = tailguard("review", "import", "--ledger", labelled, tmp_path / "labels.json")
+    assert done.returncode == 1
+    assert "no folder may" in done.stderr
+    reader = Reader(labelled)
+    assert all(row.image_key not in keys for row in reader.labelled())
+    reader.close()
+
+
+def test_folders_of_a_model_with_difficult_classes() -> None:
+    found = folders(["Fruit", "Fruit/Apple", "Fish/Cod", "a:b", "../x"])
+    assert found == {"Fruit": "Fruit", "Fruit/Apple": "Fruit%2FApple", "Fish/Cod": "Fish/Cod", "a:b": "a%3Ab",
+                     "../x": "%2E%2E/x"}  # fmt: skip
+
+
+def served_by(parent: int) -> int:
+    """The process of the service that `parent` has started."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal() or b"\0serve\0" not in (process / "cmdline").read_bytes():
+            continue
+        if int((process / "stat").read_text().rpartition(") ")[2].split()[1]) == parent:
+            return int(process.name)
+    raise AssertionError("no service runs")
+
+
+def test_kill_while_labelling_loses_no_label_that_was_answered(
+    embedding_bundle: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite3"
+    fill(str(ledger), tmp_path / "store", manifest, colours({VIOLET: 200}))
+    answered: list[int] = []
+    with serving(embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected") as url:
+        service = served_by(os.getpid())
+
+        def work() -> None:
+            with httpx.Client(base_url=url, timeout=20) as client:
+                for row in range(1, 201):
+                    try:
+                        body = {"rows": [row], "kind": "new", "label": "violet"}
+                        answered.extend(client.post("/review/labels", json=body).raise_for_status().json()["rows"])
+                    except httpx.HTTPError:
+                        return
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while len(answered) < 20:
+            time.sleep(0.01)
+        os.kill(service, signal.SIGKILL)
+        thread.join()
+    reader = Reader(str(ledger))
+    held = {row.row for row in reader.labelled()}
+    reader.close()
+    assert 20 <= len(answered) < 200
+    assert set(answered) <= held
