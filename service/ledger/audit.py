@@ -54,8 +54,8 @@ class Audit(BaseModel):
     accuracy_by_group: dict[str, Estimate] = Field(description="by the group of the true class")
     known_rejected_by_group: dict[str, Estimate]
 
-    def shares(self) -> dict[tuple[str, str], tuple[float, float, float]]:
-        """What can be said, for the metrics: by name and group, "all" for all, the share and its interval."""
+    def shares(self) -> dict[tuple[str, str], tuple[float | None, float, float]]:
+        """For the metrics: by name and group, "all" for all, the share and its interval; from 0 to 1 while unknown."""
         found = {
             ("outlier_share", "all"): self.outlier_share,
             ("outliers_rejected", "all"): self.outliers_rejected,
@@ -65,9 +65,8 @@ class Audit(BaseModel):
             **{("known_rejected", group): estimate for group, estimate in self.known_rejected_by_group.items()},
         }
         return {
-            names: (e.share, e.low, e.high)
+            names: (e.share, 0.0 if e.low is None else e.low, 1.0 if e.high is None else e.high)
             for names, e in found.items()
-            if e.share is not None and e.low is not None and e.high is not None
         }
 
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from service.contract.bundle import Manifest
 from service.observe.class_mix import ClassMix, expected_cdf
 
-Shares = dict[tuple[str, str], tuple[float, float, float]]
+Shares = dict[tuple[str, str], tuple[float | None, float, float]]
 
 
 class StreamMetrics:
@@ -41,12 +41,13 @@ class StreamMetrics:
         )
 
     def set_audit(self, images: int, shares: Shares) -> None:
-        """Publish estimates from the audit sample: by name and group (or "all") the share and its interval."""
+        """Publish estimates from the audit sample: by name and group (or "all") the share, if known, and its interval."""
         self._audit_images.labels(*self._ours).set(images)
         self._audit.clear()
         for names, values in shares.items():
             for bound, value in zip(("share", "low", "high"), values, strict=True):
-                self._audit.labels(*self._ours, *names, bound).set(value)
+                if value is not None:
+                    self._audit.labels(*self._ours, *names, bound).set(value)
 
     def estimate(self) -> None:
         """Publish the stream's mix and what calibration expects of it. Work for a thread, see ClassMix.shares."""

@@ -93,4 +93,8 @@ def _refused() -> list[Json]:
               query(f"sum(rate(tailguard_ledger_failures_total[{RATE}]))", "failed attempts"), width=8),
         lines("Ledger size", "Bytes of the ledger of each replica.", "bytes",
               query("tailguard_ledger_bytes", "{{instance}}"), width=8),
+        lines("Kept images", "Images for review: kept; left out by the pace; dropped or failed by the store.", "cps",
+              query(f"sum by (outcome) (rate(tailguard_store_images_total[{RATE}]))", "{{outcome}}")),
+        lines("Image store", "Bytes of kept images and thumbnails, by the ledger of each replica.", "bytes",
+              query("tailguard_store_bytes", "{{instance}}")),
     ]  # fmt: skip

@@ -122,4 +122,13 @@ def _over_time() -> list[Json]:
                     "{{group}} {{outcome}}"),
               query(f'sum by (outcome) (increase(tailguard_feedback_total{{{MODEL},outcome="outlier"}}[1h]))',
                     "{{outcome}}"), overrides=[dashed("/wrong/")]),
+        lines("Audit sample", "Shares of the whole stream from labelled images of the random sample; dashed: ends of "
+              "their 95% intervals, 0 and 1 while nothing is known.", "percentunit",
+              query(f'max by (share, bound) (tailguard_audit_share{{{MODEL},group="all"}})', "{{share}} {{bound}}"),
+              overrides=[dashed("/low|high/")]),
+        lines("Mix of the stream", "Share of each group in recent accepted images, estimated by EM; dashed: expected, "
+              "which the other is too until there are 200.",
+              "percentunit",
+              query(f"sum by (group) (avg by (class, group) (tailguard_class_mix{{{GROUP}}}) or {EXPECTED})", "{{group}}"),
+              query(f"sum by (group) ({EXPECTED})", "{{group}} expected"), overrides=[dashed("/expected/")]),
     ]  # fmt: skip

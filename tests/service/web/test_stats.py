@@ -1,5 +1,6 @@
 """GET /stats and the figures behind it, against numbers worked out by hand."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from fastapi.testclient import TestClient
 
 from service.contract import bundle
 from service.contract.intervals import wilson
+from service.ledger import work
 from service.ledger.figures import Share, figures, share
 from service.ledger.rows import TallyKey
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service import tiny
+from tests.service.observe.test_metrics import samples
 from tests.service.web.test_feedback import BLUE, GREY, PNG, RED, classify, tell
 
 
@@ -96,8 +99,9 @@ def test_stats_and_classes_say_the_same(client: TestClient) -> None:
     assert shown["classes"][0] == {
         "name": "red", "class_index": 0, "group": "many",
         "promised": {"rejected": None, "accuracy": 0.9, "confirmed_rejected": 0.05},
-        "live": {"rejected": [2, 5], "accuracy": [2, 2], "confirmed_rejected": [1, 2]},
+        "live": {"rejected": [2, 5], "accuracy": [2, 2], "confirmed_rejected": [1, 2]}, "stream_share": None,
     }  # fmt: skip
+    assert shown["audit"] is None  # nothing is sampled
     assert shown["groups"]["medium"] == {
         "promised": {"rejected": 0.05, "accuracy": 0.8, "confirmed_rejected": 0.05},
         "live": {"rejected": [0, 0], "accuracy": [0, 1], "confirmed_rejected": [0, 1]},
@@ -135,3 +139,27 @@ def test_stats_survive_a_restart_and_are_of_one_model(settings: Settings, tmp_pa
     with TestClient(create_app(Settings(**kept.model_dump() | {"bundle": second}))) as client:
         assert tell(client, "a", "blue").json()["model"]["version"] == "1"
         assert client.get("/stats").json()["all"]["live"]["accuracy"]["of"] == 0
+
+
+def test_the_audit_sample_in_stats_and_metrics(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "TICK_S", 0.05)
+    with TestClient(create_app(settings.model_copy(update={"keep_sample": 1.0}))) as client:
+        fill(client)  # labelled: two red, one green (taken for red) and one blue, and of two refused ones one outlier
+        deadline = time.monotonic() + 30
+        while (audit := client.get("/stats").json()["audit"]) is None or audit["labelled"] < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (audit["sampled"], audit["labelled"], audit["unsure"]) == (6, 5, 0)
+        # all refused images have a label, and three of four accepted ones, which stand for 4/3 each
+        assert audit["outlier_share"]["share"] == pytest.approx(1 / 6)
+        assert audit["accuracy"]["share"] == pytest.approx((2 * 4 / 3 + 1) / 5)
+        assert audit["known_rejected"]["share"] == pytest.approx(1 / 5)
+        assert audit["outliers_rejected"]["share"] == 1
+        told = {
+            dict(labels)["share"]: value
+            for (name, labels), value in samples(client).items()
+            if name == "tailguard_audit_share" and (dict(labels)["group"], dict(labels)["bound"]) == ("all", "share")
+        }
+        assert told == pytest.approx(
+            {"outlier_share": 1 / 6, "accuracy": 11 / 15, "known_rejected": 0.2, "outliers_rejected": 1}
+        )
