@@ -41,7 +41,7 @@ class StreamMetrics:
         )
 
     def set_audit(self, images: int, shares: Shares) -> None:
-        """Publish estimates from the audit sample: by name and group (or "all") the share, if known, and its interval."""
+        """Publish estimates from the audit sample: by name and group the share, if known, and its interval."""
         self._audit_images.labels(*self._ours).set(images)
         self._audit.clear()
         for names, values in shares.items():

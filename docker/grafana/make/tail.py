@@ -28,6 +28,7 @@ BY = "sum by (class, group)"
 DECIDED = f"{BY} {in_force(f'increase(tailguard_decisions_total{{{GROUP}}}[$__range])')}"
 REJECTED = f"{BY} {in_force(f'increase(tailguard_decisions_total{{{GROUP},{REJECT}}}[$__range])')}"
 EXPECTED = f"max by (class, group) (tailguard_expected_class_share{{{GROUP}}})"
+MIX = f"avg by (class, group) (tailguard_class_mix{{{GROUP}}})"
 EVERY = f"clamp_min(sum {in_force(f'increase(tailguard_decisions_total{{{MODEL}}}[$__range])')}, 1)"
 UNSAID = {"type": "value", "options": {str(NO_LABELS): {"text": "no labels", "color": "text", "index": 0}}}
 CLASS = "{{class}}"
@@ -129,6 +130,6 @@ def _over_time() -> list[Json]:
         lines("Mix of the stream", "Share of each group in recent accepted images, estimated by EM; dashed: expected, "
               "which the other is too until there are 200.",
               "percentunit",
-              query(f"sum by (group) (avg by (class, group) (tailguard_class_mix{{{GROUP}}}) or {EXPECTED})", "{{group}}"),
+              query(f"sum by (group) ({MIX} or {EXPECTED})", "{{group}}"),
               query(f"sum by (group) ({EXPECTED})", "{{group}} expected"), overrides=[dashed("/expected/")]),
     ]  # fmt: skip
