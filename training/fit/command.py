@@ -33,6 +33,10 @@ class Fit(Config):
     score: str = "auto"
     """Which score decides: auto, the best on calibration images, or one of `tailguard methods`."""
     backbone: str = "lite0"
+    thumbnails: bool = False
+    """Small pictures of training images travel in the bundle, for those who review; needs --data-licence."""
+    data_licence: str | None = None
+    """The terms of the photographs, for the card."""
 
     def cli_cmd(self) -> None:
         from training.fit import steps

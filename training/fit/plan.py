@@ -83,7 +83,9 @@ def make(given: Fit) -> Plan:
     if sources.find_kind(data, None) != "folder":
         raise DataError(f"{data} is a benchmark, and fit is for photographs: use `train --dataset`, `audit` says how")
     named = data.name if data.is_dir() else data.stem
-    name = given.name or AboutData.of(Config(dataset="folder"), named).slug
+    about = AboutData.of(Config(dataset="folder"), named, given.data_licence)
+    about.require_licence(given.thumbnails)
+    name = given.name or about.slug
     work = given.work or Path("runs") / "-".join(["fit", name, *([given.version] if given.version else [])])
     target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
     if not (work / PLAN_FILE).is_file():

@@ -48,7 +48,8 @@ def fit(given: Fit) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     quietly(plan, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
-        precision=plan.config.backbone_precision, device=given.device,
+        precision=plan.config.backbone_precision, device=given.device, thumbnails=given.thumbnails,
+        data_licence=given.data_licence,
     ))  # fmt: skip
     print(f"\n{finished(plan)}")
     return plan.target

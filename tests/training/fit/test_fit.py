@@ -85,7 +85,8 @@ def ask(url: str, image: Image.Image) -> dict[str, Any]:
 def test_from_photographs_to_an_answer_over_http(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [photos / "train", "--outliers", photos / "outliers", "--ood", photos / "ood" / "sky", *arguments]
+    given = [photos / "train", "--outliers", photos / "outliers", "--ood", photos / "ood" / "sky", *arguments,
+             "--thumbnails", "--data-licence", "CC0"]  # fmt: skip
     printed = fit(capsys, *given)
     folder = tmp_path / "models" / "fruit-stand" / "1"
     assert f"TAILGUARD_BUNDLE={folder}" in printed
@@ -94,6 +95,9 @@ def test_from_photographs_to_an_answer_over_http(
     manifest = bundle.read(folder)
     assert [c.name for c in manifest.classes] == list(COUNTS)
     assert manifest.evaluation["accuracy"] > 0.9
+    assert manifest.exemplars is not None
+    assert manifest.exemplars.thumbnails == sum(c.train_count for c in manifest.classes)  # few as they are: all of them
+    assert manifest.exemplars.thumbnails_licence == "CC0"
     assert {name[:2] for name in manifest.operating_points} == {"id", "oo"}
     with live.serving(folder) as url:
         known, unknown = ask(url, photograph("kiwi", 7)), ask(url, photograph("sky", 7))
@@ -177,6 +181,7 @@ def test_what_cannot_do_is_refused_before_any_work(
     assert "has one class, apple: a classifier needs two" in fit(capsys, tmp_path / "one", *arguments)
     assert "nowhere is not a folder" in fit(capsys, tmp_path / "nowhere", *arguments)
     assert "there is no method 'mspp'" in fit(capsys, photos, *arguments, "--heads", "mspp")
+    assert "name their terms with --data-licence" in fit(capsys, photos, *arguments, "--thumbnails")
     assert "use small letters" in fit(capsys, photos, *arguments, "--name", "No Name")
     assert "is missing" in fit(capsys, photos, *arguments, "--outliers", tmp_path / "gone")
     (tmp_path / "models" / "fruit-stand" / "1").mkdir(parents=True)
