@@ -33,8 +33,8 @@ def table(record: dict[str, Any]) -> str:
     """A row a day."""
     tail = list(record["days"][0]["known accuracy of the group"])[-1]
     lines = [
-        "| day | new classes come / learned | actions (images) | purity | known: accuracy | of the tail | tail refused | "
-        "new: accuracy | unknown caught | promoted |",
+        "| day | new classes come / learned | actions (images) | purity | known: accuracy | of the tail "
+        "| tail refused | new: accuracy | unknown caught | promoted |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for i, day in enumerate(record["days"]):
