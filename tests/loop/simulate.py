@@ -9,12 +9,14 @@ make the next bundle, which runs as shadow for the first images of the next day 
 simulated but the reviewer: he knows the truth, and says something else in 5 of 100 cases.
 """
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,9 +72,8 @@ class Simulate(BaseModel, use_attribute_docstrings=True):
 
 def tailguard(*arguments: object) -> str:
     """The output of a command, which must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "service.commands", *map(str, arguments)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"tailguard {' '.join(map(str, arguments))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout
@@ -195,7 +196,8 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
 def learned(given: Simulate, service: Service, folder: Path, run: Path, first: Path, day: int) -> Path | None:
     """The bundle of the day: the first run with all that was labelled by now."""
     export = folder / f"export-{day}"
-    tailguard("review", "export", "--ledger", service.ledger, "--out", export)
+    with tarfile.open(fileobj=io.BytesIO(service.http.get("/review/export").raise_for_status().content)) as tar:
+        tar.extractall(export, filter="data")
     made = folder / "models" / given.name / f"{day + 1}"
     tailguard("learn", run, "--from", export, "--out", folder / "models", "--name", given.name,
               "--version", day + 1, "--work", folder / f"run-{day}", "--parent", first)  # fmt: skip
