@@ -45,7 +45,8 @@ def table(record: dict[str, Any]) -> str:
             percent(day["purity"]["of images"]) if i else "—",
             percent(day["known accuracy"]), percent(day["known accuracy of the group"][tail]),
             percent(day["known refused of the group"][tail]), percent(day["new accuracy"]),
-            percent(day["unknown caught"]), "—" if later is None else "yes" if later["promoted"] else "refused",
+            percent(day["unknown caught"]), "not exported" if day.get("learn refused") else
+            "—" if later is None else "yes" if later["promoted"] else "refused",
         ]) + " |")  # fmt: skip
     return "\n".join(lines)
 

@@ -70,12 +70,17 @@ class Simulate(BaseModel, use_attribute_docstrings=True):
         print(f"python -m tests.loop.report {self.out}")
 
 
+class Failed(Exception):
+    """A command ended with an error; the message is its last line."""
+
+
 def tailguard(*arguments: object) -> str:
-    """The output of a command, which must succeed."""
+    """The output of a command. Raises Failed."""
     command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"tailguard {' '.join(map(str, arguments))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        print(f"tailguard {' '.join(map(str, arguments))}\n{done.stdout[-3000:]}", file=sys.stderr)
+        raise Failed(done.stderr.strip().splitlines()[-1])
     return done.stdout
 
 
@@ -156,7 +161,10 @@ class OneByOne:
 
 
 def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Path) -> list[dict[str, Any]]:
-    """What each day brought; day 0 is the first model before anything was labelled."""
+    """What each day brought, and what the model learned on it does, or the one in force where `learn` refused.
+
+    Day 0 is the first model before anything was labelled.
+    """
     folder = given.out / strategy.replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
     classes = [c.name for c in bundle.read(first).classes]
@@ -180,12 +188,16 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
             before = len(reviewer.purity)
             reviewer.day(queue)
             started = time.perf_counter()
-            candidate = learned(given, service, folder, run, first, number)
+            candidate, refusal = None, None
+            try:
+                candidate = learned(given, service, folder, run, first, number)
+            except Failed as error:
+                refusal = str(error)
             rounds.append({
                 "day": number, "promotion": promotion, "arrived": list(arrived), "spent": reviewer.spent,
                 "labelled": reviewer.labelled, "purity": purity(reviewer.purity[before:]),
                 "learn s": time.perf_counter() - started,
-                "measured": "the model learned on this day",
+                "learn refused": refusal,
             } | measure(candidate or current, world.held_back, arrived, groups))  # fmt: skip
             print(json.dumps({k: v for k, v in rounds[-1].items() if k not in ("images", "arrived")}), flush=True)
     finally:
@@ -193,14 +205,15 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
     return rounds
 
 
-def learned(given: Simulate, service: Service, folder: Path, run: Path, first: Path, day: int) -> Path | None:
-    """The bundle of the day: the first run with all that was labelled by now."""
+def learned(given: Simulate, service: Service, folder: Path, run: Path, first: Path, day: int) -> Path:
+    """The bundle of the day: the first run with all that was labelled by now. Raises Failed when `learn` refuses."""
     export = folder / f"export-{day}"
     with tarfile.open(fileobj=io.BytesIO(service.http.get("/review/export").raise_for_status().content)) as tar:
         tar.extractall(export, filter="data")
     made = folder / "models" / given.name / f"{day + 1}"
     tailguard("learn", run, "--from", export, "--out", folder / "models", "--name", given.name,
-              "--version", day + 1, "--work", folder / f"run-{day}", "--parent", first)  # fmt: skip
+              "--version", day + 1, "--work", folder / f"run-{day}", "--parent", first,
+              "--score", bundle.read(first).deciding_score)  # fmt: skip
     service.ask("PUT", "/admin/shadow", json={"path": str(made.resolve()), "share": 1})
     return made
 
