@@ -10,7 +10,7 @@ serve: .venv/.serve
 	$(BIN)/tailguard serve
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -83,12 +83,12 @@ def _world(
     made: list[list[Photo]] = [[] for _ in range(days)]
     for name in sorted({p.truth for p in streamed}):
         of_class = [p for p in streamed if p.truth == name]
-        rng.shuffle(of_class)  # type: ignore[arg-type]
+        rng.shuffle(of_class)
         begins, shift = first_day.get(name, 0), int(rng.integers(days))
         for i, photo in enumerate(of_class):  # the first on the day it appears, where there are few too
             made[begins + (i + (shift if name not in first_day else 0)) % (days - begins)].append(photo)
     for day in made:
-        rng.shuffle(day)  # type: ignore[arg-type]
+        rng.shuffle(day)
     return World(into, outliers, made, held_back)
 
 
