@@ -60,10 +60,10 @@ class Made:
         ledger.record(_entry(ledger, self.admitted, 0, self.row, self.verdict(i), file))
 
 
-def picture(i: int) -> bytes:
-    """A JPEG of 32 by 32 pixels, some 1 kB, unlike all others."""
-    made = BytesIO()
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(made, "JPEG", quality=50)
+def picture(i: int, side: int = 32) -> bytes:
+    """A JPEG of some 1 kB, or more with a longer side, unlike all others."""
+    made, pixels = BytesIO(), np.random.default_rng(i).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(made, "JPEG", quality=50)
     return made.getvalue()
 
 
@@ -88,8 +88,8 @@ def thread_cpu_s(name: str) -> float:
 
 
 def request_path(made: Made, folder: Path) -> None:
-    """CPU of the thread that records, with a file of 20 kB that is the same each time."""
-    file, costs = bytes(20_000), {}
+    """CPU of the thread that records, with a file of some 30 kB that is the same each time."""
+    file, costs = picture(0, side=256), {}
     for keep in ("none", "rejected", "all"):
         place = folder / keep
         place.mkdir()

@@ -286,6 +286,34 @@ def test_two_replicas_share_a_folder(server: Path, folder: Path, manifest: bundl
         assert count(one, "failed") == count(other, "failed") == 0
 
 
+def test_an_address_of_fsspec_is_a_store(where: str, tmp_path: Path, manifest: bundle.Manifest) -> None:
+    pytest.importorskip("fsspec")
+    address = f"memory://{tmp_path.name}-{len(where)}"
+    with keeping(where, tmp_path, store=address) as kept:
+        for i in range(20):
+            kept.ledger.record(entry(manifest, str(i), image=picture(i % 10), **KEPT))
+        until(lambda: states(where) == ["kept"] * 10)
+        reader = kept.ledger.reader()
+        keys = [row.image_key for row in reader.kept()]
+        assert [reader.image(key or "") for key in keys] == [picture(i % 10) for i in range(20)]
+        for i in range(19):
+            forget(kept, str(i))
+        until(lambda: states(where) == ["kept"])
+        assert [reader.image(key or "") for key in keys] == [None] * 9 + [picture(9)] + [None] * 9 + [picture(9)]
+        reader.close()
+
+
+def test_what_a_request_pays_to_keep_its_image(tmp_path: Path, folder: Path, manifest: bundle.Manifest) -> None:
+    """The hash of a megabyte alone takes longer than the tenth of a millisecond that is allowed."""
+    image, rows = os.urandom(2**20), 20
+    with keeping(str(tmp_path / "ledger"), folder) as kept:
+        before = time.thread_time()
+        for i in range(rows):
+            kept.ledger.record(entry(manifest, "a", i, image=image, **KEPT))
+        assert (time.thread_time() - before) / rows < 1e-4
+        until(lambda: count(kept, "kept") == rows)
+
+
 def test_a_store_in_memory_is_bounded(manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "MEMORY_BYTES", 10_000)
     with Kept(MEMORY, keep="all") as kept:
