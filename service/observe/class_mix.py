@@ -72,3 +72,19 @@ def expected_cdf(manifest: Manifest, bounds: Sequence[float], shares: Floats | N
         of_group = np.interp(bounds, values, calibration.quantile_levels, 0, 1) if values else np.array(own)
         moved += more * of_group
     return [float(share) for share in np.maximum.accumulate(np.clip(moved, 0, 1))]
+
+
+def expected_images(manifest: Manifest, shares: Floats | None) -> float:
+    """How many calibration images of the expected mix tell as much as those behind `expected_cdf` of this one.
+
+    A tail of few calibration images, weighted up, makes the expectation that uncertain: 1 / sum of share² / images
+    over the groups, which is all of the images for their own mix, and never more.
+    """
+    calibration = manifest.calibration
+    if shares is None:
+        return calibration.in_distribution_images
+    spread = 0.0
+    for group in manifest.group_names:
+        members = [i for i, info in enumerate(manifest.classes) if info.group == group]
+        spread += float(shares[members].sum()) ** 2 / max(calibration.images_by_group.get(group, 0), 1)
+    return min(float(calibration.in_distribution_images), 1 / spread)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Gauge
 
 from service.contract.bundle import Manifest
-from service.observe.class_mix import ClassMix, expected_cdf
+from service.observe.class_mix import ClassMix, expected_cdf, expected_images
 
 Shares = dict[tuple[str, str], tuple[float | None, float, float]]
 
@@ -32,6 +32,10 @@ class StreamMetrics:
             "tailguard_expected_cdf", "Share of deciding scores of at most le that calibration expects of that mix",
             [*names, "le"], registry=registry,
         )  # fmt: skip
+        self._images = Gauge(
+            "tailguard_expected_images", "In-distribution images behind expected_cdf, in number as if of its mix",
+            names, registry=registry,
+        )  # fmt: skip
         self._audit = Gauge(
             "tailguard_audit_share", "Shares of the stream from the audit sample, with the ends of their intervals",
             [*names, "share", "group", "bound"], registry=registry,
@@ -56,6 +60,7 @@ class StreamMetrics:
             self._bounds, expected_cdf(self._manifest, list(self._bounds.values()), shares), strict=True
         ):
             self._cdf.labels(*self._ours, le).set(share)
+        self._images.labels(*self._ours).set(expected_images(self._manifest, shares))
         if shares is not None:
             summed = dict.fromkeys(self._labels, 0.0)
             for names, share in zip(self._labels, shares.tolist(), strict=True):

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from service.contract import bundle
 from service.observe import class_mix
-from service.observe.class_mix import ClassMix, expected_cdf
+from service.observe.class_mix import ClassMix, expected_cdf, expected_images
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service import tiny
@@ -63,6 +63,14 @@ def test_what_is_expected_of_a_mix_by_hand(tmp_path: Path) -> None:
     assert expected_cdf(given, bounds, np.array([0.5, 0.3, 0.2])) == [0.5, 1.0, 1.0]
     # .3 less of "many" (.5 of it at most -9, all at most -6), .3 more of "few" (none, and half)
     np.testing.assert_allclose(expected_cdf(given, bounds, np.array([0.2, 0.3, 0.5])), [0.35, 0.85, 1.0])
+
+
+def test_a_tail_weighted_up_counts_as_fewer_images(tmp_path: Path) -> None:
+    given = manifest(tmp_path, in_distribution_images=100, images_by_group={"many": 80, "medium": 16, "few": 4})
+    assert expected_images(given, None) == 100
+    assert expected_images(given, np.array([0.8, 0.16, 0.04])) == pytest.approx(100)
+    assert expected_images(given, np.array([0.0, 0.0, 1.0])) == pytest.approx(4)
+    assert expected_images(given, np.array([1.0, 0.0, 0.0])) == pytest.approx(80)
 
 
 def test_mix_and_expectation_are_published(tmp_path: Path, settings: Settings) -> None:
