@@ -15,6 +15,7 @@ import numpy as np
 
 from service.contract.exemplars import Exemplars
 from service.ledger import database as databases
+from service.ledger import schema
 from service.ledger.rows import ModelKey, Truth
 from service.review import grouping, tables
 from service.review.grouping import Floats
@@ -78,7 +79,13 @@ class Desk:
     def database(self) -> databases.Database:
         """The connection, opened where there is none."""
         if self._database is None:
-            self._database = databases.connect(self._where)
+            opened = databases.connect(self._where)
+            try:
+                schema.prepare(opened)  # the ledger's thread may not have come to it yet
+            except BaseException:
+                opened.close()
+                raise
+            self._database = opened
         return self._database
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from service.errors import NotFound, NotReady, Refused
 from service.ledger.rows import Source, Truth
+from service.ledger.schema import SchemaError
 from service.ledger.writer import Ledger
 from service.review import tables
 from service.review.desk import SINGLE, Desk
@@ -25,6 +26,7 @@ from service.review.imports import Plan
 from service.review.tables import Claim, Label
 
 CLAIM_S = 180.0  # a page renews its claims every minute
+ATTEMPTS, RETRY_S = 3, 0.1
 UNDO = "undo"  # in place of the group, marks a label that an undo has written
 UNAVAILABLE = "the ledger's database does not answer now: try again"
 T = TypeVar("T")
@@ -133,8 +135,8 @@ class Front:
         self._thread.shutdown()
 
     def _answer(self, question: Callable[[Desk], T], now: bool) -> T:
-        """In the desk's thread. A broken connection is opened anew, once."""
-        for attempt in (1, 2):
+        """In the desk's thread. After an error the connection is opened anew; a ledger in memory may just be locked."""
+        for attempt in range(ATTEMPTS):
             try:
                 self._desk.look(now=now)
                 return question(self._desk)
@@ -143,15 +145,19 @@ class Front:
                     raise
                 with contextlib.suppress(Exception):
                     self._desk.close()
-                if attempt == 2:
+                if attempt + 1 == ATTEMPTS:
                     log.error("the review cannot read the ledger", error=" ".join(str(error).split()))
                     raise NotReady(UNAVAILABLE) from error
+                time.sleep(RETRY_S)
         raise AssertionError
 
 
 def _of_database(error: Exception) -> bool:
     """Whether the database or its driver has failed; psycopg is not there everywhere."""
-    return isinstance(error, sqlite3.Error | OSError) or type(error).__module__.partition(".")[0] == "psycopg"
+    return (
+        isinstance(error, sqlite3.Error | OSError | SchemaError)
+        or type(error).__module__.partition(".")[0] == "psycopg"
+    )
 
 
 def _open(

@@ -1,5 +1,7 @@
 """The review over HTTP on both databases: groups, labels, undo, claims, the audit sample, what was deleted."""
 
+import io
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.contract.bundle import Manifest
 from service.ledger.database import connect
@@ -88,10 +91,6 @@ def label(client: TestClient, rows: list[int], kind: str, name: str = "", **more
 
 def colour_of(client: TestClient, group: dict[str, Any]) -> tuple[int, int, int]:
     """Of the middle of the group's first picture."""
-    import io
-
-    from PIL import Image
-
     answer = client.get(f"/review/images/{group['keys'][0]}").raise_for_status()
     pixel = Image.open(io.BytesIO(answer.content)).convert("RGB").getpixel((16, 12))
     assert isinstance(pixel, tuple)
@@ -320,3 +319,37 @@ def test_without_a_ledger_or_kept_images(opened: Open, tmp_path: Path) -> None:
     client = opened(ledger=":memory:", keep="none", store=None)
     assert "KEEP=rejected" in client.get("/review/groups").json()["note"]
     assert client.get("/review/progress").json()["waiting"] == 0
+
+
+def test_what_the_service_refuses_comes_to_the_review(opened: Open, where: str) -> None:
+    """The whole way: classified, refused, kept, grouped, labelled, exported; also with everything in memory."""
+    grey = [picture((10 + i, 10 + i, 10 + i), i) for i in range(5)]
+    for client in (opened(), opened(ledger=":memory:", store=None)):
+        asked = []
+        for data in grey:
+            answer = client.post("/classify", content=data, headers={"content-type": "image/png"}).json()
+            assert answer["decision"] == "reject"
+            asked.append(answer["request_id"])
+        deadline = time.monotonic() + WAIT_S
+        found: list[dict[str, Any]] = []
+        while len(found) < len(grey):
+            assert time.monotonic() < deadline
+            groups = client.get("/review/groups").raise_for_status().json()["groups"]
+            found = [image for group in groups for image in images(client, group["id"])]
+            time.sleep(0.2)
+        assert {image["request_id"] for image in found} == set(asked)
+        thumbnail = client.get(f"/review/thumbnails/{found[0]['key']}")
+        assert thumbnail.content.startswith(b"\xff\xd8\xff")
+        assert client.delete(f"/requests/{asked[0]}").status_code in (200, 204)
+        rows = [image["row"] for image in found]
+        answer = label(client, rows, "new", "grey thing").raise_for_status().json()
+        assert len(answer["gone"]) == 1
+        assert len(answer["rows"]) == 4
+        with tarfile.open(fileobj=io.BytesIO(client.get("/review/export").raise_for_status().content)) as tar:
+            names = tar.getnames()
+        assert sorted(name.rpartition("/")[0] for name in names) == ["", *["train/grey thing"] * 4]
+        studio = [{"image": names[0], "choice": "blue"}, {"image": "0" * 16 + ".png", "choice": "blue"}]
+        imported = client.post("/review/import", json=studio).raise_for_status().json()
+        assert imported == {
+            "labelled": 0, "already": 1, "unknown": ["0" * 16 + ".png"], "unknown_count": 1, "skipped": 0
+        }  # fmt: skip
