@@ -1,4 +1,4 @@
-"""The picture of the review page in service/README.md: a real service refuses images, a real browser shows their groups.
+"""The picture of the review page in service/README.md: a real service refuses images, a real browser shows groups.
 
 python -m tests.demo.review FOLDER...     # folders of images; writes docker/review.png; needs Debian's chromium
 """
@@ -18,6 +18,7 @@ PICTURE = live.ROOT / "docker" / "review.png"
 BUNDLE = live.ROOT / "models" / "groceries" / "1"
 WIDTH_PX, HEIGHT_PX = 1000, 640
 PATIENCE_MS = 120_000
+GROUPED = "() => [...document.querySelectorAll('#rest b')].some(size => parseInt(size.textContent) > 1)"
 
 
 def send(url: str, folders: list[Path]) -> int:
@@ -38,21 +39,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         settings = {
-            "ledger": f"{folder}/ledger.sqlite3",
-            "keep": "rejected",
-            "keep_sample": 0.05,
-            "keep_images_per_s": 1e4,
-        }
+            "ledger": f"{folder}/ledger.sqlite3", "keep": "rejected", "keep_sample": 0.05, "keep_images_per_s": 1e4
+        }  # fmt: skip
         with live.serving(BUNDLE, **settings) as url:
             refused = send(url, given.folders)
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDTH_PX, "height": HEIGHT_PX})
             page.goto(f"{url}/review")
-            page.wait_for_function(
-                "document.querySelector('#resttitle').textContent.startsWith('Next')", timeout=PATIENCE_MS
-            )
-            page.wait_for_function("[...document.querySelectorAll('#rest b')].some(b => parseInt(b.textContent) > 1)",
-                                   timeout=PATIENCE_MS)  # fmt: skip
+            page.wait_for_function(GROUPED, timeout=PATIENCE_MS)
             page.reload()
             page.wait_for_selector("#images img[src^='blob:']", timeout=PATIENCE_MS)
             page.wait_for_timeout(2000)

@@ -126,7 +126,7 @@ def test_it_reads_to_a_screen_reader(browser: Any, embedding_bundle: Path, ledge
         page = Page(browser, url, "/review", 1200)
         page.shows("#title", "What do these 9 images show?")
         by_role = page.page.get_by_role
-        assert by_role("button", name="Yes: red").count() == 1
+        assert by_role("button", name="It is red").count() == 1
         assert by_role("button", name="Image 1 of 9, predicted red", pressed=True).count() == 1
         assert by_role("progressbar", name="0 images labelled, 13 to do").count() == 1
         assert by_role("group", name="What do these images show?").count() == 1
