@@ -136,13 +136,13 @@ def measure(where: str, store: str, rows: int, images: int) -> None:
     say("kept, dropped, failed", " ".join(str(count(metrics, o)) for o in ("kept", "dropped", "failed")))
     say(f"ledger with {held:,} rows", size)
     reader = ledger.reader()
-    stored = reader.fetch("SELECT count(*), sum(bytes) FROM images")[0]
+    stored = [int(n) for n in reader.fetch("SELECT count(*), sum(bytes) FROM images")[0]]
     say(f"store with {stored[0]:,} images and thumbnails", f"{stored[1] / 1e6:,.0f} MB")
     started = time.perf_counter()
     kept = sum(len(reader.kept(after, 1000)) for after in range(0, min(rows, 1000 * every), 1000 * every))
     say(f"reader: the first {kept:,} kept rows", f"{(time.perf_counter() - started) * 1e3:.0f} ms")
     reader.close()
-    retained(made, where, store, rows, every, int(stored[1]) // 2)
+    retained(made, where, store, rows, every, stored[1] // 2)
 
 
 def retained(made: Made, where: str, store: str, rows: int, every: int, store_bytes: int) -> None:
