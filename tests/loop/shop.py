@@ -1,0 +1,120 @@
+"""A service under review, and a reviewer who knows the truth: what the tests and simulations of the loop share."""
+
+import hashlib
+import io
+import mimetypes
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 120.0
+KEY = "l00p"  # of an admin, who may also classify and review
+OUTLIER = ""  # a truth that is no class
+
+
+class Service:
+    """A running service and a client of it. `truth` by the sha256 of a file: its class, OUTLIER for none."""
+
+    def __init__(self, url: str, truth: dict[str, str]) -> None:
+        self.client = httpx.Client(base_url=url, timeout=600, headers={"x-api-key": KEY})
+        self.truth = truth
+
+    def send(self, files: Sequence[Path], truth: str) -> list[dict[str, Any]]:
+        """The answers to files that show `truth`, one after the other."""
+        answers = []
+        for file in files:
+            content = file.read_bytes()
+            self.truth[hashlib.sha256(content).hexdigest()] = truth
+            headers = {"content-type": mimetypes.guess_type(file)[0] or "image/jpeg"}
+            answer = self.client.post("/classify", content=content, headers=headers)
+            assert answer.status_code == 200, answer.text
+            answers.append(answer.json())
+        return answers
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path).raise_for_status().json()
+
+    def wait_for(self, images: int) -> None:
+        """Until so many kept images wait for a reviewer: rows are written behind the answers."""
+        deadline = time.monotonic() + 60
+        while (waiting := self.get("/review/progress")["waiting"]) < images:
+            assert time.monotonic() < deadline, f"{waiting} of {images} images wait for review"
+            time.sleep(0.1)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups, once they are made of all that waits."""
+        deadline = time.monotonic() + 120
+        while (found := self.get("/review/groups"))["grouping"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        groups: list[dict[str, Any]] = found["groups"]
+        return groups
+
+    def label_groups(self, known: Sequence[str], most: int) -> Counter[str]:
+        """Give each of the `most` first groups the label of most of its images; what was said of how many images."""
+        said: Counter[str] = Counter()
+        for group in self.groups()[:most]:
+            shown = self.get(f"/review/groups/{group['id']}")["shown"]
+            [(truth, _)] = Counter(self.truth[image["key"]] for image in shown).most_common(1)
+            kind = "outlier" if truth == OUTLIER else "class" if truth in known else "new"
+            body = {"rows": [image["row"] for image in shown], "kind": kind, "label": truth, "group": group["id"]}
+            answer = self.client.post("/review/labels", json=body).raise_for_status().json()
+            said[truth] += len(answer["rows"])
+        return said
+
+    def promote(self, *arguments: object) -> str:
+        """What `tailguard promote` prints."""
+        return run("promote", *arguments, "--url", self.client.base_url, "--key", KEY)
+
+    def export(self, into: Path) -> Path:
+        """The labelled images in folders."""
+        content = self.client.get("/review/export").raise_for_status().content
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            tar.extractall(into, filter="data")
+        return next(into.rglob("labels.csv")).parent
+
+
+@contextmanager
+def serving(settings: Mapping[str, object], truth: dict[str, str]) -> Iterator[Service]:
+    """A service with these settings on a free port; ended with TERM."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
+    environ |= {f"TAILGUARD_{key}": str(value) for key, value in settings.items()}
+    environ |= {"TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0", "TAILGUARD_ADMIN_KEYS": f"loop={KEY}"}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
+        try:
+            deadline = time.monotonic() + START_S
+            while not (found := re.search(r"listening on (http://[\d.]+:\d+)", _text(log))):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the service did not start:\n{_text(log)}")
+                time.sleep(0.05)
+            service = Service(found[1], truth)
+            with service.client:
+                yield service
+        finally:
+            process.terminate()
+            process.wait(START_S)
+
+
+def _text(log: Any) -> str:
+    return os.pread(log.fileno(), 1 << 20, 0).decode()
+
+
+def run(*arguments: object) -> str:
+    """What a command of `tailguard` prints. RuntimeError with its refusal where it refuses."""
+    command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{arguments[0]}: {done.stderr[-2000:]}")
+    return done.stdout
