@@ -130,7 +130,7 @@ def load(
         intra_op_threads=settings.intra_op_threads,
         gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
         max_batch_images=settings.largest_batch,
-        embedding=settings.keeps and not shadow,  # of what a shadow sees nothing is kept
+        embedding=embedding,
     )
     on_cpu = settings.provider == "cpu"
     dials = Dials(
