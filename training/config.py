@@ -64,8 +64,8 @@ class Config(BaseModel):
     """Photographs that cannot be read: leave them out and list them, or stop at the first."""
     class_level: int | None = Field(default=None, ge=1)
     """Nested class folders: how many name a class; not given: down to the folder that holds the images."""
-    test_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of each class that is kept for test where photographs come without a test part."""
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Of each class, for test, where there is no test part; not given: 0.2; frozen: none, figures by cross-fit."""
     imbalance: float | None = Field(default=None, ge=1)
     """Cut the training set to this ratio of the largest class to the smallest; 1 = balanced; not given: as it is."""
     outliers: Path | None = None

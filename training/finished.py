@@ -11,15 +11,7 @@ from pydantic_settings import CliPositionalArg
 
 from training.config import program
 from training.layout import share_line, summary
-from training.runs.files import (
-    CALIBRATION_FILE,
-    EXPORTED_FILE,
-    RESULTS_FILE,
-    Json,
-    jsonable,
-    with_suffix,
-    write_json,
-)  # fmt: skip
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, jsonable, with_suffix, write_json
 
 AUTO = "auto"
 
@@ -43,6 +35,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         """(run, data, OOD sets, deciding score); ValueError for what would fail later, before any image is read."""
         from training.checks import require_writable
         from training.data import loading
+        from training.evaluation import cross_fit
         from training.network.device import find_device
         from training.runs import checkpoint
         from training.scores.scores import require_score
@@ -67,6 +60,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         self._ood_images = dict(loaded.ood)
         if pretrained:
             loaded = pretrained.data(loaded)
+        loaded = cross_fit.with_folds(run, loaded, self._device, calibrates=self.cross_fitted())
         return run, loaded, dict(loaded.ood), score
 
     def _frozen_backbone(self, run: Any) -> Any:
@@ -90,6 +84,10 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
     def named_score(self) -> str | None:
         """The score that was asked for by name."""
         return self.score
+
+    def cross_fitted(self) -> bool:
+        """Whether thresholds come from cross-fitting also where there is a test part."""
+        return bool(getattr(self, "cross_fit", False))
 
     def more_scores(self) -> Sequence[str]:
         """Scores beside the deciding one."""
@@ -135,6 +133,9 @@ class Calibrate(OnRun):
     is the default."""
     class_mix: str = "train"
     """Mix of classes expected in service: train, uniform, or a CSV file with a line `class,share` for each class."""
+    cross_fit: bool = False
+    """Thresholds from all training images, each scored by a head that has not seen it (on a frozen backbone): nearer to
+    the level where the tail has few calibration images. Always so where there is no test part."""
 
     def named_score(self) -> str | None:
         return None if self.score == AUTO else self.score
@@ -161,7 +162,7 @@ class Calibrate(OnRun):
             scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected
         )
         record = {
-            "score": score, "score_choice": chosen, "temperature": temperature, **measured,
+            "score": score, "score_choice": chosen, "cross_fit": self.cross_fit, "temperature": temperature, **measured,
             "provenance": checkpoint.provenance(),
         }  # fmt: skip
         write_json(self.run / CALIBRATION_FILE, jsonable(record))
@@ -200,6 +201,9 @@ class Export(OnRun):
 
     def more_scores(self) -> Sequence[str]:
         return self.scores
+
+    def cross_fitted(self) -> bool:
+        return bool(calibrated(self.run).get("cross_fit"))
 
     def lineage(self) -> Json:
         """What the manifest says of where the bundle comes from: parent, added, comparison."""

@@ -33,7 +33,8 @@ def span(seconds: float) -> str:
 def summary(results: dict[str, Any]) -> str:
     """The headline: a line for accuracy and one per OOD set."""
     by_group = ", ".join(f"{g} {v:.1%}" for g, v in results["group_accuracy"].items() if v is not None)
-    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images"]
+    named = f", {results['figures']}" if "figures" in results else ""
+    lines = [f"accuracy {results['accuracy']:.2%} ({by_group}) on {results['images']} images{named}"]
     rows = results["ood"] | ({"mean": results["mean"]} if "mean" in results else {})
     metrics = ("AUROC", "AUPR", "FPR95")
     lines += columns([[name, *(f"{m} {row[m.lower()]:.2%}" for m in metrics)] for name, row in rows.items()])

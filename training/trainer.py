@@ -18,7 +18,7 @@ from training.checks import require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load
-from training.data.photographs import CACHE
+from training.data.photographs import CACHE, TEST_FRACTION
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
@@ -45,6 +45,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     """
     config = config.with_absolute_paths()
     method = resolve(config)
+    if method.stage2 != NONE and config.test_fraction is None:  # which is not trained again for parts of the images
+        config = config.model_copy(update={"test_fraction": TEST_FRACTION})
     require_writable(out, "--out")
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(

@@ -140,7 +140,10 @@ def _photographs(
     parts = read_parts(data, class_level=class_level)
     notes = list(parts.notes)
     if "test" not in parts.parts:
-        notes.append("there is no test part: `train` takes --test-fraction of each class for it")
+        notes.append(
+            "there is no test part: on a frozen backbone figures are cross-fitted and nothing is taken away, else "
+            "`train` takes --test-fraction of each class"
+        )
     splits: dict[str, Source] = {}
     for name in ("train", "val", "test"):
         if name not in parts.parts:

@@ -9,6 +9,7 @@ With the folder of a run its written choice says which image is on which side.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Data:
     choice: Choice = field(default_factory=lambda: Choice({}))
     notes: tuple[str, ...] = ()
     photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
+    folds: Any = None  # evaluation.cross_fit.CrossFit, where figures or thresholds come from it
 
 
 def load(config: Config, run: Path | None = None, cache: Path | None = None, *, target: Input | None = None) -> Data:

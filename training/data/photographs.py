@@ -24,6 +24,7 @@ from training.data.splits import held_back, long_tail_rows, salted
 
 CACHE = "cache"  # folder in a run's
 SCAN_FILE = "scan.npz"
+TEST_FRACTION = 0.2  # of each class, for a network that takes too long to be trained several times
 Source = Listing | Pixels  # files, or an array uint8 [N, H, W, 3]
 Rows = NDArray[np.int64]
 
@@ -68,8 +69,9 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     place = {files[i]: row for row, i in enumerate(seen.index.tolist())}
     sides: dict[str, tuple[Source, Keys]]
     if run is None:
-        sides = _split(config, found, place, seen, notes) | _split_outliers(config, outside, place, seen)
-        choice = Choice({name: _part(source, keys) for name, (source, keys) in sides.items()})
+        sides, groups = _split(config, found, place, seen, notes)
+        sides |= _split_outliers(config, outside, place, seen)
+        choice = Choice({name: _part(source, keys, groups) for name, (source, keys) in sides.items()})
     else:
         choice = Choice.read(run)
         sides = _as_chosen(choice, found, outside, place, seen, notes)
@@ -95,7 +97,7 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     if lost := [name for name, n in zip(train.classes, train.counts, strict=True) if not n]:
         raise DataError(f"{data}: no readable training image is left of class {', '.join(lost[:5])}: add some")
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
-    if not untested:
+    if not untested or not len(test.labels):  # without any test image there is a note already
         return []
     names = f"{', '.join(untested[: folders.SHOWN])}{' ...' if len(untested) > folders.SHOWN else ''}"
     return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
@@ -113,7 +115,10 @@ def _readable(listing: Listing, place: dict[str, int]) -> tuple[Listing, Rows]:
     return kept, np.array([place[path] for path in kept.paths], np.int64)
 
 
-def _split(config: Config, found: Parts, place: dict[str, int], seen: Scan, notes: list[str]) -> Sides:
+def _split(
+    config: Config, found: Parts, place: dict[str, int], seen: Scan, notes: list[str]
+) -> tuple[Sides, dict[int, int]]:
+    """The sides of the labelled images, and the group of each by its key."""
     listing, rows = _readable(found.parts["train"], place)
     if not len(rows):
         raise DataError(f"{config.data}: no training image can be read: see the reasons above, or give other data")
@@ -126,8 +131,10 @@ def _split(config: Config, found: Parts, place: dict[str, int], seen: Scan, note
     unit, everything = units(grouped.groups, keys), np.arange(len(rows))
     test = everything[:0]
     if "test" not in found.parts:
-        test = np.flatnonzero(held_back(salted(unit, "test"), listing.labels, config.test_fraction))
-        notes.append(f"{config.data}: no test part, so {len(test)} of {len(rows)} images were taken for it")
+        fraction = config.test_fraction or (0 if config.frozen else TEST_FRACTION)
+        test = np.flatnonzero(held_back(salted(unit, "test"), listing.labels, fraction))
+        taken = f"so {len(test)} of {len(rows)} images were taken for it" if fraction else "so figures are cross-fitted"
+        notes.append(f"{config.data}: no test part, {taken}")
     rest = np.setdiff1d(everything, test)
     held = everything[:0]
     if "val" not in found.parts:
@@ -140,7 +147,7 @@ def _split(config: Config, found: Parts, place: dict[str, int], seen: Scan, note
             sides[name] = given, seen.keys[given_rows]
         else:
             sides[name] = listing.take(chosen), keys[chosen]
-    return sides
+    return sides, dict(zip(keys.tolist(), unit.tolist(), strict=True))
 
 
 def _split_outliers(config: Config, outside: Source, place: dict[str, int], seen: Scan) -> Sides:
@@ -197,10 +204,11 @@ def _take(source: Source, index: Rows) -> Source:
     return source.take(index) if isinstance(source, Listing) else source[index]
 
 
-def _part(source: Source, keys: Keys) -> Part:
+def _part(source: Source, keys: Keys, groups: dict[int, int]) -> Part:
     if not isinstance(source, Listing):
         return Part(keys, [])
-    return Part(keys, [source.classes[label] for label in source.labels] if source.classes else [], source.paths)
+    names = [source.classes[label] for label in source.labels] if source.classes else []
+    return Part(keys, names, source.paths, [groups.get(key, key) for key in keys.tolist()])
 
 
 def _outlier_source(path: Path | None, notes: list[str]) -> Source:

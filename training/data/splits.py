@@ -89,6 +89,32 @@ def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np
     return held[of]
 
 
+def folds(units: Keys, labels: Labels, learnt: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
+    """int64 [N]: which of `number` folds each image is in; -1: in none, as a class would have nothing left to learn.
+
+    A unit (one key for all images that must stay together) is in one fold, which is the one that has the fewest images
+    of its class; large units are dealt out first, equal ones by their keys. Each class keeps an image of those that are
+    `learnt` [N] outside every fold.
+    """
+    _, unit, size = np.unique(units, return_inverse=True, return_counts=True)
+    found = np.full(len(units), -1, np.int64)
+    filled, total = np.zeros((labels.max(initial=-1) + 1, number), np.int64), np.zeros(number, np.int64)
+    members = np.split(np.argsort(unit, kind="stable"), np.cumsum(size)[:-1])
+    for one in np.argsort(-size, kind="stable").tolist():
+        classes, counts = np.unique(labels[members[one]], return_counts=True)
+        main = classes[counts.argmax()]
+        fold = int(np.lexsort((total, filled[main]))[0])
+        found[members[one]] = fold
+        filled[classes, fold] += counts
+        total[fold] += counts.sum()
+    for label in range(len(filled)):
+        own = np.flatnonzero(labels == label)
+        for fold in range(number):
+            if not (learnt[own] & (found[own] != fold)).any():
+                found[np.isin(unit, unit[own[found[own] == fold]])] = -1
+    return found
+
+
 def expected_held_back(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
     """[C]: how many of so many images of each class `held_back` keeps, rounded; it draws about as many."""
     share = np.round(fraction * counts).astype(np.int64)

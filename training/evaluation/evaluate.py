@@ -30,7 +30,18 @@ def evaluate(
     """(results, outputs on the test images, outputs on each OOD set); `score` is the one that decides."""
     inside = model(test.images)
     outside = {name: model(images) for name, images in ood.items()}
-    labels, predictions = test.labels, inside.predictions
+    found = {
+        name: ood_results(test.labels, inside.predictions, inside.scores[score], out.scores[score], train_counts)
+        for name, out in outside.items()
+    }
+    return results_of(test.labels, inside, found, train_counts, score), inside, outside
+
+
+def results_of(
+    labels: NDArray[np.int64], inside: Outputs, ood: dict[str, Json], train_counts: list[int], score: str
+) -> Json:
+    """The results of in-distribution images with these labels [N], and what was found of each OOD set."""
+    predictions = inside.predictions
     groups = metrics.group_accuracy(labels, predictions, train_counts)
     results: Json = {
         "conventions": CONVENTIONS,
@@ -43,14 +54,12 @@ def evaluate(
         "group_accuracy": groups._asdict(),
         "reliability": reliability(labels, inside.probabilities),
     }
-    s = inside.scores[score]
-    results["ood"] = {
-        name: ood_results(labels, predictions, s, out.scores[score], train_counts) for name, out in outside.items()
-    }
-    if outside:
-        results["mean"] = unweighted_mean(list(results["ood"].values()))
+    results["ood"] = ood
+    if ood:
+        results["mean"] = unweighted_mean(list(ood.values()))
         results["acc_at_fpr"] = results["mean"]["acc_at_fpr"]
-    return jsonable(results), inside, outside
+    found: Json = jsonable(results)
+    return found
 
 
 def evaluate_run(
@@ -63,23 +72,27 @@ def evaluate_run(
     set, and features [K, F] with labels [K] (−1 = OOD) of up to MAP_IMAGES images of either kind.
     """
     module = predict.deployed(run, scores=[score], train=data.train, device=device)
-    results, inside, outside = evaluate(
-        predict.torch_predict(module, device), data.test, ood, run.train_counts, score
-    )  # fmt: skip
-    kept = np.concatenate([np.flatnonzero(data.test.labels == c)[: MAP_IMAGES // len(run.classes)]
+    model, shown = predict.torch_predict(module, device), data.test
+    if data.folds:
+        judged = data.folds.judge(score)
+        results, inside, shown = judged.results(score), judged.outputs, data.folds.judged_images
+        outside = {name: model(images) for name, images in ood.items()}
+    else:
+        results, inside, outside = evaluate(model, shown, ood, run.train_counts, score)
+    kept = np.concatenate([np.flatnonzero(shown.labels == c)[: MAP_IMAGES // len(run.classes)]
                            for c in range(len(run.classes))])  # fmt: skip
-    images = [data.test.images[kept]] + [pixels[: MAP_IMAGES // len(ood)] for pixels in ood.values()]
+    images = [shown.images[kept]] + [pixels[: MAP_IMAGES // len(ood)] for pixels in ood.values()]
     labels = np.full(sum(map(len, images)), -1)
-    labels[: len(kept)] = data.test.labels[kept]
+    labels[: len(kept)] = shown.labels[kept]
     features = [predict.embed(run.scoring, part, device) for part in images]
     arrays = dict(
-        labels=data.test.labels.astype(np.int16), predictions=inside.predictions.astype(np.int16),
+        labels=shown.labels.astype(np.int16), predictions=inside.predictions.astype(np.int16),
         scores=inside.scores[score], map_labels=labels.astype(np.int16),
         map_features=np.concatenate(features).astype(np.float32),
         **{f"ood/{name}": out.scores[score] for name, out in outside.items()},
     )  # fmt: skip
     with replacing(with_suffix(run.folder / OUTPUTS_FILE, suffix)) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **arrays)
     return {
         "method": run.config.method,
         "seed": run.config.seed,

@@ -66,7 +66,7 @@ def left_out(run: Run, data: Data, device: torch.device) -> Iterator[Fold]:
             data, train=_only(data.train, kept), calibration=_only(data.calibration, kept),
             outliers=data.outliers[:, :1],
         )  # fmt: skip
-        network = _trained(run, fewer, device, f"without {len(part)} classes, {number} of {len(parts)}")
+        network = trained(run, fewer, device, f"without {len(part)} classes, {number} of {len(parts)}")
         method = replace(run.method, stage2="none")  # scores are those of stage 1
         without = replace(
             run, method=method, classes=fewer.train.classes, train_counts=fewer.train.counts.tolist(),
@@ -87,10 +87,11 @@ def _only(images: ImageSet, kept: NDArray[np.int64]) -> ImageSet:
     )  # fmt: skip
 
 
-def _trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
-    """Stage 1 of the run's method on `data`, one view of each image, in eval mode."""
+def trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
+    """Stage 1 of the run's method on the features of `data`, in eval mode; nothing of it is kept."""
     config = run.config.model_copy(update={"checkpoint_epochs": run.config.epochs})
-    method = run.method if run.method.contrast != NONE else replace(run.method, views=1)
+    one_view = data.train.images.shape[1] == 1 and run.method.contrast == NONE
+    method = replace(run.method, views=1) if one_view else run.method
     batch = min(config.batch_images, len(data.train.labels))
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config.seed)

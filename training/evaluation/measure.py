@@ -13,6 +13,8 @@ from service.contract.calibration.prior import presumed_shares
 from service.contract.decision import Scope
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
+from training.evaluation import cross_fit
+from training.evaluation.cross_costs import costs
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import class_accuracy, ood_metrics
 from training.evaluation.predict import Outputs, Predict
@@ -27,15 +29,21 @@ def measure(
 
     `levels` are the shares of in-distribution images that operating points keep, the default first. `mix`: the classes
     expected in service, by default those of the training images. Thresholds come from the calibration split and the
-    held-back outliers; test images only tell what they cost. Raises DataError without calibration images, ValueError
-    for levels that are none and for scores that are not finite.
+    held-back outliers; test images only tell what they cost. With `data.folds` thresholds come from cross-fitting, and
+    without a test part the costs too. Raises DataError without calibration images, ValueError for levels that are none,
+    for scores that are not finite, and for scores of `predict` that are not those of the folds' run.
     """
     require_calibration_images(data)
     groups = data_groups(data)
     mix = mix or class_mix(TRAIN, data.train.classes, groups.counts)
-    predicted = predict(data.calibration.images)
+    split = predict(data.calibration.images)
     held = predict(data.calibration_outliers) if len(data.calibration_outliers) else None
-    inside = Weighted.by_mix(_scored(predicted, score, data.calibration.labels), mix, groups)
+    predicted, labels, judged = split, data.calibration.labels, None
+    if data.folds:
+        data.folds.require_same_scores(score, split.scores[score])
+        judged = data.folds.judge(score, temperature)
+        predicted, labels = judged.outputs, judged.labels
+    inside = Weighted.by_mix(_scored(predicted, score, labels), mix, groups)
     outliers = _scored(held, score)
     kept_levels = calibrate.supported_levels(levels, inside)
     references = calibrate.references(inside, groups, kept_levels)
@@ -43,34 +51,34 @@ def measure(
     points = keep | calibrate.catch_point(outliers, groups)
     default = next(iter(points))
 
-    counts = [int(n) for n in data.train.counts]
-    results, test_outputs, ood_outputs = evaluate(predict, data.test, ood, counts, score)
-    test = _scored(test_outputs, score, data.test.labels)
-    sets = {name: _scored(outputs, score) for name, outputs in ood_outputs.items()}
-    for name, point in points.items():
+    if judged and not len(data.test.labels):
+        results, flags = _cross_fitted(judged, score, points, groups, mix, scope)
+        tested = judged.labels
+    else:
+        results, flags = _tested(predict, data, ood, score, points, groups, scope)
+        tested = data.test.labels
+    for point in points.values():
         for kind in ("global", "group"):
-            point[f"{kind}_cost"] = {
-                "calibration": calibrate.cost(point, kind, groups, inside.images, [outliers], inside.weights),
-                "test": calibrate.cost(point, kind, groups, test, list(sets.values())),
-            }
-        for where, outside in sets.items():
-            flags = calibrate.rejected(outside.scores, groups.of_class[outside.predicted], point, scope)
-            results["ood"][where].setdefault("rejected", {})[name] = float(flags.mean())
+            point[f"{kind}_cost"]["calibration"] = calibrate.cost(
+                point, kind, groups, inside.images, [outliers], inside.weights
+            )  # fmt: skip
+    if judged:
+        results["calibrated"] = cross_fit.NAMED
     results["data"] = {
         "train_images": len(data.train.labels),
         "calibration_images": len(data.calibration.labels),
         "test_images": len(data.test.labels),
+        **({"cross_fitted_images": len(judged.labels)} if judged else {}),
         "outlier_images": len(data.outliers),
         "calibration_outlier_images": len(data.calibration_outliers),
     }
-    results["calibration_split"] = split_results(predicted, held, data, score)
-    flags = calibrate.rejected(test.scores, groups.of_class[test.predicted], points[default], scope)
+    results["calibration_split"] = split_results(split, held, data, score)
     return {
         "groups": [group.model_dump() for group in groups.groups],
-        "classes": _classes(data, groups, results["class_accuracy"], flags),
+        "classes": _classes(data, groups, results["class_accuracy"], flags[default], tested),
         "operating_points": points,
         "default_operating_point": default,
-        "calibration": _calibration(data, groups, inside, predicted, held)
+        "calibration": _calibration(data, groups, inside, predicted, held, labels)
         | {
             "temperature": temperature,
             "class_mix": mix.name,
@@ -81,33 +89,73 @@ def measure(
     }
 
 
+Flags = dict[str, NDArray[np.bool_]]  # by operating point
+
+
+def _tested(
+    predict: Predict, data: Data, ood: Mapping[str, Pixels], score: str, points: dict[str, Json], groups: Groups,
+    scope: Scope,
+) -> tuple[Json, Flags]:  # fmt: skip
+    """What `evaluate` finds on the test images, the costs put into `points`, and which test images are refused."""
+    counts = [int(n) for n in data.train.counts]
+    results, test_outputs, ood_outputs = evaluate(predict, data.test, ood, counts, score)
+    test = _scored(test_outputs, score, data.test.labels)
+    sets = {name: _scored(outputs, score) for name, outputs in ood_outputs.items()}
+    flags = {}
+    for name, point in points.items():
+        for kind in ("global", "group"):
+            point[f"{kind}_cost"] = {"test": calibrate.cost(point, kind, groups, test, list(sets.values()))}
+        for where, outside in sets.items():
+            caught = calibrate.rejected(outside.scores, groups.of_class[outside.predicted], point, scope)
+            results["ood"][where].setdefault("rejected", {})[name] = float(caught.mean())
+        flags[name] = calibrate.rejected(test.scores, groups.of_class[test.predicted], point, scope)
+    return results, flags
+
+
+def _cross_fitted(
+    judged: cross_fit.Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope
+) -> tuple[Json, Flags]:
+    """The same where each image was judged by a head that had not seen it."""
+    found, flags, caught = costs(judged, score, points, groups, mix, scope)
+    results = judged.results(score)
+    for name, point in points.items():
+        point |= {f"{kind}_cost": {"test": found[name][kind]} for kind in ("global", "group")}
+        for where, shares in caught[name].items():
+            results["ood"][where].setdefault("rejected", {})[name] = shares
+    return results, flags
+
+
 def data_groups(data: Data) -> Groups:
     """Made from the images before calibration images were set aside, as the audit sees them."""
     return group_classes(data.train.counts + data.calibration.counts)
 
 
-def _classes(data: Data, groups: Groups, accuracy: list[float | None], flags: NDArray[np.bool_]) -> list[Json]:
+def _classes(
+    data: Data, groups: Groups, accuracy: list[float | None], flags: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> list[Json]:
     return [
         {
             "name": name,
             "train_count": int(data.train.counts[c]),
             "group": str(groups.of_class[c]),
             "accuracy": accuracy[c],
-            "rejected": float(flags[own].mean()) if (own := data.test.labels == c).any() else None,
+            "rejected": float(flags[own].mean()) if (own := labels == c).any() else None,
         }
         for c, name in enumerate(data.train.classes)
     ]
 
 
-def _calibration(data: Data, groups: Groups, inside: Weighted, predicted: Outputs, held: Outputs | None) -> Json:
+def _calibration(
+    data: Data, groups: Groups, inside: Weighted, predicted: Outputs, held: Outputs | None, labels: NDArray[np.int64]
+) -> Json:
     """What the calibration images and outliers look like, apart from references and the expected mix."""
-    true_groups = groups.of_class[data.calibration.labels]
+    true_groups = groups.of_class[labels]
     return {
-        "in_distribution_images": len(data.calibration.labels),
+        "in_distribution_images": len(labels),
         "outlier_images": len(data.calibration_outliers),
         "images_by_group": {g: int((true_groups == g).sum()) for g in groups.names},
         "presumed_shares": presumed_shares(
-            predicted.probabilities.astype(np.float64), data.calibration.labels, data.train.counts
+            predicted.probabilities.astype(np.float64), labels, data.train.counts
         ).tolist(),
         "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
         "quantile_levels": calibrate.QUANTILE_LEVELS,

@@ -13,7 +13,7 @@ from service.contract.bundle import Cost, Manifest
 from training.export.about import against_the_paper, known_images, licence_text
 from training.export.lineage import learned
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
-from training.export.promises import few_images, promises
+from training.export.promises import few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
 from training.layout import markdown_table
@@ -54,7 +54,7 @@ def _purpose(m: Manifest) -> Iterable[str]:
         f"threshold. Graph: {m.precision}, {m.passes} pass{'es' if m.passes > 1 else ''} through the trunk per image."
     )
     yield markdown_table(
-        ["on the test images", "accuracy", "mean AUROC", "mean AUPR", "mean FPR95"],
+        [measured_on(m), "accuracy", "mean AUROC", "mean AUPR", "mean FPR95"],
         [["", *map(_share, (results.get("accuracy"), mean.get("auroc"), mean.get("aupr"), mean.get("fpr95")))]],
     )
     yield "## For and not for"
@@ -106,7 +106,7 @@ def _groups(m: Manifest) -> Iterable[str]:
     overall, every = _share(m.evaluation.get("accuracy")), _share(test.id_rejected if test else None)
     rows.append(["all", len(m.classes), DASH, sum(c.train_count for c in m.classes), overall, every])
     yield "## By group"
-    yield f"Test images. Rejected: good images turned away at the default operating point ({default})."
+    yield f"Figures: {measured_on(m)}. Rejected: good images turned away at the default operating point ({default})."
     yield markdown_table(["group", "classes", "train images per class", "train images", "accuracy", "rejected"], rows)
     yield "## By class"
     yield markdown_table(
@@ -137,7 +137,7 @@ def _operating_points(m: Manifest) -> Iterable[str]:
     yield markdown_table(
         ["point", "thresholds", "measured on", "ID images", "ID rejected", *groups, "outliers caught"], rows
     )
-    yield "Groups of the true class. On test images, outliers caught is the unweighted mean over the OOD sets."
+    yield f"Groups of the true class. Test: {measured_on(m)}; outliers caught is the mean over the OOD sets."
 
 
 def _costs(cost: Cost | None, names: Sequence[str]) -> list[Any]:
@@ -158,7 +158,8 @@ def _ood(m: Manifest) -> Iterable[str]:
     rows = [[name, *(_cell(k, measured.get(k)) for k in OOD_COLUMNS.values())] for name, measured in sets.items()]
     rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
     yield markdown_table(["set", *OOD_COLUMNS], rows)
-    yield f"In-distribution test images: {_cell('images', m.evaluation.get('images'))}. Score: `{m.deciding_score}`."
+    inside = _cell("images", m.evaluation.get("images"))
+    yield f"In-distribution images, {measured_on(m)}: {inside}. Score: `{m.deciding_score}`."
     at_tpr, at_fpr = mean.get("acc_at_tpr") or {}, m.evaluation.get("acc_at_fpr") or {}
     kept = [[f"{100 * float(n):g}% of OOD images caught", _share(v)] for n, v in at_tpr.items()]
     kept += [[f"{100 * float(n):g}% of in-distribution images rejected", _share(v)] for n, v in at_fpr.items()]
@@ -172,9 +173,9 @@ def _calibration(m: Manifest) -> Iterable[str]:
     ece = (m.evaluation.get("reliability") or {}).get("ece")
     yield "## Calibration"
     yield (
-        f"Temperature {_number(c.temperature)} and all thresholds were chosen on the calibration split: "
+        f"Temperature {_number(c.temperature)} and all thresholds were chosen on {rests_on(m)}: "
         f"{c.in_distribution_images} in-distribution images ({by_group}) and {c.outlier_images} outliers, none of them "
-        f"test images. Expected calibration error on the test images: {_share(ece)}."
+        f"test images. Expected calibration error {measured_on(m)}: {_share(ece)}."
     )
     if any(point.level for point in m.operating_points.values()):
         yield from promises(m)

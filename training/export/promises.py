@@ -7,9 +7,22 @@ from training.data.splits import FEWEST_IMAGES
 from training.layout import markdown_table
 
 
+def measured_on(m: Manifest) -> str:
+    """Where the figures of a card are from: the test images, or how they were made without such."""
+    return str(m.evaluation.get("figures", "on the test images"))
+
+
+def rests_on(m: Manifest) -> str:
+    """Which in-distribution images thresholds rest on."""
+    if crossed := m.evaluation.get("calibrated"):
+        return f"the training and calibration images, {crossed}, so each scored by a head that had not seen it"
+    return "the calibration split"
+
+
 def promises(m: Manifest) -> Iterable[str]:
     """Which groups have calibration images enough, and what is promised where they are too few."""
     levels = {name: point for name, point in m.operating_points.items() if point.level is not None}
+    crossed = m.evaluation.get("calibrated")
     mix = "of the training images" if m.calibration.class_mix == "train" else f"`{m.calibration.class_mix}`"
     yield (
         "Thresholds by group are conformal quantiles of the calibration images predicted in the group: they hold on "
@@ -19,6 +32,12 @@ def promises(m: Manifest) -> Iterable[str]:
         "group, whatever the borrowed scores look like. The p-value of an answer is read from the same scores: it is "
         "at most 5% exactly where `id95` refuses."
     )
+    if crossed:
+        yield (
+            f"The scores are {crossed} (cross-conformal): those of heads that learnt from a part of the images, while "
+            "one that learnt from all of them ships. So no bound is proved for it, and the levels hold as far as these "
+            "heads are alike."
+        )
     rows = []
     for group in m.groups:
         reference = m.calibration.reference("group", group.name)

@@ -18,12 +18,14 @@ from training.audit import advice, sources
 from training.config import Config, flag
 from training.data.folders import PARTS
 from training.data.listing import Listing
-from training.data.photographs import SCAN_FILE, Files, Source, list_files
+from training.data.photographs import SCAN_FILE, TEST_FRACTION, Files, Source, list_files
 from training.data.readers import DataError
 from training.data.scan import scan
+from training.evaluation.cross_fit import NAMED
 from training.export.about import AboutData
 from training.export.bundle import require_target
 from training.fit.command import Fit
+from training.methods.methods import NONE
 from training.methods.methods import find as find_method
 from training.runs.files import write_json
 
@@ -96,12 +98,16 @@ def make(given: Fit) -> Plan:
     _require_heads(heads, given)
     own = {k: getattr(given, k) for k in given.model_fields_set & Config.model_fields.keys() - {"method"}}
     base = Config(**{**own, "dataset": "folder", "data": data, "backbone": given.backbone}).with_absolute_paths()
+    if base.test_fraction is None and any(find_method(name).stage2 != NONE for name in heads):
+        base = base.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     files = list_files(base, cache=work / "cache")
     counts = files.train.counts + files.calibration.counts
     if len(counts) < 2:
         raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")
     chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
     chosen.append(Choice("version", target.name, _given(given, "version", "the first that is free")))
+    if not files.test.paths:
+        chosen.append(Choice("test_fraction", "none", f"no test part: figures are {NAMED}, and nothing is taken away"))
     settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
     chosen += settings
     rarely: dict[str, Any] = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}

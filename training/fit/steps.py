@@ -64,7 +64,8 @@ def look(plan: Plan) -> str:
     groups = group_classes(counts)
     lines = [
         f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
-        f"{counts.min()} each), {len(files.test.paths)} to test on" + (f", {outliers} outliers" if outliers else ""),
+        f"{counts.min()} each), {len(files.test.paths) or 'none'} to test on"
+        + (f", {outliers} outliers" if outliers else ""),
         ", ".join(f"{name} {int((groups.of_class == name).sum())} classes" for name in groups.names),
         *files.notes,
     ]  # fmt: skip
@@ -152,16 +153,18 @@ def finished(plan: Plan) -> str:
     """What was made, and the line that serves it."""
     manifest = bundle.read(plan.target)
     found = manifest.evaluation
-    lines = [f"{plan.target}: {manifest.provenance.method}, score {manifest.deciding_score}, "
-             f"accuracy {found['accuracy']:.1%} on {found['images']} test images"]  # fmt: skip
+    lines = [
+        f"{plan.target}: {manifest.provenance.method}, score {manifest.deciding_score}, "
+        f"accuracy {found['accuracy']:.1%} on {found['images']} images, {found.get('figures', 'the test part')}"
+    ]
     if "mean" in found:
         lines.append("unknown things, AUROC: " + ", ".join(f"{k} {v['auroc']:.1%}" for k, v in found["ood"].items()))
     point = manifest.operating_points[manifest.default_operating_point]
     if point.group_cost.test:
-        lines.append(f"{manifest.default_operating_point} rejects {point.group_cost.test.id_rejected:.1%} of the test "
-                     f"images; more in {plan.target / 'CARD.md'}")  # fmt: skip
+        lines.append(f"{manifest.default_operating_point} rejects {point.group_cost.test.id_rejected:.1%} of "
+                     f"them; more in {plan.target / 'CARD.md'}")  # fmt: skip
     serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
-    example = next((p for p in plan.files.test.paths), "photo.jpg")
+    example = next(iter(plan.files.test.paths or plan.files.train.paths), "photo.jpg")
     return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={plan.target} {serve}",
                       f"  curl -F file=@{example} 127.0.0.1:8000/classify"])  # fmt: skip
 

@@ -118,7 +118,7 @@ def test_two_data_sets_in_one_folder_need_a_choice(folder):
 def test_a_folder_without_train_is_refused_and_without_test_is_told(folder):
     (folder / "test").rename(folder / "elsewhere")
     assert [p.name for p in audit(folder).parts] == ["train"]
-    assert any("no test part: `train` takes --test-fraction" in note for note in audit(folder).notes)
+    assert any("no test part: on a frozen backbone figures are cross-fitted" in note for note in audit(folder).notes)
     (folder / "elsewhere").rename(folder / "test")
     (folder / "train").rename(folder / "elsewhere")
     with pytest.raises(DataError, match="train is missing: beside test/"):

@@ -22,6 +22,7 @@ from service.contract import bundle
 from tests import live
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
+from training.evaluation.cross_fit import NAMED
 from training.fit import steps
 from training.fit.plan import PLAN_FILE
 from training.runs.checkpoint import CHECKPOINT_FILE
@@ -126,6 +127,7 @@ def test_a_list_without_outliers(
     printed = fit(capsys, listed, *arguments, "--heads", "logit-adjustment")
     manifest = bundle.read(tmp_path / "models" / "fruit" / "1")
     assert "no test part" in printed
+    assert NAMED in printed
     assert "they would add a class for what is to be refused" in printed
     assert manifest.evaluation["accuracy"] > 0.8
     assert not any(name.startswith("ood") for name in manifest.operating_points)

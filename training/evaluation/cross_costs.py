@@ -1,0 +1,65 @@
+"""What operating points cost where each image was judged by a head that had not seen it (cross_fit.py)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.calibration import calibrate
+from service.contract.calibration.calibrate import Scored, Weighted
+from service.contract.calibration.groups import Groups
+from service.contract.calibration.mix import ClassMix
+from service.contract.decision import Scope
+from training.evaluation.cross_fit import FOLDS, Judged, mean
+from training.runs.files import Json
+
+
+def costs(
+    judged: Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope
+) -> tuple[dict[str, dict[str, Json]], dict[str, NDArray[np.bool_]], dict[str, dict[str, float]]]:
+    """By point: costs by scope, which images are refused [N], and shares of the OOD sets that are.
+
+    Each fold is judged at the thresholds that the other folds give; those of outliers (`ood95`) are the points' own.
+    """
+    found: dict[str, dict[str, list[Json]]] = {name: {"global": [], "group": []} for name in points}
+    refused = {name: np.zeros(len(judged.labels), bool) for name in points}
+    caught: dict[str, dict[str, float]] = {name: dict.fromkeys(judged.ood[0], 0.0) for name in points}
+    for k in range(FOLDS):
+        own, others = judged.of(k), np.flatnonzero(judged.folds != k)
+        inside = judged.scored(score, own)
+        weighted = Weighted.by_mix(judged.scored(score, others), mix, groups)
+        sets = {name: Scored(out.scores[score].astype(np.float64), out.predictions)
+                for name, out in judged.ood[k].items()}  # fmt: skip
+        for name, given in points.items():
+            point = given
+            if (level := given["level"]) is not None:
+                references = calibrate.references(weighted, groups, [level])
+                [point] = calibrate.keep_points(references, weighted, groups, [level], mix).values()
+            for kind, into in found[name].items():
+                into.append(calibrate.cost(point, kind, groups, inside, list(sets.values())))
+            refused[name][own] = calibrate.rejected(inside.scores, groups.of_class[inside.predicted], point, scope)
+            for where, out in sets.items():
+                flags = calibrate.rejected(out.scores, groups.of_class[out.predicted], point, scope)
+                caught[name][where] += float(flags.mean()) / FOLDS
+    costed = {name: {kind: pooled(rows, judged, groups) for kind, rows in kinds.items()}
+              for name, kinds in found.items()}  # fmt: skip
+    return costed, refused, caught
+
+
+def pooled(rows: list[Json], judged: Judged, groups: Groups) -> Json:
+    """One cost of the folds' own: shares of images by how many images each fold has, shares of outliers as means."""
+    true, predicted = groups.of_class[judged.labels], groups.of_class[judged.outputs.predictions]
+
+    def by_group(key: str, of: NDArray[np.str_]) -> dict[str, float | None]:
+        out: dict[str, float | None] = {}
+        for group in groups.names:
+            counts = [int((of[judged.of(k)] == group).sum()) for k in range(FOLDS)]
+            refused = sum(n * row[key][group] for n, row in zip(counts, rows, strict=True) if n)
+            out[group] = refused / sum(counts) if sum(counts) else None
+        return out
+
+    sizes = [row["in_distribution_images"] for row in rows]
+    return mean(rows, None) | {
+        "in_distribution_images": sum(sizes),
+        "id_rejected": float(np.average([row["id_rejected"] for row in rows], weights=sizes)),
+        "id_rejected_by_group": by_group("id_rejected_by_group", true),
+        "id_rejected_by_predicted_group": by_group("id_rejected_by_predicted_group", predicted),
+    }
