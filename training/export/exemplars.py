@@ -2,9 +2,7 @@
 
 Of each class images are taken one by one, each time the one that most raises the sum over the class of the cosine to
 the nearest taken one (facility location; greedy is within 1 - 1/e of the best, Nemhauser et al. 1978). Rare classes are
-taken whole. The nearest of 32 chosen so tells the class of held-back images as well as the nearest of all training
-images or better, where random ones, herding and k-centre lose up to 30 points (training/LOG.md).
-"""
+taken X"""
 
 import io
 

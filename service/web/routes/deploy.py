@@ -35,7 +35,7 @@ NO_SHARE = "share=2 is not valid: Input should be less than or equal to 1"
 NO_LEAST = "least_compared=-1 is not valid: Input should be greater than or equal to 0"
 NO_TO = "to=1 is not valid: Input should be a valid string"
 
-router = APIRouter(prefix="/admin")
+router = APIRouter(prefix="/admin", tags=["admin"])
 
 
 @router.put(

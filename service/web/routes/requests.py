@@ -10,7 +10,7 @@ from service.web.openapi import EXAMPLE_ID, MODEL_ROUTE, path_parameters, proble
 
 UNKNOWN = f"the ledger holds no image of request {EXAMPLE_ID}: nothing of it is kept"
 
-router = APIRouter()
+router = APIRouter(tags=["feedback"])
 
 
 class ForgetAnswer(BaseModel):

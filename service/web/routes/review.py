@@ -46,7 +46,7 @@ READS = (*MODEL_ROUTE, NotFound)
 WRITES = (*BODY_ROUTE, NotFound)
 SAID: dict[Failure, str] = {NotFound: OFF, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON}
 
-router = APIRouter(prefix="/review")
+router = APIRouter(prefix="/review", tags=["review"])
 
 
 @router.get("/groups", responses=problems("/review/groups", READS, SAID))

@@ -24,7 +24,7 @@ NOT_KNOWN = f"the file is none that is known here: send {imports.FORMATS}"
 NO_JSON = "the file is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)): send "
 NO_JSON += imports.FORMATS
 
-router = APIRouter(prefix="/review")
+router = APIRouter(prefix="/review", tags=["review"])
 
 
 @router.get(
