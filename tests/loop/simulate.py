@@ -38,7 +38,7 @@ from tests.loop.stream import Photo, World
 
 ADMIN = "loop-admin"
 SHADOWED = 0.4  # of the images of a day, before the new model is to be promoted
-# Asked of a shadow after that part of a small day. Many of these images are refused, and a new head renames many of them.
+# Asked of a shadow after that part of a small day; of refused images a new head renames many.
 EVIDENCE = {"least_compared": 20, "most_disagreement": 0.4, "least_reviewed": 1}
 GROUPING_S = 90.0  # for which the groups of a day are waited for
 
