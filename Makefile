@@ -1,4 +1,5 @@
-# make serve: the service on the embedded bundle. make test: everything CI tests. Both start from Python 3.11 alone.
+# make serve: the service on the embedded bundle. make test: everything CI tests, what needs a quiet machine at the end.
+# Both start from Python 3.11 alone.
 PYTHON ?= python3.11
 BIN := .venv/bin
 RUN := runs/digits
@@ -10,7 +11,8 @@ serve: .venv/.serve
 	$(BIN)/tailguard serve
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/hard
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hard
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from training.tables.cells import SCRATCH, backbone_of, data_of
 
 ROOT = live.ROOT
 README = ROOT / "README.md"
-FOLDERS = ("models", "service", "training", "training/results", "docker", "tests/bench")
+FOLDERS = ("models", "service", "training", "training/results", "docker", "tests/bench", "tests/loop")
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *(ROOT / folder / "README.md" for folder in FOLDERS))
 BUNDLE = ROOT / settings.Settings.model_fields["bundle"].default
 FROM_SCRATCH = ROOT / "models" / "cifar10-lt" / "1"

@@ -21,11 +21,11 @@ ROWS = 256  # at once: so few stay in a cache, which takes a third of the time o
 def standardised(network: Network, data: Data) -> Iterator[Data]:
     """`data` with training images and outliers as the network's trunk makes them, which it then takes as they are.
 
-    Only meanwhile: afterwards the trunk takes features as a backbone gives them. A network with a trunk of its own, and
-    its data, stay as they are.
+    Only meanwhile: afterwards the trunk takes features as a backbone gives them. A network that takes images, with a
+    trunk of its own or a backbone that is tuned, and its data, stay as they are.
     """
     trunk = network.trunk
-    if not isinstance(trunk, FeatureTrunk):
+    if not isinstance(trunk, FeatureTrunk) or data.train.images.ndim != 3:
         yield data
         return
     train, outliers = _made(trunk, data.train.images), _made(trunk, data.outliers)

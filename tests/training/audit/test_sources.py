@@ -30,7 +30,7 @@ def test_every_unreadable_file_is_listed_and_the_rest_counted(folder):
     assert "empty" in reasons["empty.png"]
     assert "no image" in reasons["text.jpg"]
     assert part(report, "train").counts == [12, 6, 2]
-    text = render(report)
+    text = " ".join(render(report).split())  # a long path breaks lines elsewhere
     assert all(u.path in text for u in report.unreadable)
     assert "left out 1 file that is no image (.txt 1)" in text
 
