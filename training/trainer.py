@@ -45,8 +45,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     """
     config = config.with_absolute_paths()
     method = resolve(config)
-    if method.stage2 != NONE and config.test_fraction is None:  # which is not trained again for parts of the images
-        config = config.model_copy(update={"test_fraction": TEST_FRACTION})
+    if method.stage2 != NONE and config.dataset == "folder" and config.test_fraction is None and not config.stage1_from:
+        config = config.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     require_writable(out, "--out")
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(

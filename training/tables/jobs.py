@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.config import CIFAR_RESNET, HEAD_SCHEDULE, Config
+from training.data.photographs import TEST_FRACTION
 from training.methods.methods import first_stage_of
 from training.runs.files import CALIBRATION_FILE, OUTPUTS_FILE, RESULTS_FILE, Json
 from training.runs.several import Job
@@ -26,6 +27,8 @@ SEEDED = ("msp", "oe", "pascl", "pascl-abf", "tailguard", "tailguard-joint")
 def plan(base: Config, methods: Sequence[str], seeds: int, budget: Budget, out: Path) -> list[Job]:
     """The jobs of `methods` and of the rows whose stage 1 they share, those first. `base` holds data and overrides."""
     everyone = budget == "full"
+    if base.dataset == "folder" and base.test_fraction is None:  # the same for every row
+        base = base.model_copy(update={"test_fraction": TEST_FRACTION})
     jobs: dict[Path, Job] = {}
 
     def add(method: str, seed: int) -> Path:
