@@ -14,13 +14,13 @@ Images that the shadow was trained on, by its manifest, tell nothing and are lef
 """
 
 import asyncio
-import hashlib
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from service.contract.intervals import paired, wilson
+from service.contract.keys import content_key, key_text
 from service.errors import TailGuardError
 from service.inference.model import Model
 from service.inference.shadow import Shadow
@@ -105,7 +105,7 @@ async def reviewed(shadow: Shadow, in_force: Model, reader: Reader) -> list[Answ
     answered = []
     for row in found:
         data = await asyncio.to_thread(_image, reader, row)
-        if data is None or content_key(data) in taught:
+        if data is None or key_text(content_key(data)) in taught:
             continue
         try:
             decided = shadow.verdict(await shadow.row(data))
@@ -144,8 +144,3 @@ def _right(truth: str | None, classes: Container[str], predicted: str, decision:
     if truth is None or truth not in classes:
         return decision == "reject"
     return decision == "accept" and predicted == truth
-
-
-def content_key(data: bytes) -> str:
-    """As training knows images: 64 bits of a hash, in hex."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -53,6 +53,7 @@ BATCH_ROUTE: tuple[Failure, ...] = (*BODY_ROUTE, Overloaded, DeadlineExceeded)
 IMAGE_ROUTE: tuple[Failure, ...] = (*BATCH_ROUTE, InvalidImage)
 NOT_JSON = "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"
 SMALL_BODY = "the body has 20971520 bytes, the limit is 16384: send a smaller one"
+SMALL_JSON: dict[Failure, str] = {BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON}  # of routes with json_body
 
 DETAILS: dict[Failure, str] = {
     MalformedRequest: "the multipart body ends before its closing boundary: send it whole",

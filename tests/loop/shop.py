@@ -3,12 +3,9 @@
 import hashlib
 import io
 import mimetypes
-import os
-import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +15,8 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+from tests import live
+
 KEY = "l00p"  # of an admin, who may also classify and review
 OUTLIER = ""  # a truth that is no class
 
@@ -65,13 +62,22 @@ class Service:
         """Give each of the `most` first groups the label of most of its images; what was said of how many images."""
         said: Counter[str] = Counter()
         for group in self.groups()[:most]:
-            shown = self.get(f"/review/groups/{group['id']}")["shown"]
+            shown = self.shown(group)
             [(truth, _)] = Counter(self.truth[image["key"]] for image in shown).most_common(1)
             kind = "outlier" if truth == OUTLIER else "class" if truth in known else "new"
-            body = {"rows": [image["row"] for image in shown], "kind": kind, "label": truth, "group": group["id"]}
-            answer = self.client.post("/review/labels", json=body).raise_for_status().json()
-            said[truth] += len(answer["rows"])
+            said[truth] += len(self.label([image["row"] for image in shown], kind, truth, group["id"]))
         return said
+
+    def shown(self, group: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The images of a group."""
+        images: list[dict[str, Any]] = self.get(f"/review/groups/{group['id']}")["shown"]
+        return images
+
+    def label(self, rows: Sequence[int], kind: str, label: str, group: str | None) -> list[int]:
+        """Say what images show; the rows that were labelled."""
+        body = {"rows": list(rows), "kind": kind, "label": label, "group": group}
+        labelled: list[int] = self.client.post("/review/labels", json=body).raise_for_status().json()["rows"]
+        return labelled
 
     def promote(self, *arguments: object) -> str:
         """What `tailguard promote` prints."""
@@ -86,35 +92,19 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Mapping[str, object], truth: dict[str, str]) -> Iterator[Service]:
-    """A service with these settings on a free port; ended with TERM."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
-    environ |= {f"TAILGUARD_{key}": str(value) for key, value in settings.items()}
-    environ |= {"TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0", "TAILGUARD_ADMIN_KEYS": f"loop={KEY}"}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
-        try:
-            deadline = time.monotonic() + START_S
-            while not (found := re.search(r"listening on (http://[\d.]+:\d+)", _text(log))):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the service did not start:\n{_text(log)}")
-                time.sleep(0.05)
-            service = Service(found[1], truth)
-            with service.client:
-                yield service
-        finally:
-            process.terminate()
-            process.wait(START_S)
-
-
-def _text(log: Any) -> str:
-    return os.pread(log.fileno(), 1 << 20, 0).decode()
+def serving(settings: Mapping[str, Any], truth: dict[str, str]) -> Iterator[Service]:
+    """A service with these settings, the BUNDLE among them, on a free port; ended with TERM."""
+    more = {key: value for key, value in settings.items() if key != "BUNDLE"}
+    with live.serving(settings["BUNDLE"], admin_keys=f"loop={KEY}", **more) as url:
+        service = Service(url, truth)
+        with service.client:
+            yield service
 
 
 def run(*arguments: object) -> str:
     """What a command of `tailguard` prints. RuntimeError with its refusal where it refuses."""
     command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
-    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *map(str, arguments)], cwd=live.ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{arguments[0]}: {done.stderr[-2000:]}")
     return done.stdout

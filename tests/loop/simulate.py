@@ -9,20 +9,16 @@ make the next bundle, which runs as shadow for the first images of the next day 
 simulated but the reviewer: he knows the truth, and says something else in 5 of 100 cases.
 """
 
-import io
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import numpy as np
 from pydantic import BaseModel
 from pydantic_settings import CliApp, CliPositionalArg
@@ -30,17 +26,15 @@ from pydantic_settings import CliApp, CliPositionalArg
 from service.client import Batching, Client
 from service.contract import bundle
 from service.ledger.reading import Reader
-from tests import live
-from tests.loop import stream
+from tests.loop import shop, stream
 from tests.loop.measure import measure
 from tests.loop.reviewer import STRATEGIES, Reviewer, Shown, ShownGroup, Strategy, purity
 from tests.loop.stream import Photo, World
 
-ADMIN = "loop-admin"
 SHADOWED = 0.4  # of the images of a day, before the new model is to be promoted
 # Asked of a shadow after that part of a small day; of refused images a new head renames many.
-EVIDENCE = {"least_compared": 20, "most_disagreement": 0.4, "least_reviewed": 1}
-GROUPING_S = 90.0  # for which the groups of a day are waited for
+EVIDENCE = ("--least-compared", 20, "--most-disagreement", 0.4, "--least-reviewed", 1)
+LAST_ROWS_S = 2  # until the last answers are in the ledger
 
 
 class Simulate(BaseModel, use_attribute_docstrings=True):
@@ -70,47 +64,22 @@ class Simulate(BaseModel, use_attribute_docstrings=True):
         print(f"python -m tests.loop.report {self.out}")
 
 
-class Failed(Exception):
-    """A command ended with an error; the message is its last line."""
-
-
-def tailguard(*arguments: object) -> str:
-    """The output of a command. Raises Failed."""
-    command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        print(f"tailguard {' '.join(map(str, arguments))}\n{done.stdout[-3000:]}", file=sys.stderr)
-        raise Failed(done.stderr.strip().splitlines()[-1])
-    return done.stdout
-
-
 def fitted(given: Simulate, world: World) -> tuple[Path, Path]:
     """The first bundle and the run that it is of."""
     models, runs = given.out / "models", given.out / "runs"
     made = models / given.name / "1"
     if not made.is_dir():
-        tailguard("fit", world.data, "--outliers", world.outliers, "--name", given.name, "--version", "1",
-                  "--out", models, "--work", runs)  # fmt: skip
+        shop.run("fit", world.data, "--outliers", world.outliers, "--name", given.name, "--version", "1",
+                 "--out", models, "--work", runs)  # fmt: skip
     return made, runs / bundle.read(made).provenance.method
 
 
-class Service:
-    """A real process with its own ledger and store, and the review of it."""
+class Stream:
+    """Sends photographs to a service, and is the reviewer's queue there."""
 
-    def __init__(self, folder: Path, first: Path) -> None:
-        folder.mkdir(parents=True)
-        self.ledger = folder / "ledger.sqlite"
-        self._serving = live.serving(
-            first, admin_keys=f"loop={ADMIN}", ledger=self.ledger, keep="rejected", queue_images=256, shadow_share=1
-        )
-        self.url = self._serving.__enter__()
-        self.http = httpx.Client(base_url=self.url, headers={"x-api-key": ADMIN}, timeout=600)
-        self.client = Client(self.url, key=ADMIN)
-
-    def close(self) -> None:
-        self.http.close()
-        self.client.close()
-        self._serving.__exit__(None, None, None)
+    def __init__(self, service: shop.Service) -> None:
+        self.service = service
+        self.client = Client(str(service.client.base_url), key=shop.KEY)
 
     def send(self, photos: Sequence[Photo]) -> None:
         items = list(self.client.classify_batch([photo.path for photo in photos], batching=Batching(images=32)))
@@ -122,42 +91,30 @@ class Service:
         for photo in photos:
             self.client.classify(photo.path)
 
-    def ask(self, method: str, path: str, **options: Any) -> Any:
-        response = self.http.request(method, path, **options)
-        if response.is_error:
-            raise SystemExit(f"{method} {path}: {response.text}")
-        return response.json()
-
     def groups(self) -> list[ShownGroup]:
-        """Those that wait, once no grouping is under way and the last rows have come."""
-        deadline = time.monotonic() + GROUPING_S
-        time.sleep(2)
-        while (found := self.ask("GET", "/review/groups"))["grouping"] and time.monotonic() < deadline:
-            time.sleep(1)
-        groups = []
-        for group in found["groups"]:
-            shown = self.ask("GET", f"/review/groups/{group['id']}")["shown"]
-            groups.append(ShownGroup(group["id"], [Shown(i["row"], i["key"], i["p_value"]) for i in shown]))
-        return groups
+        """Those that wait, once the last rows have come and no grouping is under way."""
+        time.sleep(LAST_ROWS_S)
+        return [
+            ShownGroup(group["id"], [Shown(i["row"], i["key"], i["p_value"]) for i in self.service.shown(group)])
+            for group in self.service.groups()
+        ]
 
     def label(self, rows: Sequence[int], kind: str, label: str, group: str | None) -> None:
-        known = self.ask("GET", "/review/progress")["classes"]
-        if kind == "class" and label not in known:
+        if kind == "class" and label not in self.service.get("/review/progress")["classes"]:
             kind = "new"
-        body = {"rows": list(rows), "kind": kind, "label": label, "group": group}
-        self.ask("POST", "/review/labels", json=body)
+        self.service.label(rows, kind, label, group)
 
 
 class OneByOne:
     """The same service for those who label single images: all that wait, and not the first hundred groups."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self.label = service.label
+    def __init__(self, stream: Stream, ledger: Path) -> None:
+        self._ledger = ledger
+        self.label = stream.label
 
     def groups(self) -> list[ShownGroup]:
-        time.sleep(2)
-        reader, after, found = Reader(str(self._service.ledger)), 0, []
+        time.sleep(LAST_ROWS_S)
+        reader, after, found = Reader(str(self._ledger)), 0, []
         while rows := reader.kept(after):
             after = rows[-1].row
             found += [Shown(r.row, r.image_key, r.p_value) for r in rows if r.image_key and r.label is None]
@@ -175,20 +132,23 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
     classes = [c.name for c in bundle.read(first).classes]
     groups = {c.name: c.group for c in bundle.read(first).classes}
     reviewer = Reviewer(world, classes, strategy, given.actions, given.wrong, np.random.default_rng(given.seed))
-    service = Service(folder, first)
-    queue = service if strategy == "groups" else OneByOne(service)
+    folder.mkdir(parents=True)
+    ledger = folder / "ledger.sqlite"
+    settings = {"BUNDLE": first, "LEDGER": ledger, "KEEP": "rejected", "QUEUE_IMAGES": 256}
     arrived: list[str] = []
     current, candidate = first, None
     rounds = [{"day": 0} | measure(first, world.held_back, arrived, groups)]
-    try:
+    with shop.serving(settings, {}) as service:
+        sent = Stream(service)
+        queue = sent if strategy == "groups" else OneByOne(sent, ledger)
         for number, photos in enumerate(world.days, 1):
             first_part = int(SHADOWED * len(photos))
-            service.send_slowly(photos[:first_part])
+            sent.send_slowly(photos[:first_part])
             promotion = None
             if candidate is not None:
                 promotion = promoted(service, candidate)
                 current = candidate if promotion["promoted"] else current
-            service.send(photos[first_part:])
+            sent.send(photos[first_part:])
             arrived += sorted({p.truth for p in photos if p.kind == "new"} - set(arrived))
             before = len(reviewer.purity)
             reviewer.day(queue)
@@ -196,8 +156,8 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
             candidate, refusal = None, None
             try:
                 candidate = learned(given, service, folder, run, first, number)
-            except Failed as error:
-                refusal = str(error)
+            except RuntimeError as error:
+                refusal = str(error).strip().splitlines()[-1]
             rounds.append({
                 "day": number, "promotion": promotion, "arrived": list(arrived), "spent": reviewer.spent,
                 "labelled": reviewer.labelled, "purity": purity(reviewer.purity[before:]),
@@ -205,29 +165,25 @@ def loop(given: Simulate, world: World, strategy: Strategy, first: Path, run: Pa
                 "learn refused": refusal,
             } | measure(candidate or current, world.held_back, arrived, groups))  # fmt: skip
             print(json.dumps({k: v for k, v in rounds[-1].items() if k not in ("images", "arrived")}), flush=True)
-    finally:
-        service.close()
     return rounds
 
 
-def learned(given: Simulate, service: Service, folder: Path, run: Path, first: Path, day: int) -> Path:
-    """The bundle of the day: the first run with all that was labelled by now. Raises Failed when `learn` refuses."""
-    export = folder / f"export-{day}"
-    with tarfile.open(fileobj=io.BytesIO(service.http.get("/review/export").raise_for_status().content)) as tar:
-        tar.extractall(export, filter="data")
+def learned(given: Simulate, service: shop.Service, folder: Path, run: Path, first: Path, day: int) -> Path:
+    """The bundle of the day: the first run with all that was labelled. Raises RuntimeError when `learn` refuses."""
     made = folder / "models" / given.name / f"{day + 1}"
-    tailguard("learn", run, "--from", export, "--out", folder / "models", "--name", given.name,
-              "--version", day + 1, "--work", folder / f"run-{day}", "--parent", first,
-              "--score", bundle.read(first).deciding_score)  # fmt: skip
-    service.ask("PUT", "/admin/shadow", json={"path": str(made.resolve()), "share": 1})
+    shop.run("learn", run, "--from", service.export(folder / f"export-{day}"), "--out", folder / "models",
+             "--name", given.name, "--version", day + 1, "--work", folder / f"run-{day}", "--parent", first,
+             "--score", bundle.read(first).deciding_score)  # fmt: skip
+    service.promote(made.resolve(), "--shadow", "--share", 1)
     return made
 
 
-def promoted(service: Service, candidate: Path) -> dict[str, Any]:
+def promoted(service: shop.Service, candidate: Path) -> dict[str, Any]:
     """What the service said of the candidate after it ran as shadow."""
-    response = service.http.post("/admin/promote", json={"path": str(candidate.resolve())} | EVIDENCE)
-    body = response.json()
-    return {"promoted": response.is_success, "said": body if response.is_success else body["detail"]}
+    try:
+        return {"promoted": True, "said": service.promote(candidate.resolve(), *EVIDENCE)}
+    except RuntimeError as error:
+        return {"promoted": False, "said": str(error).strip()}
 
 
 if __name__ == "__main__":

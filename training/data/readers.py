@@ -3,7 +3,6 @@
 Every reader checks what it read: a DataError names the file, what is wrong with it and what to do.
 """
 
-import hashlib
 import pickle
 import zipfile
 import zlib
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from service.contract.keys import content_key
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 FeatureViews = NDArray[np.float32]  # [N, V, F]: of V views of an image
@@ -65,11 +66,6 @@ class ImageSet:
     @property
     def counts(self) -> NDArray[np.int64]:
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
-
-
-def content_key(content: bytes | memoryview) -> int:
-    """64 bits of a hash: evenly spread, the same on every machine, so that an image is known by it."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def pixel_keys(pixels: Pixels) -> Keys:

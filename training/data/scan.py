@@ -17,9 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from service.contract import images
+from service.contract.keys import content_key
 from training.data.decode import MAX_PIXELS, Unreadable, processes_for, read, reason_of, square
 from training.data.processes import in_processes
-from training.data.readers import Keys, Pixels, content_key
+from training.data.readers import Keys, Pixels
 
 SMALL_PX = 32
 CHUNK_FILES = 64

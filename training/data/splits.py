@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.readers import DataError, ImageSet, Keys, Labels, content_key
+from service.contract.keys import content_key
+from training.data.readers import DataError, ImageSet, Keys, Labels
 
 FEWEST_IMAGES = 5  # different images of a class from which on one is held back for calibration
 

@@ -1,9 +1,7 @@
 """The steps of `fit`, each by the function behind the single command, each skipped where it is done."""
 
-import contextlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,8 @@ from training.fit.plan import Plan
 from training.layout import columns, span
 from training.network import frozen, pretrained
 from training.runs import checkpoint
-from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, with_suffix
-
-LOG_FILE = "log.txt"  # what the single commands print
+from training.runs.files import CALIBRATION_FILE
+from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
 
 
 def fit(given: Fit) -> Path:
@@ -40,13 +37,12 @@ def fit(given: Fit) -> Path:
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
     record = calibration(best)
-    if not with_suffix(best / RESULTS_FILE, _suffix(best, record["score"])).is_file():
+    if not is_measured(best, record["score"]):
         step("measure on the test images")
-        quietly(plan, Evaluate(run=best, score=record["score"], ood=list(given.ood), device=given.device))
+        quietly(plan.work, Evaluate(run=best, score=record["score"], ood=list(given.ood), device=given.device))
     step(f"export {plan.target}")
-    for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    quietly(plan, Export(
+    clear_killed_export(plan.target)
+    quietly(plan.work, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
         precision=plan.config.backbone_precision, device=given.device, thumbnails=given.thumbnails,
         data_licence=given.data_licence,
@@ -113,11 +109,11 @@ def head(plan: Plan, name: str, given: Fit) -> Path:
         step(f"train {name}")
         if begun:
             config = checkpoint.resumed(run, config, set())
-        with _log(plan):
+        with logged(plan.work):
             trainer.train(config, run, resume=begun)
     if not (run / CALIBRATION_FILE).is_file():
         step(f"calibrate {name}")
-        quietly(plan, Calibrate(run=run, score=given.score, ood=list(given.ood), device=given.device))
+        quietly(plan.work, Calibrate(run=run, score=given.score, ood=list(given.ood), device=given.device))
     return run
 
 
@@ -172,29 +168,9 @@ def finished(plan: Plan) -> str:
 # --------------------------------------------------------------------------------------------------------- helpers
 
 
-def step(text: str) -> None:
-    print(f"\n* {text}", flush=True)
-
-
 def calibration(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run / CALIBRATION_FILE).read_text())
     return record
-
-
-def quietly(plan: Plan, command: Evaluate | Calibrate | Export) -> None:
-    """Run a single command; what it prints goes into the log."""
-    with _log(plan):
-        command.cli_cmd()
-
-
-@contextlib.contextmanager
-def _log(plan: Plan) -> Any:
-    with (plan.work / LOG_FILE).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        yield
-
-
-def _suffix(run: Path, score: str) -> str:
-    return "" if score == checkpoint.trained(run).method.score else f"-{score}"
 
 
 def _share(folder: Path, link: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.contract.keys import content_key, key_text
 from training.config import Config
 from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
-from training.data.readers import DataError, content_key
+from training.data.readers import DataError
 from training.data.scan import scan
 from training.learn import sides
 from training.learn.command import Learn
@@ -48,7 +49,7 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
         "known_classes": _by_class([c for c in found.classes if c in known], found, of_class),
         "outliers": {side: int((of_outliers == side).sum()) for side in SPLITS},
         "labels": _sources(given.added),
-        "trained_keys": [f"{key:016x}" for key in found.keys[_used(of_class) | _used(of_outliers)].tolist()],
+        "trained_keys": [key_text(key) for key in found.keys[_used(of_class) | _used(of_outliers)].tolist()],
     }
 
 

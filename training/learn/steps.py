@@ -1,6 +1,5 @@
 """The steps of `learn`, each skipped where it is done: plan, features, head, calibration, comparison, bundle."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,9 +29,10 @@ from training.learn.plan import PLAN_FILE, Plan
 from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint
-from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, Json, with_suffix, write_json
+from training.runs.files import CALIBRATION_FILE, Json, write_json
+from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
 
-LOG_FILE, COMPARISON_FILE = "log.txt", "comparison.json"
+COMPARISON_FILE = "comparison.json"
 
 
 class ExportTaught(Export):
@@ -63,9 +63,9 @@ def learn(given: Learn) -> Path:
     teach(plan, given, record)
     new_record = calibrated(plan.run)
     ood = [Path(p) for p in old._paths] + ([plan.compared_outliers] if plan.compared_outliers else [])
-    if not with_suffix(plan.run / RESULTS_FILE, _suffix(plan.run, new_record["score"])).is_file():
+    if not is_measured(plan.run, new_record["score"]):
         step("measure on the test images")
-        quietly(plan, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device))
+        quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device))
     step("compare with the old model")
     compared = comparison(plan, given, before, ood)
     refuse_worse(compared, given)
@@ -137,7 +137,7 @@ def teach(plan: Plan, given: Learn, record: Json) -> None:
     config, begun = plan.config, (plan.run / checkpoint.CHECKPOINT_FILE).is_file()
     if not begun or checkpoint.load(plan.run)["stage"] != "done":
         step(f"train {config.method}")
-        with _log(plan):
+        with logged(plan.work):
             trainer.train(checkpoint.resumed(plan.run, config, set()) if begun else config, plan.run, resume=begun)
     if not (plan.run / CALIBRATION_FILE).is_file():
         step("calibrate")
@@ -147,7 +147,7 @@ def teach(plan: Plan, given: Learn, record: Json) -> None:
         if mix not in ("train", "uniform"):
             print(f"the class mix {mix} says nothing of the new classes: calibrated for that of the training images")
             mix = "train"
-        quietly(plan, Calibrate(run=plan.run, score=score, level=levels, class_mix=mix, device=given.device))
+        quietly(plan.work, Calibrate(run=plan.run, score=score, level=levels, class_mix=mix, device=given.device))
 
 
 def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, Images], str], ood: list[Path]) -> Json:
@@ -190,8 +190,7 @@ def refuse_worse(compared: Json, given: Learn) -> None:
 
 
 def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
-    for left in plan.target.parent.glob(f".{plan.target.name}.*.partial"):  # of an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    clear_killed_export(plan.target)
     about = AboutData.of(plan.old_config)
     parent = plan.parent
     if parent is not None and given.parent is None:
@@ -204,7 +203,7 @@ def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
     command._lineage = {
         "parent": parent.model_dump() if parent else None, "added": plan.added, "comparison": compared,
     }  # fmt: skip
-    quietly(plan, command)
+    quietly(plan.work, command)
 
 
 def finished(plan: Plan) -> str:
@@ -215,26 +214,3 @@ def finished(plan: Plan) -> str:
         f"{found['accuracy']:.1%} on {found['images']} test images; put it beside the model in service with "
         "TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
     )
-
-
-# --------------------------------------------------------------------------------------------------------- helpers
-
-
-def step(text: str) -> None:
-    print(f"\n* {text}", flush=True)
-
-
-def quietly(plan: Plan, command: Evaluate | Calibrate | Export) -> None:
-    """Run a single command; what it prints goes into the log."""
-    with _log(plan):
-        command.cli_cmd()
-
-
-@contextlib.contextmanager
-def _log(plan: Plan) -> Iterator[None]:
-    with (plan.work / LOG_FILE).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        yield
-
-
-def _suffix(run: Path, score: str) -> str:
-    return "" if score == checkpoint.trained(run).method.score else f"-{score}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 RESULTS_FILE, OUTPUTS_FILE, CALIBRATION_FILE = "results.json", "outputs.npz", "calibration.json"
+LOG_FILE = "log.txt"  # what commands printed
 EXPORTED_FILE = "exported.json"  # which bundle was last made of the run
 Json = dict[str, Any]
 

@@ -20,10 +20,9 @@ from training.config import HEAD_SCHEDULE, Config, options
 from training.methods.methods import NONE, find
 from training.runs import checkpoint
 from training.runs.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
-from training.runs.files import RESULTS_FILE
+from training.runs.files import LOG_FILE, RESULTS_FILE
 from training.runs.signals import on_stop
 
-LOG_FILE = "log.txt"
 POLL_SECONDS = 0.5
 
 

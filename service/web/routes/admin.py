@@ -5,13 +5,13 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 
 from service.contract.bundle import BundleError
-from service.errors import BodyTooLarge, EngineError, InvalidParameter, MalformedRequest, Refused, SettingsError
+from service.errors import EngineError, InvalidParameter, Refused, SettingsError
 from service.inference.model import Model
 from service.web.access import Keys
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import context_of, runtime_of
-from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
+from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, SMALL_JSON, json_body, problems
 from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 
 BAD_BUNDLE = "the bundle in service stays: /models/none is not a bundle: manifest.json cannot be read (No such file or "
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/admin", tags=["admin"])
     responses=problems(
         "/admin/bundle",
         (*BODY_ROUTE, Refused),
-        {Refused: BAD_BUNDLE, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_PATH},
+        {Refused: BAD_BUNDLE, **SMALL_JSON, InvalidParameter: NO_PATH},
     ),
     openapi_extra=json_body(BundleChange),
 )
@@ -52,7 +52,7 @@ async def put_bundle(request: Request) -> InForce:
 
 @router.put(
     "/operating-point",
-    responses=problems("/admin/operating-point", BODY_ROUTE, {BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON}),
+    responses=problems("/admin/operating-point", BODY_ROUTE, SMALL_JSON),
     openapi_extra=json_body(OperatingPointChange),
 )
 async def put_operating_point(request: Request) -> InForce:

@@ -10,7 +10,7 @@ from service.contract.bundle import BundleError
 from service.deploy import evidence
 from service.deploy.deployments import Action, stack
 from service.deploy.evidence import Evidence, Limits
-from service.errors import BodyTooLarge, EngineError, InvalidParameter, MalformedRequest, Refused, SettingsError
+from service.errors import EngineError, InvalidParameter, Refused, SettingsError
 from service.inference.shadow import Shadow
 from service.runtime import Runtime
 from service.settings import bundle_path
@@ -25,7 +25,7 @@ from service.web.deploy_schemas import (
     ShadowChange,
     ShadowInForce,
 )
-from service.web.openapi import BODY_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
+from service.web.openapi import BODY_ROUTE, SMALL_JSON, json_body, problems
 from service.web.routes.admin import BAD_BUNDLE, in_force, name_of_key
 from service.web.schemas import InForce
 
@@ -45,8 +45,7 @@ router = APIRouter(prefix="/admin", tags=["admin"])
         (*BODY_ROUTE, Refused),
         {
             Refused: BAD_BUNDLE.replace("the bundle in service stays", "the shadow stays as it was"),
-            BodyTooLarge: SMALL_BODY,
-            MalformedRequest: NOT_JSON,
+            **SMALL_JSON,
             InvalidParameter: NO_SHARE,
         },
     ),
@@ -74,7 +73,7 @@ async def put_shadow(request: Request) -> ShadowInForce:
     responses=problems(
         "/admin/promote",
         (*BODY_ROUTE, Refused),
-        {Refused: NO_SHADOW, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_LEAST},
+        {Refused: NO_SHADOW, **SMALL_JSON, InvalidParameter: NO_LEAST},
     ),
     openapi_extra=json_body(PromotionAsked),
 )
@@ -107,7 +106,7 @@ async def promote(request: Request) -> Promoted:
     responses=problems(
         "/admin/back",
         (*BODY_ROUTE, Refused),
-        {Refused: NOTHING_BEFORE, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON, InvalidParameter: NO_TO},
+        {Refused: NOTHING_BEFORE, **SMALL_JSON, InvalidParameter: NO_TO},
     ),
     openapi_extra=json_body(BackAsked),
 )

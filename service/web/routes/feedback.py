@@ -5,12 +5,12 @@ import asyncio
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import BodyTooLarge, DeadlineExceeded, InvalidParameter, MalformedRequest, NotFound
+from service.errors import DeadlineExceeded, InvalidParameter, NotFound
 from service.settings import PREFIX
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
-from service.web.openapi import BODY_ROUTE, NOT_JSON, SMALL_BODY, json_body, problems
+from service.web.openapi import BODY_ROUTE, SMALL_JSON, json_body, problems
 from service.web.schemas import FeedbackAnswer, ModelName
 
 MAX_POSITION = 2**31 - 1
@@ -52,11 +52,10 @@ UNKNOWN_LABEL = "index=-1 is not valid: Input should be greater than or equal to
         "/feedback",
         (*BODY_ROUTE, DeadlineExceeded, NotFound),
         {
-            BodyTooLarge: SMALL_BODY,
+            **SMALL_JSON,
             DeadlineExceeded: LATE,
             NotFound: UNKNOWN_REQUEST,
             InvalidParameter: UNKNOWN_LABEL,
-            MalformedRequest: NOT_JSON,
         },
     ),
     openapi_extra=json_body(FeedbackBody),

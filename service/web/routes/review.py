@@ -7,7 +7,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from service.errors import BodyTooLarge, InvalidParameter, MalformedRequest, NotFound, Refused
+from service.errors import InvalidParameter, NotFound, Refused
 from service.review import tables
 from service.review.desk import Desk
 from service.review.front import CLAIM_S
@@ -19,8 +19,7 @@ from service.web.context import runtime_of
 from service.web.openapi import (
     BODY_ROUTE,
     MODEL_ROUTE,
-    NOT_JSON,
-    SMALL_BODY,
+    SMALL_JSON,
     Failure,
     json_body,
     path_parameters,
@@ -44,7 +43,7 @@ CLAIMED = "ann is looking at g2f1c: take another, or come back in 180 s"
 PRIVATE = {"cache-control": "private, max-age=3600", "content-security-policy": "default-src 'none'; sandbox"}
 READS = (*MODEL_ROUTE, NotFound)
 WRITES = (*BODY_ROUTE, NotFound)
-SAID: dict[Failure, str] = {NotFound: OFF, BodyTooLarge: SMALL_BODY, MalformedRequest: NOT_JSON}
+SAID: dict[Failure, str] = {NotFound: OFF, **SMALL_JSON}
 
 router = APIRouter(prefix="/review", tags=["review"])
 

@@ -12,6 +12,7 @@ import pytest
 
 from service import __main__ as commands
 from service.contract import bundle
+from service.contract.keys import content_key, key_text
 from service.deploy import evidence
 from service.deploy.deployments import Deployment, stack
 from service.deploy.evidence import Answered, Limits
@@ -117,7 +118,7 @@ def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Pa
 
 
 def test_images_that_it_was_trained_on_tell_nothing(tmp_path: Path, versions: list[Path]) -> None:
-    provenance = tiny.manifest()["provenance"] | {"added": {"trained_keys": [evidence.content_key(RED)]}}
+    provenance = tiny.manifest()["provenance"] | {"added": {"trained_keys": [key_text(content_key(RED))]}}
     taught = tiny.write(tmp_path / "taught", version="4", provenance=provenance)
 
     async def body() -> None:

@@ -1,9 +1,7 @@
 """The pages in a real browser, by keys alone: label a group, make a new class, undo; the audit sample; feedback."""
 
 import re
-import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,8 @@ from service.review import tables
 from tests.live import serving
 from tests.service.review.kept import Given, colours, fill, picture
 
-CHROMIUM = shutil.which("chromium")
 VIOLET, ORANGE, GREY = (120, 20, 220), (240, 120, 10), (90, 90, 90)
 PATIENCE_MS = 60_000
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.training import tiny
 from training import __main__ as commands
 from training.config import Config
-from training.runs import checkpoint, several
+from training.runs import checkpoint, files, several
 from training.tables import jobs as planned
 from training.tables.compact import compact
 
@@ -120,7 +120,7 @@ def test_a_failing_run_is_reported_while_the_others_finish(scripted):
         several.run(jobs, [])
     said = str(caught.value).splitlines()
     folders = {j.config.method: j.folder for j in jobs}
-    log = folders["msp"] / several.LOG_FILE
+    log = folders["msp"] / files.LOG_FILE
     assert said[1:] == [
         f"{folders['msp'].name}: see {log}", f"{folders['abf'].name}: waits for {folders['msp']}",
     ]  # fmt: skip

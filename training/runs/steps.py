@@ -1,0 +1,44 @@
+"""What commands of several steps do alike: name the step, and run a single command whose print goes into a log."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from training.runs import checkpoint
+from training.runs.files import LOG_FILE, RESULTS_FILE, with_suffix
+
+
+class Command(Protocol):
+    def cli_cmd(self) -> None: ...
+
+
+def step(text: str) -> None:
+    """Say what begins."""
+    print(f"\n* {text}", flush=True)
+
+
+def quietly(work: Path, command: Command) -> None:
+    """Run a single command; what it prints goes into the log of the folder `work`."""
+    with logged(work):
+        command.cli_cmd()
+
+
+@contextlib.contextmanager
+def logged(work: Path) -> Iterator[None]:
+    """What is printed meanwhile goes into the log of the folder `work`."""
+    with (work / LOG_FILE).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def is_measured(run: Path, score: str) -> bool:
+    """Whether the run has results with this deciding score."""
+    suffix = "" if score == checkpoint.trained(run).method.score else f"-{score}"
+    return with_suffix(run / RESULTS_FILE, suffix).is_file()
+
+
+def clear_killed_export(target: Path) -> None:
+    """Remove what an export to `target` left when it was killed."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
