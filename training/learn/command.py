@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
@@ -42,6 +43,9 @@ class Learn(BaseModel, use_attribute_docstrings=True, populate_by_name=True):
     compare_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the new images of each class, and of the new outliers, that is only compared on; near duplicates stay
     together."""
+    doubtful: Literal["leave-out", "keep"] = "leave-out"
+    """Labels of known classes whose images look like anything else to a frozen backbone: left out and listed in
+    doubtful.csv of the work folder, for a second look; or kept, once they were looked at."""
     score: str | None = None
     """Which score decides: auto, or one of `tailguard methods`; not given: chosen as it was for the run."""
     worse_points: float = Field(default=1.0, ge=0)

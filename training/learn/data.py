@@ -17,9 +17,9 @@ from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
 from training.data.readers import DataError
 from training.data.scan import scan
-from training.learn import sides
+from training.learn import doubts, sides
 from training.learn.command import Learn
-from training.learn.reviewed import Reviewed
+from training.learn.reviewed import LABELS_FILE, Reviewed
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
 from training.runs.files import Json, replacing
 
@@ -33,6 +33,8 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     old = Old.of(files, scan(paths, cache=given.run / CACHE / SCAN_FILE), paths)
     found, renamed = sides.new_to(Choice.read(given.run), old, found, notes)
     found = sides.without_leaks(old, found, notes)
+    if config.frozen and given.doubtful == "leave-out":
+        found = doubts.left_out(found, given.run, config, work, notes)
     if not len(found):
         raise DataError(f"{given.added}: no image is left to learn from: {'; '.join(notes) or 'it is empty'}")
     of_class = sides.of_classes(old, found, given.compare_share, config.calibration_fraction)
@@ -64,7 +66,7 @@ def _by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
 
 def _sources(added: Path) -> Json:
     """How many labels each reviewer gave, where the export says so."""
-    listed = added / "labels.csv"
+    listed = added / LABELS_FILE
     if not listed.is_file():
         return {}
     with listed.open(encoding="utf-8-sig", newline="") as file:

@@ -89,6 +89,7 @@ def make(given: Learn) -> Plan:
     now: Json = {
         "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"), "target": str(target.resolve()),
         "images": _digest(found), "compare_share": given.compare_share, "score": given.score,
+        "doubtful": given.doubtful,
     }  # fmt: skip
     if not (before := _begun(work, now)):
         added = write(work, given, config, files, found, notes)

@@ -1,5 +1,7 @@
 """The images that people have labelled, as they are on disk, before it is decided what becomes of each."""
 
+import csv
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan
 
 OUTLIERS_FOLDER = "outliers"
+LABELS_FILE = "labels.csv"  # of `review export`
 SIDES = {"train": "", "val": "calibration", "test": "test"}  # part of a folder or list → side, where that is given
 SHOWN = 5
 
@@ -25,7 +28,8 @@ SHOWN = 5
 class Reviewed:
     """N readable images: paths, content keys, small pixels uint8 [N, S, S, 3], class names ("" for an outlier).
 
-    `given` is the side that the folder names: calibration, test, or "" where it is free.
+    `given` is the side that the folder names: calibration, test, or "" where it is free; `groups` the group in which an
+    image was labelled, "" where it was labelled alone.
     """
 
     paths: list[str]
@@ -33,13 +37,16 @@ class Reviewed:
     small: Pixels
     labels: NDArray[np.str_]
     given: NDArray[np.str_]
+    groups: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, kept: NDArray[np.bool_]) -> "Reviewed":
         paths = [path for path, keep in zip(self.paths, kept.tolist(), strict=True) if keep]
-        return Reviewed(paths, self.keys[kept], self.small[kept], self.labels[kept], self.given[kept])
+        return Reviewed(
+            paths, self.keys[kept], self.small[kept], self.labels[kept], self.given[kept], self.groups[kept]
+        )
 
     @property
     def outliers(self) -> NDArray[np.bool_]:
@@ -62,12 +69,24 @@ def read(where: Path, known: Sequence[str], cache: Path, notes: list[str]) -> Re
     seen = scan([path for path, _, _ in rows], cache=cache, title="read reviewed files")
     notes += folders.unreadable_notes(seen.unreadable)
     kept = [rows[i] for i in seen.index.tolist()]
+    groups = _groups(where)
     found = Reviewed(
         [path for path, _, _ in kept], seen.keys, seen.small, np.array([label for _, label, _ in kept], dtype=np.str_),
         np.array([side for _, _, side in kept], dtype=np.str_),
+        np.array([groups.get(os.path.abspath(path), "") for path, _, _ in kept], dtype=np.str_),
     )  # fmt: skip
     _require_class_names(found.classes, known)
     return _without_contradictions(found, notes)
+
+
+def _groups(where: Path) -> dict[str, str]:
+    """Path → the group in which it was labelled, as far as an export says so."""
+    listed = where / LABELS_FILE
+    if not listed.is_file():
+        return {}
+    with listed.open(encoding="utf-8-sig", newline="") as file:
+        rows = [(row.get("path"), row.get("group")) for row in csv.DictReader(file)]
+    return {os.path.abspath(where / path): group for path, group in rows if path and group}
 
 
 def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:

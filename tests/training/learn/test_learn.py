@@ -79,7 +79,7 @@ def test_a_new_class_is_accepted_under_its_name(
     printed = learn(capsys, taught, tmp_path)
     target = tmp_path / "models" / "shop" / "1"
     assert f"{target}: 4 classes" in printed
-    assert sum(computed) <= 2 * (16 + 8 + 12)  # of the added images alone, and their mirrors
+    assert sum(computed) <= 3 * (16 + 8 + 12)  # of the added images alone: for a first look, and with their mirrors
     manifest = bundle.read(target)
     parent = bundle.read(taught / "models" / "shop" / "1")
     assert manifest.provenance.parent is not None
@@ -172,6 +172,29 @@ def test_one_image_and_outliers_alone(taught: Path, tmp_path: Path, capsys: pyte
     printed = learn(capsys, taught, tmp_path / "two", "--allow-worse", added=tmp_path / "junk")
     assert "3 classes" in printed
     assert "caught, reviewed outliers" in printed
+
+
+def test_doubtful_labels_are_left_out_and_listed(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = tmp_path / "export"
+    fruit.save(added / "train" / "kiwi", "kiwi", 6, 21_000)
+    fruit.save(added / "train" / "apple", "sky", 2, 31_000)  # as are the training outliers
+    fruit.save(added / "train" / "lime", "lime", 8, 20_000)
+    printed = learn(capsys, taught, tmp_path, "--allow-worse", added=added)
+    assert "left out 2 doubtful labels (2 apple, which look like outlier)" in printed
+    lines = (tmp_path / "work" / "doubtful.csv").read_text().split()
+    assert lines[0] == "path,label,looks_like"
+    assert sorted(lines[1:]) == [f"{added / 'train' / 'apple' / f'0{i}.png'},apple,outlier" for i in (0, 1)]
+    learned = bundle.read(tmp_path / "models" / "shop" / "1").provenance.added
+    assert learned is not None
+    assert learned["known_classes"].keys() == {"kiwi"}
+
+    kept = learn(capsys, taught, tmp_path / "kept", "--allow-worse", "--doubtful", "keep", added=added)
+    assert "doubtful labels" not in kept
+    learned = bundle.read(tmp_path / "kept" / "models" / "shop" / "1").provenance.added
+    assert learned is not None
+    assert learned["known_classes"]["apple"]["train"] == 2
 
 
 def test_what_cannot_be_learned_from_is_refused(
