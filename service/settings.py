@@ -127,6 +127,8 @@ class Settings(BaseSettings):
     """Share of all images that is kept besides, drawn at random: the audit sample, such as 0.01."""
     keep_images_per_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Of what TAILGUARD_KEEP keeps, on average; the audit sample is never limited."""
+    keep_burst_images: int = Field(default=256, gt=0)
+    """Of those, at once after a quiet time: a token bucket of that size, which fills at TAILGUARD_KEEP_IMAGES_PER_S."""
     store: str | None = None
     """Where the files are kept: a folder, or an address of fsspec such as `s3://bucket/folder` (extra `store`); not
     set: a folder beside the ledger's SQLite file, or the memory of a ledger in memory."""

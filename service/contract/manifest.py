@@ -60,6 +60,9 @@ class Cost(Frozen):
     id_rejected: float
     id_rejected_by_group: ByGroup  # group of the true class
     id_rejected_by_predicted_group: ByGroup  # what a live service, which has no labels, can compare with
+    # True group → predicted group → (share of the true group's images predicted so, share of those that is rejected):
+    # what rejection is to be expected of another mix of groups. None: not noted, by earlier versions
+    id_between_groups: dict[str, dict[str, tuple[float, float]]] | None = None
     outliers_caught: float | None  # None: there were no outliers
     outliers_caught_by_predicted_group: ByGroup
 

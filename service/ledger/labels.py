@@ -76,6 +76,12 @@ class Labeller:
             records.append(self._label(found, truth, given.time, given.source, given.group_id, given.key, written))
         return records
 
+    def forget(self, row: int, written: Written) -> None:
+        """Delete the labels of a row; they no longer count, so that a label given later counts once."""
+        if (found := self._one(BY_ROW, row)) is not None:
+            self._count(found, NO_TRUTH, written)
+            self._database.execute("DELETE FROM feedback WHERE decision_row = ?", (row,))
+
     def _one(self, statement: str, *values: Any) -> Found | None:
         rows = self._database.fetch(statement, values)
         if not rows:
@@ -119,6 +125,11 @@ class Labeller:
     ) -> FeedbackRecord:
         if truth != found.truth:
             self._database.execute(INSERT, (time, found.row, truth.label, key, truth.kind, source, group_id))
+        self._count(found, truth, written)
+        return self._record(found, truth)
+
+    def _count(self, found: Found, truth: Truth, written: Written) -> None:
+        """Count a row's new label in the place of the one before."""
         for before_or_after, change in ((found.truth, -1), (truth, 1)):
             counted = before_or_after.counted
             if counted is not None and found.truth.counted != truth.counted:
@@ -128,7 +139,6 @@ class Labeller:
                     found.operating_point, found.scope, by_deployment, found.label, found.decision, counted
                 )
                 written.tallies.setdefault(found.model, Counter())[tally] += change
-        return self._record(found, truth)
 
     def _record(self, found: Found, truth: Truth) -> FeedbackRecord:
         counted = truth.counted

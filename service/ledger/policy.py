@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from service.contract.decision import Decision
 from service.settings import Settings
 
-BURST_S = 1.0  # of keep_images_per_s, that may be kept at once
+ROUNDING = 1e-6  # of an image: sums of times are not exact
 
 
 class Choice(NamedTuple):
@@ -34,6 +34,7 @@ class Policy:
         self._all, self._rejected = settings.keep == "all", settings.keep == "rejected"
         self._rate = settings.keep_sample or None
         self._apart_s = 1 / settings.keep_images_per_s
+        self._burst_s = (settings.keep_burst_images - 1) * self._apart_s
         self._next_s = 0.0
         self._limited = images.labels("limited")
         self._draw = random.Random().random
@@ -46,9 +47,10 @@ class Policy:
         return Choice(rate, rate)
 
     def _within_pace(self) -> bool:
+        """A token bucket: it holds `keep_burst_images` and fills at `keep_images_per_s`."""
         now = time.monotonic()
-        at = max(self._next_s, now - BURST_S)
-        if at > now:
+        at = max(self._next_s, now - self._burst_s)
+        if at > now + ROUNDING * self._apart_s:
             self._limited.inc()
             return False
         self._next_s = at + self._apart_s

@@ -197,7 +197,7 @@ class Tables:
         if isinstance(item, Labels):
             return self._labeller.labels(item, written)
         if isinstance(item, Forget):
-            return forget(self._database, self.images, item, written)
+            return forget(self._database, self.images, self._labeller, item, written)
         return self._labeller.feedback(item, written)
 
     def _arrive(self, entry: Entry, written: Written) -> str | None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Manifest
+from service.contract.bundle import Cost, Manifest
 from service.contract.calibration.prior import stream_shares
+from service.contract.reference import ALL
 
 Floats = NDArray[np.float64]
 
@@ -42,6 +43,11 @@ class ClassMix:
         if self._presumed is not None:
             self._recent[self._seen % len(self._recent)] = probabilities
             self._seen += 1
+
+    @property
+    def known(self) -> Floats | None:
+        """The last estimate, as it is."""
+        return self._shares
 
     def shares(self) -> Floats | None:
         """The stream's mix [C]; None while it is not known. Seconds of work at times: not for the event loop."""
@@ -72,6 +78,29 @@ def expected_cdf(manifest: Manifest, bounds: Sequence[float], shares: Floats | N
         of_group = np.interp(bounds, values, calibration.quantile_levels, 0, 1) if values else np.array(own)
         moved += more * of_group
     return [float(share) for share in np.maximum.accumulate(np.clip(moved, 0, 1))]
+
+
+def expected_rejection(manifest: Manifest, cost: Cost, shares: Floats | None) -> dict[str, float]:
+    """What share of in-distribution images is refused in a stream of this mix [C]: of all, and by predicted group.
+
+    By Bayes' rule from how images of each true group are predicted and refused at calibration. Of a bundle that does
+    not say so, all alone follows, from refusal by true group; the rest, and everything without a mix, is as calibrated.
+    """
+    by_predicted = {g: cost.id_rejected_by_predicted_group.get(g) for g in manifest.group_names}
+    known = {g: cost.id_rejected if share is None else share for g, share in by_predicted.items()}
+    if shares is None:
+        return {ALL: cost.id_rejected, **known}
+    mix = dict.fromkeys(manifest.group_names, 0.0)
+    for info, share in zip(manifest.classes, shares.tolist(), strict=True):
+        mix[info.group] += share
+    rejected = {g: cost.id_rejected if (r := cost.id_rejected_by_group.get(g)) is None else r for g in mix}
+    expected = {ALL: sum(mix[g] * rejected[g] for g in mix), **known}
+    for group in mix if cost.id_between_groups else ():
+        pairs = [(mix[true] * to[group][0], to[group][1])
+                 for true, to in (cost.id_between_groups or {}).items() if group in to]  # fmt: skip
+        if (images := sum(weight for weight, _ in pairs)) > 0:
+            expected[group] = sum(weight * share for weight, share in pairs) / images
+    return expected
 
 
 def expected_images(manifest: Manifest, shares: Floats | None) -> float:

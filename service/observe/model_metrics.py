@@ -149,6 +149,7 @@ class ModelMetrics(Collector):
         self._info.labels(*self._identity, operating_point, scope).set(1)
         self._expected.clear()
         self._expected.labels(*self._ours, "all").set(cost.id_rejected)
+        self.stream.set_cost(cost)
         for group in self._manifest.group_names:
             self._thresholds.labels(*self._ours, group).set(threshold(point, scope, group))
             share = cost.id_rejected_by_predicted_group.get(group)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.contract.bundle import Manifest
-from service.observe.class_mix import ClassMix, expected_cdf, expected_images
+from service.contract.bundle import Cost, Manifest
+from service.observe.class_mix import ClassMix, Floats, expected_cdf, expected_images, expected_rejection
 
 Shares = dict[tuple[str, str], tuple[float | None, float, float]]
 
@@ -24,6 +24,7 @@ class StreamMetrics:
         self._ours, names = (manifest.name, manifest.version), ["model", "version"]
         self._manifest, self._labels, self._bounds = manifest, labels, bounds
         self.class_mix = ClassMix(manifest)
+        self._cost: Cost | None = None
         self._shares = Gauge(
             "tailguard_class_mix", "Share of the class in recent accepted images, estimated by EM",
             [*names, "class", "group"], registry=registry,
@@ -36,6 +37,11 @@ class StreamMetrics:
             "tailguard_expected_images", "In-distribution images behind expected_cdf, in number as if of its mix",
             names, registry=registry,
         )  # fmt: skip
+        self._rejection = Gauge(
+            "tailguard_expected_stream_rejection",
+            "Share of in-distribution images rejected that calibration expects of that mix, by predicted group",
+            [*names, "group"], registry=registry,
+        )  # fmt: skip
         self._audit = Gauge(
             "tailguard_audit_share", "Shares of the stream from the audit sample, with the ends of their intervals",
             [*names, "share", "group", "bound"], registry=registry,
@@ -43,6 +49,11 @@ class StreamMetrics:
         self._audit_images = Gauge(
             "tailguard_audit_images", "Labelled images of the audit sample", names, registry=registry
         )
+
+    def set_cost(self, cost: Cost) -> None:
+        """What the operating point in force cost at calibration."""
+        self._cost = cost
+        self._expect(self.class_mix.known)
 
     def set_audit(self, images: int, shares: Shares) -> None:
         """Publish estimates from the audit sample: by name and group the share, if known, and its interval."""
@@ -61,9 +72,15 @@ class StreamMetrics:
         ):
             self._cdf.labels(*self._ours, le).set(share)
         self._images.labels(*self._ours).set(expected_images(self._manifest, shares))
+        self._expect(shares)
         if shares is not None:
             summed = dict.fromkeys(self._labels, 0.0)
             for names, share in zip(self._labels, shares.tolist(), strict=True):
                 summed[names] += share
             for names, share in summed.items():
                 self._shares.labels(*self._ours, *names).set(share)
+
+    def _expect(self, shares: Floats | None) -> None:
+        if self._cost is not None:
+            for group, share in expected_rejection(self._manifest, self._cost, shares).items():
+                self._rejection.labels(*self._ours, group).set(share)

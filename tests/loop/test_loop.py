@@ -30,7 +30,7 @@ def test_what_was_refused_is_accepted_under_its_name(tmp_path: Path) -> None:
              "--backbone", f"onnx:{tmp_path / 'means.onnx'}", "--device", "cpu", "--threads", 1)  # fmt: skip
     settings = {
         "BUNDLE": models / "shop" / "1", "LEDGER": tmp_path / "ledger.sqlite3", "KEEP": "rejected",
-        "KEEP_IMAGES_PER_S": 100,        "INFERENCE_THREADS": 1,
+        "INFERENCE_THREADS": 1,
     }  # fmt: skip
     stream = sorted((tmp_path / "stream").iterdir())
     with shop.serving(settings, {}) as service:

@@ -1,6 +1,7 @@
 """The part of a card that says from which bundle this one was taught, what was added, and how the two compare."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from service.contract.bundle import Manifest
 from training.layout import markdown_table
@@ -25,9 +26,14 @@ def learned(m: Manifest) -> Iterable[str]:
         "Both models on the same images, each refusing at its own default operating point; the interval (95%) is that "
         "of the change, in points."
     )
-    figures = [
+    yield compared_table(compared["figures"])
+
+
+def compared_table(found: Iterable[Mapping[str, Any]]) -> str:
+    """Figures of an old and a new model, in Markdown; the interval is that of the change, in points."""
+    rows = [
         [f["name"] + (" (became worse)" if f["worse"] else ""), f["images"], f"{f['old']:.1%}", f"{f['new']:.1%}",
          f"{100 * f['low']:+.1f} to {100 * f['high']:+.1f}"]
-        for f in compared["figures"]
+        for f in found
     ]  # fmt: skip
-    yield markdown_table(["", "images", "old", "new", "interval"], figures)
+    return markdown_table(["", "images", "old", "new", "interval"], rows)

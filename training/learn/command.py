@@ -1,4 +1,4 @@
-"""`tailguard learn`: from a run and reviewed images to a bundle that knows them."""
+"""`tailguard learn`: from a run, or a bundle alone, and reviewed images to a bundle that knows them."""
 
 import shlex
 import sys
@@ -16,11 +16,13 @@ class Learn(BaseModel, use_attribute_docstrings=True, populate_by_name=True):
 
     The labelled images join the data of the run, of which only theirs need features; the head learns again as it did.
     A share of them is held back, by which old and new are compared on the very same images. What became worse than
-    stated stops the export. The same command again goes on where it was stopped.
+    stated stops the export. The same command again goes on where it was stopped. A bundle whose run is gone learns new
+    classes alone, from its exemplars.
     """
 
     run: CliPositionalArg[Path]
-    """Folder of a finished and calibrated run: of `fit` (runs/fit-<name>/<head>), or of `train` on photographs."""
+    """Folder of a finished and calibrated run: of `fit` (runs/fit-<name>/<head>), or of `train` on photographs. Or of
+    a bundle alone (models/<name>/<version>)."""
     added: Path = Field(alias="from")
     """Reviewed images: what `review export` wrote (train/<class>/, outliers/), a folder of classes, or a list."""
     out: Path = Path("models")

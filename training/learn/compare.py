@@ -21,6 +21,7 @@ from service.contract.intervals import paired, wilson
 from training.data.readers import Images, ImageSet, Keys
 from training.evaluation import predict
 from training.layout import columns
+from training.learn.command import Learn
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 
@@ -124,3 +125,12 @@ def _share(share: float, images: int) -> str:
 def record(found: list[Figure], limit: float) -> list[dict[str, Any]]:
     """The figures for manifest and card."""
     return [asdict(f) | {"name": f.name.strip(), "worse": f.worse(limit)} for f in found]
+
+
+def refuse_worse(compared: Json, given: Learn) -> None:
+    """ValueError that names what became worse, unless that is allowed."""
+    worse = [f for f in compared["figures"] if f["worse"]]
+    if worse and not given.allow_worse:
+        named = "; ".join(f"{f['name']} {f['old']:.1%} to {f['new']:.1%}" for f in worse)
+        raise ValueError(f"nothing was exported: by more than {given.worse_points:g} points beyond its interval this "
+                         f"became worse: {named}. Look at the labels, or export it with --allow-worse")  # fmt: skip

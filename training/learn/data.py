@@ -47,24 +47,25 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     Choice(parts).write(work)
     known = set(files.train.classes)
     return {
-        "new_classes": _by_class([c for c in found.classes if c not in known], found, of_class),
-        "known_classes": _by_class([c for c in found.classes if c in known], found, of_class),
+        "new_classes": by_class([c for c in found.classes if c not in known], found, of_class),
+        "known_classes": by_class([c for c in found.classes if c in known], found, of_class),
         "outliers": {side: int((of_outliers == side).sum()) for side in SPLITS},
-        "labels": _sources(given.added),
-        "trained_keys": [key_text(key) for key in found.keys[_used(of_class) | _used(of_outliers)].tolist()],
+        "labels": sources(given.added),
+        "trained_keys": [key_text(key) for key in found.keys[used(of_class) | used(of_outliers)].tolist()],
     }
 
 
-def _used(side: sides.Sides) -> NDArray[np.bool_]:
+def used(side: sides.Sides) -> NDArray[np.bool_]:
     """Which images the model has seen: they tell a service nothing about it."""
     return np.isin(side, [TRAIN, CALIBRATION])
 
 
-def _by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
+def by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
+    """Class to how many of its images are on each side."""
     return {n: {side: int(((found.labels == n) & (of_class == side)).sum()) for side in SPLITS} for n in names}
 
 
-def _sources(added: Path) -> Json:
+def sources(added: Path) -> Json:
     """How many labels each reviewer gave, where the export says so."""
     listed = added / LABELS_FILE
     if not listed.is_file():

@@ -64,9 +64,6 @@ def make(given: Learn) -> Plan:
 
     ValueError or DataError with the remedy, before anything is computed.
     """
-    if (given.run / bundle.MANIFEST_FILE).is_file():
-        raise ValueError(f"{given.run} is a bundle, which holds no images to calibrate and to compare on: name the run "
-                         "that it was exported from")  # fmt: skip
     config = checkpoint.config_of(given.run)
     if config.dataset != "folder":
         raise DataError(f"{given.run} was trained on {config.dataset}, and photographs cannot join its arrays: train "

@@ -107,7 +107,7 @@ def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -
     taught = np.isin(groups[len(place) :], groups[: len(place)])
     own, unit = labels[len(place) :], units(groups, keys)[len(place) :]
     given = reviewed.given[mine]
-    sides[mine] = np.where(given == "", _split(unit, own, taught | (given != ""), share, calibration), given)
+    sides[mine] = np.where(given == "", split_units(unit, own, taught | (given != ""), share, calibration), given)
     return sides
 
 
@@ -119,11 +119,13 @@ def of_outliers(reviewed: Reviewed, share: float, calibration: float) -> Sides:
         listing = Listing.unlabelled([reviewed.paths[i] for i in mine])
         groups = group(listing, "near", reviewed.keys[mine], reviewed.small[mine]).groups
         unit = units(groups, reviewed.keys[mine])
-        sides[mine] = _split(unit, np.zeros(len(mine), np.int64), np.zeros(len(mine), bool), share, calibration)
+        sides[mine] = split_units(unit, np.zeros(len(mine), np.int64), np.zeros(len(mine), bool), share, calibration)
     return sides
 
 
-def _split(unit: Keys, labels: NDArray[np.int64], fixed: NDArray[np.bool_], share: float, calibration: float) -> Sides:
+def split_units(
+    unit: Keys, labels: NDArray[np.int64], fixed: NDArray[np.bool_], share: float, calibration: float
+) -> Sides:
     """[N]: which side; what is `fixed` is trained on. No unit is parted."""
     sides = np.full(len(unit), TRAIN, dtype="<U11")
     free = np.flatnonzero(~fixed)

@@ -23,6 +23,7 @@ from training.finished import AUTO, Calibrate, Evaluate, Export, calibrated
 from training.layout import columns
 from training.learn import compare
 from training.learn import plan as plans
+from training.learn.alone import steps as alone
 from training.learn.command import Learn
 from training.learn.data import COMPARED_OUTLIERS, SPLITS
 from training.learn.plan import PLAN_FILE, Plan
@@ -46,6 +47,8 @@ class ExportTaught(Export):
 
 def learn(given: Learn) -> Path:
     """The folder of the bundle. ValueError where something does not do, or became worse; KeyboardInterrupt."""
+    if (given.run / bundle.MANIFEST_FILE).is_file():
+        return alone.learn(given)
     plan = plans.make(given)
     print("\n".join(look(plan)), flush=True)
     if is_done(plan):
@@ -68,7 +71,7 @@ def learn(given: Learn) -> Path:
         quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device))
     step("compare with the old model")
     compared = comparison(plan, given, before, ood)
-    refuse_worse(compared, given)
+    compare.refuse_worse(compared, given)
     step(f"export {plan.target}")
     export(plan, given, compared, ood)
     print(f"\n{finished(plan)}")
@@ -178,15 +181,6 @@ def _strangers(plan: Plan, images: Images, pictures: Images) -> Images:
     taught = Choice.read(plan.work).parts
     ours = np.concatenate([taught[name].keys for name in SPLITS])
     return images[~np.isin(pictures.keys, ours)]
-
-
-def refuse_worse(compared: Json, given: Learn) -> None:
-    """ValueError that names what became worse, unless that is allowed."""
-    worse = [f for f in compared["figures"] if f["worse"]]
-    if worse and not given.allow_worse:
-        named = "; ".join(f"{f['name']} {f['old']:.1%} to {f['new']:.1%}" for f in worse)
-        raise ValueError(f"nothing was exported: by more than {given.worse_points:g} points beyond its interval this "
-                         f"became worse: {named}. Look at the labels, or export it with --allow-worse")  # fmt: skip
 
 
 def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:

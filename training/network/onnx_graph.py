@@ -18,17 +18,31 @@ OPSET = 18
 BACKBONE = "backbone"  # what chained puts before the names of the graph in front
 
 
-def exported(module: nn.Module, sample: Tensor, *, takes: str, gives: Sequence[str]) -> bytes:
-    """`module` as ONNX: one input like `sample` [2, ...], its first dimension N dynamic; the outputs `gives`."""
+def exported(
+    module: nn.Module, sample: Tensor | tuple[Any, ...], *, takes: str | Sequence[str], gives: Sequence[str]
+) -> bytes:
+    """`module` as ONNX: inputs like `sample` [2, ...], their first dimension N dynamic; the outputs `gives`.
+
+    Several inputs are a tuple of tensors and lists of tensors, `takes` the names of all in their order.
+    """
+    samples = (sample,) if isinstance(sample, Tensor) else sample
+    names = [takes] if isinstance(takes, str) else [*takes]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, _out_of_place(module):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            module.eval(), (sample,), path, dynamo=True, external_data=False, input_names=[takes],
-            output_names=[*gives], verbose=False, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim("N")},),
+            module.eval(), samples, path, dynamo=True, external_data=False, input_names=names,
+            output_names=[*gives], verbose=False, opset_version=OPSET, dynamic_shapes=_shapes(samples),
         )  # fmt: skip
         return path.read_bytes()
+
+
+def _shapes(sample: Any) -> Any:
+    """The dynamic dimension of each tensor, in the order that the exporter expects them in."""
+    if isinstance(sample, Tensor):
+        return {0: torch.export.Dim("N")}
+    return type(sample)(_shapes(part) for part in sample)
 
 
 @contextmanager

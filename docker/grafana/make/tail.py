@@ -57,7 +57,7 @@ def _glance() -> list[Json]:
              "TailGuardTailRefused fires.", "percentunit",
              query(f"model_version_group:tailguard_rejection:wilson_lower{{{TAIL},{HOUR}}}", "{{version}}")),
         stat("Promised to all", "Share of all in-distribution images that the operating point rejects.", "percentunit",
-             query(f'model_version_group:tailguard_rejection:expected{{{MODEL},group="all"}}', "{{version}}")),
+             query(f'model_version_group:tailguard_rejection:promised{{{MODEL},group="all"}}', "{{version}}")),
         stat("Tail images", "Images predicted in a tail class in the last hour.", "short",
              query(f"model_version_group:tailguard_decisions:increase{{{TAIL},{HOUR}}}", "{{version}}")),
         stat("Accuracy by group", "Of the images labelled in the time shown, by their true group.", "percentunit",

@@ -184,6 +184,25 @@ def shares(
     return {g: float(np.average(flags[m], weights=weights[m])) if m.any() else None for g, m in there.items()}
 
 
+def between_groups(
+    flags: NDArray[np.bool_], true: Names, predicted: Names, names: Sequence[str], weights: Floats | None = None
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """True group → predicted group → (share of the true group's images predicted so, share of those with a True flag).
+
+    Pairs without images are left out, and so are true groups without weight.
+    """
+    weights = np.ones(len(flags)) if weights is None else weights
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for group in names:
+        whole = float(weights[true == group].sum())
+        for other in names:
+            own = (true == group) & (predicted == other) & (weights > 0)
+            if own.any():
+                share = float(weights[own].sum()) / whole
+                found.setdefault(group, {})[other] = (share, float(np.average(flags[own], weights=weights[own])))
+    return found
+
+
 def cost(
     point: Json, scope: str, groups: Groups, inside: Scored, outliers: Sequence[Scored], weights: Floats | None = None
 ) -> Json:
@@ -206,6 +225,7 @@ def cost(
         "id_rejected": float(np.average(flags, weights=weights)),
         "id_rejected_by_group": shares(flags, of_class[inside.labels], names, weights),
         "id_rejected_by_predicted_group": shares(flags, of_class[inside.predicted], names, weights),
+        "id_between_groups": between_groups(flags, of_class[inside.labels], of_class[inside.predicted], names, weights),
         "outliers_caught": float(np.mean([f.mean() for f, _ in sets])) if sets else None,
         "outliers_caught_by_predicted_group": caught,
     }

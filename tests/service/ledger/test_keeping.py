@@ -105,11 +105,17 @@ def test_forgetting_deletes_what_nothing_else_refers_to(where: str, folder: Path
         assert files(folder) == []
         tally = kept.ledger.tally(manifest)
         assert tally is not None
-        assert sum(tally.images.values()) == 4  # three images and a label stay counted
+        assert sum(tally.images.values()) == 3  # the images stay counted, their labels do not
+        assert kept.labelled == [("red", "correct", 1), ("red", "correct", -1)]
+        kept.label("a", 0, "red", key="ci")  # whoever has sent it may still say what it showed, and it counts once
+        kept.label("a", 0, "red", key="ci")
+        tally = kept.ledger.tally(manifest)
+        assert tally is not None
+        assert [n for key, n in tally.images.items() if key.truth] == [1]
     assert read(where, "SELECT count(*) FROM decisions") == [(3,)]
     left = "SELECT count(image_key), count(embedding), sum(sampled), count(keep_probability) FROM decisions"
     assert read(where, left) == [(0, 0, 0, 0)]
-    assert read(where, "SELECT count(*) FROM feedback") == [(0,)]
+    assert read(where, "SELECT count(*) FROM feedback") == [(1,)]
     assert read(where, "SELECT bytes FROM ledger") == [(3 * 512,)]
 
 

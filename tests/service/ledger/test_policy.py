@@ -43,13 +43,27 @@ def test_the_pace_limits_keep_and_not_the_sample(monkeypatch: pytest.MonkeyPatch
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     metrics = Metrics()
-    chosen = policy(metrics, keep="all", keep_sample=1, keep_images_per_s=4)
+    pace = {"keep_images_per_s": 4, "keep_burst_images": 5}
+    chosen = policy(metrics, keep="all", keep_sample=1, **pace)
     probabilities = [chosen.choose("accept") for _ in range(20)]
     assert set(probabilities) == {Choice(1.0, 1.0)}  # the sample takes what the pace refuses
-    assert metrics.store_images.labels("limited")._value.get() == 15  # a second's worth at once, and one
-    chosen = policy(metrics, keep="all", keep_images_per_s=4)
+    assert metrics.store_images.labels("limited")._value.get() == 15  # five at once
+    chosen = policy(metrics, keep="all", **pace)
     kept = 0
     for _ in range(1000):  # ten seconds of 100 a second
         kept += chosen.choose("accept").keep_probability is not None
         now += 0.01
     assert 40 <= kept <= 45
+
+
+def test_a_batch_that_comes_at_once_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    metrics = Metrics()
+    chosen = Policy(Settings(keep="rejected"), metrics.store_images)
+    assert sum(chosen.choose("reject").keep_probability is not None for _ in range(300)) == 256  # 10 a second, at once
+    now += 6.4
+    assert sum(chosen.choose("reject").keep_probability is not None for _ in range(100)) == 64  # what has come since
+    now += 3600
+    assert sum(chosen.choose("reject").keep_probability is not None for _ in range(300)) == 256  # and never more
+    assert metrics.store_images.labels("limited")._value.get() == 44 + 36 + 44

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from service.contract import bundle
 from service.observe import class_mix
-from service.observe.class_mix import ClassMix, expected_cdf, expected_images
+from service.observe.class_mix import ClassMix, expected_cdf, expected_images, expected_rejection
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service import tiny
@@ -95,3 +95,23 @@ def test_mix_and_expectation_are_published(tmp_path: Path, settings: Settings) -
             if name == "tailguard_class_mix"
         }
         assert told == pytest.approx(dict(zip(tiny.CLASSES, shares, strict=True)))
+
+
+def test_rejection_that_is_expected_of_a_mix_by_hand(tmp_path: Path) -> None:
+    given = manifest(tmp_path)
+    cost = given.operating_points[given.default_operating_point].cost("group").calibration
+    by_true = {"many": 0.02, "medium": 0.05, "few": 0.30}
+    between = {"many": {"many": (0.9, 0.0), "few": (0.1, 0.2)}, "medium": {"medium": (1.0, 0.05)},
+               "few": {"few": (0.5, 0.1), "many": (0.5, 0.5)}}  # fmt: skip
+    said = cost.model_copy(update={"id_rejected_by_group": by_true, "id_between_groups": between})
+    assert expected_rejection(given, said, None) == {"all": cost.id_rejected, **cost.id_rejected_by_predicted_group}
+    found = expected_rejection(given, said, np.array([0.4, 0.2, 0.4]))
+    assert found["all"] == pytest.approx(0.4 * 0.02 + 0.2 * 0.05 + 0.4 * 0.3)
+    # predicted "many": .4 * .9 of "many", none refused, and .4 * .5 of "few", half refused
+    assert found["many"] == pytest.approx(0.2 * 0.5 / (0.36 + 0.2))
+    assert found["medium"] == pytest.approx(0.05)
+    assert found["few"] == pytest.approx((0.04 * 0.2 + 0.2 * 0.1) / (0.04 + 0.2))
+    silent = said.model_copy(update={"id_between_groups": None})  # of an earlier version
+    found = expected_rejection(given, silent, np.array([0.4, 0.2, 0.4]))
+    assert found["all"] == pytest.approx(0.138)
+    assert found["many"] == cost.id_rejected_by_predicted_group["many"]

@@ -251,6 +251,9 @@ def test_cost_by_hand():
     assert found["id_rejected_by_predicted_group"] == {"head": 0.5, "middle": 0.0, "tail": 1.0}
     assert found["outliers_caught"] == pytest.approx((1 / 2 + 3 / 4) / 2)  # each set once
     assert found["outliers_caught_by_predicted_group"] == {"head": 1.0, "middle": 0.0, "tail": 0.5}
+    assert found["id_between_groups"] == {
+        "head": {"head": (0.5, 0.0), "middle": (0.5, 0.0)}, "middle": {"head": (0.5, 1.0), "tail": (0.5, 1.0)}
+    }  # fmt: skip
     none = calibrate.cost(POINT, "global", THREE, inside, [], weights=np.array([1.0, 1.0, 0.0, 2.0]))
     assert none["outliers_caught"] is None
     assert none["outlier_images"] == 0
