@@ -187,10 +187,8 @@ def shares(
 def between_groups(
     flags: NDArray[np.bool_], true: Names, predicted: Names, names: Sequence[str], weights: Floats | None = None
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """True group → predicted group → (share of the true group's images predicted so, share of those with a True flag).
-
-    Pairs without images are left out, and so are true groups without weight.
-    """
+    """True group → predicted group → (share of the true group's images predicted so, share of those with a True flag);
+    pairs without images are left out."""
     weights = np.ones(len(flags)) if weights is None else weights
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for group in names:
@@ -198,8 +196,8 @@ def between_groups(
         for other in names:
             own = (true == group) & (predicted == other) & (weights > 0)
             if own.any():
-                share = float(weights[own].sum()) / whole
-                found.setdefault(group, {})[other] = (share, float(np.average(flags[own], weights=weights[own])))
+                rejected = float(np.average(flags[own], weights=weights[own]))
+                found.setdefault(group, {})[other] = (float(weights[own].sum()) / whole, rejected)
     return found
 
 
