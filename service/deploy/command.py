@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shadow", action="store_true", help="only load the bundle as the shadow")
     parser.add_argument("--share", type=float, help="of the images that the shadow sees")
     parser.add_argument("--least-compared", type=int, help="images that both have seen")
-    parser.add_argument("--most-disagreement", type=float, help="share of them on which they differ")
+    parser.add_argument("--most-disagreement", type=float, help="share of those accepted before")
+    parser.add_argument("--most-newly-accepted", type=float, help="share of all: refused before, of no reviewed class")
     parser.add_argument("--least-reviewed", type=int, help="reviewed images, not trained on")
     parser.add_argument("--force", action="store_true", help="whatever the evidence says")
     parser.add_argument("--back", action="store_true", help="put the bundle before this one in force again")
@@ -39,7 +40,10 @@ def main(args: argparse.Namespace) -> int:
         answer = ask(args, "PUT", "shadow", {"path": args.bundle, "share": args.share})
         print(f"the shadow is {_named(answer)}" if answer["path"] else "there is no shadow any more")
     else:
-        limits = {k: getattr(args, k) for k in ("least_compared", "most_disagreement", "least_reviewed")}
+        limits = {
+            k: getattr(args, k)
+            for k in ("least_compared", "most_disagreement", "most_newly_accepted", "least_reviewed")
+        }
         asked = {"path": args.bundle, "force": args.force} | {k: v for k, v in limits.items() if v is not None}
         answer = ask(args, "POST", "promote", asked)
         print(f"in force: {_named(answer['in_force'])}")
@@ -81,7 +85,9 @@ def _lines(known: dict[str, Any]) -> list[str]:
         return "-" if value is None else f"{value:.1%}"
 
     return [
-        f"compared on {known['compared']} images, differed on {share(known['disagreement'])}",
+        f"compared on {known['compared']} images, differed on {share(known['disagreement'])} of the "
+        f"{known['accepted']} that were accepted, newly accepts {share(known['newly_accepted'])} under classes that "
+        "nobody reviewed for it",
         f"right on {known['sampled']} sampled reviewed images: {share(known['right_before'])} before, "
         f"{share(known['right_after'])} now",
         f"of {known['outliers']} confirmed outliers, refuses {share(known['caught'])}",

@@ -1,9 +1,11 @@
 """What is known of a shadow beside the model in force: how often they differ, and what reviewed images say.
 
-Three things are asked before it may take over:
+Four things are asked before it may take over:
 
-    disagreement   of the images that both saw; an image that was refused and is now of a class that the model in force
-                   lacks is what the shadow was taught, and no disagreement
+    disagreement   of the images that the model in force accepted, those that the shadow refuses or names otherwise.
+                   What was refused got no name to disagree with, and a model that learned is meant to answer it
+    newly accepted of all images, those that were refused and that the shadow accepts under a class of which nobody
+                   has reviewed an image for it
     right          on reviewed images of the audit sample, where none was chosen by what was answered: an image of a
                    class that the model knows is accepted under its name, any other is refused. The shadow is not worse
                    beyond the interval
@@ -25,9 +27,11 @@ from service.errors import TailGuardError
 from service.inference.model import Model
 from service.inference.shadow import Shadow
 from service.ledger.reading import DecidedRow, Reader
+from service.observe.metrics import SHADOW_OUTCOMES
 
 MOST_REVIEWED = 500  # the latest
 DIFFERS = ("decision-differs", "label-differs")
+ACCEPTED = ("same", *DIFFERS)
 
 
 class Limits(NamedTuple):
@@ -35,6 +39,7 @@ class Limits(NamedTuple):
 
     least_compared: int = 200
     most_disagreement: float = 0.1
+    most_newly_accepted: float = 0.1
     least_reviewed: int = 20
     most_worse: float = 0.01
 
@@ -53,7 +58,9 @@ class Evidence(NamedTuple):
     """The numbers, and why they do not allow it: nothing where they do."""
 
     compared: int
-    disagreement: float | None
+    accepted: int  # of them, by the model in force
+    disagreement: float | None  # of these
+    newly_accepted: float | None  # of all compared
     reviewed: int
     sampled: int
     right_before: float | None  # of the sampled
@@ -66,15 +73,17 @@ class Evidence(NamedTuple):
 def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
     """What is for and against the shadow."""
     against: list[str] = []
-    compared = sum(shadow.seen[outcome] for outcome in ("same", "new-class", *DIFFERS))
-    differs = sum(shadow.seen[outcome] for outcome in DIFFERS)
-    share = differs / compared if compared else None
+    compared, accepted, differs = (
+        sum(shadow.seen[outcome] for outcome in outcomes) for outcomes in (SHADOW_OUTCOMES, ACCEPTED, DIFFERS)
+    )
+    opened = shadow.seen["newly-accepted"]
+    share, opened_share = differs / accepted if accepted else None, opened / compared if compared else None
     if compared < limits.least_compared:
         against.append(f"it has been compared on {compared} images, and {limits.least_compared} are asked for: wait")
-    elif share is not None and share > limits.most_disagreement:
-        low, high = wilson(differs, compared)
-        against.append(f"it differs on {share:.1%} ({low:.1%} to {high:.1%}) of {compared} images, and "
-                       f"{limits.most_disagreement:.0%} are allowed")  # fmt: skip
+    else:
+        against += _too_many("it differs on", differs, accepted, "images that were accepted", limits.most_disagreement)
+        against += _too_many("it accepts, under classes that nobody reviewed for it, what was refused:", opened,
+                             compared, "images", limits.most_newly_accepted)  # fmt: skip
     if len(answered) < limits.least_reviewed:
         against.append(f"{len(answered)} reviewed images tell of it that it was not trained on, and "
                        f"{limits.least_reviewed} are asked for: review more")  # fmt: skip
@@ -90,7 +99,26 @@ def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
         against.append(f"of {len(outliers)} confirmed outliers it refuses {sum(outliers)}, at most {most:.1%}, and its "
                        f"manifest claims {claimed:.1%}")  # fmt: skip
     caught = sum(outliers) / len(outliers) if outliers else None
-    return Evidence(compared, share, len(answered), len(drawn), before, after, len(outliers), caught, against)
+    return Evidence(
+        compared,
+        accepted,
+        share,
+        opened_share,
+        len(answered),
+        len(drawn),
+        before,
+        after,
+        len(outliers),
+        caught,
+        against,
+    )
+
+
+def _too_many(what: str, count: int, of: int, images: str, most: float) -> list[str]:
+    if not of or count / of <= most:
+        return []
+    low, high = wilson(count, of)
+    return [f"{what} {count / of:.1%} ({low:.1%} to {high:.1%}) of {of} {images}, and {most:.0%} are allowed"]
 
 
 def _claimed(model: Model) -> float | None:

@@ -1,5 +1,15 @@
 """A second bundle that classifies a share of the traffic for comparison only: how often does it decide otherwise?
 
+What becomes of an image, SHADOW_OUTCOMES:
+
+    same              accepted by both, under the same name
+    label-differs     accepted by both, under different names
+    decision-differs  accepted, and the shadow refuses it
+    both-refuse       whatever name either would give it
+    taught            refused, and accepted under a class that the shadow was taught by people who reviewed images, or
+                      that the model in force lacks
+    newly-accepted    refused, and accepted under any other class
+
 It has one thread of the lowest priority and a short queue; images that do not fit are counted as skipped, so the model
 in service never waits for it.
 """
@@ -12,6 +22,7 @@ from pathlib import Path
 
 import structlog
 
+from service.contract.bundle import Manifest
 from service.contract.decision import Verdict, decide_row
 from service.errors import SettingsError, TailGuardError
 from service.inference import model
@@ -31,6 +42,7 @@ class Shadow:
     ) -> None:
         """`share` of the images, by default the settings'. Raises as model.load."""
         self.model = model.load(folder, settings, metrics, deciding, shadow=True)
+        self.taught = taught_classes(self.model.manifest)
         self._share = settings.shadow_share if share is None else share
         self.seen: Counter[str] = Counter()  # images by outcome, since this shadow was loaded
         self._timeout_s = settings.request_timeout_s
@@ -99,8 +111,17 @@ class Shadow:
     def _outcome(self, row: Row, label: str, decision: str, known: Container[str]) -> str:
         verdict = self.verdict(row)
         name = self.model.manifest.classes[verdict.class_index].name
-        if verdict.decision == "accept" and decision == "reject" and name not in known:
-            return "new-class"  # what the shadow was taught
-        if verdict.decision != decision:
-            return "decision-differs"
-        return "same" if name == label else "label-differs"
+        if decision == "accept":
+            if verdict.decision == "reject":
+                return "decision-differs"
+            return "same" if name == label else "label-differs"
+        if verdict.decision == "reject":
+            return "both-refuse"
+        return "taught" if name not in known or name in self.taught else "newly-accepted"
+
+
+def taught_classes(manifest: Manifest) -> frozenset[str]:
+    """Classes of which a bundle was taught images that people reviewed, as its manifest says."""
+    added = manifest.provenance.added or {}
+    counts = {**added.get("new_classes", {}), **added.get("known_classes", {})}
+    return frozenset(name for name, sides in counts.items() if sides.get("train"))

@@ -23,6 +23,8 @@ HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PA
 REQUEST_STAGES = ("receive", "decode", "queue", "inference", "respond")
 ImageOutcome = Literal["answered", "refused", "failed", "abandoned"]
 IMAGE_OUTCOMES: tuple[ImageOutcome, ...] = ("answered", "refused", "failed", "abandoned")
+# of an image that the shadow saw, see inference/shadow.py
+SHADOW_OUTCOMES = ("same", "label-differs", "decision-differs", "both-refuse", "taught", "newly-accepted")
 STORE_OUTCOMES = ("kept", "limited", "dropped", "failed")  # limited: by keep_images_per_s; dropped: too many wait
 SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
 
@@ -85,7 +87,7 @@ class Metrics:
         for counter, values in (
             (self.swaps, ("done", "refused")),
             (self.refused, SHED),
-            (self.shadow_images, ("same", "decision-differs", "label-differs", "new-class", "failed", "skipped")),
+            (self.shadow_images, (*SHADOW_OUTCOMES, "failed", "skipped")),
             (self.ledger_rows, ("written", "dropped")),
             (self.store_images, STORE_OUTCOMES),
         ):

@@ -34,7 +34,18 @@ class PromotionAsked(BaseModel):
     path: str | None = Field(default=None, min_length=1, max_length=4096, description="not given: the shadow")
     force: bool = Field(default=False, description="whatever the evidence says")
     least_compared: int = Field(default=200, ge=0)
-    most_disagreement: float = Field(default=0.1, ge=0, le=1)
+    most_disagreement: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="of the images that the model in force accepted: refused or named otherwise",
+    )
+    most_newly_accepted: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="of all images: refused before, now accepted under a class of which nobody reviewed an image",
+    )
     least_reviewed: int = Field(default=20, ge=0)
 
 
@@ -42,7 +53,9 @@ class EvidenceShown(BaseModel):
     """What was known of the shadow when it was promoted; shares in [0, 1], null of no images."""
 
     compared: int
-    disagreement: float | None
+    accepted: int = Field(description="of the compared, by the model in force")
+    disagreement: float | None = Field(description="of these")
+    newly_accepted: float | None = Field(description="of the compared; not those of classes that it was taught")
     reviewed: int
     sampled: int
     right_before: float | None = Field(description="of the sampled reviewed images, by the model in force")

@@ -41,7 +41,7 @@ def _service() -> list[Json]:
         lines("Thresholds", "Score above which an image predicted in the group is rejected.", "short",
               query(f"max by (model, version, group) (tailguard_threshold{{{GROUP}}})", OF + " {{group}}")),
         lines("Promised rejection", "Share of in-distribution images that the operating point in force rejects.",
-              "percentunit", query(f"model_version_group:tailguard_rejection:expected{{{GROUP}}}", OF + " {{group}}")),
+              "percentunit", query(f"model_version_group:tailguard_rejection:promised{{{GROUP}}}", OF + " {{group}}")),
     ]  # fmt: skip
 
 
@@ -51,8 +51,9 @@ def _shadow() -> list[Json]:
         for which in ('outcome=~"decision-differs|label-differs"', COMPARED)
     )
     return [
-        lines("Shadow disagrees", "Share of the images that the shadow model saw in an hour and would have answered "
-              "otherwise; 0 without a shadow.", "percentunit", query(share(differs, compared), "disagrees")),
+        lines("Shadow disagrees", "Of the accepted images that the shadow model saw in an hour, the share that it "
+              "refuses or names otherwise; 0 without a shadow.", "percentunit",
+              query(share(differs, compared), "disagrees")),
         lines("Shadow", "Images of the shadow model a second, by how it would have answered.", "cps",
               query(f"sum by (outcome) (rate(tailguard_shadow_images_total[{RATE}]))", "{{outcome}}")),
     ]  # fmt: skip

@@ -134,7 +134,7 @@ async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> 
     if runtime.ledger is not None:
         with closing(await asyncio.to_thread(runtime.ledger.reader)) as reader:
             answered = await evidence.reviewed(shadow, runtime.in_force(), reader)
-    limits = Limits(asked.least_compared, asked.most_disagreement, asked.least_reviewed)
+    limits = Limits(asked.least_compared, asked.most_disagreement, asked.most_newly_accepted, asked.least_reviewed)
     return evidence.weigh(shadow, answered, limits)
 
 

@@ -16,6 +16,7 @@ from service.contract.keys import content_key, key_text
 from service.deploy import evidence
 from service.deploy.deployments import Deployment, stack
 from service.deploy.evidence import Answered, Limits
+from service.inference.shadow import Shadow, taught_classes
 from service.settings import Settings
 from tests.service import asgi, tiny
 from tests.service.test_process import serving
@@ -78,8 +79,8 @@ def test_a_shadow_that_agrees_is_promoted_and_the_one_before_comes_back(versions
             found = done.json()
             assert found["in_force"]["version"] == "2"
             assert found["evidence"] == {
-                "compared": 8, "disagreement": 0.0, "reviewed": 8, "sampled": 8, "right_before": 1.0,
-                "right_after": 1.0, "outliers": 0, "caught": None, "objections": [],
+                "compared": 8, "accepted": 8, "disagreement": 0.0, "newly_accepted": 0.0, "reviewed": 8, "sampled": 8,
+                "right_before": 1.0, "right_after": 1.0, "outliers": 0, "caught": None, "objections": [],
             }  # fmt: skip
             assert app.state.runtime.shadow is None
             back = await client.post("/admin/back", json={})
@@ -103,7 +104,7 @@ def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Pa
                 if "reviewed images tell of it" not in said:
                     break
                 await asyncio.sleep(0.05)
-            assert "it differs on 100.0% (83.9% to 100.0%) of 20 images, and 10% are allowed" in said
+            assert "it differs on 100.0% (83.9% to 100.0%) of 20 images that were accepted, and 10% are allowed" in said
             assert "right on 0.0% of 20 sampled images and the model in force on 100.0%" in said
             assert (await client.get("/model")).json()["version"] == "1"
             forced = await client.post("/admin/promote", json={"least_compared": 20, "force": True})
@@ -137,6 +138,33 @@ def test_images_that_it_was_trained_on_tell_nothing(tmp_path: Path, versions: li
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(("before", "after", "outcome"), [
+    ("accept red", "accept red", "same"),
+    ("accept red", "accept blue", "label-differs"),
+    ("accept red", "accept violet", "label-differs"),  # a new class too: it had an answer
+    ("accept red", "reject red", "decision-differs"),
+    ("reject red", "reject blue", "both-refuse"),
+    ("reject red", "accept violet", "taught"),  # the model in force lacks it
+    ("reject red", "accept green", "taught"),  # people reviewed images of it
+    ("reject red", "accept red", "newly-accepted"),
+    ("reject red", "accept blue", "newly-accepted"),  # learned, but from no image that was taught
+])  # fmt: skip
+def test_what_becomes_of_an_image(before: str, after: str, outcome: str) -> None:
+    names = ("red", "green", "blue", "violet")
+    added = {"new_classes": {}, "known_classes": {"green": {"train": 3, "test": 1}, "blue": {"train": 0, "test": 2}}}
+    manifest: Any = SimpleNamespace(
+        classes=[SimpleNamespace(name=name) for name in names], provenance=SimpleNamespace(added=added)
+    )
+    decision, name = after.split()
+    shadow = object.__new__(Shadow)
+    shadow.model, shadow.taught = SimpleNamespace(manifest=manifest), taught_classes(manifest)  # type: ignore[assignment]
+    verdict = SimpleNamespace(class_index=names.index(name), decision=decision)
+    shadow.verdict = lambda row: verdict  # type: ignore[assignment, return-value, method-assign]
+    was, label = before.split()
+    row: Any = None
+    assert shadow._outcome(row, label, was, names[:3]) == outcome
+
+
 def weighed(answered: list[Answered], claimed: float | None = 0.9, **seen: int) -> evidence.Evidence:
     point = SimpleNamespace(cost=lambda scope: SimpleNamespace(test=SimpleNamespace(outliers_caught=claimed)))
     model = SimpleNamespace(manifest=SimpleNamespace(operating_points={"id95": point}), operating_point="id95",
@@ -147,9 +175,16 @@ def weighed(answered: list[Answered], claimed: float | None = 0.9, **seen: int) 
 
 def test_what_it_was_taught_is_no_disagreement_and_outliers_are_held_against_its_claim() -> None:
     fine = [Answered(True, True, False, False, True)] * 20
-    assert weighed(fine, same=100, new_class=100).objections == []
-    assert weighed(fine, same=100, new_class=80, label_differs=20).objections == []  # just as many as are allowed
-    assert "differs on 10.5%" in weighed(fine, same=99, new_class=80, decision_differs=21).objections[0]
+    assert weighed(fine, same=100, taught=100).objections == []
+    found = weighed(fine, same=180, both_refuse=200, taught=100, label_differs=20)  # just as many as are allowed
+    assert (found.compared, found.accepted, found.disagreement, found.objections) == (500, 200, 0.1, [])
+    [said] = weighed(fine, same=79, both_refuse=100, taught=100, label_differs=11, decision_differs=10).objections
+    assert said.startswith("it differs on 21.0% (14.2% to 30.0%) of 100 images that were accepted")
+    assert weighed(fine, both_refuse=150, taught=50).objections == []  # a stream of which nothing was accepted
+    found = weighed(fine, same=50, both_refuse=130, newly_accepted=20)
+    assert (found.disagreement, found.newly_accepted, found.objections) == (0.0, 0.1, [])
+    [said] = weighed(fine, same=50, newly_accepted=150).objections  # it accepts everything
+    assert said.startswith("it accepts, under classes that nobody reviewed for it, what was refused: 75.0%")
     outliers = [Answered(True, i < 12, True, True, False) for i in range(20)]  # 12 of 20: at most 78%
     [said] = weighed(outliers, same=200).objections
     assert said.startswith("of 20 confirmed outliers it refuses 12, at most 78.1%, and its manifest claims 90.0%")
@@ -189,7 +224,9 @@ def test_the_command_against_a_real_service(
         assert status == 1
         assert "tailguard: not promoted: it has been compared on 0 images" in said
         status, said = promote(port, str(versions[1]), "--force")
-        assert said.startswith(f"in force: tiny version 2, graph {sha}\ncompared on 0 images, differed on -\n")
+        assert said.startswith(
+            f"in force: tiny version 2, graph {sha}\ncompared on 0 images, differed on - of the 0 that were accepted"
+        )
         assert promote(port, "--back")[1].startswith("back to tiny version 1")
     status, said = promote(port)
     assert status == 1

@@ -239,9 +239,12 @@ def test_shadow_answers_nobody_and_says_how_often_it_differs(settings: Settings,
             await client.post("/classify?operating_point=ood95", content=RED, headers=PNG)  # not as deployed
             await asyncio.gather(*app.state.runtime.shadow._tasks)
             text = (await client.get("/metrics")).text
-            counts = {o: f'tailguard_shadow_images_total{{outcome="{o}"}}' for o in ("same", "decision-differs")}
+            counts = {
+                o: f'tailguard_shadow_images_total{{outcome="{o}"}}'
+                for o in ("same", "newly-accepted", "decision-differs")
+            }
             found = {o: float(text.split(line)[1].split()[0]) for o, line in counts.items()}
-            assert found == {"same": 1, "decision-differs": 2}
+            assert found == {"same": 1, "newly-accepted": 2, "decision-differs": 0}
 
     asyncio.run(body())
 
