@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 CIFAR_RESNET = "cifar-resnet"
-PATHS = ("data", "outliers", "split_from", "stage1_from", "weights", "feature_cache")
+PATHS = ("data", "outliers", "split_from", "stage1_from", "weights", "feature_cache", "taxonomy")
 Tune = Literal["frozen", "adapters", "full"]
-# What a pretrained backbone wants where nothing is given. A frozen one: found on CIFAR10-LT and on 953 grocery
-# photographs. Adapters: LIFT's recipe (Shi et al. 2024).
+# A pretrained backbone's. Frozen: found on CIFAR10-LT and 953 grocery photographs; adapters: LIFT's (Shi et al. 2024).
 TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
     "frozen": {"learning_rate": 1e-2, "weight_decay": 1e-2},
     "adapters": {
@@ -76,6 +75,8 @@ class Config(BaseModel):
     """How a training image is varied: see training/data/augment.py."""
     calibration_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of each class (and of the outliers) kept from training for calibration; 0 = none, as in the paper."""
+    taxonomy: Path | None = None
+    """A tree above the classes, CSV lines class,path; not given: that of nested folders or a list's column taxonomy."""
     split_from: Path | None = None
     """Folder of another run, whose images stay on the sides that they have there; not given: split anew."""
 
@@ -85,8 +86,7 @@ class Config(BaseModel):
     weights: Path | None = None
     """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
     tune: Tune | None = None
-    """frozen: only a head learns (the default with a pretrained backbone, on every device); adapters: small ones in the
-    blocks of a vision transformer learn too; full: all of the backbone does."""
+    """frozen: only a head learns (the default); adapters: those in a vision transformer learn too; full: all does."""
     trunk_rate: float | None = Field(default=None, gt=0, le=1)
     """With --tune full, the trunk's learning rate as a share of the head's; not given: 0.1."""
     adapter_width: int | None = Field(default=None, ge=1)

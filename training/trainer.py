@@ -17,7 +17,7 @@ from torch import Tensor
 from training.checks import require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
-from training.data.loading import Data, load
+from training.data.loading import Data, load, with_taxonomy
 from training.data.photographs import CACHE, TEST_FRACTION
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
@@ -69,7 +69,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         require_tunable(config, method, tuned)
     if pretrained := frozen or tuned:
         config = frozen_backbones.with_side(config, pretrained.target)
-    data = load(config, sides, out / CACHE, target=pretrained.target if pretrained else None)
+    data = with_taxonomy(load(config, sides, out / CACHE, target=pretrained.target if pretrained else None), config)
     if distributed.rank() == 0:
         print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
     config = config.with_schedule(len(data.train.labels))
@@ -126,6 +126,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         state.update(checkpoint.stage1(config.stage1_from, state))
     if distributed.rank() == 0:
         data.choice.write(out)
+        if data.taxonomy:
+            data.taxonomy.write(out)
     return state
 
 

@@ -21,13 +21,11 @@ from service.contract.manifest import (
     GRAPH_FILE,
     OUTLIER_LABEL,
     ClassInfo,
-    Cost,
     Input,
     Manifest,
-    Measured,
-    OperatingPoint,
     require_class_names,
 )
+from service.contract.points import Cost, Measured, OperatingPoint
 
 __all__ = [
     "FORMAT", "GRAPH_FILE", "MANIFEST_FILE", "OUTLIER_LABEL", "BundleError", "ClassInfo", "Cost", "Input", "Manifest",

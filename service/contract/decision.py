@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.manifest import Manifest, OperatingPoint, Scope
+from service.contract.manifest import Manifest
+from service.contract.points import OperatingPoint, Scope
 
 __all__ = ["Decision", "Scope", "Verdict", "decide", "decide_row", "p_value", "rejects", "threshold"]
 Decision = Literal["accept", "reject"]

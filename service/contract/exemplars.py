@@ -4,12 +4,10 @@
     index, distance = known.nearest(embedding, 3)          # of each row the three nearest exemplars
     manifest.classes[known.class_index[index[0, 0]]].name  # the class that the first row is nearest to
 
-The file is read by hand: what an array claims of itself is compared with its bytes before anything is allocated, and no
-object is ever unpickled.
+The file is read by hand (arrays.py), as its bundle may be anybody's.
 """
 
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.arrays import read as read_arrays
 from service.contract.bundle import BundleError
 from service.contract.manifest import Manifest
 
@@ -82,7 +81,7 @@ def encode(embedding: NDArray[np.floating], class_index: Sequence[int], thumbnai
 
 def decode(content: bytes, dimensions: int, classes: int) -> Exemplars:
     """What `encode` wrote. Raises ValueError naming what is wrong with it."""
-    arrays = _arrays(content)
+    arrays = read_arrays(content, DTYPES, REQUIRED, MOST_BYTES)
     embedding, class_index = arrays["embedding"].astype(np.float32), arrays["class_index"].astype(np.int32)
     if embedding.ndim != 2 or embedding.shape[1] != dimensions or not len(embedding):
         raise ValueError(f"embedding is {list(embedding.shape)}, wanted [1 or more, {dimensions}]")
@@ -129,34 +128,3 @@ def _thumbnails(arrays: dict[str, NDArray[np.generic]], count: int) -> tuple[byt
     if not all(t.startswith(JPEG) for t in cut if t):
         raise ValueError("a thumbnail is no JPEG file")
     return cut
-
-
-def _arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
-    """The arrays of an .npz by name, of DTYPES alone, not compressed: nothing unpacks to more than was read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            parts = archive.infolist()
-            members = {part.filename.removesuffix(".npy"): part for part in parts}
-            if len(members) < len(parts) or not REQUIRED <= set(members) <= set(DTYPES):
-                raise ValueError(f"it holds {sorted(part.filename for part in parts)[:8]}")
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise ValueError("it is compressed, and is read as numpy.savez writes it")
-            if (size := sum(part.file_size for part in parts)) > MOST_BYTES:
-                raise ValueError(f"its arrays have {size} bytes, at most {MOST_BYTES} are read")
-            return {name: _array(name, archive.read(part)) for name, part in members.items()}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(f"it is no .npz file ({error})") from error
-
-
-def _array(name: str, content: bytes) -> NDArray[np.generic]:
-    """One .npy file. numpy would allocate whatever the header says; here the header must fit the bytes."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError(f"{name} is in another version of .npy than 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.str != DTYPES[name] or fortran:
-        raise ValueError(f"{name} is {dtype.str}, wanted {DTYPES[name]} in the order of C")
-    values = np.frombuffer(content, dtype, offset=file.tell())
-    if any(side < 0 for side in shape) or values.size != int(np.prod(shape, dtype=object)):
-        raise ValueError(f"{name} says that it is {list(shape)} and holds {values.size} values")
-    return values.reshape(shape)

@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from service.contract.calibration_file import OutcomesFile
 from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.format1 import upgraded
+from service.contract.points import OperatingPoint, Scope
 from service.contract.reference import ALL, ClassGroup, Frozen, Reference
+from service.contract.sets import Sets
+from service.contract.taxonomy import Taxonomy
 
 GRAPH_FILE = "model.onnx"
 OUTLIER_LABEL = "outlier"  # what feedback calls an image of no class, so no class may be called so
 
 Resampling = Literal["bilinear", "bicubic", "lanczos"]
-Scope = Literal["group", "global"]  # thresholds by the group of the predicted class, or one for all images
-ByGroup = dict[str, float | None]  # by the name of a group; None: no image of that group was measured
 
 
 class Input(Frozen):
@@ -50,50 +52,6 @@ class Score(Frozen):
 
     formula: str
     temperature: float = Field(gt=0)
-
-
-class Cost(Frozen):
-    """What a set of thresholds costs on named images. Shares in [0, 1]."""
-
-    in_distribution_images: int
-    outlier_images: int
-    id_rejected: float
-    id_rejected_by_group: ByGroup  # group of the true class
-    id_rejected_by_predicted_group: ByGroup  # what a live service, which has no labels, can compare with
-    # True group → predicted group → (share of the true group's images predicted so, share of those that is rejected):
-    # what rejection is to be expected of another mix of groups. None: not noted, by earlier versions
-    id_between_groups: dict[str, dict[str, tuple[float, float]]] | None = None
-    outliers_caught: float | None  # None: there were no outliers
-    outliers_caught_by_predicted_group: ByGroup
-
-
-class Measured(Frozen):
-    """Costs of the one global threshold and of the thresholds by predicted group, on calibration and on test images."""
-
-    calibration: Cost
-    test: Cost | None  # outliers: the unweighted mean over the OOD sets
-
-
-class OperatingPoint(Frozen):
-    """Reject when the deciding score is strictly larger than the threshold in force.
-
-    A point with a level keeps that share of in-distribution images, and its thresholds are those of
-    `calibration.references` at that level. Format 1, and points made from outliers, have none.
-    """
-
-    description: str
-    level: float | None = Field(gt=0, lt=1)
-    threshold: float
-    group_thresholds: dict[str, float]  # by the group of the predicted class
-    # The share of in-distribution images predicted in a group that are refused at most, whatever the scores of other
-    # groups look like: 1 - level with enough calibration images of its own, 1/(n + 1) with n that are fewer.
-    group_promises: dict[str, float]
-    global_cost: Measured
-    group_cost: Measured
-
-    def cost(self, scope: Scope) -> Measured:
-        """What the thresholds of `scope` cost, on calibration and on test images."""
-        return self.global_cost if scope == "global" else self.group_cost
 
 
 class Calibration(Frozen):
@@ -167,6 +125,9 @@ class Manifest(Frozen):
     golden: tuple[Golden, ...]
     embedding: Embedding | None = None  # from format 2 on, where the graph gives one
     exemplars: ExemplarFile | None = None
+    sets: Sets | None = None  # what conformal sets of classes are read from
+    taxonomy: Taxonomy | None = None
+    outcomes: OutcomesFile | None = None  # of the calibration images, one by one
     files: dict[str, str]  # path inside the bundle → sha256 in hex
 
     @model_validator(mode="before")
@@ -195,8 +156,9 @@ class Manifest(Frozen):
             raise ValueError("calibration.id_scores must be ascending and not empty")
         if self.exemplars and not self.embedding:
             raise ValueError("exemplars are given without an embedding, so nothing can be compared with them")
-        if self.exemplars and self.exemplars.file not in self.files:
-            raise ValueError(f"exemplars {self.exemplars.file!r} are not among the files")
+        for part in (self.exemplars, self.outcomes):
+            if part and part.file not in self.files:
+                raise ValueError(f"{part.file!r} is not among the files")
         return self
 
     @model_validator(mode="after")
@@ -215,6 +177,10 @@ class Manifest(Frozen):
         needed = {ALL} if self.format == 1 else {ALL, *names}
         if missing := needed - set(self.calibration.references):
             raise ValueError(f"calibration.references lack {sorted(missing)}")
+        if self.sets and (strangers := set(self.sets.references) - set(names)):
+            raise ValueError(f"sets have references for {sorted(strangers)}, which are none of {sorted(names)}")
+        if self.taxonomy and len(self.taxonomy.paths) != len(self.classes):
+            raise ValueError(f"taxonomy has {len(self.taxonomy.paths)} paths: give one per class")
         for name, point in self.operating_points.items():
             if missing := set(names) - set(point.group_thresholds):
                 raise ValueError(f"the group_thresholds of {name} lack {sorted(missing)}")

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ALL = "all"  # the reference of the one threshold for all images
+ByGroup = dict[str, float | None]  # by the name of a group; None: no image of that group was measured
 RESERVED_GROUPS = frozenset({"", ALL, "none", "outlier", "outliers"})  # have another meaning in metrics and quantiles
 
 

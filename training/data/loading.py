@@ -15,7 +15,7 @@ import numpy as np
 
 from service.contract.bundle import Input
 from training.config import Config
-from training.data import folders, photographs, readers
+from training.data import folders, photographs, readers, taxonomy
 from training.data.choice import Choice, Part
 from training.data.decode import resized, square
 from training.data.fitted import Fitted
@@ -26,6 +26,7 @@ from training.data.pixels import pixel_array
 from training.data.readers import DataError, Images, ImageSet, Keys, Pixels
 from training.data.scan import scan
 from training.data.splits import calibration_split, held_back, long_tail_cut
+from training.data.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Data:
     choice: Choice = field(default_factory=lambda: Choice({}))
     notes: tuple[str, ...] = ()
     photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
+    taxonomy: Taxonomy | None = None
     folds: Any = None  # evaluation.cross_fit.CrossFit, where figures or thresholds come from it
 
 
@@ -94,9 +96,14 @@ def load(config: Config, run: Path | None = None, cache: Path | None = None, *, 
         notes += came_since(0 if config.imbalance else new, more)
     found = Data(
         train, calibration, test, outliers[kept], outliers[out], ood, size, max(1, size // 8),
-        config.dataset != "digits", choice, notes=tuple(notes),
+        config.dataset != "digits", choice, notes=tuple(notes), taxonomy=taxonomy.recorded(run),
     )  # fmt: skip
     return _all_fitted(found, target) if target else found
+
+
+def with_taxonomy(data: Data, config: Config) -> Data:
+    """`data` with the tree of the file that `config` names, if it names one. DataError where that does not do."""
+    return replace(data, taxonomy=taxonomy.read(config.taxonomy, data.train.classes)) if config.taxonomy else data
 
 
 def fitted(pixels: Pixels, target: Input) -> Fitted:
@@ -179,5 +186,5 @@ def _load_photographs(config: Config, run: Path | None, cache: Path | None, targ
         labelled(found.train, found.keys["train"]), labelled(found.calibration, found.keys["calibration"]),
         labelled(found.test, found.keys["test"]), unlabelled(found.outliers, found.keys["outliers"]),
         unlabelled(found.calibration_outliers, found.keys["calibration_outliers"]), {}, size, max(1, size // 8), True,
-        found.choice, found.notes,
+        found.choice, found.notes, taxonomy=taxonomy.recorded(run) or taxonomy.find(found.train),
     )  # fmt: skip

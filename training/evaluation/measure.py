@@ -10,22 +10,38 @@ from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups, group_classes
 from service.contract.calibration.mix import TRAIN, ClassMix, class_mix
 from service.contract.calibration.prior import presumed_shares
+from service.contract.calibration.taxonomy import ERROR
 from service.contract.decision import Scope
+from service.contract.outcomes import Outcomes
 from training.data.loading import Data
 from training.data.readers import DataError, Pixels
 from training.evaluation import cross_fit
+from training.evaluation.answers import sets_of, taxonomy_of
 from training.evaluation.cross_costs import costs
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import class_accuracy, ood_metrics
+from training.evaluation.pairs import fold_pairs, outcomes, pair
 from training.evaluation.predict import Outputs, Predict
 from training.runs.files import Json, jsonable
 
 
 def measure(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
-    levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None,
+    levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None, taxonomy_error: float = ERROR,
 ) -> Json:  # fmt: skip
-    """`groups`, `classes`, `operating_points` and their default, `calibration` and `evaluation` of a Manifest.
+    """The fields of a Manifest that `measured` finds."""
+    return measured(
+        predict, data, ood, score=score, temperature=temperature, scope=scope, levels=levels, mix=mix,
+        taxonomy_error=taxonomy_error,
+    )[0]  # fmt: skip
+
+
+def measured(
+    predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
+    levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None, taxonomy_error: float = ERROR,
+) -> tuple[Json, Outcomes]:  # fmt: skip
+    """`groups`, `classes`, `operating_points` and their default, `calibration`, `evaluation`, `sets` and `taxonomy` of
+    a Manifest; and how each calibration image turned out.
 
     `levels` are the shares of in-distribution images that operating points keep, the default first. `mix`: the classes
     expected in service, by default those of the training images. Thresholds come from the calibration split and the
@@ -51,12 +67,18 @@ def measure(
     points = keep | calibrate.catch_point(outliers, groups)
     default = next(iter(points))
 
+    def refuses(out: Outputs) -> NDArray[np.bool_]:
+        scores = out.scores[score].astype(np.float64)
+        return calibrate.rejected(scores, groups.of_class[out.predictions], points[default], scope)
+
     if judged and not len(data.test.labels):
         results, flags = _cross_fitted(judged, score, points, groups, mix, scope)
         tested = judged.labels
+        pairs = list(fold_pairs(judged, score, groups, mix, flags[default], refuses))
     else:
-        results, flags = _tested(predict, data, ood, score, points, groups, scope)
+        results, flags, test, outside = _tested(predict, data, ood, score, points, groups, scope)
         tested = data.test.labels
+        pairs = [pair(inside, predicted, tested, test, outside, flags[default], refuses)]
     for point in points.values():
         for kind in ("global", "group"):
             point[f"{kind}_cost"]["calibration"] = calibrate.cost(
@@ -73,7 +95,7 @@ def measure(
         "calibration_outlier_images": len(data.calibration_outliers),
     }
     results["calibration_split"] = split_results(split, held, data, score)
-    return {
+    fields = {
         "groups": [group.model_dump() for group in groups.groups],
         "classes": _classes(data, groups, results["class_accuracy"], flags[default], tested),
         "operating_points": points,
@@ -86,7 +108,14 @@ def measure(
             "references": {name: reference.model_dump() for name, reference in references.items()},
         },
         "evaluation": jsonable(results),
+        "sets": sets_of(inside, predicted.probabilities, pairs, groups),
+        "taxonomy": None
+        if data.taxonomy is None
+        else taxonomy_of(
+            data.taxonomy, data.train.classes, taxonomy_error, inside, predicted.probabilities, pairs, groups
+        ),
     }
+    return fields, outcomes(inside, outliers)
 
 
 Flags = dict[str, NDArray[np.bool_]]  # by operating point
@@ -95,8 +124,9 @@ Flags = dict[str, NDArray[np.bool_]]  # by operating point
 def _tested(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], score: str, points: dict[str, Json], groups: Groups,
     scope: Scope,
-) -> tuple[Json, Flags]:  # fmt: skip
-    """What `evaluate` finds on the test images, the costs put into `points`, and which test images are refused."""
+) -> tuple[Json, Flags, Outputs, dict[str, Outputs]]:  # fmt: skip
+    """What `evaluate` finds on the test images, the costs put into `points`, which test images are refused, and the
+    outputs on test images and OOD sets."""
     counts = [int(n) for n in data.train.counts]
     results, test_outputs, ood_outputs = evaluate(predict, data.test, ood, counts, score)
     test = _scored(test_outputs, score, data.test.labels)
@@ -109,7 +139,7 @@ def _tested(
             caught = calibrate.rejected(outside.scores, groups.of_class[outside.predicted], point, scope)
             results["ood"][where].setdefault("rejected", {})[name] = float(caught.mean())
         flags[name] = calibrate.rejected(test.scores, groups.of_class[test.predicted], point, scope)
-    return results, flags
+    return results, flags, test_outputs, ood_outputs
 
 
 def _cross_fitted(

@@ -31,6 +31,9 @@ class Outputs:
     def predictions(self) -> NDArray[np.int64]:
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
+    def take(self, rows: NDArray[np.int64]) -> "Outputs":
+        return Outputs(self.probabilities[rows], {name: values[rows] for name, values in self.scores.items()})
+
 
 Predict = Callable[[Images], Outputs]  # uint8 [N, H, W, 3], or float32 [N, V, F] → Outputs
 

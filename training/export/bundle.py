@@ -13,13 +13,14 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from service.contract import bundle
+from service.contract import bundle, outcomes
 from service.contract.bundle import Input
 from service.contract.calibration.mix import ClassMix
+from service.contract.calibration.taxonomy import ERROR
 from training.data.loading import Data
 from training.data.processes import usable_cpus
 from training.data.readers import Pixels
-from training.evaluation.measure import data_groups, measure
+from training.evaluation.measure import data_groups, measured
 from training.evaluation.predict import Predict, deployed, torch_predict
 from training.export import card, examples, exemplars
 from training.export.about import AboutData
@@ -35,6 +36,7 @@ from training.scores.scores import require_score
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
 PARITY_ROWS = 64  # whose embeddings are compared
+FILES = ("outliers", "weights", "taxonomy")  # settings whose file names are kept
 LEAST_COSINE = 0.999  # their mean, of torch's and the fp32 graph's
 CPU = torch.device("cpu")
 
@@ -129,12 +131,12 @@ def export(
     graph, made, parity = build(
         run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen, known.module
     )
-    measured = measure(
+    found, turned_out = measured(
         on_images(graph, frozen), pixels, ood, score=score, temperature=temperature, scope="group",
         **expected(calibration),
     )  # fmt: skip
-    exported = measured["calibration"]["quantiles"]
-    evaluation = measured["evaluation"] | {
+    exported = found["calibration"]["quantiles"]
+    evaluation = found["evaluation"] | {
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
         "score_choice": calibration.get("score_choice"),
@@ -153,11 +155,12 @@ def export(
         shape = at.target
     files, golden = examples.golden(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
+    files[outcomes.FILE] = outcomes.encode(turned_out)
     licence_of_pictures = about.licence if thumbnails else None
     files[exemplars.FILE], of_classes = exemplars.made(
         onnx_embed(graph), pixels.train, known, data.calibration.labels, licence_of_pictures
     )
-    fields = measured | {
+    fields = found | {
         "name": out.parent.name,
         "version": out.name,
         "created": datetime.now(UTC).replace(microsecond=0),
@@ -181,6 +184,7 @@ def export(
         "golden": golden,
         "embedding": known.record,
         "exemplars": of_classes,
+        "outcomes": turned_out.described(),
     }
     draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
     files |= card.plots(draft)
@@ -189,15 +193,16 @@ def export(
 
 
 def expected(calibration: Json) -> dict[str, Any]:
-    """The levels, and the mix of classes in service, that a calibration record was made for: arguments of measure."""
+    """Levels, class mix in service and error of the taxonomy that a calibration was made for: arguments of measure."""
     levels = [level for point in calibration["operating_points"].values() if (level := point["level"]) is not None]
     record = calibration["calibration"]
-    return {"levels": levels, "mix": ClassMix(record["class_mix"], np.array(record["class_shares"]))}
+    mix = ClassMix(record["class_mix"], np.array(record["class_shares"]))
+    return {"levels": levels, "mix": mix, "taxonomy_error": calibration.get("taxonomy_error", ERROR)}
 
 
 def recipe(run: Run) -> Json:
     """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
     hidden = {"data", "device", "threads", "checkpoint_epochs", "stage1_from", "split_from", "feature_cache"}
     kept = run.config.model_dump(mode="json", exclude=hidden)
-    kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in ("outliers", "weights")}
+    kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in FILES}
     return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}

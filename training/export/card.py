@@ -11,6 +11,7 @@ from typing import Any
 
 from service.contract.bundle import Cost, Manifest
 from training.export.about import against_the_paper, known_images, licence_text
+from training.export.answers import sets, taxonomy
 from training.export.lineage import learned
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, measured_on, promises, rests_on
@@ -37,8 +38,8 @@ OOD_COLUMNS = {
 def render(manifest: Manifest) -> str:
     """The text of CARD.md, in Markdown. It refers to the plots by the relative paths under which plots() names them."""
     parts = [
-        _purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, _choice, known_images,
-        _provenance,
+        _purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, sets, taxonomy, _choice,
+        known_images, _provenance,
     ]  # fmt: skip
     return "\n\n".join(block.strip("\n") for part in parts for block in part(manifest)) + "\n"
 

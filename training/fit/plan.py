@@ -16,6 +16,7 @@ from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training.audit import advice, sources
 from training.config import Config, flag
+from training.data import taxonomy
 from training.data.folders import PARTS
 from training.data.listing import Listing
 from training.data.photographs import SCAN_FILE, TEST_FRACTION, Files, Source, list_files
@@ -101,6 +102,8 @@ def make(given: Fit) -> Plan:
     if base.test_fraction is None and any(find_method(name).stage2 != NONE for name in heads):
         base = base.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     files = list_files(base, cache=work / "cache")
+    if base.taxonomy:
+        taxonomy.read(base.taxonomy, files.train.classes)  # its faults are named before anything is computed
     counts = files.train.counts + files.calibration.counts
     if len(counts) < 2:
         raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from service.contract.keys import content_key, key_text
 from training.config import Config
+from training.data import taxonomy
 from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
@@ -45,6 +46,8 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     parts = _write_list(work, old, found, copies, of_class)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
     Choice(parts).write(work)
+    if tree := taxonomy.recorded(given.run):
+        tree.write(work)  # a new class hangs where its own name says, Fruit/Fig, or below the root
     known = set(files.train.classes)
     return {
         "new_classes": by_class([c for c in found.classes if c not in known], found, of_class),

@@ -194,7 +194,7 @@ def test_changed_exemplars_are_named(tmp_path: Path) -> None:
                 "embedding": {"dimensions": 3, "made_from": ""},
                 "exemplars": {"file": "e.npz", "count": 1, "chosen": ""},
             },
-            "'e.npz' are not among the files",
+            "'e.npz' is not among the files",
         ),
         ({"embedding": {"dimensions": 0, "made_from": ""}}, "greater than 0"),
         ({"embedding": {"dimensions": 10**9, "made_from": ""}}, "less than or equal to 8192"),

@@ -1,4 +1,4 @@
-"""What is done with a finished run: evaluate, calibrate, export; the commands of `tailguard`."""
+"""Commands on a finished run: what they share, evaluate, and export; calibrate has a file of its own."""
 
 import json
 import sys
@@ -10,10 +10,8 @@ from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
-from training.layout import share_line, summary
-from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, jsonable, with_suffix, write_json
-
-AUTO = "auto"
+from training.layout import summary
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, with_suffix, write_json
 
 
 class OnRun(BaseModel, use_attribute_docstrings=True):
@@ -120,56 +118,6 @@ class Evaluate(OnRun):
         results = evaluate.evaluate_run(run, data, ood, score, self._device, suffix)
         write_json(with_suffix(self.run / RESULTS_FILE, suffix), results | {"ood_paths": self._paths})
         print(summary(results))
-
-
-class Calibrate(OnRun):
-    """Temperature, operating points and their cost, into calibration.json; never from test images.
-
-    `--score auto` chooses the deciding score too: by held-back outliers and by classes left out in turn.
-    """
-
-    level: list[float] = [0.95]
-    """Share of in-distribution images that an operating point keeps: 0.95 makes id95. May be repeated; the first one
-    is the default."""
-    class_mix: str = "train"
-    """Mix of classes expected in service: train, uniform, or a CSV file with a line `class,share` for each class."""
-    cross_fit: bool = False
-    """Thresholds from all training images, each scored by a head that has not seen it (on a frozen backbone): nearer to
-    the level where the tail has few calibration images. Always so where there is no test part."""
-
-    def named_score(self) -> str | None:
-        return None if self.score == AUTO else self.score
-
-    def cli_cmd(self) -> None:
-        from service.contract.calibration import mix
-        from training.evaluation import choose, measure, predict
-        from training.evaluation.temperature import fit_temperature
-        from training.runs import checkpoint
-
-        run, data, ood, score = self.prepare()
-        measure.require_calibration_images(data)
-        expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
-        chosen = None
-        if self.score == AUTO:
-            choice = choose.choose(run, data, self._device)
-            score, chosen = choice.score, choice.record(run.method.score)
-        module = predict.deployed(run, scores=[score], train=data.train, device=self._device)
-        plain = predict.torch_predict(module, self._device)
-        temperature = fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
-        module.temperature = temperature
-        scaled = predict.torch_predict(module, self._device)
-        measured = measure.measure(
-            scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected
-        )
-        record = {
-            "score": score, "score_choice": chosen, "cross_fit": self.cross_fit, "temperature": temperature, **measured,
-            "provenance": checkpoint.provenance(),
-        }  # fmt: skip
-        write_json(self.run / CALIBRATION_FILE, jsonable(record))
-        print(f"temperature {temperature:.3f}, deciding score {score}" + (f": {chosen['why']}" if chosen else ""))
-        for name, point in measured["operating_points"].items():
-            for kind in ("global", "group"):
-                print(f"{name} {kind}: {share_line(point[f'{kind}_cost'])}")
 
 
 class Export(OnRun):

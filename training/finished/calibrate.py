@@ -1,0 +1,71 @@
+"""The command `calibrate`: what is measured on the calibration images of a run, into its calibration.json."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from training.finished.commands import OnRun
+from training.layout import share_line
+from training.runs.files import CALIBRATION_FILE, jsonable, write_json
+
+AUTO = "auto"
+
+
+class Calibrate(OnRun):
+    """Temperature, operating points and their cost, into calibration.json; never from test images.
+
+    `--score auto` chooses the deciding score too: by held-back outliers and by classes left out in turn.
+    """
+
+    level: list[float] = Field(default=[0.95])
+    """Share of in-distribution images that an operating point keeps: 0.95 makes id95. May be repeated; the first one
+    is the default."""
+    class_mix: str = "train"
+    """Mix of classes expected in service: train, uniform, or a CSV file with a line `class,share` for each class."""
+    taxonomy: Path | None = None
+    """Another tree above the classes for the run, CSV lines class,path, as in `train`."""
+    taxonomy_error: float = Field(default=0.05, gt=0, lt=1)
+    """Share of in-distribution images told a node of the tree for which it may be a wrong one."""
+    cross_fit: bool = False
+    """Thresholds from all training images, each scored by a head that has not seen it (on a frozen backbone): nearer to
+    the level where the tail has few calibration images. Always so where there is no test part."""
+
+    def named_score(self) -> str | None:
+        return None if self.score == AUTO else self.score
+
+    def cli_cmd(self) -> None:
+        from service.contract.calibration import mix
+        from training.data import taxonomy
+        from training.evaluation import choose, measure, predict
+        from training.evaluation.temperature import fit_temperature
+        from training.runs import checkpoint
+
+        run, data, ood, score = self.prepare()
+        measure.require_calibration_images(data)
+        if self.taxonomy:
+            data = replace(data, taxonomy=taxonomy.read(self.taxonomy, run.classes))
+            data.taxonomy.write(self.run)
+        expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
+        chosen = None
+        if self.score == AUTO:
+            choice = choose.choose(run, data, self._device)
+            score, chosen = choice.score, choice.record(run.method.score)
+        module = predict.deployed(run, scores=[score], train=data.train, device=self._device)
+        plain = predict.torch_predict(module, self._device)
+        temperature = fit_temperature(plain(data.calibration.images).probabilities, data.calibration.labels)
+        module.temperature = temperature
+        scaled = predict.torch_predict(module, self._device)
+        measured = measure.measure(
+            scaled, data, ood, score=score, temperature=temperature, scope="group", levels=self.level, mix=expected,
+            taxonomy_error=self.taxonomy_error,
+        )  # fmt: skip
+        record = {
+            "score": score, "score_choice": chosen, "cross_fit": self.cross_fit, "temperature": temperature,
+            "taxonomy_error": self.taxonomy_error, **measured, "provenance": checkpoint.provenance(),
+        }  # fmt: skip
+        write_json(self.run / CALIBRATION_FILE, jsonable(record))
+        print(f"temperature {temperature:.3f}, deciding score {score}" + (f": {chosen['why']}" if chosen else ""))
+        for name, point in measured["operating_points"].items():
+            for kind in ("global", "group"):
+                print(f"{name} {kind}: {share_line(point[f'{kind}_cost'])}")
