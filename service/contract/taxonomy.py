@@ -63,6 +63,11 @@ class Taxonomy(Frozen):
             raise ValueError("the names of nodes must not be blank and hold no /")
         return self
 
+    def grown(self, names: Sequence[str]) -> "Taxonomy":
+        """With more classes at the end, each where its own name says, Fruit/Fig; nothing is measured of it yet."""
+        more = [tuple(name.split("/")[:-1])[: len(self.levels)] for name in names]
+        return self.model_copy(update={"paths": (*self.paths, *more), "measured": None})
+
     @property
     def promise(self) -> float:
         """The share of images told a node that are told the right one, at least."""

@@ -43,6 +43,13 @@ def test_nodes_of_the_same_name_below_different_parents_are_different():
     assert nodes.sums(np.array([0.3, 0.7], np.float32)).tolist() == pytest.approx([0.3, 0.7])
 
 
+def test_new_classes_hang_where_their_names_say():
+    grown = tree(0.7, 0.8).grown(["fig", "fruit/kiwi", "a/b/c/d"])
+    assert grown.paths[-3:] == ((), ("fruit",), ("a", "b"))
+    assert deepest(grown, *[0.1] * 5, 0, 0.5, 0) == (("fruit",), 1, 0.8)
+    assert Taxonomy.model_validate(grown.model_dump()) == grown
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import Cost, Manifest
 from service.contract.calibration import calibrate, conformal
-from service.contract.manifest import Scope
+from service.contract.points import Scope
 from service.contract.reference import ClassGroup, Reference, false_alarms
 
 Json = dict[str, Any]

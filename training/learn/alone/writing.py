@@ -27,6 +27,8 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
     parent = learned.parent
     files = {name: (given.run / name).read_bytes() for name in parent.files}
     files[bundle.GRAPH_FILE] = graph
+    if parent.outcomes:
+        del files[parent.outcomes.file]
     assert parent.exemplars is not None
     files[parent.exemplars.file], count = _exemplars(learned)
     shown = {Path(example.file).name: files.pop(example.file) for example in parent.golden}
@@ -47,6 +49,11 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
             "reviewed images that were taught, chosen likewise",
         },
     }  # fmt: skip
+    whole |= {
+        "sets": parent.sets and parent.sets.model_dump() | {"measured": ()},  # the new group has none of its own
+        "taxonomy": parent.taxonomy and parent.taxonomy.grown(learned.new).model_dump(),
+        "outcomes": None,  # of other classes than there are now
+    }
     whole["provenance"] |= {
         "command": now["command"], "commit": now["commit"], "versions": parent.provenance.versions | now["versions"],
         "added": added,
