@@ -3,19 +3,23 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from service import logs, recalibrate, score, settings
+from service.bundles import addresses, push
 from service.contract import bundle, exemplars
 from service.contract.bundle import BundleError
 from service.deploy import command as promotion
 from service.errors import TailGuardError
 from service.review import command as review
+from service.settings.places import is_address
 from service.web import server
 from service.web.routes import model as describe
 
 
-def inspect(path: str) -> int:
+def inspect(named: str) -> int:
     """Print the summary of a bundle after verifying every hash and its exemplars."""
+    path = addresses.fetched(named, settings.load().bundle_cache) if is_address(named) else Path(named)
     manifest = bundle.read(path)
     exemplars.read(path, manifest)
     shown = describe.summary(manifest, "none", manifest.default_operating_point, manifest.threshold_scope)
@@ -34,6 +38,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     recalibrate.add_arguments(commands.add_parser(
         "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
+    push.add_arguments(commands.add_parser("push", help="copy a bundle to where others fetch it"))
     review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
 
@@ -50,6 +55,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return promotion.main(chosen)
         if chosen.command == "recalibrate":
             return recalibrate.main(chosen)
+        if chosen.command == "push":
+            return push.main(chosen)
         if chosen.command == "review":
             return review.main(chosen)
         config = settings.load()

@@ -11,7 +11,6 @@ No HTTP: API keys and the memory for bodies belong to service/web.
 import asyncio
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
 
@@ -28,7 +27,8 @@ from service.ledger.writer import Ledger
 from service.observe import tracing
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracer
-from service.settings import PREFIX, Settings, bundle_path
+from service.settings import PREFIX, Settings
+from service.settings.places import Source, bundle_source
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Runtime:
         self.model, self.deciding, self._deployed_row = started
         self.metrics.bind(self.model.metrics)
         if settings.shadow_bundle is not None:
-            self.shadow = Shadow(settings.shadow_bundle, settings, self.metrics, self.deciding)
+            self.shadow = self.load_shadow(settings.shadow_bundle)
         self.ledger = Ledger.open(settings, self.metrics, self._count_feedback)
         log.info("model ready", **self.model.described())
 
@@ -91,14 +91,14 @@ class Runtime:
 
     async def swap(
         self,
-        path: Path,
+        source: Source,
         operating_point: str | None,
         scope: Scope | None,
         *,
         action: Action = "swap",
         key: str | None = None,
     ) -> tuple[Model, float]:
-        """Put the bundle at `path` in force and retire the one before; the new model and the seconds it took.
+        """Put the bundle at `source` in force and retire the one before; the new model and the seconds it took.
 
         It is loaded, verified and warmed up beside the running one, which answers meanwhile, and written down for the
         next start and the other replicas. Without an operating point or scope those that the deployment has chosen
@@ -107,11 +107,11 @@ class Runtime:
         """
         async with self._swapping:
             started = time.perf_counter()
-            path = bundle_path(path)
-            loaded = await self._load(path, operating_point, scope)
+            source = bundle_source(source)
+            loaded = await self._load(source, operating_point, scope)
             try:
                 asked = {"operating_point": operating_point, "scope": scope}
-                written = await asyncio.to_thread(self.deployments.append, action, path, loaded.manifest, key, asked)
+                written = await asyncio.to_thread(self.deployments.append, action, source, loaded.manifest, key, asked)
             except Exception as error:  # each driver has its own
                 loaded.close()
                 log.error("the deployment was not written down", error=str(error))
@@ -132,13 +132,18 @@ class Runtime:
         """The last deployment that was put in force here, 0 for none."""
         return self._deployed_row
 
+    def load_shadow(self, source: Source, share: float | None = None) -> Shadow:
+        """Another bundle, for `share` of the images. Raises BundleError, EngineError or SettingsError."""
+        loaded = loading.load(source, self.settings, self.metrics, self.deciding, shadow=True)
+        return Shadow(loaded, self.settings, self.metrics, share)
+
     def set_shadow(self, shadow: Shadow | None) -> None:
         """Compare with another shadow from now on, or with none."""
         if self.shadow is not None:
             self.shadow.close()
         self.shadow = shadow
 
-    async def _load(self, what: Path | Deployment, operating_point: str | None, scope: Scope | None) -> Model:
+    async def _load(self, what: Source | Deployment, operating_point: str | None, scope: Scope | None) -> Model:
         """A bundle beside the one in force. Raises NotReady while the service ends."""
         deciding = self.deciding.changed(operating_point, scope)
         loaded = await asyncio.to_thread(loading.load, what, self.settings, self.metrics, deciding)
@@ -161,9 +166,9 @@ class Runtime:
         self._deployed_row = deployment.row
         self.metrics.bind(loaded.metrics)
         self.metrics.deployment_failed.set(0)
-        if self.shadow is not None and self.shadow.model.folder == loaded.folder:
+        if self.shadow is not None and self.shadow.model.source == loaded.source:
             self.set_shadow(None)  # there is nothing to compare any more
-        log.info("model swapped", action=deployment.action, before=str(old.folder), **loaded.described())
+        log.info("model swapped", action=deployment.action, before=old.described()["bundle"], **loaded.described())
         task = asyncio.create_task(self._retire(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

@@ -163,7 +163,7 @@ def packages() -> str:
 
 
 def settings_table() -> str:
-    """One line per setting: its variable, its default, and what settings.py says of it."""
+    """One line per setting: its variable, its default, and what service/settings says of it."""
     rows = []
     for name, field in settings.Settings.model_fields.items():
         default = "the CPUs of this process" if field.default_factory else _value(field.default)

@@ -29,7 +29,8 @@ from service.contract.points import Cost, Measured, OperatingPoint
 
 __all__ = [
     "FORMAT", "GRAPH_FILE", "MANIFEST_FILE", "OUTLIER_LABEL", "BundleError", "ClassInfo", "Cost", "Input", "Manifest",
-    "Measured", "OperatingPoint", "digests", "read", "require_class_names", "write",
+    "Measured", "OperatingPoint", "digests", "read", "require_class_names", "require_inside",
+    "write",
 ]  # fmt: skip
 FORMAT = 2  # what is written; every earlier format is read
 MANIFEST_FILE = "manifest.json"
@@ -79,7 +80,7 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     except ValidationError as error:
         raise BundleError(f"the manifest for {folder} is not valid: {error}") from error
     for name in files:
-        _inside(name)
+        require_inside(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -95,14 +96,15 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     return checked
 
 
-def _inside(name: str) -> None:
+def require_inside(name: str) -> None:
+    """Raises BundleError for what is no path of a file inside a bundle."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or name in ("", MANIFEST_FILE):
         raise BundleError(f"{name!r} is not a path inside a bundle")
 
 
 def _verify(folder: Path, name: str, digest: str) -> None:
-    _inside(name)
+    require_inside(name)
     try:
         actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     except OSError as error:

@@ -17,7 +17,7 @@ class CannotPromote(TailGuardError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tailguard promote`."""
-    parser.add_argument("bundle", nargs="?", help="its folder on the service's disk; not given: the shadow")
+    parser.add_argument("bundle", nargs="?", help="its folder there, or its address; not given: the shadow")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default %(default)s)")
     parser.add_argument("--key", help="an API key with the role admin, where the service has keys")
     parser.add_argument("--shadow", action="store_true", help="only load the bundle as the shadow")

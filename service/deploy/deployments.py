@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from service.bundles.addresses import named
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.ledger import schema
 from service.ledger.database import MEMORY, POSTGRESQL, Database, connect
+from service.settings.places import Source
 
 OFF = "off"
 Action = Literal["swap", "promote", "back"]
@@ -27,7 +29,7 @@ INSERT = """INSERT INTO deployments (time, action, path, name, version, sha256, 
 
 
 class Deployment(NamedTuple):
-    """A bundle that was put in force; `path` is absolute, `api_key` the name of whose key it was."""
+    """A bundle that was put in force; `path` is absolute, or an address; `api_key` the name of whose key it was."""
 
     row: int
     time: float
@@ -49,7 +51,7 @@ class Deployment(NamedTuple):
 class Deployments:
     """Called from any thread; raises the driver's errors where the database cannot be read or written."""
 
-    def __init__(self, where: str, setting: Path) -> None:
+    def __init__(self, where: str, setting: Source) -> None:
         self._where, self._setting = where, str(setting)
         self.shared = where not in (MEMORY, OFF)
         self._own: list[Deployment] = []
@@ -68,13 +70,13 @@ class Deployments:
         return Deployment(*rows[0]) if rows else None
 
     def append(
-        self, action: Action, path: Path, manifest: Manifest, key: str | None, asked: dict[str, str | None]
+        self, action: Action, source: Source, manifest: Manifest, key: str | None, asked: dict[str, str | None]
     ) -> Deployment:
         """Write one down, committed when this returns: from then on it is in force wherever the database is read."""
         given = {name: value for name, value in asked.items() if value is not None}
         note = json.dumps(given) if given else None
         identity = (manifest.name, manifest.version, manifest.sha256)
-        made = Deployment(len(self._own) + 1, time.time(), action, str(path.absolute()), *identity, key, note)
+        made = Deployment(len(self._own) + 1, time.time(), action, named(source), *identity, key, note)
         if not self.shared:
             self._own.append(made)
             return made
@@ -111,12 +113,12 @@ class Deployments:
             self._reading = None
 
 
-def stack(history: Sequence[Deployment], setting: Path) -> list[tuple[str, str]]:
+def stack(history: Sequence[Deployment], setting: Source) -> list[tuple[str, str]]:
     """(path, "name/version") of the bundles that lie one upon the other: the setting first, the one in force last.
 
     A deployment lies upon the one it replaced; `back` takes off what lies above the one that it returned to.
     """
-    found = [(str(setting.absolute()), "")]
+    found = [(named(setting), "")]
     for one in history:
         paths = [path for path, _ in found]
         if one.action == "back" and one.path in paths:

@@ -1,10 +1,10 @@
 """Load the bundle of a deployment, and the one that is in force when a replica starts."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from service.bundles import addresses
 from service.contract.bundle import BundleError
 from service.deploy.deployments import Deployment, Deployments
 from service.errors import SettingsError, TailGuardError
@@ -12,6 +12,7 @@ from service.inference import model
 from service.inference.model import Deciding, Model
 from service.observe.metrics import Metrics
 from service.settings import Settings
+from service.settings.places import Source, bundle_source
 
 log = structlog.get_logger()
 
@@ -24,14 +25,18 @@ class Started(NamedTuple):
     row: int
 
 
-def load(what: Path | Deployment, settings: Settings, metrics: Metrics, deciding: Deciding) -> Model:
-    """The bundle at a path, or a deployed one. Raises as model.load, and SettingsError where another graph lies where
-    the deployed one was."""
-    path = what if isinstance(what, Path) else Path(what.path)
-    loaded = model.load(path, settings, metrics, deciding, embedding=settings.keeps)
+def load(
+    what: Source | Deployment, settings: Settings, metrics: Metrics, deciding: Deciding, *, shadow: bool = False
+) -> Model:
+    """The bundle at a path or an address, or a deployed one. Raises as model.load and addresses.fetched, and
+    SettingsError where another graph lies where the deployed one was."""
+    source = bundle_source(what.path) if isinstance(what, Deployment) else what
+    path = addresses.fetched(source, settings.bundle_cache)
+    embedding = settings.keeps and not shadow
+    loaded = model.load(path, settings, metrics, deciding, shadow=shadow, embedding=embedding, source=source)
     if isinstance(what, Deployment) and loaded.manifest.sha256 != what.sha256:
         loaded.close()
-        raise SettingsError(f"{path} is not the graph {what.sha256[:16]} that was deployed")
+        raise SettingsError(f"{addresses.shown(source)} is not the graph {what.sha256[:16]} that was deployed")
     return loaded
 
 

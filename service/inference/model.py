@@ -15,6 +15,7 @@ from service.inference.pipeline import NICENESS, Dials, Pipeline
 from service.observe.metrics import Metrics
 from service.observe.model_metrics import ModelMetrics
 from service.settings import Settings
+from service.settings.places import Source, without_password
 
 DEFAULT_TOP_K = 5
 
@@ -33,6 +34,7 @@ class DecisionParameters:
 class Model:
     """A request takes one Model at its beginning and keeps it, so another may take its place meanwhile."""
 
+    source: Source  # from where it was loaded
     folder: Path
     manifest: Manifest
     engine: Engine
@@ -71,7 +73,7 @@ class Model:
     def described(self) -> dict[str, Any]:
         """What the log says of it."""
         return {
-            "bundle": str(self.folder),
+            "bundle": without_password(str(self.source)),
             "model": f"{self.manifest.name}/{self.manifest.version}",
             "provider": self.engine.provider,
             "operating_point": self.operating_point,
@@ -114,8 +116,11 @@ def load(
     *,
     shadow: bool = False,
     embedding: bool = False,
+    source: Source | None = None,
 ) -> Model:
-    """Read, verify and warm up the bundle at `path`. A shadow gets one thread, which yields to all others; with
+    """Read, verify and warm up the bundle at `path`, the copy of `source` where that is given.
+
+    A shadow gets one thread, which yields to all others; with
     `embedding` each row has its embedding, if the bundle gives one.
 
     Raises BundleError, EngineError or SettingsError, each with one clear line.
@@ -146,6 +151,7 @@ def load(
     )
     pipeline = Pipeline(engine, dials, None if shadow else metrics)
     return Model(
+        source=source or path,
         folder=path,
         manifest=manifest,
         engine=engine,

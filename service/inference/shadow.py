@@ -18,15 +18,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Container
-from pathlib import Path
 
 import structlog
 
 from service.contract.bundle import Manifest
 from service.contract.decision import Verdict, decide_row
 from service.errors import SettingsError, TailGuardError
-from service.inference import model
-from service.inference.model import Deciding
+from service.inference.model import Deciding, Model
 from service.inference.pipeline import Row
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -37,12 +35,10 @@ log = structlog.get_logger()
 class Shadow:
     """Compares its own decisions with those that were answered. `offer` costs a request one random number."""
 
-    def __init__(
-        self, folder: Path, settings: Settings, metrics: Metrics, deciding: Deciding, share: float | None = None
-    ) -> None:
-        """`share` of the images, by default the settings'. Raises as model.load."""
-        self.model = model.load(folder, settings, metrics, deciding, shadow=True)
-        self.taught = taught_classes(self.model.manifest)
+    def __init__(self, loaded: Model, settings: Settings, metrics: Metrics, share: float | None = None) -> None:
+        """`loaded` as a shadow, for a `share` of the images, by default the settings'."""
+        self.model = loaded
+        self.taught = taught_classes(loaded.manifest)
         self._share = settings.shadow_share if share is None else share
         self.seen: Counter[str] = Counter()  # images by outcome, since this shadow was loaded
         self._timeout_s = settings.request_timeout_s

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from service import process, settings
+from service.bundles import addresses
 from service.contract import bundle
 from service.inference.engine import Engine
 from service.score import inputs, outputs
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever it holds")
     parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
-    parser.add_argument("--bundle", type=Path, help=f"default: {PREFIX}BUNDLE")
+    parser.add_argument("--bundle", help=f"a folder, or an address such as s3://models/shop/3; default: {PREFIX}BUNDLE")
     parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")
     parser.add_argument("--thresholds", choices=("group", "global"), help="default: as for the service")
     parser.add_argument("--threads", type=_positive, help="default: one for each CPU")
@@ -73,10 +74,11 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     own = (out, partial, outputs.temporary(out))
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
     stop.check()
-    scorer = _scorer(config, probabilities=args.probabilities)
+    folder = addresses.fetched(config.bundle, config.bundle_cache)
+    scorer = _scorer(folder, config, probabilities=args.probabilities)
     stop.check()
     threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
-    header = _header(scorer, config)
+    header = _header(folder, scorer)
     summary = Summary()
     started = perf_counter()
     try:
@@ -176,16 +178,16 @@ def _configure(args: argparse.Namespace) -> Settings:
     return settings.load({**os.environ, **{PREFIX + k: str(v) for k, v in given.items() if v is not None}})
 
 
-def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
+def _scorer(folder: Path, config: Settings, *, probabilities: bool) -> Scorer:
     """Load and verify the bundle."""
-    manifest = bundle.read(config.bundle)
+    manifest = bundle.read(folder)
     point = config.operating_point or manifest.default_operating_point
     if point not in manifest.operating_points:
         known = ", ".join(manifest.operating_points)
-        raise ScoreError(f"operating point {point} is none of {config.bundle}'s: {known}")
+        raise ScoreError(f"operating point {point} is none of {addresses.shown(config.bundle)}'s: {known}")
     return Scorer(
         engine=Engine(
-            config.bundle,
+            folder,
             manifest,
             provider=config.provider,
             intra_op_threads=config.intra_op_threads,
@@ -200,13 +202,13 @@ def _scorer(config: Settings, *, probabilities: bool) -> Scorer:
     )
 
 
-def _header(scorer: Scorer, config: Settings) -> dict[str, Any]:
+def _header(folder: Path, scorer: Scorer) -> dict[str, Any]:
     """Everything that changes a row: rows made under another header must not be mixed with these."""
     manifest = scorer.engine.manifest
     return {
         "bundle": f"{manifest.name} {manifest.version}",
         "graph_sha256": manifest.sha256,
-        "manifest_sha256": hashlib.sha256((config.bundle / bundle.MANIFEST_FILE).read_bytes()).hexdigest(),
+        "manifest_sha256": hashlib.sha256((folder / bundle.MANIFEST_FILE).read_bytes()).hexdigest(),
         "operating_point": scorer.operating_point,
         "thresholds": scorer.scope,
         "max_pixels": scorer.max_pixels,

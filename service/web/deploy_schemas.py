@@ -11,7 +11,10 @@ class ShadowChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str | None = Field(
-        default=None, min_length=1, max_length=4096, description="folder of the bundle; null: no shadow any more"
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="folder or address of the bundle; null: no shadow any more",
     )
     share: float | None = Field(default=None, gt=0, le=1, description="of the images; not given: the settings'")
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from starlette.types import Scope
 
 from service.errors import Forbidden, MalformedRequest
-from service.settings import PREFIX, Settings, is_loopback
+from service.settings import PREFIX, Settings
+from service.settings.places import is_loopback
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_SEEN = 100

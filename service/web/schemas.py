@@ -213,7 +213,7 @@ class BundleChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(min_length=1, max_length=4096, description="folder of the bundle on the service's disk")
+    path: str = Field(min_length=1, max_length=4096, description="folder on the service's disk, or address")
     operating_point: str | None = None
     threshold_scope: Scope | None = None
 

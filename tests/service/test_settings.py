@@ -1,4 +1,4 @@
-"""service/settings.py: the environment, its mistakes, and what may be printed."""
+"""service/settings: the environment, its mistakes, and what may be printed."""
 
 import json
 import traceback
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from service import settings
 from service.errors import SettingsError
 from service.process import available_cpus
-from service.settings import SECRETS, Settings
+from service.settings import SECRETS, Settings, places
 
 
 def test_defaults_are_local_and_without_a_key() -> None:
@@ -114,7 +114,7 @@ def test_frozen() -> None:
 def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "root" / "models" / "m").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(settings, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(places, "ROOT", tmp_path / "root")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Settings(bundle=Path("models/m")).bundle == tmp_path / "root" / "models" / "m"
     assert Settings(bundle=Path("models/none")).bundle == Path("models/none")

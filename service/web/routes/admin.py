@@ -1,7 +1,5 @@
 """What an admin key may change while the service runs: the bundle, the operating point, the keys. No restart."""
 
-from pathlib import Path
-
 from fastapi import APIRouter, Request
 
 from service.contract.bundle import BundleError
@@ -41,7 +39,7 @@ async def put_bundle(request: Request) -> InForce:
     async with admit(request, json_reader(BundleChange)) as admitted:
         change = admitted.body
     try:  # not within: a client that leaves shall not stop a swap half-way
-        asked = (Path(change.path), change.operating_point, change.threshold_scope)
+        asked = (change.path, change.operating_point, change.threshold_scope)
         loaded, seconds = await runtime.swap(*asked, key=name_of_key(request))
     except (BundleError, EngineError, SettingsError) as error:
         runtime.metrics.swaps.labels("refused").inc()

@@ -2,10 +2,10 @@
 
 import asyncio
 from contextlib import closing
-from pathlib import Path
 
 from fastapi import APIRouter, Request
 
+from service.bundles.addresses import named
 from service.contract.bundle import BundleError
 from service.deploy import evidence
 from service.deploy.deployments import Action, stack
@@ -13,7 +13,7 @@ from service.deploy.evidence import Evidence, Limits
 from service.errors import EngineError, InvalidParameter, Refused, SettingsError
 from service.inference.shadow import Shadow
 from service.runtime import Runtime
-from service.settings import bundle_path
+from service.settings.places import Source, bundle_source
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import runtime_of
@@ -58,10 +58,8 @@ async def put_shadow(request: Request) -> ShadowInForce:
         change = admitted.body
     shadow = None
     if change.path is not None:
-        path = bundle_path(Path(change.path))
-        asked = (path, runtime.settings, runtime.metrics, runtime.deciding, change.share)
         try:
-            shadow = await asyncio.to_thread(Shadow, *asked)
+            shadow = await asyncio.to_thread(runtime.load_shadow, bundle_source(change.path), change.share)
         except (BundleError, EngineError, SettingsError) as error:
             raise Refused(f"the shadow stays as it was: {error}") from error
     runtime.set_shadow(shadow)
@@ -83,20 +81,20 @@ async def promote(request: Request) -> Promoted:
     async with admit(request, json_reader(PromotionAsked)) as admitted:
         asked = admitted.body
     shadow = runtime.shadow
-    path = None if asked.path is None else bundle_path(Path(asked.path))
-    if shadow is not None and path is not None and shadow.model.folder.absolute() != path.absolute():
+    source = None if asked.path is None else bundle_source(asked.path)
+    if shadow is not None and source is not None and named(shadow.model.source) != named(source):
         shadow = None  # of another bundle: it says nothing of this one
     known = None
     if shadow is not None:
         known = await _evidence(runtime, shadow, asked)
-        path = shadow.model.folder
+        source = shadow.model.source
     if not asked.force and (known is None or known.objections):
         why = NO_SHADOW if known is None else f"not promoted: {'; '.join(known.objections)}"
         raise Refused(why)
-    if path is None:
+    if source is None:
         raise Refused(NO_SHADOW)
     return Promoted(
-        in_force=await _swap(runtime, request, path, "promote"),
+        in_force=await _swap(runtime, request, source, "promote"),
         evidence=None if known is None else EvidenceShown(**known._asdict()),
     )
 
@@ -123,10 +121,10 @@ async def back(request: Request) -> InForce:
         if not found:
             known = ", ".join(dict.fromkeys(name for _, name in named)) or "none"
             raise Refused(f"to={to[:100]} was never deployed here; these were: {known}")
-        return await _swap(runtime, request, Path(found[-1]), "back")
+        return await _swap(runtime, request, found[-1], "back")
     if not before:
         raise Refused(NOTHING_BEFORE)
-    return await _swap(runtime, request, Path(before[-1][0]), "back")
+    return await _swap(runtime, request, before[-1][0], "back")
 
 
 async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> Evidence:
@@ -138,9 +136,9 @@ async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> 
     return evidence.weigh(shadow, answered, limits)
 
 
-async def _swap(runtime: Runtime, request: Request, path: Path, action: Action) -> InForce:
+async def _swap(runtime: Runtime, request: Request, source: Source, action: Action) -> InForce:
     try:  # not within admit: a client that leaves shall not stop a swap half-way
-        loaded, seconds = await runtime.swap(path, None, None, action=action, key=name_of_key(request))
+        loaded, seconds = await runtime.swap(source, None, None, action=action, key=name_of_key(request))
     except (BundleError, EngineError, SettingsError) as error:
         runtime.metrics.swaps.labels("refused").inc()
         raise Refused(f"the bundle in service stays: {error}") from error
@@ -153,7 +151,7 @@ def _shadow(shadow: Shadow | None) -> ShadowInForce:
         return ShadowInForce(path=None)
     manifest = shadow.model.manifest
     return ShadowInForce(
-        path=str(shadow.model.folder),
+        path=str(shadow.model.source),
         name=manifest.name,
         version=manifest.version,
         sha256=manifest.sha256,

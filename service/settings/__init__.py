@@ -1,7 +1,6 @@
 """Settings from the environment: TAILGUARD_<NAME>, one frozen model, printed once at start without secrets."""
 
 import difflib
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
 from service.process import available_cpus
+from service.settings.places import Source, bundle_source, is_loopback, without_password
 
 PREFIX = "TAILGUARD_"
-ROOT = Path(__file__).resolve().parent.parent
 SECRETS = ("api_key", "api_keys", "admin_keys")
 
 
@@ -30,8 +29,11 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    bundle: Path = Path("models/cifar10-lt/2")
-    """Folder of the bundle to serve; a relative path counts from the working folder, then from the project's root."""
+    bundle: Source = Path("models/cifar10-lt/2")
+    """The bundle to serve: a folder (a relative path counts from the working folder, then from the project's root), or
+    an address such as `s3://models/shop/3`, `hf://owner/repo/3`, `models:/shop/3`, `https://…#sha256=…`."""
+    bundle_cache: Path = Path("~/.cache/tailguard/bundles")
+    """Where bundles from addresses are kept."""
     host: str = "127.0.0.1"
     """Address to listen on. Off loopback an API key is required, or TAILGUARD_ALLOW_ANONYMOUS."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -87,7 +89,7 @@ class Settings(BaseSettings):
     """Without the end of any run while one is under way, after which the service is not ready."""
     dead_s: float = Field(default=120.0, gt=0)
     """After so long a fault of the engine the service is not live either, so that it is started anew."""
-    shadow_bundle: Path | None = None
+    shadow_bundle: Source | None = None
     """A second bundle that classifies a share of the images and answers nobody."""
     shadow_share: float = Field(default=0.1, gt=0, le=1)
     """Of the classified images."""
@@ -144,10 +146,10 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = None
     """Where OpenTelemetry traces go; needs the extra `otel`."""
 
-    @field_validator("bundle", "shadow_bundle")
+    @field_validator("bundle", "shadow_bundle", mode="before")
     @classmethod
-    def _from_the_root(cls, value: Path | None) -> Path | None:
-        return None if value is None else bundle_path(value)
+    def _from_the_root(cls, value: Source | None) -> Source | None:
+        return None if value is None else bundle_source(value)
 
     @field_validator(*SECRETS)
     @classmethod
@@ -196,8 +198,8 @@ class Settings(BaseSettings):
         """The settings for the log at start: a secret is only said to be set or not."""
         shown = self.model_dump(mode="json")
         shown |= {name: "not set" if getattr(self, name) is None else "set" for name in SECRETS}
-        shown["ledger"] = _without_password(self.ledger)
-        shown["store"] = None if self.store is None else _without_password(self.store)
+        shown["ledger"] = without_password(self.ledger)
+        shown["store"] = None if self.store is None else without_password(self.store)
         return shown
 
 
@@ -226,24 +228,3 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         shown = "" if str(first["loc"][0]) in SECRETS else f"={first['input']}"
         raise SettingsError(f"{name}{shown} is not valid: {message}") from error
-
-
-def _without_password(ledger: str) -> str:
-    """A URL without user, password and options; anything else as it is."""
-    scheme, mark, rest = ledger.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if mark else ledger
-
-
-def bundle_path(path: Path) -> Path:
-    """Where a bundle named by `path` is: a relative one is looked for in the working directory, then in the root."""
-    if path.is_absolute() or path.exists() or not (ROOT / path).exists():
-        return path
-    return ROOT / path
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server on `host` is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

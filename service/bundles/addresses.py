@@ -1,0 +1,209 @@
+"""Where bundles come from: a folder, or an address from which one is fetched whole, verified and cached.
+
+    s3://models/shop/3                        an object store, or anything else that fsspec and its packages know
+    https://host/models/shop/3#sha256=…       a web server; the digest is that of manifest.json
+    hf://owner/repo@revision/shop/3           the Hugging Face Hub, by huggingface_hub
+    models:/shop/3                            a registry of MLflow, by mlflow
+
+Any of them may be pinned by `#sha256=…`; what is pinned and cached needs no network. Without a pin the manifest is
+asked for each time, and when the place cannot be reached the copy that was fetched last is served. A copy appears in
+the cache when every file of it has the digest that its manifest names, and never half.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from pydantic import ValidationError
+
+from service.contract import bundle
+from service.contract.bundle import MANIFEST_FILE, BundleError, Manifest
+from service.settings.places import MLFLOW, Source, without_password
+
+WEB = ("http://", "https://")
+PIN = "#sha256="
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub",
+            "http": "aiohttp", "https": "aiohttp"}  # fmt: skip
+MOST_MANIFEST_BYTES = 64 * 2**20
+MOST_BYTES = 4 * 2**30  # of a bundle
+COPY_BYTES = 2**20  # at once
+
+log = structlog.get_logger()
+
+
+class Place(NamedTuple):
+    """An address in its parts: without its pin, and the digest that it is pinned to."""
+
+    address: str
+    pin: str | None
+
+    @classmethod
+    def of(cls, source: str) -> "Place":
+        """Raises BundleError for a pin that is no sha256, and for a web server without one."""
+        address, mark, pin = source.partition(PIN)
+        if mark and not re.fullmatch(r"[0-9a-f]{64}", pin):
+            raise BundleError(f"{shown(source)} is pinned to {pin[:80]!r}: give the 64 digits of a sha256")
+        if not mark and address.startswith(WEB):
+            raise BundleError(
+                f"{shown(source)} comes from a web server and is not pinned: add {PIN}… with the digest of its "
+                f"{MANIFEST_FILE}, as sha256sum prints it"
+            )
+        return cls(address.rstrip("/"), pin or None)
+
+
+def shown(source: Source) -> str:
+    """For logs and errors: an address without user, password and options."""
+    return without_password(str(source).partition(PIN)[0])
+
+
+def named(source: Source) -> str:
+    """How a deployment is written down: an address as it is, a path made absolute."""
+    return source if isinstance(source, str) else str(source.absolute())
+
+
+def fetched(source: Source, cache: Path) -> Path:
+    """The folder of a bundle, which is not read yet: a path itself, or the copy of what an address names in `cache`.
+
+    Raises BundleError where it cannot be had, is not what it is pinned to, or a package is missing, which it names.
+    """
+    if isinstance(source, Path):
+        return source
+    place = Place.of(source)
+    copies = cache.expanduser() / hashlib.sha256(place.address.encode()).hexdigest()[:16]
+    if place.pin and (copies / place.pin[:16]).is_dir():
+        return copies / place.pin[:16]
+    copy = reader(place.address)
+    try:
+        copies.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "name a folder in TAILGUARD_BUNDLE_CACHE"
+        raise BundleError(f"{copies} cannot be made ({error.strerror}): {remedy}") from error
+    partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
+    try:
+        return _fetched(place, copy, copies, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
+    partial.mkdir()
+    try:
+        digest = copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
+    except BundleError:
+        raise
+    except Exception as error:  # each kind of place has its own
+        if (last := _last(copies)) is None:
+            raise BundleError(f"{shown(place.address)} cannot be fetched: {one_line(error)}") from error
+        log.warning("the bundle cannot be fetched: the copy fetched last is served", bundle=shown(place.address),
+                    copy=str(last), error=one_line(error))  # fmt: skip
+        return last
+    if place.pin not in (None, digest):
+        raise BundleError(f"{shown(place.address)} has a manifest of sha256 {digest}, it is pinned to {place.pin}")
+    target = copies / digest[:16]
+    if not target.is_dir():
+        _copy_files(place, copy, partial)
+        bundle.read(partial)
+        try:
+            os.rename(partial, target)
+        except OSError:
+            if not target.is_dir():  # another process was first
+                raise
+    os.utime(target)  # so that the last one is known
+    return target
+
+
+def _copy_files(place: Place, copy: "Copy", partial: Path) -> None:
+    """Every file that the manifest names, into `partial`."""
+    try:
+        manifest = Manifest.model_validate_json((partial / MANIFEST_FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(f"{shown(place.address)} has no valid {MANIFEST_FILE}: {first['msg']}") from error
+    left = MOST_BYTES
+    for name in manifest.files:
+        bundle.require_inside(name)
+        target = partial / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            copy(name, target, left)
+        except BundleError:
+            raise
+        except Exception as error:
+            raise BundleError(f"{shown(place.address)}: {name} cannot be fetched: {one_line(error)}") from error
+        left -= target.stat().st_size
+
+
+def _last(copies: Path) -> Path | None:
+    found = [path for path in copies.iterdir() if (path / MANIFEST_FILE).is_file() and path.name[0] != "."]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+# ---- Kinds of places ----
+
+Copy = Callable[[str, Path, int], str]  # copy(name, into, most_bytes) → the sha256 of a file of the bundle, now `into`
+
+
+def reader(address: str) -> Copy:
+    """How files are copied from `address`. Raises BundleError where a package is missing."""
+    if address.startswith(MLFLOW):
+        return _mlflow(address)
+    system, root = file_system(address)
+
+    def copy(name: str, into: Path, most_bytes: int) -> str:
+        digest, size = hashlib.sha256(), 0
+        with system.open(f"{root}/{name}", "rb") as source, into.open("wb") as target:
+            while block := source.read(COPY_BYTES):
+                size += len(block)
+                if size > most_bytes:
+                    raise BundleError(f"{shown(address)}: {name} and what came before it have more than "
+                                      f"{most_bytes} bytes, which is no bundle of this program")  # fmt: skip
+                digest.update(block)
+                target.write(block)
+        return digest.hexdigest()
+
+    return copy
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it. BundleError names the package that is missing."""
+    scheme = address.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise BundleError(f"{shown(address)} needs fsspec: pip install 'tailguard[store]'") from error
+    try:
+        system, root = url_to_fs(address, use_listings_cache=False)
+    except ImportError as error:
+        named = PACKAGES.get(scheme, "the package of that kind")
+        raise BundleError(f"{shown(address)} needs {named}: pip install {named} ({one_line(error)})") from error
+    except ValueError as error:
+        raise BundleError(f"{shown(address)}: fsspec does not know {scheme}:// ({one_line(error)})") from error
+    return system, str(root).rstrip("/")
+
+
+def _mlflow(address: str) -> Copy:
+    try:
+        from mlflow.artifacts import download_artifacts  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise BundleError(f"{address} needs mlflow: pip install mlflow") from error
+
+    def copy(name: str, into: Path, most_bytes: int) -> str:
+        found = Path(download_artifacts(artifact_uri=f"{address}/{name}", dst_path=str(into.parent)))
+        if found.stat().st_size > most_bytes:
+            raise BundleError(f"{address}: {name} has {found.stat().st_size} bytes, which is no bundle of this program")
+        if found != into:
+            os.replace(found, into)
+        return hashlib.sha256(into.read_bytes()).hexdigest()
+
+    return copy
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, for a line of a log."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

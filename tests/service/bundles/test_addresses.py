@@ -1,0 +1,209 @@
+"""A bundle from an address: whole, verified and cached, or refused in words; never half, whatever breaks."""
+
+import functools
+import hashlib
+import http.server
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from service.bundles import addresses
+from service.bundles.addresses import fetched
+from service.bundles.push import push
+from service.contract import bundle
+from service.contract.bundle import MANIFEST_FILE, BundleError
+from tests import live
+from tests.service import tiny
+
+
+def digest_of(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's file system in this process."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def test_a_path_is_itself(tmp_path: Path) -> None:
+    assert fetched(tmp_path / "b", tmp_path / "cache") == tmp_path / "b"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pushed_and_fetched(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    pinned = push(tiny_bundle, "memory://models/tiny/1/")
+    assert pinned == f"memory://models/tiny/1#sha256={digest_of(tiny_bundle)}"
+    for source in (pinned, "memory://models/tiny/1"):
+        found = fetched(source, tmp_path / "cache")
+        assert bundle.read(found) == bundle.read(tiny_bundle)
+        assert {p.name: p.read_bytes() for p in found.rglob("*") if p.is_file()} == {
+            p.name: p.read_bytes() for p in tiny_bundle.rglob("*") if p.is_file()
+        }
+    assert push(tiny_bundle, "memory://models/tiny/1") == pinned  # once more is no harm
+
+    memory.store.clear()
+    assert fetched(pinned, tmp_path / "cache") == found  # needs nobody
+    assert fetched("memory://models/tiny/1", tmp_path / "cache") == found  # the copy fetched last
+    with pytest.raises(BundleError, match=r"memory://models/tiny/2 cannot be fetched"):
+        fetched("memory://models/tiny/2", tmp_path / "cache")
+
+
+def test_an_address_whose_bundle_changes(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    first = push(tiny_bundle, "memory://models/latest")
+    old = fetched("memory://models/latest", tmp_path / "cache")
+    second = tiny.write(tmp_path / "tiny" / "2", version="2")
+    with pytest.raises(BundleError, match="holds another bundle: push to a new version"):
+        push(second, "memory://models/latest")
+    memory.store.clear()
+    push(second, "memory://models/latest")
+    new = fetched("memory://models/latest", tmp_path / "cache")
+    assert bundle.read(new).version == "2"
+    assert bundle.read(old).version == "1"
+    assert fetched(first, tmp_path / "cache") == old
+    assert fetched("memory://models/latest", tmp_path / "cache") == new
+
+    memory.pipe_file("/models/latest/manifest.json", (tiny_bundle / MANIFEST_FILE).read_bytes())
+    with pytest.raises(BundleError, match="is pinned to"):
+        fetched(f"memory://models/latest#sha256={digest_of(second)}", tmp_path / "other")
+
+
+@pytest.mark.parametrize("broken", ["missing", "changed", "cut", "no manifest", "no json", "outside", "huge"])
+def test_what_is_no_whole_bundle_never_enters_the_cache(
+    broken: str, tiny_bundle: Path, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(tiny_bundle, "memory://models/tiny/1")
+    graph, manifest = "/models/tiny/1/model.onnx", "/models/tiny/1/manifest.json"
+    if broken == "missing":
+        memory.rm(graph)
+    elif broken == "changed":
+        memory.pipe_file(graph, memory.cat_file(graph)[:-1] + b"x")
+    elif broken == "cut":
+        memory.pipe_file(graph, memory.cat_file(graph)[:100])
+    elif broken == "no manifest":
+        memory.rm(manifest)
+    elif broken == "no json":
+        memory.pipe_file(manifest, b"<html>sign in</html>")
+    elif broken == "outside":
+        content = json.loads(memory.cat_file(manifest))
+        content["files"]["../../outside"] = "0" * 64
+        memory.pipe_file(manifest, json.dumps(content).encode())
+    else:
+        monkeypatch.setattr(addresses, "MOST_BYTES", 100)
+    with pytest.raises(BundleError, match=r"memory://models/tiny/1|not a path inside|has sha256"):
+        fetched("memory://models/tiny/1", tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.fixture
+def web(tiny_bundle: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tiny_bundle))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_needs_a_pin(web: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads from web servers with aiohttp")
+    with pytest.raises(BundleError, match="is not pinned: add #sha256="):
+        fetched(web, tmp_path)
+    with pytest.raises(BundleError, match="give the 64 digits of a sha256"):
+        fetched(f"{web}#sha256=abc", tmp_path)
+    with pytest.raises(BundleError, match="it is pinned to 0000"):
+        fetched(f"{web}#sha256={'0' * 64}", tmp_path)
+    with pytest.raises(BundleError, match="no place to push to"):
+        push(tiny_bundle, web)
+    found = fetched(f"{web}#sha256={digest_of(tiny_bundle)}", tmp_path)
+    assert bundle.read(found) == bundle.read(tiny_bundle)
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
+    with pytest.raises(BundleError, match=r"s3://b/1 needs s3fs: pip install s3fs"):
+        fetched("s3://b/1", tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(BundleError, match="fsspec does not know nowhere://"):
+        fetched("nowhere://b/1", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="TAILGUARD_BUNDLE_CACHE"):
+        fetched("memory://b/1", tmp_path / "file" / "cache")
+
+
+def test_secrets_are_not_shown() -> None:
+    assert addresses.shown("https://me:secret@host/b?token=secret#sha256=00") == "https://host/b"
+    assert addresses.shown("models:/shop/3") == "models:/shop/3"
+
+
+def _fetch(address: str, cache: Path, slow: bool) -> None:
+    if slow:
+        copy_files = addresses._copy_files
+
+        def slowly(*given: Any) -> None:
+            copy_files(*given)
+            time.sleep(60)
+
+        addresses._copy_files = slowly
+    fetched(address, cache)
+
+
+def test_processes_at_once_and_one_killed(tiny_bundle: Path, tmp_path: Path) -> None:
+    address = push(tiny_bundle, f"local://{tmp_path}/store/tiny/1")
+    cache, context = tmp_path / "cache", multiprocessing.get_context("spawn")
+    killed = context.Process(target=_fetch, args=(address, cache, True))
+    killed.start()
+    deadline = time.monotonic() + 60
+    while not list(cache.rglob("*.partial/model.onnx")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    killed.join()
+    together = [context.Process(target=_fetch, args=(address, cache, False)) for _ in range(3)]
+    for process in together:
+        process.start()
+    for process in together:
+        process.join()
+        assert process.exitcode == 0
+    [found] = [p for p in cache.glob("*/*") if p.name[0] != "."]
+    assert bundle.read(found) == bundle.read(tiny_bundle)
+
+
+def test_a_service_on_an_address(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Started on one, swapped to another, back, and started anew after the store is gone."""
+    import httpx
+
+    store = tmp_path / "store"
+    first = push(tiny_bundle, f"local://{store}/tiny/1")
+    second = push(tiny.write(tmp_path / "tiny" / "2", version="2"), f"local://{store}/tiny/2")
+    given = {"bundle_cache": tmp_path / "cache", "ledger": tmp_path / "ledger.sqlite", "admin_keys": "a=secret"}
+    head = {"Authorization": "Bearer secret"}
+    with live.serving(first, **given) as url:  # type: ignore[arg-type]
+        assert httpx.get(f"{url}/model", headers=head).json()["version"] == "1"
+        done = httpx.put(f"{url}/admin/bundle", json={"path": second}, headers=head)
+        assert done.json()["version"] == "2", done.text
+        wrong = httpx.put(f"{url}/admin/bundle", json={"path": f"local://{store}/tiny/3"}, headers=head)
+        assert wrong.status_code == 409
+        assert "the bundle in service stays" in wrong.json()["detail"]
+    for path in sorted(store.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    with live.serving(first, **given) as url:  # type: ignore[arg-type]
+        assert httpx.get(f"{url}/model", headers=head).json()["version"] == "2"  # from the cache, as was deployed
+        back = httpx.post(f"{url}/admin/back", json={}, headers=head)
+        assert back.json()["version"] == "1", back.text
