@@ -1,10 +1,9 @@
-"""Bundles pushed to and fetched from real places: an S3 server (moto), a registry of MLflow."""
+"""Bundles pushed to and fetched from real places: an S3 server (moto's), a registry of MLflow."""
 
+import importlib.util
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,50 @@ from service.bundles.push import push
 from service.contract import bundle
 from service.contract.bundle import BundleError
 from tests import live
-from tests.service.web.test_admin import free_port  # noqa: F401  (see below)
+from tests.service import s3
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_placeholder() -> None: ...
+@pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")
+def test_s3(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushed by the command, served from there by a process that knows only the address."""
+    with s3.server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        command = [sys.executable, "-m", "service", "push", str(tiny_bundle), f"s3://{s3.BUCKET}/models/tiny/1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        address = done.stdout.strip().removeprefix("TAILGUARD_BUNDLE='").removesuffix("'")
+        with live.serving(address, bundle_cache=tmp_path / "cache") as url:  # type: ignore[arg-type]
+            assert httpx.get(f"{url}/model").json()["sha256"] == bundle.read(tiny_bundle).sha256
+        shown = subprocess.run([sys.executable, "-m", "service", "inspect", address], cwd=ROOT, capture_output=True,
+                               text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)})  # fmt: skip
+        assert '"name": "tiny"' in shown.stdout, shown.stderr
+        missing = subprocess.run([sys.executable, "-m", "service", "inspect", f"s3://{s3.BUCKET}/models/none"],
+                                 cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
+        assert missing.returncode == 1
+        assert len(missing.stderr.splitlines()) == 1
+        assert f"tailguard: s3://{s3.BUCKET}/models/none cannot be fetched" in missing.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed (mlflow-skinny does)")
+@pytest.mark.filterwarnings("ignore")  # of mlflow and what it imports
+def test_mlflow(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    try:
+        first = push(tiny_bundle, "models:/tiny")
+        assert first.startswith("models:/tiny/1#sha256=")
+        found = fetched(first, tmp_path / "cache")
+        assert bundle.read(found) == bundle.read(tiny_bundle)
+        assert fetched("models:/tiny/1", tmp_path / "cache") == found
+        assert push(tiny_bundle, "models:/tiny").startswith("models:/tiny/2#")
+        with pytest.raises(BundleError, match="models:/tiny/9 cannot be fetched"):
+            fetched("models:/tiny/9", tmp_path / "cache")
+        with pytest.raises(BundleError, match="MLflow counts versions itself"):
+            push(tiny_bundle, "models:/tiny/3")
+    finally:
+        mlflow.set_tracking_uri(None)
