@@ -64,8 +64,17 @@ class Service:
         for group in self.groups()[:most]:
             shown = self.shown(group)
             [(truth, _)] = Counter(self.truth[image["key"]] for image in shown).most_common(1)
-            kind = "outlier" if truth == OUTLIER else "class" if truth in known else "new"
-            said[truth] += len(self.label([image["row"] for image in shown], kind, truth, group["id"]))
+            rows = [image["row"] for image in shown]
+            said[truth] += len(self.label(rows, kind_of(truth, known), truth, group["id"]))
+        return said
+
+    def label_audit(self, known: Sequence[str], most: int) -> Counter[str]:
+        """Say of the next images of the audit sample, one by one, what they show; what was said of how many."""
+        said: Counter[str] = Counter()
+        while said.total() < most and (images := self.get("/review/audit")["shown"]):
+            for image in images:
+                truth = self.truth[image["key"]]
+                said[truth] += len(self.label([image["row"]], kind_of(truth, known), truth, "audit"))
         return said
 
     def shown(self, group: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,6 +98,11 @@ class Service:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             tar.extractall(into, filter="data")
         return next(into.rglob("labels.csv")).parent
+
+
+def kind_of(truth: str, known: Sequence[str]) -> str:
+    """Of a label, to a model of the `known` classes."""
+    return "outlier" if truth == OUTLIER else "class" if truth in known else "new"
 
 
 @contextmanager

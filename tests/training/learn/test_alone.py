@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +191,26 @@ def test_what_takes_images_from_known_classes_is_not_exported(
     assert said.startswith("error: nothing was exported")
     assert "training images of known classes that stay with them" in said
     assert not (tmp_path / "models").exists()
+
+
+def test_killed_while_it_writes(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, target = shop / "models" / "shop" / "1", tmp_path / "models" / "shop" / "1"
+    command = [sys.executable, "-m", "training", "learn", str(model), "--from", str(shop / "export"), "--out",
+               str(tmp_path / "models")]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=live.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(line.startswith("* write") for line in process.stdout)
+    process.kill()
+    process.communicate()
+    if target.exists():  # it was quicker
+        assert len(bundle.read(target).classes) == 4
+        shutil.rmtree(target)
+    (target.parent / f".{target.name}.0123abcd.partial").mkdir(parents=True, exist_ok=True)  # what a KILL may leave
+    assert "4 classes" in learn(capsys, model, shop / "export", tmp_path / "models")
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
 
 
 def test_the_grown_head_by_hand() -> None:

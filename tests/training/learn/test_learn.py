@@ -1,5 +1,7 @@
 """`tailguard learn`: a run learns a new class, more of its tail and outliers; refused, killed and gone on with."""
 
+import os
+import random
 import shutil
 import subprocess
 import sys
@@ -253,6 +255,28 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
     fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
     assert "learns from other reviewed images" in learn(capsys, taught, tmp_path, added=other)
     assert bundle.read(target).provenance.added
+
+
+def test_killed_at_any_moment(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between and within the steps: the bundle is there whole or not at all, and the same command goes on."""
+    target, draw = tmp_path / "models" / "shop" / "1", random.Random(0)
+    command = [sys.executable, "-m", "training", "learn", str(taught / "run"), "--from", str(taught / "export"),
+               "--out", str(tmp_path / "models"), "--work", str(tmp_path / "work")]  # fmt: skip
+    steps = ["features of the new images", "train", "calibrate", "measure on", "compare with", "export"]
+    for begun in draw.sample(steps, 2):
+        process = subprocess.Popen(
+            command, cwd=live.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        assert process.stdout is not None
+        next((line for line in process.stdout if line.startswith(f"* {begun}")), None)
+        time.sleep(draw.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+        assert not target.exists() or len(bundle.read(target).classes) == 4
+    assert "4 classes" in learn(capsys, taught, tmp_path)
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+    assert not list((tmp_path / "work").rglob("*.partial"))
 
 
 def test_known_features_are_taken_as_they_are() -> None:

@@ -26,7 +26,7 @@ from training.learn.alone.writing import write
 from training.learn.command import Learn
 from training.learn.sides import COMPARED, TRAIN
 from training.network.onnx_graph import session
-from training.runs.steps import step
+from training.runs.steps import clear_killed_export, step
 
 BATCH_IMAGES = 64
 OF_RUNS = ("work", "parent", "data", "outliers", "ood", "score", "threads")
@@ -60,6 +60,7 @@ def learn(given: Learn) -> Path:
     fields = inherited.grown(parent, learned.counts, crossed, learned.seen(after, learned.made.side == COMPARED))
     compared = comparison(learned, fitted, before, after, fields, given)
     step(f"write {target}")
+    clear_killed_export(target)
     written = write(given, target, learned, graph, fields, compared)
     print(f"\n{target}: {len(written.classes)} classes, {len(found)} reviewed images; put it beside the model in "
           "service with TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote")  # fmt: skip
