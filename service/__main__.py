@@ -11,6 +11,7 @@ from service.contract import bundle, exemplars
 from service.contract.bundle import BundleError
 from service.deploy import command as promotion
 from service.errors import TailGuardError
+from service.inference.engine import Engine
 from service.review import command as review
 from service.settings.places import is_address
 from service.web import server
@@ -18,10 +19,12 @@ from service.web.routes import model as describe
 
 
 def inspect(named: str) -> int:
-    """Print the summary of a bundle after verifying every hash and its exemplars."""
+    """Print the summary of a bundle after verifying every hash, its exemplars and its heat map."""
     path = addresses.fetched(named, settings.load().bundle_cache) if is_address(named) else Path(named)
     manifest = bundle.read(path)
     exemplars.read(path, manifest)
+    if manifest.heat_map is not None:
+        Engine(path, manifest).verify_heat_map()
     shown = describe.summary(manifest, "none", manifest.default_operating_point, manifest.threshold_scope)
     print(json.dumps(shown.model_dump(mode="json", exclude={"provider"}), indent=1, ensure_ascii=False))
     return 0

@@ -10,21 +10,24 @@ and feedback given twice counts once.
 """
 
 import random
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypedDict, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.client.errors import ProblemError, Unreachable
+from service.contract.decision import Scope
 from service.errors import INTERNAL
+from service.web.embed_schemas import EmbedAnswer, EmbeddedImage
 from service.web.schemas import Answer, BatchAnswer, BatchItem, FeedbackAnswer, ModelSummary, Problem
 
 Image = str | Path | bytes | BinaryIO  # the path of a file, its content, or the file opened for reading bytes
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+Item = TypeVar("Item", BatchItem, EmbeddedImage)
 
 SHED = (429, 503)
 TOO_LARGE = 413
@@ -76,6 +79,26 @@ class Named(NamedTuple):
     content: bytes
 
 
+class Query(TypedDict, total=False):
+    """What may be asked beyond the deployment's defaults: the query of POST /classify. None: not asked."""
+
+    top_k: int | None
+    operating_point: str | None
+    thresholds: Scope | None
+    neighbours: int | None  # training examples to name
+    embedding: bool
+    map: bool  # the heat map
+
+
+@dataclass(frozen=True)
+class Many(Generic[Item]):
+    """A route for several images: how its answer is read, and what stands for an image that it never took."""
+
+    path: str
+    items: Callable[[httpx.Response], list[Item]]
+    item: Callable[..., Item]
+
+
 class Parts:
     """Images read from the disk as few at a time as fit into one request."""
 
@@ -100,37 +123,38 @@ class Parts:
 
 @dataclass(frozen=True)
 class Calls:
-    """The flows. A query that is None is not sent."""
+    """The flows. Of a query nothing is sent that is None or False."""
 
     retries: Retries
 
-    def classify(self, image: Image, query: dict[str, Any]) -> Flow[Answer]:
+    def classify(self, image: Image, query: Query) -> Flow[Answer]:
         found = yield from _read(image, 0)
-        response = yield from self._sent("POST", "/classify", params=query, files={"file": found})
+        response = yield from self._sent("POST", "/classify", params=_params(query), files={"file": found})
         return _parsed(Answer, response)
 
-    def part(self, images: Sequence[Named], query: dict[str, Any]) -> Flow[list[BatchItem]]:
+    def part(self, route: Many[Item], images: Sequence[Named], query: Query) -> Flow[list[Item]]:
         """One request for several images. What is too much together is halved, what was shed alone is sent again."""
         files = [("files", image) for image in images]
+        sent = {"params": _params(query)}
         try:
-            response = yield from self._sent("POST", "/classify/batch", params=query, files=files)
+            response = yield from self._sent("POST", route.path, files=files, **sent)
         except ProblemError as error:
             if error.problem.status == TOO_LARGE and len(images) == 1:
-                return [BatchItem(file=images[0].name, problem=error.problem)]
+                return [route.item(file=images[0].name, problem=error.problem)]
             if error.problem.status not in (TOO_LARGE, TOO_MANY) or len(images) == 1:
                 raise
             half = len(images) // 2
-            first = yield from self.part(images[:half], query)
-            return first + (yield from self.part(images[half:], query))
-        items = _parsed(BatchAnswer, response).results
+            first = yield from self.part(route, images[:half], query)
+            return first + (yield from self.part(route, images[half:], query))
+        items = route.items(response)
         for attempt in range(1, self.retries.attempts + 1):
             shed = [i for i, item in enumerate(items) if item.problem and item.problem.status in SHED]
             if not shed:
                 break
             yield Wait(self.retries.pause(attempt))
             again = [("files", images[i]) for i in shed]
-            response = yield from self._sent("POST", "/classify/batch", params=query, files=again)
-            for i, item in zip(shed, _parsed(BatchAnswer, response).results, strict=True):
+            response = yield from self._sent("POST", route.path, files=again, **sent)
+            for i, item in zip(shed, route.items(response), strict=True):
                 items[i] = item
         return items
 
@@ -190,6 +214,14 @@ def _parsed(model: type[M], response: httpx.Response) -> M:
             request_id=response.headers.get("x-request-id", ""),
         )  # fmt: skip
         raise ProblemError(said) from error
+
+
+CLASSIFY = Many("/classify/batch", lambda response: _parsed(BatchAnswer, response).results, BatchItem)
+EMBED = Many("/embed", lambda response: _parsed(EmbedAnswer, response).results, EmbeddedImage)
+
+
+def _params(query: Query) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None and value is not False}
 
 
 def _refusal(response: httpx.Response) -> ProblemError:

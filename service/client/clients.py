@@ -5,12 +5,25 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 
-from service.client.calls import Batching, Calls, Flow, Image, Load, Parts, Retries, Send, Wait
-from service.contract.decision import Scope
+from service.client.calls import (
+    CLASSIFY,
+    EMBED,
+    Batching,
+    Calls,
+    Flow,
+    Image,
+    Load,
+    Parts,
+    Query,
+    Retries,
+    Send,
+    Wait,
+)
+from service.web.embed_schemas import EmbeddedImage
 from service.web.schemas import Answer, BatchItem, FeedbackAnswer, ModelSummary
 
 T = TypeVar("T")
@@ -33,24 +46,29 @@ class Client:
         self._calls = Calls(retries or Retries())
         self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport)
 
-    def classify(
-        self, image: Image, *, top_k: int | None = None, operating_point: str | None = None,
-        thresholds: Scope | None = None,
-    ) -> Answer:  # fmt: skip
-        """The answer for one image: a path, the content of a file, or a file opened for reading bytes."""
-        return self._do(self._calls.classify(image, _query(top_k, operating_point, thresholds)))
+    def classify(self, image: Image, **query: Unpack[Query]) -> Answer:
+        """The answer for one image: a path, the content of a file, or a file opened for reading bytes.
+
+        What may be asked for beyond it (`top_k`, `neighbours`, `map` …) is that of Query.
+        """
+        return self._do(self._calls.classify(image, query))
 
     def classify_batch(
-        self, images: Iterable[Image], *, top_k: int | None = None, operating_point: str | None = None,
-        thresholds: Scope | None = None, batching: Batching | None = None,
-    ) -> Iterator[BatchItem]:  # fmt: skip
+        self, images: Iterable[Image], *, batching: Batching | None = None, **query: Unpack[Query]
+    ) -> Iterator[BatchItem]:
         """An answer or a problem for each image, in their order, as the requests are answered.
 
         Images are read as they are needed, so there may be any number; what the service sheds is sent again.
         """
-        parts, query = Parts(images, batching or Batching()), _query(top_k, operating_point, thresholds)
+        parts = Parts(images, batching or Batching())
         while part := self._do(parts.read()):
-            yield from self._do(self._calls.part(part, query))
+            yield from self._do(self._calls.part(CLASSIFY, part, query))
+
+    def embed(self, images: Iterable[Image], *, batching: Batching | None = None) -> Iterator[EmbeddedImage]:
+        """An embedding or a problem for each image, as classify_batch; nothing is decided of them."""
+        parts = Parts(images, batching or Batching())
+        while part := self._do(parts.read()):
+            yield from self._do(self._calls.part(EMBED, part, {}))
 
     def feedback(self, request_id: str, label: str, *, index: int = 0) -> FeedbackAnswer:
         """Tell the true label of an image: a class of the model, or "outlier" for none of them."""
@@ -103,21 +121,24 @@ class AsyncClient:
         self._calls = Calls(retries or Retries())
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport)
 
-    async def classify(
-        self, image: Image, *, top_k: int | None = None, operating_point: str | None = None,
-        thresholds: Scope | None = None,
-    ) -> Answer:  # fmt: skip
+    async def classify(self, image: Image, **query: Unpack[Query]) -> Answer:
         """As Client.classify."""
-        return await self._do(self._calls.classify(image, _query(top_k, operating_point, thresholds)))
+        return await self._do(self._calls.classify(image, query))
 
     async def classify_batch(
-        self, images: Iterable[Image], *, top_k: int | None = None, operating_point: str | None = None,
-        thresholds: Scope | None = None, batching: Batching | None = None,
-    ) -> AsyncIterator[BatchItem]:  # fmt: skip
+        self, images: Iterable[Image], *, batching: Batching | None = None, **query: Unpack[Query]
+    ) -> AsyncIterator[BatchItem]:
         """As Client.classify_batch, for `async for`."""
-        parts, query = Parts(images, batching or Batching()), _query(top_k, operating_point, thresholds)
+        parts = Parts(images, batching or Batching())
         while part := await self._do(parts.read()):
-            for item in await self._do(self._calls.part(part, query)):
+            for item in await self._do(self._calls.part(CLASSIFY, part, query)):
+                yield item
+
+    async def embed(self, images: Iterable[Image], *, batching: Batching | None = None) -> AsyncIterator[EmbeddedImage]:
+        """As Client.embed, for `async for`."""
+        parts = Parts(images, batching or Batching())
+        while part := await self._do(parts.read()):
+            for item in await self._do(self._calls.part(EMBED, part, {})):
                 yield item
 
     async def feedback(self, request_id: str, label: str, *, index: int = 0) -> FeedbackAnswer:
@@ -184,8 +205,3 @@ def _on(flow: Flow[Any], result: Any) -> Any:
 
 def _headers(key: str | None) -> dict[str, str]:
     return {} if key is None else {"x-api-key": key}
-
-
-def _query(top_k: int | None, operating_point: str | None, thresholds: Scope | None) -> dict[str, Any]:
-    given = {"top_k": top_k, "operating_point": operating_point, "thresholds": thresholds}
-    return {name: value for name, value in given.items() if value is not None}

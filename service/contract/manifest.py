@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from service.contract.calibration_file import OutcomesFile
 from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.format1 import upgraded
+from service.contract.heat_map import HeatMap
 from service.contract.points import OperatingPoint, Scope
 from service.contract.reference import ALL, ClassGroup, Frozen, Reference
 from service.contract.sets import Sets
@@ -128,6 +129,7 @@ class Manifest(Frozen):
     sets: Sets | None = None  # what conformal sets of classes are read from
     taxonomy: Taxonomy | None = None
     outcomes: OutcomesFile | None = None  # of the calibration images, one by one
+    heat_map: HeatMap | None = None
     files: dict[str, str]  # path inside the bundle → sha256 in hex
 
     @model_validator(mode="before")
@@ -156,7 +158,7 @@ class Manifest(Frozen):
             raise ValueError("calibration.id_scores must be ascending and not empty")
         if self.exemplars and not self.embedding:
             raise ValueError("exemplars are given without an embedding, so nothing can be compared with them")
-        for part in (self.exemplars, self.outcomes):
+        for part in (self.exemplars, self.outcomes, self.heat_map):
             if part and part.file not in self.files:
                 raise ValueError(f"{part.file!r} is not among the files")
         return self

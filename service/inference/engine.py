@@ -1,9 +1,9 @@
-"""The graph of a bundle in onnxruntime: uint8 images in, probabilities, scores and perhaps the embedding out."""
+"""The graph of a bundle in onnxruntime: uint8 images in, probabilities and scores out, more where it is wanted."""
 
 import gc
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from service.contract import images
 from service.contract.bundle import GRAPH_FILE, Manifest
 from service.contract.embedding import EMBEDDING
+from service.contract.heat_map import HEAT_MAP, with_map
 from service.errors import EngineError, TailGuardError
-from service.inference import providers
-from service.inference.gpu import Buckets
-from service.inference.providers import PROVIDERS, Provider
+from service.inference.opened import Opened, Options, Shape
+from service.inference.providers import Provider
+from service.inference.wanted import NOTHING, Wanted
 from service.process import trim_heap
 
 GOLDEN_MAX_PIXELS = 50_000_000
@@ -31,12 +32,13 @@ LENGTH_TOLERANCE = 1e-3  # of an embedding: it is made in float32, whatever the 
 
 @dataclass(frozen=True)
 class Outputs:
-    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying; `embedding` float32
-    [N, D], each row of length 1, where the engine was told to give it and the bundle has one."""
+    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying. Where it is wanted
+    and the bundle has it: `embedding` float32 [N, D], each row of length 1; `heat_map` float32 [N, height, width]."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, NDArray[np.float32]]
     embedding: NDArray[np.float32] | None = None
+    heat_map: NDArray[np.float32] | None = None
 
 
 class Engine:
@@ -56,24 +58,21 @@ class Engine:
         """Load the graph of the bundle in `folder`, check it against its manifest and golden examples, warm it up.
 
         `gpu_mem_limit_bytes` and `max_batch_images`, the largest batch padded to and warmed, concern CUDA only. With
-        `embedding` every run gives the embedding too, if the bundle has one; without, it is not asked for. Raises
+        `embedding` every run gives the embedding too, if the bundle has one; without, those that want it. Raises
         EngineError when the graph cannot be loaded, its inputs or outputs are not the manifest's, the provider asked
         for is not the one in use, or a golden example gives another answer.
         """
         self.manifest = manifest
-        path = folder / GRAPH_FILE
-        self._session: Any = providers.session(
-            path, provider, intra_op_threads=intra_op_threads, gpu_mem_limit_bytes=gpu_mem_limit_bytes
-        )
-        self._buckets: Buckets | None = None
-        self.provider: str = self._session.get_providers()[0]
-        self._names = ["probabilities", *manifest.scores]
-        if embedding and manifest.embedding is not None:
-            self._names.append(EMBEDDING)
+        self._folder, path = folder, folder / GRAPH_FILE
+        self._options = Options(provider, intra_op_threads, gpu_mem_limit_bytes, max_batch_images)
+        self._graph: Opened | None = Opened(path, self._options)
+        self._with_map: Opened | None = None
+        self._opening = threading.Lock()
+        self.provider: str = self._graph.session.get_providers()[0]
+        self._always = Wanted(embedding=embedding and manifest.embedding is not None)
         try:
-            self._check_signature(path)
-            if (device := PROVIDERS[provider].device) is not None:
-                self._use_device(device, max_batch_images)
+            self._check_signature(path, self._graph)
+            self._graph.use_device(self.shape, self._shapes(), self._names(self._always))
             self._verify_golden(folder)
             self.run(np.zeros((1, *self.shape), np.uint8))
         except Exception:
@@ -84,45 +83,83 @@ class Engine:
     def shape(self) -> tuple[int, int, int]:
         return (self.manifest.input.height_px, self.manifest.input.width_px, 3)
 
-    def run(self, batch: NDArray[np.uint8]) -> Outputs:
-        """Answers for `batch` uint8 [N, H, W, 3]. Raises EngineError when the graph fails or the engine is closed."""
-        buckets, session = self._buckets, self._session
-        if session is None:
+    def run(self, batch: NDArray[np.uint8], wanted: Wanted = NOTHING) -> Outputs:
+        """Answers for `batch` uint8 [N, H, W, 3].
+
+        Raises EngineError when the graph fails, the engine is closed, or the bundle has not got what is wanted.
+        """
+        graph = self._graph
+        if wanted is not NOTHING:
+            wanted = wanted | self._always
+            if wanted.heat_map:
+                graph = self._opened_with_map()
+        names = self._names(self._always if wanted is NOTHING else wanted)
+        if graph is None:
             raise EngineError(f"the engine of {self.manifest.name} {self.manifest.version} is closed")
-        try:
-            arrays = session.run(self._names, {"images": batch}) if buckets is None else buckets.run(batch)
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+        answers = dict(zip(names, graph.run(names, batch), strict=True))
+        return Outputs(
+            answers.pop("probabilities"), embedding=answers.pop(EMBEDDING, None),
+            heat_map=answers.pop(HEAT_MAP, None), scores=answers,
+        )  # fmt: skip
+
+    def verify_heat_map(self) -> None:
+        """Raises EngineError where the bundle has a heat map and it is not what the manifest says.
+
+        Not part of loading: it opens the graph once more, which a service does when a map is first asked for.
+        """
+        if (said := self.manifest.heat_map) is None:
+            return
+        images = np.random.default_rng(0).integers(0, 256, (2, *self.shape), np.uint8)
+        found = self.run(images, Wanted(heat_map=True)).heat_map
+        assert found is not None
+        if found.shape != (2, said.height, said.width) or not np.isfinite(found).all():
             raise EngineError(
-                f"the graph failed on a batch of shape {batch.shape}: {providers.one_line(error)}"
-            ) from error
-        answers = dict(zip(self._names, arrays, strict=True))
-        return Outputs(answers.pop("probabilities"), embedding=answers.pop(EMBEDDING, None), scores=answers)
+                f"{said.file} gives a heat map {found.shape}, its manifest needs finite values "
+                f"[N, {said.height}, {said.width}]"
+            )
 
     def close(self) -> None:
         """Free the graph and its buffers, once the runs under way have ended. Closing twice does no harm."""
-        buckets = self._buckets
-        self._buckets = self._session = None
-        if buckets is not None:
-            buckets.close()
-        del buckets
+        with self._opening:
+            graphs = [graph for graph in (self._graph, self._with_map) if graph is not None]
+            self._graph = self._with_map = None
+        while graphs:
+            graphs.pop().close()
         gc.collect()  # sessions are part of reference cycles, and the service collects seldom
         trim_heap()
 
-    def _use_device(self, device: str, max_batch_images: int) -> None:
-        shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.manifest.classes),)}
-        shapes |= dict.fromkeys(self.manifest.scores, ())
-        if self.manifest.embedding is not None and EMBEDDING in self._names:
-            shapes[EMBEDDING] = (self.manifest.embedding.dimensions,)
-        try:
-            self._buckets = Buckets(self._session, self.shape, shapes, device=device, max_batch_images=max_batch_images)
-        except Exception as error:
-            raise EngineError(
-                f"the buffers for batches of up to {max_batch_images} images cannot be made on {device}: "
-                f"{providers.one_line(error)}: raise TAILGUARD_GPU_MEM_LIMIT_BYTES or lower TAILGUARD_MAX_BATCH_IMAGES"
-            ) from error
+    def _names(self, wanted: Wanted) -> list[str]:
+        more = [name for name, asked in ((EMBEDDING, wanted.embedding), (HEAT_MAP, wanted.heat_map)) if asked]
+        return ["probabilities", *self.manifest.scores, *more]
 
-    def _check_signature(self, path: Path) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+    def _shapes(self) -> dict[str, Shape]:
+        """Of every output for one image."""
+        manifest = self.manifest
+        shapes: dict[str, Shape] = {"probabilities": (len(manifest.classes),)} | dict.fromkeys(manifest.scores, ())
+        if manifest.embedding is not None:
+            shapes[EMBEDDING] = (manifest.embedding.dimensions,)
+        if manifest.heat_map is not None:
+            shapes[HEAT_MAP] = (manifest.heat_map.height, manifest.heat_map.width)
+        return shapes
+
+    def _opened_with_map(self) -> Opened | None:
+        """The graph that gives the heat map too, opened when it is first asked for; None once the engine is closed.
+
+        A graph of its own: onnxruntime would compute the map for everybody.
+        """
+        said = self.manifest.heat_map
+        if said is None:
+            raise EngineError(f"{self.manifest.name} {self.manifest.version} has no heat map")
+        with self._opening:
+            if self._with_map is None and self._graph is not None:
+                content = with_map((self._folder / GRAPH_FILE).read_bytes(), (self._folder / said.file).read_bytes())
+                opened = Opened(content, self._options)
+                opened.use_device(self.shape, self._shapes(), self._names(self._always | Wanted(heat_map=True)))
+                self._with_map = opened
+            return self._with_map
+
+    def _check_signature(self, path: Path, graph: Opened) -> None:
+        inputs, outputs = graph.session.get_inputs(), graph.session.get_outputs()
         taken = [(i.name, i.type, list(i.shape[1:])) for i in inputs]
         if taken != [("images", "tensor(uint8)", list(self.shape))] or isinstance(inputs[0].shape[0], int):
             shown = [(i.name, i.type, list(i.shape)) for i in inputs]
@@ -133,22 +170,20 @@ class Engine:
             if ranks.get(name) != kind:
                 raise EngineError(f"{path} gives {ranks}, its manifest needs {name} as {kind[0]} of rank {kind[1]}")
         if self.manifest.embedding is not None:
-            self._check_embedding(path, self.manifest.embedding.dimensions)
+            self._check_embedding(path, graph, self.manifest.embedding.dimensions)
         classes = self.run(np.zeros((2, *self.shape), np.uint8)).probabilities.shape
         if classes != (2, len(self.manifest.classes)):
             raise EngineError(
                 f"{path} gives probabilities {classes}, its manifest has {len(self.manifest.classes)} classes"
             )
 
-    def _check_embedding(self, path: Path, dimensions: int) -> None:
+    def _check_embedding(self, path: Path, graph: Opened, dimensions: int) -> None:
         # Also where no run asks for it: what the manifest says of the graph must hold in any deployment.
         images = np.random.default_rng(0).integers(0, 256, (2, *self.shape), np.uint8)
         try:
-            (rows,) = self._session.run([EMBEDDING], {"images": images})
-        except Exception as error:
-            raise EngineError(
-                f"{path} gives no embedding, its manifest needs one: {providers.one_line(error)}"
-            ) from error
+            (rows,) = graph.run([EMBEDDING], images)
+        except EngineError as error:
+            raise EngineError(f"{path} gives no embedding, its manifest needs one: {error}") from error
         if rows.dtype != np.float32 or rows.shape != (2, dimensions):
             raise EngineError(
                 f"{path} gives an embedding {rows.dtype} {rows.shape}, its manifest needs float32 [N, {dimensions}]"

@@ -11,13 +11,16 @@ from service.contract.decision import Scope
 from service.errors import InvalidParameter, SettingsError
 from service.inference.engine import Engine
 from service.inference.health import HealthLimits
+from service.inference.neighbours import Neighbours
 from service.inference.pipeline import NICENESS, Dials, Pipeline
+from service.inference.wanted import NOTHING, Wanted
 from service.observe.metrics import Metrics
 from service.observe.model_metrics import ModelMetrics
 from service.settings import Settings
 from service.settings.places import Source, without_password
 
 DEFAULT_TOP_K = 5
+MOST_NEIGHBOURS = 100  # of one image: nobody looks at more
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class DecisionParameters:
     operating_point: str
     scope: Scope
     is_default: bool  # operating point and scope are the deployment's own
+    neighbours: int = 0  # training examples to name
+    embedding: bool = False  # to answer with
+    wanted: Wanted = NOTHING  # of the graph
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,15 @@ class Model:
         """Of all classes."""
         return frozenset(info.name for info in self.manifest.classes)
 
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """The training examples in the bundle, where it has some."""
+        return Neighbours(self.folder, self.manifest) if self.manifest.exemplars else None
+
     def decision_parameters(
-        self, *, top_k: int | None = None, operating_point: str | None = None, thresholds: Scope | None = None
-    ) -> DecisionParameters:
+        self, *, top_k: int | None = None, operating_point: str | None = None, thresholds: Scope | None = None,
+        neighbours: int | None = None, embedding: bool = False, map: bool = False,
+    ) -> DecisionParameters:  # fmt: skip
         """What a request asks for, None for the deployment's default. Raises InvalidParameter naming valid values."""
         classes, point = len(self.manifest.classes), operating_point
         if top_k is not None and not 1 <= top_k <= classes:
@@ -62,7 +74,27 @@ class Model:
             raise InvalidParameter(f"operating_point={point[:100]} is none of this model's: {known}")
         scope = thresholds or self.scope
         is_default = (point, scope) == (self.operating_point, self.scope)
-        return DecisionParameters(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+        found = DecisionParameters(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+        if not (neighbours or embedding or map):
+            return found
+        self.require(neighbours=neighbours or 0, embedding=embedding, heat_map=map)
+        wanted = Wanted(embedding=embedding or bool(neighbours), heat_map=map)
+        return replace(found, neighbours=neighbours or 0, embedding=embedding, wanted=wanted)
+
+    def require(self, *, neighbours: int = 0, embedding: bool = False, heat_map: bool = False) -> None:
+        """Raises InvalidParameter for what this bundle has not got."""
+        manifest, name = self.manifest, f"{self.manifest.name} {self.manifest.version}"
+        if embedding and manifest.embedding is None:
+            raise InvalidParameter(f"{name} gives no embedding: export the model again, or leave it out")
+        if heat_map and manifest.heat_map is None:
+            why = f" ({reason})" if (reason := manifest.evaluation.get("heat_map")) else ": export the model again"
+            raise InvalidParameter(f"{name} gives no heat map{why}: leave map out")
+        if not neighbours:
+            return
+        if manifest.exemplars is None:
+            raise InvalidParameter(f"{name} holds no training examples: export it again, or leave neighbours out")
+        if not 1 <= neighbours <= (most := min(MOST_NEIGHBOURS, manifest.exemplars.count)):
+            raise InvalidParameter(f"neighbours={neighbours} is not valid: of this model's examples 1 to {most}")
 
     def deciding_by(self, operating_point: str | None, scope: Scope | None) -> "Model":
         """The same model with other defaults; None leaves one as it is. From now on its metrics say so."""

@@ -12,8 +12,10 @@ threads work ahead while the device runs the batch before.
 import asyncio
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -27,6 +29,7 @@ from service.inference.budget import ByteBudget
 from service.inference.engine import Outputs
 from service.inference.health import EngineHealth, HealthLimits
 from service.inference.slots import Slots
+from service.inference.wanted import NOTHING, Wanted
 
 NICENESS = 5  # of the threads that compute: the event loop is scheduled first when cores are short
 PROBE_S = 10.0  # deadline of a probe of a failing engine
@@ -41,7 +44,7 @@ class GraphRunner(Protocol):
 
     manifest: Manifest
 
-    def run(self, batch: NDArray[np.uint8]) -> Outputs: ...
+    def run(self, batch: NDArray[np.uint8], wanted: Wanted = NOTHING) -> Outputs: ...
 
 
 class RunCounter(Protocol):
@@ -53,8 +56,8 @@ class RunCounter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `embedding` float32 [D] if the
-    engine gives it; the size of the upload."""
+    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `embedding` float32 [D] and
+    `heat_map` float32 [height, width] where an image of the batch wanted them; the size of the upload."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, float]
@@ -64,12 +67,19 @@ class Row:
     inference_s: float  # of the whole batch
     batch_images: int
     embedding: NDArray[np.float32] | None = None
+    heat_map: NDArray[np.float32] | None = None
+
+
+class Task(NamedTuple):
+    image: Image
+    wanted: Wanted
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
     loaded: images.Loaded
     seconds: float  # without the wait for memory
+    wanted: Wanted
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Pipeline:
         self._budget = ByteBudget(dials.max_decoding_bytes)
         self._slots = Slots(dials.queue_images, dials.inference_threads)
         workers, niceness = dials.inference_threads, dials.niceness
-        self._front: Batcher[Image, Row] | Batcher[Image, DecodedImage]
+        self._front: Batcher[Task, Row] | Batcher[Task, DecodedImage]
         self._back: Batcher[DecodedImage, Row] | None = None
         if dials.fused:
             self._front = Batcher(
@@ -137,21 +147,21 @@ class Pipeline:
     def visit(self) -> AbstractContextManager[None]:
         return self._slots.visit()
 
-    async def submit(self, image: Image, deadline: float) -> Row:
+    async def submit(self, image: Image, deadline: float, wanted: Wanted = NOTHING) -> Row:
         """The row of one image; `deadline` is in the event loop's time. The caller holds a slot.
 
         Raises what images.load raises, EngineError, DeadlineExceeded, NotReady when the pipeline closes.
         """
-        result = await self._front.submit(image, deadline)
+        result = await self._front.submit(Task(image, wanted), deadline)
         if isinstance(result, DecodedImage):
             assert self._back is not None
             return await self._back.submit(result, deadline)
         return result
 
-    async def submit_when_free(self, image: Image, deadline: float) -> Row:
+    async def submit_when_free(self, image: Image, deadline: float, wanted: Wanted = NOTHING) -> Row:
         """As `submit`, once there is a slot: the images of a batch enter one by one as room comes."""
         async with self._slots.when_free(deadline):
-            return await self.submit(image, deadline)
+            return await self.submit(image, deadline, wanted)
 
     def fault(self) -> str | None:
         """Why the engine cannot be relied on now, None while it can. One that fails is probed, to see it recover."""
@@ -182,26 +192,26 @@ class Pipeline:
 
     # In the worker threads --------------------------------------------------------------------------------------------
 
-    def _decode_and_infer(self, batch: list[Ticket[Image]]) -> list[Row | Exception]:
+    def _decode_and_infer(self, batch: list[Ticket[Task]]) -> list[Row | Exception]:
         with self._health.running():
             decoded = [self._decode_one(ticket) for ticket in batch]
             good = [d for d in decoded if isinstance(d, DecodedImage)]
             rows = iter(self._rows(good))
             return [next(rows) if isinstance(d, DecodedImage) else d for d in decoded]
 
-    def _decode(self, batch: list[Ticket[Image]]) -> list[DecodedImage | Exception]:
+    def _decode(self, batch: list[Ticket[Task]]) -> list[DecodedImage | Exception]:
         return [self._decode_one(ticket) for ticket in batch]
 
     def _infer(self, batch: list[Ticket[DecodedImage]]) -> list[Row | Exception]:
         with self._health.running():
             return self._rows([ticket.item for ticket in batch])
 
-    def _decode_one(self, ticket: Ticket[Image]) -> DecodedImage | Exception:
-        image = ticket.item
+    def _decode_one(self, ticket: Ticket[Task]) -> DecodedImage | Exception:
+        image, wanted = ticket.item
         if ticket.unwanted:
             return NotReady("nobody waits for this image any more")  # and so nobody is told
         if not isinstance(image, bytes):
-            return DecodedImage(images.Loaded(image, image.shape[1], image.shape[0]), 0.0)
+            return DecodedImage(images.Loaded(image, image.shape[1], image.shape[0]), 0.0, wanted)
         target = self._engine.manifest.input
         with self._budget.hold(images.decoded_bytes(image, target)):
             started = perf_counter()
@@ -209,14 +219,14 @@ class Pipeline:
                 loaded = images.load(image, target, max_pixels=self._dials.max_pixels)
             except Exception as error:
                 return error
-            return DecodedImage(loaded, perf_counter() - started)
+            return DecodedImage(loaded, perf_counter() - started, wanted)
 
     def _rows(self, batch: list[DecodedImage]) -> list[Row | Exception]:
         if not batch:
             return []
         started = perf_counter()
         try:
-            outputs = self._run([d.loaded.pixels for d in batch])
+            outputs = self._run([d.loaded.pixels for d in batch], reduce(or_, (d.wanted for d in batch)))
         except Exception as error:  # only theirs: images of the batch that were refused keep their own error
             return [error] * len(batch)
         seconds = perf_counter() - started
@@ -233,13 +243,14 @@ class Pipeline:
                 seconds,
                 len(batch),
                 None if outputs.embedding is None else outputs.embedding[i],
+                None if outputs.heat_map is None else outputs.heat_map[i],
             )
             for i, d in enumerate(batch)
         ]
 
-    def _run(self, pixels: list[NDArray[np.uint8]]) -> Outputs:
+    def _run(self, pixels: list[NDArray[np.uint8]], wanted: Wanted) -> Outputs:
         try:
-            outputs = self._engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+            outputs = self._engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels), wanted)
         except Exception as error:
             if self._health.failed(error) == 1:  # in a row: an engine that stays broken must not flood the log
                 log.error("a run of the graph failed", images=len(pixels), error=str(error))

@@ -31,9 +31,10 @@ PROVIDERS: dict[Provider, ProviderInfo] = {
 
 
 def session(
-    graph: Path, provider: Provider, *, intra_op_threads: int = 1, gpu_mem_limit_bytes: int | None = None
+    graph: Path | bytes, provider: Provider, *, intra_op_threads: int = 1, gpu_mem_limit_bytes: int | None = None
 ) -> Any:
-    """An onnxruntime session of `graph` on `provider`; nodes that CUDA cannot run are run on the CPU.
+    """An onnxruntime session of `graph`, a file or its content, on `provider`; nodes that CUDA cannot run are run on
+    the CPU.
 
     `gpu_mem_limit_bytes` bounds the CUDA arena. Raises EngineError when the graph cannot be loaded, or when the
     provider in use is not the one asked for.
@@ -50,10 +51,12 @@ def session(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # onnxruntime only warns about a missing provider; _check refuses it
             # Fallback off: with it onnxruntime answers a failure of the GPU, even during a run, by moving to the CPU.
-            made = ort.InferenceSession(str(graph), options, providers=wanted, enable_fallback=0)
+            given = graph if isinstance(graph, bytes) else str(graph)
+            made = ort.InferenceSession(given, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
         hint = "" if provider == "cpu" else f" with provider {provider}, which needs {PROVIDERS[provider].needs}"
-        raise EngineError(f"{graph} cannot be loaded by onnxruntime{hint}: {one_line(error)}") from error
+        name = "the graph" if isinstance(graph, bytes) else graph
+        raise EngineError(f"{name} cannot be loaded by onnxruntime{hint}: {one_line(error)}") from error
     _check(provider, made.get_providers())
     return made
 

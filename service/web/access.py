@@ -24,6 +24,7 @@ OPEN_PATHS = frozenset(
 ROLES_BY_PATH: tuple[tuple[str, Role], ...] = (  # the first that fits; any key may ask for the rest
     ("/admin/", "admin"),
     ("/classify", "classify"),
+    ("/embed", "classify"),
     ("/feedback", "feedback"),
     ("/review", "review"),
     ("/metrics", "metrics"),

@@ -44,9 +44,10 @@ class Admitted(Generic[Body]):
 
     async def submit(self, image: Image) -> Row:
         """The row of one image. Raises as Pipeline.submit."""
+        wanted = self.parameters.wanted
         if self.holds_slots:
-            return await self.model.pipeline.submit(image, self.deadline)
-        return await self.model.pipeline.submit_when_free(image, self.deadline)
+            return await self.model.pipeline.submit(image, self.deadline, wanted)
+        return await self.model.pipeline.submit_when_free(image, self.deadline, wanted)
 
 
 @asynccontextmanager

@@ -1,12 +1,64 @@
 """One decided image to the body of its answer, in the shape of schemas.Answer."""
 
+import asyncio
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.contract.bundle import Manifest
+from service.contract.images import fitting
+from service.inference.neighbours import Neighbour
 from service.inference.pipeline import Row
 from service.web.admission import Admitted
 from service.web.record import Decided
+
+EMBEDDING_DECIMALS, MAP_DECIMALS, DISTANCE_DECIMALS = 6, 4, 4
+THUMBNAILS = "/model/exemplars/"
+
+
+async def answer_with_more(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
+    """As `answer`, with what the request has asked for beyond it."""
+    found, asked, row = answer(admitted, decided), admitted.parameters, decided.row
+    if asked.neighbours and row.embedding is not None:
+        known = admitted.model.neighbours
+        assert known is not None  # decision_parameters has refused it
+        near = await asyncio.to_thread(known.near, row.embedding, asked.neighbours)
+        found["neighbours"] = [_neighbour(admitted.model.manifest, one) for one in near]
+    if asked.embedding and row.embedding is not None:
+        found["embedding"] = rounded(row.embedding)
+    if asked.wanted.heat_map and row.heat_map is not None:
+        found["map"] = heat_map(admitted.model.manifest, row, row.heat_map)
+    return found
+
+
+def rounded(embedding: NDArray[np.float32], decimals: int = EMBEDDING_DECIMALS) -> list[float]:
+    """As numbers no longer than they are exact."""
+    return [round(value, decimals) for value in embedding.tolist()]
+
+
+def heat_map(manifest: Manifest, row: Row, values: NDArray[np.float32]) -> dict[str, Any]:
+    """In the shape of more_schemas.HeatMapAnswer."""
+    left, top, right, bottom = fitting.box((row.width_px, row.height_px), manifest.input) or (
+        0, 0, row.width_px, row.height_px
+    )  # fmt: skip
+    return {
+        "width": values.shape[1],
+        "height": values.shape[0],
+        "values": rounded(values.ravel(), MAP_DECIMALS),
+        "box": {"left": left, "top": top, "width": right - left, "height": bottom - top},
+    }
+
+
+def _neighbour(manifest: Manifest, near: Neighbour) -> dict[str, Any]:
+    return {
+        "label": manifest.classes[near.class_index].name,
+        "class_index": near.class_index,
+        "distance": round(near.distance, DISTANCE_DECIMALS),
+        "exemplar": near.exemplar,
+        "thumbnail": None if near.thumbnail is None else THUMBNAILS + near.thumbnail,
+    }
 
 
 def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:

@@ -39,14 +39,9 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     runtime, manifest = context.runtime, model.manifest
     verdict = decide_row(manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
     done = perf_counter() if done is None else done
+    queue_s = count_row(admitted, row, done)
     assert context.received is not None  # admit has set it
-    queue_s = max(0.0, done - context.received - row.decode_s - row.inference_s)
-    context.decided = done if context.decided is None else max(done, context.decided)
-    context.images += 1
-    context.count_image("answered")
 
-    runtime.metrics.decode_seconds.observe(row.decode_s)
-    runtime.metrics.queue_seconds.observe(queue_s)
     model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
     if verdict.decision == "accept":
         model.metrics.stream.class_mix.observe(row.probabilities)
@@ -67,6 +62,19 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
             "tailguard.label": label, "tailguard.decision": verdict.decision, "tailguard.p_value": verdict.p_value,
         } if first else None  # fmt: skip
     return Decided(row, verdict, context.received - context.started, queue_s, done - context.started)
+
+
+def count_row(admitted: Admitted[Any], row: Row, done: float) -> float:
+    """Count one image that the graph has answered, decided on or not; the seconds that it waited."""
+    context, metrics = admitted.context, admitted.context.runtime.metrics
+    assert context.received is not None  # admit has set it
+    queue_s = max(0.0, done - context.received - row.decode_s - row.inference_s)
+    context.decided = done if context.decided is None else max(done, context.decided)
+    context.images += 1
+    context.count_image("answered")
+    metrics.decode_seconds.observe(row.decode_s)
+    metrics.queue_seconds.observe(queue_s)
+    return queue_s
 
 
 def _entry(

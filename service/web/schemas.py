@@ -7,8 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
 from service.contract.embedding import Embedding, ExemplarFile
+from service.contract.heat_map import HeatMap
 from service.contract.reference import ClassGroup
 from service.ledger.rows import Outcome
+from service.web.more_schemas import HeatMapAnswer, NeighbourAnswer
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
@@ -21,6 +23,9 @@ class ClassifyQuery(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="classes to name, at most all; default 5")
     operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
     thresholds: Scope | None = Field(default=None, description="by group of the predicted class, or one for all")
+    neighbours: int | None = Field(default=None, ge=1, description="training examples to name, the nearest first")
+    embedding: bool = Field(default=False, description="answer with the embedding too")
+    map: bool = Field(default=False, description="answer with the heat map too")
 
 
 class ModelName(BaseModel):
@@ -80,6 +85,9 @@ class Answer(BaseModel):
     decision: Decision
     image: ImageSize
     stage_times: StageTimes
+    neighbours: list[NeighbourAnswer] | None = Field(default=None, description="only where asked for")
+    embedding: list[float] | None = Field(default=None, description="of length 1; only where asked for")
+    map: HeatMapAnswer | None = Field(default=None, description="only where asked for")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -197,6 +205,7 @@ class ModelSummary(BaseModel):
     examples: list[str] = Field(description="names for GET /model/examples/{name}")
     embedding: Embedding | None = Field(default=None, description="what the graph gives for likeness, if it does")
     exemplars: ExemplarFile | None = Field(default=None, description="training images that travel as embeddings")
+    heat_map: HeatMap | None = Field(default=None, description="what a heat map is made from, if there is one")
 
 
 class OperatingPointChange(BaseModel):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.data.readers import Images, ImageSet
-from training.network.network import Network, place, to_input
+from training.network.network import FeatureTrunk, Network, Trunk, place, to_input
 from training.runs.checkpoint import Run
 from training.scores.scores import Fitted, Reference, Seen, find, fitted
 
@@ -40,7 +40,8 @@ Predict = Callable[[Images], Outputs]  # uint8 [N, H, W, 3], or float32 [N, V, F
 
 class Deployed(nn.Module):
     """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`, then
-    what `embedding`, where one is set, makes of the features of stage 1.
+    what `embedding`, where one is set, makes of the features of stage 1, then, where `gives_raw`, what the trunk behind
+    the probabilities gives before it is brought to the form that the head takes [N, F].
 
     Scores come from the stage-1 network, probabilities from the stage-2 logits divided by the temperature. Where only
     the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see.
@@ -59,17 +60,28 @@ class Deployed(nn.Module):
         self.scores = nn.ModuleList(scores.values())
         self.register_buffer("shift", shift, persistent=False)
         self.embedding: nn.Module | None = None
+        self.gives_raw = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = to_input(images)
-        features = self.scoring.trunk(x)
+        raw = self.scoring.trunk.raw(x)
+        features = self.scoring.trunk.finished(raw)
         logits = self.scoring.head(features)
-        class_logits = logits if self.shared else self.head(self.trunk(x) if self.trunk is not None else features)
+        own = raw if self.trunk is None else self.trunk.raw(x)
+        own_features = features if self.trunk is None else self.trunk.finished(own)
+        class_logits = logits if self.shared else self.head(own_features)
         seen = Seen(
             features, logits if self.shift is None else logits + self.shift, self.scoring.rejects(features)
         )  # fmt: skip
-        embedding = () if self.embedding is None else (self.embedding(features),)
-        return (class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores), *embedding
+        more = [] if self.embedding is None else [self.embedding(features)]
+        if self.gives_raw:
+            more.append(own)
+        return (class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores), *more
+
+    @property
+    def classifying_trunk(self) -> Trunk | FeatureTrunk:
+        """The trunk behind the probabilities: that of stage 2 where it has its own."""
+        return self.scoring.trunk if self.trunk is None else self.trunk
 
 
 ALWAYS = ("energy", "msp")  # every bundle gives these beside the deciding score

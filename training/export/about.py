@@ -84,3 +84,9 @@ def known_images(m: Manifest) -> Iterable[str]:
         pictures = f"{e.thumbnails} of them with a thumbnail" if e.thumbnails else "without pictures"
         lines.append(f"`{e.file}`, {e.count} training images as embeddings, {pictures}: {e.chosen}.")
     yield "\n\n".join(lines)
+    if m.heat_map:
+        yield "## Heat map"
+        yield f"`{m.heat_map.file}` gives one: {m.heat_map.made_from}."
+    elif reason := m.evaluation.get("heat_map"):
+        yield "## Heat map"
+        yield f"None: {reason}."

@@ -17,18 +17,20 @@ from service.contract import bundle, outcomes
 from service.contract.bundle import Input
 from service.contract.calibration.mix import ClassMix
 from service.contract.calibration.taxonomy import ERROR
+from service.contract.embedding import EMBEDDING
 from training.data.loading import Data
 from training.data.processes import usable_cpus
 from training.data.readers import Pixels
 from training.evaluation.measure import data_groups, measured
 from training.evaluation.predict import Predict, deployed, torch_predict
-from training.export import card, examples, exemplars
+from training.export import card, examples, exemplars, heat_map
 from training.export.about import AboutData
 from training.export.embedding import fit as fit_embedding
 from training.export.graph import onnx_embed, onnx_predict, to_onnx
 from training.export.parity import ExportError, changed, cosine, real_images, require_finite
 from training.export.precision import Asked, Precision, at_precision, compare, require_precision
 from training.network.frozen import FrozenBackbone
+from training.network.onnx_graph import with_outputs
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 from training.scores.scores import require_score
@@ -93,7 +95,9 @@ def build(
                 f"torch and ONNX give embeddings of cosine {alike:.4f}: at least {LEAST_COSINE} is wanted"
             )
     made, precision = at_precision(graph, asked, pixels, frozen)
-    if made != graph:
+    given = ["probabilities", *module.score_names, *([EMBEDDING] if embedding is not None else [])]
+    graph, made, same = with_outputs(graph, given), with_outputs(made, given), made == graph
+    if not same:
         smaller = on_images(made, frozen)(images)
         require_finite(smaller, precision)
         record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
@@ -136,10 +140,11 @@ def export(
         **expected(calibration),
     )  # fmt: skip
     exported = found["calibration"]["quantiles"]
+    where = heat_map.made(graph, run)
     evaluation = found["evaluation"] | {
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
-        "score_choice": calibration.get("score_choice"),
+        "score_choice": calibration.get("score_choice"), "heat_map": where.reason,
     }  # fmt: skip
     lineage = lineage or {}
     if compared := lineage.get("comparison"):
@@ -156,6 +161,8 @@ def export(
     files, golden = examples.golden(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     files[outcomes.FILE] = outcomes.encode(turned_out)
+    if where.record is not None:
+        files[where.record.file] = where.nodes
     licence_of_pictures = about.licence if thumbnails else None
     files[exemplars.FILE], of_classes = exemplars.made(
         onnx_embed(graph), pixels.train, known, data.calibration.labels, licence_of_pictures
@@ -185,6 +192,7 @@ def export(
         "embedding": known.record,
         "exemplars": of_classes,
         "outcomes": turned_out.described(),
+        "heat_map": where.record,
     }
     draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
     files |= card.plots(draft)

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from service.contract.embedding import EMBEDDING
 from training.evaluation.predict import Deployed, Predict, in_batches
 from training.network.network import Block, Trunk
-from training.network.onnx_graph import chained, exported, session
+from training.network.onnx_graph import FEATURES, chained, exported, session, with_outputs
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [N, H, W, 3] → [N, D] of length 1
 
@@ -31,7 +31,8 @@ def fold_norms(trunk: Trunk) -> None:
 
 
 def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> bytes:
-    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, the scores, the embedding if it has one.
+    """The fp32 graph: images uint8 [N, H, W, 3], N dynamic → probabilities, the scores, the embedding if it has one,
+    and FEATURES.
 
     `backbone` is the graph of a frozen one, images → features, behind which `module`, which takes features, is set.
     """
@@ -39,7 +40,9 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
     gives = ["probabilities", *module.score_names, *([EMBEDDING] if module.embedding is not None else [])]
     if backbone is not None:
         head = exported(module, torch.zeros(2, module.scoring.trunk.features), takes="trunk_features", gives=gives)
-        return chained(backbone, head, "features", "trunk_features")
+        return with_outputs(chained(backbone, head, FEATURES, "trunk_features"), [*gives, FEATURES])
+    module.gives_raw = True
+    gives.append(FEATURES)
     for trunk in (module.scoring.trunk, module.trunk):
         if isinstance(trunk, Trunk):
             fold_norms(trunk)
@@ -50,7 +53,7 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
 def onnx_predict(graph: bytes, *, workers: int = 1) -> Predict:
     """Predict with onnxruntime on the CPU, `workers` batches at once."""
     opened = session(graph)
-    names = [output.name for output in opened.get_outputs() if output.name != EMBEDDING]
+    names = [output.name for output in opened.get_outputs() if output.name not in (EMBEDDING, FEATURES)]
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
         return [np.asarray(output) for output in opened.run(names, {"images": images})]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from service.contract.manifest import Resampling
 from training.network import extractor, pretrained
 from training.network.extractor import Layout
-from training.network.onnx_graph import exported
+from training.network.onnx_graph import FEATURES, exported
 from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
 from training.network.weights import fill
 
@@ -49,7 +49,7 @@ class Backbone:
         if self.module is not None:
             size = self.preprocessing.size_px
             sample = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-            return exported(Normalised(self.module, self.preprocessing), sample, takes="images", gives=["features"])
+            return exported(Normalised(self.module, self.preprocessing), sample, takes="images", gives=[FEATURES])
         assert self.extractor is not None
         return extractor.with_normalisation(self.extractor, self.preprocessing, self.layout)
 

@@ -49,11 +49,18 @@ class Trunk(nn.Module):
         self.features = channels
         self.unit_norm = unit_norm
 
-    def forward(self, images: Tensor) -> Tensor:
+    def raw(self, images: Tensor) -> Tensor:
+        """The mean of the last maps over their positions, [N, F]."""
         x = F.relu(self.bn(self.conv(images)))
         maps: Tensor = self.stages(x)  # (N, F, H/8, W/8)
-        features = maps.mean(dim=(2, 3))
-        return F.normalize(features.float(), dim=1) if self.unit_norm else features
+        return maps.mean(dim=(2, 3))
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """What `raw` gives to the features that the head stands on."""
+        return F.normalize(raw.float(), dim=1) if self.unit_norm else raw
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.finished(self.raw(images))
 
 
 class CosineHead(nn.Linear):
@@ -117,11 +124,17 @@ class FeatureTrunk(nn.Module):
         """Features [N, F] as the backbone gives them → [N, F] of length 1."""
         return F.normalize((self._rooted(features) - self.mean) / self.deviation, dim=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        if features.ndim == 3:
-            features = features[:, 0]
-        x = features if self.given_standardised else self.standardised(features)
+    def raw(self, features: Tensor) -> Tensor:
+        """The features [N, F] of the backbone: of several views [N, V, F] the first."""
+        return features[:, 0] if features.ndim == 3 else features
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """What `raw` gives to the features that the head stands on."""
+        x = raw if self.given_standardised else self.standardised(raw)
         return x if self.adapter is None else F.normalize(x + self.adapter(x), dim=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.finished(self.raw(features))
 
 
 class Network(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 OPSET = 18
 BACKBONE = "backbone"  # what chained puts before the names of the graph in front
+FEATURES = "features"  # the tensor that the trunk behind the probabilities gives, in every graph that is exported
 
 
 def exported(
@@ -78,6 +79,17 @@ def chained(first: bytes, second: bytes, output: str, taken_as: str) -> bytes:
     merged = compose.merge_models(front, back, [(output, taken_as)])
     onnx.checker.check_model(merged)
     content: bytes = merged.SerializeToString()
+    return content
+
+
+def with_outputs(graph: bytes, names: Sequence[str]) -> bytes:
+    """`graph` with the outputs `names` alone, which it computes already."""
+    model = onnx.load_from_string(graph)
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    kept = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    content: bytes = model.SerializeToString()
     return content
 
 

@@ -51,12 +51,11 @@ class TunedTrunk(FeatureTrunk):
         self.register_buffer("pixel_std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
     def raw(self, images: Tensor) -> Tensor:
-        """The trunk's own features [N, F] of images [N, 3, H, W] in [0, 1]."""
+        """The trunk's own features [N, F] of images [N, 3, H, W] in [0, 1]; features pass."""
+        if images.ndim != 4:
+            return super().raw(images)
         features: Tensor = self.backbone((images - self.pixel_mean) / self.pixel_std)
         return features
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(self.raw(images) if images.ndim == 4 else images)
 
     def train(self, mode: bool = True) -> "TunedTrunk":
         super().train(mode)

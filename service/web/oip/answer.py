@@ -7,6 +7,8 @@ import numpy as np
 from pydantic_core import to_json
 
 from service.contract.bundle import Manifest
+from service.contract.embedding import EMBEDDING
+from service.contract.heat_map import HEAT_MAP
 from service.web.record import Decided
 
 NUMPY_TYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
@@ -28,12 +30,29 @@ def output_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
     }
 
 
+def further_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
+    """As `output_types`, of what is sent only where it is asked for by name."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    if manifest.embedding is not None:
+        found[EMBEDDING] = ("FP32", [-1, manifest.embedding.dimensions])
+    if manifest.heat_map is not None:
+        found[HEAT_MAP] = ("FP32", [-1, manifest.heat_map.height, manifest.heat_map.width])
+    return found
+
+
 def columns(manifest: Manifest, decided: list[Decided]) -> dict[str, Column]:
     """The output tensors, flat, by name."""
     rows, verdicts = [one.row for one in decided], [one.verdict for one in decided]
     scores = {name: [row.scores[name] for row in rows] for name in manifest.scores}
     best = [verdict.class_index for verdict in verdicts]
+    arrays = {EMBEDDING: [row.embedding for row in rows], HEAT_MAP: [row.heat_map for row in rows]}
+    further = {
+        name: [value for one in values if one is not None for value in one.ravel().tolist()]
+        for name, values in arrays.items()
+        if values[0] is not None
+    }
     return {
+        **further,
         **scores,
         "probabilities": [value for row in rows for value in row.probabilities.tolist()],
         "class_index": best,
@@ -48,7 +67,7 @@ def write(
     head: dict[str, Any], manifest: Manifest, found: dict[str, Column], outputs: dict[str, bool]
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON when binary tensors follow. `head`: all fields but outputs."""
-    types = output_types(manifest)
+    types = output_types(manifest) | further_types(manifest)
     described, tail = [], []
     for name, binary in outputs.items():
         datatype, shape = types[name]

@@ -6,8 +6,7 @@ binary, a little-endian uint32 length and its content; in JSON an image file is 
 
 import base64
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 from typing import Any
@@ -17,9 +16,12 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from service.contract.bundle import Manifest
+from service.contract.embedding import EMBEDDING
+from service.contract.heat_map import HEAT_MAP
 from service.errors import InvalidParameter, MalformedRequest
 from service.inference.model import DecisionParameters, Model
-from service.web.oip.answer import output_types
+from service.inference.wanted import Wanted
+from service.web.oip.answer import further_types, output_types
 
 PIXELS, FILES = "images", "image"
 MAX_JSON_VALUES = 2**19  # 10 to 40 ms of parsing; a 384 x 384 image has 442,368
@@ -58,7 +60,9 @@ def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:
     parameters = _parameters(document, "the request")
     chosen = _chosen(parameters, model)
     images = _images(document, body, end, model.manifest, model.pipeline.queue_images)
-    outputs = _wanted(document, output_types(model.manifest), _flag(parameters, "binary_data_output", False))
+    outputs = _wanted(document, model.manifest, _flag(parameters, "binary_data_output", False))
+    if EMBEDDING in outputs or HEAT_MAP in outputs:
+        chosen = replace(chosen, wanted=Wanted(EMBEDDING in outputs, HEAT_MAP in outputs))
     return InferBody(request_id, images, chosen, outputs)
 
 
@@ -201,9 +205,11 @@ def _binary_files(body: bytes, start: int, count: int) -> list[bytes]:
     return found
 
 
-def _wanted(document: dict[str, Any], known: Iterable[str], binary: bool) -> dict[str, bool]:
+def _wanted(document: dict[str, Any], manifest: Manifest, binary: bool) -> dict[str, bool]:
     """The outputs to send, in order, and whether each is binary."""
-    asked = document.get("outputs") or [{"name": name} for name in known]
+    always = output_types(manifest)
+    known = [*always, *further_types(manifest)]
+    asked = document.get("outputs") or [{"name": name} for name in always]
     if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):
         raise MalformedRequest("outputs must be a list of objects with the field name")
     wanted: dict[str, bool] = {}

@@ -96,6 +96,12 @@ async def model_metadata(request: Request) -> ModelMetadata:
         outputs=[
             TensorMetadata.model_validate({"name": name, "datatype": datatype, "shape": shape})
             for name, (datatype, shape) in oip_answer.output_types(manifest).items()
+        ]
+        + [
+            TensorMetadata.model_validate(
+                {"name": name, "datatype": datatype, "shape": shape, "parameters": {"only_by_name": True}}
+            )
+            for name, (datatype, shape) in oip_answer.further_types(manifest).items()
         ],
         parameters={
             "operating_point": model.operating_point,

@@ -97,7 +97,9 @@ class InferRequest(BaseModel):
         "after the JSON",
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
-    outputs: list[InferRequestedOutput] = Field(default=[], description="those wanted, in this order; none: all")
+    outputs: list[InferRequestedOutput] = Field(
+        default=[], description="those wanted, in this order; none: all but those with `only_by_name`"
+    )
 
 
 class InferOutput(BaseModel):

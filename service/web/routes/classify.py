@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from service.errors import InvalidParameter, Overloaded, TailGuardError, kind_of, problem
 from service.web.admission import Admitted, admit
-from service.web.answers import answer
+from service.web.answers import answer_with_more
 from service.web.body import read_image, read_images
 from service.web.forms import Upload
 from service.web.openapi import BATCH_ROUTE, IMAGE_ROUTE, MANY_FILES, ONE_FILE, Failure, problems
@@ -41,7 +41,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
     async with admit(request, read_image, query, images=lambda upload: 1) as admitted:  # its bytes, or a refusal
         row = await admitted.submit(admitted.body.data)  # image → batch → graph
         decided = decide_image(admitted, 0, admitted.body.data, row)  # decision → metrics, shadow, ledger, trace
-        found = answer(admitted, decided)
+        found = await answer_with_more(admitted, decided)
     return Response(to_json(found), media_type=JSON)
 
 
@@ -80,18 +80,25 @@ async def _item(
     item: dict[str, Any] = {"file": upload.filename or str(position), "answer": None, "problem": None}
     try:
         row = await admitted.submit(upload.data)
-        item["answer"] = answer(admitted, decide_image(admitted, position, upload.data, row))
+        item["answer"] = await answer_with_more(admitted, decide_image(admitted, position, upload.data, row))
     except TailGuardError as error:
-        context, kind = admitted.context, kind_of(error)
-        context.runtime.metrics.refused.labels(kind.slug).inc()
-        failed = kind.status >= 500
-        context.count_image("failed" if failed else "refused")
-        if failed or isinstance(error, Overloaded):
-            failures.append(error)
-        if failed:
-            log.error("failed", request_id=context.request_id, image=position, status=kind.status, error=str(error))
-        item["problem"] = problem(kind, str(error), instance=request.url.path, request_id=context.request_id)
+        item["problem"] = problem_of(request, admitted, position, error, failures)
     return item
+
+
+def problem_of(
+    request: Request, admitted: Admitted[Any], position: int, error: TailGuardError, failures: list[TailGuardError]
+) -> dict[str, Any]:
+    """The problem of one image of several, counted; what is not the client's fault is appended to `failures`."""
+    context, kind = admitted.context, kind_of(error)
+    context.runtime.metrics.refused.labels(kind.slug).inc()
+    failed = kind.status >= 500
+    context.count_image("failed" if failed else "refused")
+    if failed or isinstance(error, Overloaded):
+        failures.append(error)
+    if failed:
+        log.error("failed", request_id=context.request_id, image=position, status=kind.status, error=str(error))
+    return problem(kind, str(error), instance=request.url.path, request_id=context.request_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

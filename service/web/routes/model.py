@@ -1,4 +1,4 @@
-"""What the service says about its model: GET /model, /model/classes, /model/examples/{name}, /stats."""
+"""What the service says about its model: GET /model, /model/classes, /model/examples/…, /model/exemplars/…, /stats."""
 
 import asyncio
 from pathlib import Path
@@ -16,6 +16,7 @@ from service.web.schemas import ModelSummary, OperatingPointSummary, ScoreRange
 EXAMPLES_FOLDER = "examples/"
 EXAMPLE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 NO_EXAMPLE = "'lion.png' is none of the examples: blue.png, red.png"
+NO_PICTURE = "'lion.png' is no picture of this model's training examples: take the path from an answer to ?neighbours="
 
 router = APIRouter(tags=["model"])
 
@@ -69,6 +70,29 @@ async def model_example(request: Request) -> Response:
     return Response(content, media_type=EXAMPLE_TYPES[Path(name).suffix], headers={"cache-control": "max-age=3600"})
 
 
+@router.get(
+    "/model/exemplars/{name}",
+    response_class=Response,
+    responses={
+        200: {"description": "A JPEG file", "content": {"image/jpeg": {}}},
+        **problems("/model/exemplars/lion.png", (*MODEL_ROUTE, NotFound), {NotFound: NO_PICTURE}),
+    },
+    openapi_extra={"parameters": path_parameters("name")},
+)
+async def model_exemplar(request: Request) -> Response:
+    """The picture of a training example, by the name that an answer gives; a name never means another picture."""
+    model = runtime_of(request).in_force()
+    name: str = request.path_params["name"]
+    known = model.neighbours
+    content = None if known is None else await asyncio.to_thread(known.thumbnail, name)
+    if content is None:
+        raise NotFound(
+            f"{name[:100]!r} is no picture of this model's training examples: take the path from an answer to "
+            "?neighbours="
+        )
+    return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=86400, immutable"})
+
+
 def examples(manifest: Manifest) -> list[str]:
     """Names of the bundle's example images."""
     names = (f.removeprefix(EXAMPLES_FOLDER) for f in manifest.files if f.startswith(EXAMPLES_FOLDER))
@@ -118,6 +142,7 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "examples": examples(manifest),
             "embedding": manifest.embedding,
             "exemplars": manifest.exemplars,
+            "heat_map": manifest.heat_map,
         }
     )
 

@@ -21,6 +21,7 @@ from service.errors import DeadlineExceeded, InvalidImage, NotReady, Unsupported
 from service.inference.engine import Engine, Outputs
 from service.inference.health import HealthLimits
 from service.inference.pipeline import Dials, Pipeline, Row
+from service.inference.wanted import NOTHING, Wanted
 from tests.service import tiny
 from tests.service.inference.test_batcher import WAIT_S, later, run, turns
 
@@ -36,7 +37,7 @@ class FakeEngine:
         self.gate.set()
         self.broken = False
 
-    def run(self, batch: NDArray[np.uint8]) -> Outputs:
+    def run(self, batch: NDArray[np.uint8], wanted: Wanted = NOTHING) -> Outputs:
         values = batch[:, 0, 0, 0].astype(int).tolist()
         self.batches.append(values)
         self.entered.release()

@@ -185,7 +185,7 @@ def test_no_finite_number_is_null_and_rejected(tiny_bundle: Path, tmp_path: Path
     class Broken:
         manifest = bundle.read(tiny_bundle)
 
-        def run(self, batch: Any) -> Outputs:
+        def run(self, batch: Any, wanted: Any = None) -> Outputs:
             nan = np.full(len(batch), np.nan, np.float32)
             return Outputs(np.full((len(batch), 3), np.nan, np.float32), {"energy": nan, "msp": nan})
 

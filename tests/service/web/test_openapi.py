@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,7 @@ def body_for(path: str, **changes: Any) -> dict[str, Any]:
     """A request to `path` that is in order but for `changes`, for httpx."""
     if path == "/classify":
         return {"content": RED, "headers": {"content-type": "image/png"}} | changes
-    if path == "/classify/batch":
+    if path in ("/classify/batch", "/embed"):
         return {"files": form(RED, "files")} | changes
     if path.endswith("/infer"):
         return {"json": {"inputs": [BYTES | {"shape": [1, 8, 8, 4], "name": "images", "datatype": "UINT8"}]}} | changes
@@ -52,11 +51,11 @@ def body_for(path: str, **changes: Any) -> dict[str, Any]:
 
 
 def media_type(path: str) -> str:
-    return "multipart/form-data; boundary=b" if path.endswith("batch") else "image/png"
+    return "multipart/form-data; boundary=b" if path.endswith(("batch", "embed")) else "image/png"
 
 
 def malformed(path: str) -> dict[str, Any]:
-    if path in ("/classify", "/classify/batch"):
+    if path in ("/classify", "/classify/batch", "/embed"):
         return {"content": b"--b\r\n\r\nx", "headers": {"content-type": "multipart/form-data; boundary=b"}}
     return body_for(path) if path.endswith("/infer") else {"content": b"{"}
 
@@ -80,6 +79,8 @@ def invalid_image(path: str) -> dict[str, Any]:
     if path.endswith("/infer"):
         return {"json": {"inputs": [BYTES]}}
     empty = {"files": form(b"", "files")}
+    if path == "/embed":  # whose answer in JSON is a problem beside the embeddings
+        return empty | {"headers": {"accept": "application/x-npy"}}
     return empty if path.endswith("batch") else {"content": b"", "headers": {"content-type": "image/png"}}
 
 
@@ -116,11 +117,12 @@ def address(path: str, slug: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def application(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    with_exemplars = tiny.write_exemplars(tmp_path_factory.mktemp("models") / "tiny" / "1")
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys.write_text('[keys.ci]\nkey = "k3y"\nadmin = true\nrequests_per_s = 0.01\nburst_requests = 1\n')
     settings = Settings.model_validate(
-        {"bundle": tiny_bundle, "inference_threads": 1, "admin_keys": "ops=r00t", "keys_file": keys,
+        {"bundle": with_exemplars, "inference_threads": 1, "admin_keys": "ops=r00t", "keys_file": keys,
          "allowed_hosts": "testserver"}
     )  # fmt: skip
     app = create_app(settings)

@@ -1,0 +1,228 @@
+"""The nodes that make a heat map out of a finished graph: `heat_map.onnx` of a bundle.
+
+    found = made(graph, run)         # graph as it is served, in whatever precision
+    with_map(graph, found.nodes)     # the same graph, which gives HEAT_MAP float32 [N, height, width] too
+
+The gains of the features (training/network/gains.py) times the maps that the features are means of. Where the maps have
+several sizes (the stages of a backbone) each is averaged down to the coarsest, so that the mean stays what it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, compose, helper, numpy_helper, version_converter
+
+from service.contract.heat_map import FILE, HEAT_MAP, MOST_SIDE, HeatMap, with_map
+from training.export.pooling import Norm, NotPooledError, Pooled, Walk
+from training.network.gains import Gains
+from training.network.onnx_graph import FEATURES, exported, opset_of, session
+from training.runs.checkpoint import Run
+
+PREFIX = f"{HEAT_MAP}/"
+GAINS, REST = f"{PREFIX}gains", f"{PREFIX}rest"
+CHECKED_IMAGES = 2
+MOST_APART = 1e-3  # of the sum of all contributions' sizes: fp16 rounds to .0005
+
+
+@dataclass(frozen=True)
+class Made:
+    """`record` for the manifest and the file's content; or neither, and in `reason` why not."""
+
+    record: HeatMap | None
+    nodes: bytes = b""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The tensor `name` as [N, channels, height, width], or with its channels last where `channels_last`."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    channels_last: bool
+    norm: Norm | None
+
+
+def made(graph: bytes, run: Run) -> Made:
+    """The heat map of a run's graph, which names its trunk's features FEATURES."""
+    model = onnx.load_from_string(graph)
+    try:
+        maps = _maps(model, Walk(model).parts(FEATURES))
+        height, width = _grid(maps)
+        nodes = _Writer(model, maps, (height, width)).written(_gains(model, run))
+        _check(graph, nodes)
+    except NotPooledError as error:
+        return Made(None, reason=f"{error}: no position of the picture can be told what it has brought")
+    which = "the last maps"
+    if len(maps) > 1:
+        which = f"the maps of {len(maps)} layers, averaged down to the coarsest"
+    said = f"class activation of the predicted class by the head, on {which}, {height} x {width} positions"
+    if run.passes == 2:
+        said += ", of the branch that gives the probabilities"
+    return Made(HeatMap(file=FILE, height=height, width=width, made_from=said), nodes)
+
+
+def _maps(model: onnx.ModelProto, parts: Sequence[Pooled]) -> list[Maps]:
+    """How the maps lie in their tensors, from a run on two images."""
+    names = list(dict.fromkeys(part.maps for part in parts))
+    shapes = {name: value.shape for name, value in _values(model, names).items()}
+    found = []
+    for part in parts:
+        shape = shapes[part.maps]
+        axes = {axis % len(shape) for axis in part.axes} if part.axes is not None else set(range(2, len(shape)))
+        if len(shape) == 4 and axes in ({1, 2}, {2, 3}):
+            last = axes == {1, 2}
+            height, width = shape[1:3] if last else shape[2:4]
+        elif len(shape) == 3 and axes in ({1}, {2}):  # tokens, of a square
+            last, tokens = axes == {1}, shape[1] if axes == {1} else shape[2]
+            height = width = isqrt(tokens)
+            if height * width != tokens:
+                raise NotPooledError(f"the features are means of {tokens} tokens, which are no square of positions")
+        else:
+            raise NotPooledError(f"the features are means over the axes {sorted(axes)} of {list(shape)}")
+        found.append(Maps(part.maps, shape[-1] if last else shape[1], height, width, last, part.norm))
+    return found
+
+
+def _grid(maps: Sequence[Maps]) -> tuple[int, int]:
+    """The size of the coarsest maps, which all others must be a multiple of."""
+    height, width = min(m.height for m in maps), min(m.width for m in maps)
+    for m in maps:
+        if m.height % height or m.width % width:
+            raise NotPooledError(f"maps of {m.height} x {m.width} do not average to {height} x {width} positions")
+    if height * width == 1 or max(height, width) > MOST_SIDE:
+        raise NotPooledError(f"the last maps have {height} x {width} positions")
+    return height, width
+
+
+def _gains(model: onnx.ModelProto, run: Run) -> onnx.ModelProto:
+    """A graph from FEATURES and `probabilities` to GAINS and REST, in the operator set of `model`."""
+    network = run.classifying if run.method.passes == 2 else run.scoring  # as Deployed has it
+    gains = Gains(network.trunk, run.classifying.head)
+    size, classes = gains.weight.shape[1], gains.weight.shape[0]
+    given = torch.ones(2, size), torch.full((2, classes), 1 / classes)
+    graph = exported(gains, given, takes=[FEATURES, "probabilities"], gives=["gains", "rest"])
+    found = onnx.load_from_string(graph)
+    del found.functions[:]
+    if opset_of(found) != opset_of(model):
+        found = version_converter.convert_version(found, opset_of(model))
+    renamed: onnx.ModelProto = compose.add_prefix(found, PREFIX, rename_inputs=False)
+    return renamed
+
+
+@dataclass
+class _Writer:
+    """Nodes and constants that follow those of `model`; all that they name begins with PREFIX."""
+
+    model: onnx.ModelProto
+    maps: Sequence[Maps]
+    grid: tuple[int, int]
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+
+    def node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """The name of the one output."""
+        name = f"{PREFIX}{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: Any, dtype: type = np.int64) -> str:
+        name = f"{PREFIX}constant_{len(self.constants)}"
+        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def written(self, gains: onnx.ModelProto) -> bytes:
+        """The file's content."""
+        height, width = self.grid
+        sizes = [m.channels for m in self.maps]
+        shares = [GAINS]
+        if len(sizes) > 1:
+            shares = [f"{PREFIX}gains_{i}" for i in range(len(sizes))]
+            self.nodes.append(helper.make_node("Split", [GAINS, self.constant(sizes)], shares, name=shares[0], axis=1))
+        total = self.node("Reshape", [REST, self.constant([-1, 1, 1, 1])])
+        for maps, share in zip(self.maps, shares, strict=True):
+            for part in self._contribution(maps, share):
+                total = self.node("Add", [part, total])
+        shape = self.constant([0, height, width])
+        self.nodes.append(helper.make_node("Reshape", [total, shape], [HEAT_MAP], name=HEAT_MAP))
+        return self._content(gains)
+
+    def _contribution(self, maps: Maps, share: str) -> list[str]:
+        """[N, 1, height, width] of what the positions bring, and [N, 1, 1, 1] of what none of them does alone."""
+        values = self.node("Cast", [maps.name], to=TensorProto.FLOAT)  # of a trunk in fp16
+        size = maps.height * maps.width
+        flat = [0, size, maps.channels] if maps.channels_last else [0, maps.channels, size]
+        values = self.node("Reshape", [values, self.constant(flat)])
+        aside = []
+        if maps.norm is not None:
+            share, rest = self._behind(maps.norm, share, values, 1 if maps.channels_last else 2)
+            aside = [rest] if rest else []
+        row = self.node("Unsqueeze", [share, self.constant([2 if maps.channels_last else 1])])
+        both = [values, row] if maps.channels_last else [row, values]
+        seen = self.node("Reshape", [self.node("MatMul", both), self.constant([0, 1, maps.height, maps.width])])
+        times = maps.height // self.grid[0], maps.width // self.grid[1]
+        if times != (1, 1):
+            seen = self.node("AveragePool", [seen], kernel_shape=times, strides=times)
+        return [seen, *aside]
+
+    def _behind(self, norm: Norm, share: str, values: str, positions: int) -> tuple[str, str | None]:
+        """Gains before a LayerNorm, of gains behind it: the deviation it divides by is that of the mean of all."""
+        last = self.constant([1])
+        x = self.node("ReduceMean", [values, self.constant([positions])], keepdims=0)
+        x = self.node("Sub", [x, self.node("ReduceMean", [x, last])])
+        variance = self.node("ReduceMean", [self.node("Mul", [x, x]), last])
+        deviation = self.node("Sqrt", [self.node("Add", [variance, self.constant(norm.epsilon, np.float32)])])
+        scaled = self.node("Mul", [share, self.constant(norm.scale, np.float32)])
+        before = self.node("Div", [self.node("Sub", [scaled, self.node("ReduceMean", [scaled, last])]), deviation])
+        if norm.bias is None:
+            return before, None
+        summed = self.node("ReduceSum", [self.node("Mul", [share, self.constant(norm.bias, np.float32)]), last])
+        return before, self.node("Reshape", [summed, self.constant([-1, 1, 1, 1])])
+
+    def _content(self, gains: onnx.ModelProto) -> bytes:
+        known = {_identity(i): i.name for i in self.model.graph.initializer}
+        same = {i.name: known[_identity(i)] for i in gains.graph.initializer if _identity(i) in known}
+        for node in gains.graph.node:  # weights that the graph holds already are read from it
+            node.input[:] = [same.get(name, name) for name in node.input]
+        out = onnx.ModelProto()  # no version and no operator set: those of the graph hold
+        out.graph.node.extend([*gains.graph.node, *self.nodes])
+        out.graph.initializer.extend(i for i in gains.graph.initializer if i.name not in same)
+        out.graph.initializer.extend(self.constants.values())
+        out.graph.output.append(helper.make_tensor_value_info(HEAT_MAP, TensorProto.FLOAT, ["N", *self.grid]))
+        content: bytes = out.SerializeToString(deterministic=True)
+        return content
+
+
+def _identity(constant: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    return constant.data_type, tuple(constant.dims), numpy_helper.to_array(constant).tobytes()
+
+
+def _values(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The tensors `names` for a few random images."""
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    images = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, *shape), np.uint8)
+    return dict(zip(names, session(asked.SerializeToString()).run(list(names), {"images": images}), strict=True))
+
+
+def _check(graph: bytes, nodes: bytes) -> None:
+    """NotPooledError unless the map's mean is what the features have brought together."""
+    model = onnx.load_from_string(with_map(graph, nodes))
+    onnx.checker.check_model(model)
+    mine = next(output for output in model.graph.output if output.name == HEAT_MAP)
+    model.graph.output.remove(mine)
+    found = _values(model, [HEAT_MAP, FEATURES, GAINS, REST])
+    shares = found[GAINS] * found[FEATURES]
+    apart = np.abs(found[HEAT_MAP].mean(axis=(1, 2)) - shares.sum(axis=1) - found[REST])
+    if not (apart <= MOST_APART * (1 + np.abs(shares).sum(axis=1))).all():
+        raise NotPooledError("the features are not the means of the last maps alone")
