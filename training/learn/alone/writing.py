@@ -27,8 +27,9 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
     parent = learned.parent
     files = {name: (given.run / name).read_bytes() for name in parent.files}
     files[bundle.GRAPH_FILE] = graph
-    if parent.outcomes:
-        del files[parent.outcomes.file]
+    for gone in (parent.outcomes, parent.heat_map):
+        if gone:
+            del files[gone.file]
     assert parent.exemplars is not None
     files[parent.exemplars.file], count = _exemplars(learned)
     shown = {Path(example.file).name: files.pop(example.file) for example in parent.golden}
@@ -42,6 +43,7 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
         "evaluation": {
             "measured_on": "reviewed images of new classes that were not taught", "accuracy": held[0]["new"],
             "images": held[0]["images"], "comparison": compared, "of_the_parent": parent.evaluation,
+            "heat_map": "new classes are told by the embedding: no position can be told what it has brought to them",
         },
         "golden": golden,
         "exemplars": parent.exemplars.model_dump() | {
@@ -53,6 +55,7 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
         "sets": parent.sets and parent.sets.model_dump() | {"measured": ()},  # the new group has none of its own
         "taxonomy": parent.taxonomy and parent.taxonomy.grown(learned.new).model_dump(),
         "outcomes": None,  # of other classes than there are now
+        "heat_map": None,  # new classes are told by the embedding, not by the head
     }
     whole["provenance"] |= {
         "command": now["command"], "commit": now["commit"], "versions": parent.provenance.versions | now["versions"],
