@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -28,13 +28,12 @@ from service.inference.batcher import Batcher, Ticket
 from service.inference.budget import ByteBudget
 from service.inference.engine import Outputs
 from service.inference.health import EngineHealth, HealthLimits
+from service.inference.rows import DecodedImage, Image, Row, Task
 from service.inference.slots import Slots
 from service.inference.wanted import NOTHING, Wanted
 
 NICENESS = 5  # of the threads that compute: the event loop is scheduled first when cores are short
 PROBE_S = 10.0  # deadline of a probe of a failing engine
-
-Image = bytes | NDArray[np.uint8]  # a file's content, or pixels uint8 [height_px, width_px, 3] as the model takes them
 
 log = structlog.get_logger()
 
@@ -52,34 +51,6 @@ class RunCounter(Protocol):
 
     def count_batch(self, images: int, seconds: float) -> None: ...
     def count_failed_run(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `embedding` float32 [D] and
-    `heat_map` float32 [height, width] where an image of the batch wanted them; the size of the upload."""
-
-    probabilities: NDArray[np.float32]
-    scores: dict[str, float]
-    width_px: int
-    height_px: int
-    decode_s: float
-    inference_s: float  # of the whole batch
-    batch_images: int
-    embedding: NDArray[np.float32] | None = None
-    heat_map: NDArray[np.float32] | None = None
-
-
-class Task(NamedTuple):
-    image: Image
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    loaded: images.Loaded
-    seconds: float  # without the wait for memory
-    wanted: Wanted
 
 
 @dataclass(frozen=True)

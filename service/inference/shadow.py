@@ -25,7 +25,7 @@ from service.contract.bundle import Manifest
 from service.contract.decision import Verdict, decide_row
 from service.errors import SettingsError, TailGuardError
 from service.inference.model import Deciding, Model
-from service.inference.pipeline import Row
+from service.inference.rows import Row
 from service.observe.metrics import Metrics
 from service.settings import Settings
 

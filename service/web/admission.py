@@ -19,7 +19,7 @@ from fastapi import Request
 
 from service.errors import ClientGone, InvalidParameter, SlowRequest
 from service.inference.model import DecisionParameters, Model
-from service.inference.pipeline import Image, Row
+from service.inference.rows import Image, Row
 from service.web.connection import SCOPE_KEY, Protocol
 from service.web.context import RequestContext, context_of
 from service.web.limits import BudgetShare

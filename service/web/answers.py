@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import Manifest
 from service.contract.images import fitting
 from service.inference.neighbours import Neighbour
-from service.inference.pipeline import Row
+from service.inference.rows import Row
 from service.web.admission import Admitted
 from service.web.record import Decided
 

@@ -13,7 +13,7 @@ from time import perf_counter, time
 from typing import Any, NamedTuple
 
 from service.contract.decision import Verdict, decide_row
-from service.inference.pipeline import Image, Row
+from service.inference.rows import Image, Row
 from service.ledger.policy import NOT_KEPT
 from service.ledger.rows import Entry
 from service.ledger.writer import Ledger

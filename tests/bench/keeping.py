@@ -22,7 +22,7 @@ from PIL import Image
 
 from service.contract import bundle
 from service.contract.decision import Decision, Verdict
-from service.inference.pipeline import Row
+from service.inference.rows import Row
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import Settings

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.errors import InvalidImage, NotFound, NotReady, UnsupportedMedia
 from service.inference.model import Model
-from service.inference.pipeline import Image, Row
+from service.inference.rows import Image, Row
 from service.web.admission import Admitted, admit
 from service.web.body import receive_body
 from service.web.context import runtime_of

@@ -20,7 +20,8 @@ from service.contract.bundle import Manifest
 from service.errors import DeadlineExceeded, InvalidImage, NotReady, UnsupportedMedia
 from service.inference.engine import Engine, Outputs
 from service.inference.health import HealthLimits
-from service.inference.pipeline import Dials, Pipeline, Row
+from service.inference.pipeline import Dials, Pipeline
+from service.inference.rows import Row
 from service.inference.wanted import NOTHING, Wanted
 from tests.service import tiny
 from tests.service.inference.test_batcher import WAIT_S, later, run, turns
