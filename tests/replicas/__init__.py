@@ -1,0 +1,1 @@
+"""Several service processes behind a real proxy, with one PostgreSQL and one image store."""
