@@ -35,8 +35,8 @@ def promises(m: Manifest) -> Iterable[str]:
     if crossed:
         yield (
             f"The scores are {crossed} (cross-conformal): those of heads that learnt from a part of the images, while "
-            "one that learnt from all training images ships. So no bound is proved for it, and the levels hold as far as these "
-            "heads are alike."
+            "one that learnt from all training images ships. So no bound is proved for it, and the levels hold as far "
+            "as these heads are alike."
         )
     rows = []
     for group in m.groups:

@@ -205,6 +205,6 @@ def finished(plan: Plan) -> str:
     found = manifest.evaluation
     return (
         f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
-        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', 'test')} images; put it beside the model in service with "
-        "TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
+        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', 'test')} images; put it beside the model "
+        "in service with TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
     )
