@@ -85,6 +85,7 @@ class Query(TypedDict, total=False):
     top_k: int | None
     operating_point: str | None
     thresholds: Scope | None
+    set: float | None  # level of a set of classes
     neighbours: int | None  # training examples to name
     embedding: bool
     map: bool  # the heat map

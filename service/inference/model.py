@@ -8,6 +8,8 @@ from typing import Any
 from service.contract import bundle, exemplars
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope
+from service.contract.sets import PredictionSets
+from service.contract.taxonomy import Tree
 from service.errors import InvalidParameter, SettingsError
 from service.inference.engine import Engine
 from service.inference.health import HealthLimits
@@ -34,6 +36,7 @@ class DecisionParameters:
     neighbours: int = 0  # training examples to name
     embedding: bool = False  # to answer with
     wanted: Wanted = NOTHING  # of the graph
+    set: float | None = None  # the level of a set of classes to answer with
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,20 @@ class Model:
         """The training examples in the bundle, where it has some."""
         return Neighbours(self.folder, self.manifest) if self.manifest.exemplars else None
 
+    @cached_property
+    def sets(self) -> PredictionSets | None:
+        """Conformal sets of classes, where the bundle has what they are read from."""
+        sets = self.manifest.sets
+        return None if sets is None else PredictionSets(sets, [info.group for info in self.manifest.classes])
+
+    @cached_property
+    def tree(self) -> Tree | None:
+        """The taxonomy above the classes, where the bundle has one."""
+        return None if self.manifest.taxonomy is None else Tree(self.manifest.taxonomy)
+
     def decision_parameters(
         self, *, top_k: int | None = None, operating_point: str | None = None, thresholds: Scope | None = None,
-        neighbours: int | None = None, embedding: bool = False, map: bool = False,
+        set: float | None = None, neighbours: int | None = None, embedding: bool = False, map: bool = False,
     ) -> DecisionParameters:  # fmt: skip
         """What a request asks for, None for the deployment's default. Raises InvalidParameter naming valid values."""
         classes, point = len(self.manifest.classes), operating_point
@@ -74,12 +88,22 @@ class Model:
             raise InvalidParameter(f"operating_point={point[:100]} is none of this model's: {known}")
         scope = thresholds or self.scope
         is_default = (point, scope) == (self.operating_point, self.scope)
-        found = DecisionParameters(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default)
+        found = DecisionParameters(top_k or min(DEFAULT_TOP_K, classes), point, scope, is_default, set=set)
+        if set is not None:
+            self.require_sets(set)
         if not (neighbours or embedding or map):
             return found
         self.require(neighbours=neighbours or 0, embedding=embedding, heat_map=map)
         wanted = Wanted(embedding=embedding or bool(neighbours), heat_map=map)
         return replace(found, neighbours=neighbours or 0, embedding=embedding, wanted=wanted)
+
+    def require_sets(self, level: float) -> None:
+        """Raises InvalidParameter for a level that is none, and where the bundle has no sets."""
+        if not 0 < level < 1:
+            raise InvalidParameter(f"set={level:g} is not valid: give a level between 0 and 1, 0.9 say")
+        if self.sets is None:
+            name = f"{self.manifest.name} {self.manifest.version}"
+            raise InvalidParameter(f"{name} has no sets of classes: export it again, or leave set out")
 
     def require(self, *, neighbours: int = 0, embedding: bool = False, heat_map: bool = False) -> None:
         """Raises InvalidParameter for what this bundle has not got."""

@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope, Verdict, threshold
 from service.observe.stream_metrics import StreamMetrics
+from service.observe.told_metrics import ToldMetrics
 
 SCORE_STEPS = 24
 CALIBRATION_STEPS = 20  # bounds at every twentieth of the calibration scores
@@ -67,6 +68,7 @@ class ModelMetrics(Collector):
         self._publish_calibration(where)
         bounds = {_le(bound): bound for bound in (*self._bounds, math.inf)}
         self.stream = StreamMetrics(self._registry, manifest, self._labels, bounds)
+        self.told = ToldMetrics(self._registry, manifest)
         self.set_in_force(operating_point, scope)
 
     def _count_decisions(self, where: _Where) -> None:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever it holds")
     parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
+    parser.add_argument("--set", type=_level, metavar="LEVEL", help="columns with a conformal set of classes, 0.9 say")
     parser.add_argument("--bundle", help=f"a folder, or an address such as s3://models/shop/3; default: {PREFIX}BUNDLE")
     parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")
     parser.add_argument("--thresholds", choices=("group", "global"), help="default: as for the service")
@@ -75,7 +76,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
     stop.check()
     folder = addresses.fetched(config.bundle, config.bundle_cache)
-    scorer = _scorer(folder, config, probabilities=args.probabilities)
+    scorer = _scorer(folder, config, probabilities=args.probabilities, level=args.set)
     stop.check()
     threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
     header = _header(folder, scorer)
@@ -178,9 +179,11 @@ def _configure(args: argparse.Namespace) -> Settings:
     return settings.load({**os.environ, **{PREFIX + k: str(v) for k, v in given.items() if v is not None}})
 
 
-def _scorer(folder: Path, config: Settings, *, probabilities: bool) -> Scorer:
+def _scorer(folder: Path, config: Settings, *, probabilities: bool, level: float | None) -> Scorer:
     """Load and verify the bundle."""
     manifest = bundle.read(folder)
+    if level is not None and manifest.sets is None:
+        raise ScoreError(f"--set {level:g}: {folder} has no sets of classes: export it again, or leave --set out")
     point = config.operating_point or manifest.default_operating_point
     if point not in manifest.operating_points:
         known = ", ".join(manifest.operating_points)
@@ -199,6 +202,7 @@ def _scorer(folder: Path, config: Settings, *, probabilities: bool) -> Scorer:
         max_pixels=config.max_pixels,
         max_bytes=config.max_body_bytes,
         probabilities=probabilities,
+        set=level,
     )
 
 
@@ -211,6 +215,7 @@ def _header(folder: Path, scorer: Scorer) -> dict[str, Any]:
         "manifest_sha256": hashlib.sha256((folder / bundle.MANIFEST_FILE).read_bytes()).hexdigest(),
         "operating_point": scorer.operating_point,
         "thresholds": scorer.scope,
+        "set": scorer.set,
         "max_pixels": scorer.max_pixels,
         "max_body_bytes": scorer.max_bytes,
         "columns": list(scorer.columns),
@@ -222,6 +227,16 @@ def _drop_leftover(out: Path, partial: Path) -> None:
     """Remove the journal of the run that made `out`, killed just before it could do so itself."""
     if out.exists() and partial.exists() and partial.stat().st_mtime_ns <= out.stat().st_mtime_ns:
         partial.unlink()
+
+
+def _level(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = 0.0
+    if not 0 < level < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no level between 0 and 1: give 0.9, say")
+    return level
 
 
 def _positive(text: str) -> int:

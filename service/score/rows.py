@@ -1,20 +1,24 @@
 """Files to rows of the output: read, decode, run the graph, decide; a batch at a time, in any thread."""
 
 import errno
+import json
 import math
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope, decide_row
 from service.contract.images import Loaded
+from service.contract.sets import PredictionSets
+from service.contract.taxonomy import Tree
 from service.errors import BodyTooLarge, TailGuardError, kind_of
 from service.inference.engine import Outputs
 from service.inference.pipeline import GraphRunner
@@ -25,10 +29,11 @@ Value = str | int | float | None
 ResultRow = dict[str, Value]
 
 
-def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
+def columns(manifest: Manifest, *, probabilities: bool, sets: bool = False) -> dict[str, Type]:
     """The columns of a row in order, each with the narrowest type that holds what POST /classify answers.
 
-    All but `path` are null in a row with an `error`; a float is null where the graph gave no finite number.
+    All but `path` are null in a row with an `error`; a float is null where the graph gave no finite number. `set` holds
+    labels as a JSON list; `taxonomy` is the path of the node told of a refused image, null where nothing is.
     """
     types: dict[str, Type] = {
         "path": "string",
@@ -43,6 +48,8 @@ def columns(manifest: Manifest, *, probabilities: bool) -> dict[str, Type]:
         "p_value": "float64",
         "width_px": "int32",
         "height_px": "int32",
+        **({"taxonomy": "string", "taxonomy_probability": "float32"} if manifest.taxonomy else {}),
+        **({"set": "string", "set_size": "int32"} if sets else {}),
         "error": "string",  # the slug of its kind
         "error_detail": "string",
     }
@@ -61,11 +68,21 @@ class Scorer:
     max_pixels: int
     max_bytes: int
     probabilities: bool
+    set: float | None = None  # the level of a set of classes
 
     @cached_property
     def columns(self) -> dict[str, Type]:
         """The names of the values in a row and their types."""
-        return columns(self.engine.manifest, probabilities=self.probabilities)
+        return columns(self.engine.manifest, probabilities=self.probabilities, sets=self.set is not None)
+
+    @cached_property
+    def _sets(self) -> PredictionSets | None:
+        sets, classes = self.engine.manifest.sets, self.engine.manifest.classes
+        return None if sets is None or self.set is None else PredictionSets(sets, [info.group for info in classes])
+
+    @cached_property
+    def _tree(self) -> Tree | None:
+        return None if self.engine.manifest.taxonomy is None else Tree(self.engine.manifest.taxonomy)
 
     def score(self, paths: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[ResultRow]:
         """One row per path, in order; no rows when `stopped` returns True on the way.
@@ -116,10 +133,21 @@ class Scorer:
             answer = (
                 verdict.decision, info.name, index, info.group, _finite(every[index]), *map(_finite, scores.values()),
                 _finite(verdict.score), verdict.threshold, verdict.p_value, loaded.width_px, loaded.height_px,
-                None, None, *(map(_finite, every) if self.probabilities else ()),
+                *self._said(probabilities, verdict.decision == "reject"), None, None,
+                *(map(_finite, every) if self.probabilities else ()),
             )  # fmt: skip
             answers.append(answer)
         return answers
+
+    def _said(self, probabilities: NDArray[np.float32], refused: bool) -> Iterator[Value]:
+        """The values of the columns on taxonomy and set, where there are such."""
+        if self._tree is not None:
+            node = self._tree.deepest(probabilities) if refused else None
+            yield from ("/".join(node.path), node.probability) if node else (None, None)
+        if self._sets is not None and self.set is not None:
+            chosen = self._sets.of(probabilities, self.set)
+            names = [self.engine.manifest.classes[i].name for i in chosen]
+            yield from (json.dumps(names, ensure_ascii=False), len(names))
 
 
 def _finite(value: float) -> float | None:

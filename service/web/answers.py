@@ -13,6 +13,7 @@ from service.inference.neighbours import Neighbour
 from service.inference.rows import Row
 from service.web.admission import Admitted
 from service.web.record import Decided
+from service.web.said import class_set, taxonomy_node
 
 EMBEDDING_DECIMALS, MAP_DECIMALS, DISTANCE_DECIMALS = 6, 4, 4
 THUMBNAILS = "/model/exemplars/"
@@ -69,7 +70,7 @@ def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
     """
     manifest, row, verdict = admitted.model.manifest, decided.row, decided.verdict
     best = verdict.class_index
-    return {
+    found = {
         "request_id": admitted.context.request_id,
         "model": {"name": manifest.name, "version": manifest.version},
         "label": manifest.classes[best].name,
@@ -96,6 +97,13 @@ def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
             "total_ms": milliseconds(decided.total_s),
         },
     }
+    if (level := admitted.parameters.set) is not None and (sets := admitted.model.sets) is not None:
+        found["set"] = class_set(manifest, sets, row.probabilities, level)
+    if manifest.taxonomy is not None:
+        found["taxonomy"] = None
+        if verdict.decision == "reject":
+            found["taxonomy"] = taxonomy_node(manifest.taxonomy, decided.node)
+    return found
 
 
 def top_classes(manifest: Manifest, row: Row, top_k: int) -> list[dict[str, Any]]:

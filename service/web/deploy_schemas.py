@@ -1,8 +1,43 @@
-"""The bodies and answers of the routes that put a bundle in force: shadow, promote, back."""
+"""The bodies and answers of the routes that change what runs: bundle, operating point, keys, shadow, promote, back."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.web.schemas import InForce
+from service.contract.decision import Scope
+
+
+class OperatingPointChange(BaseModel):
+    """The body of PUT /admin/operating-point; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    threshold_scope: Scope | None = None
+
+
+class BundleChange(BaseModel):
+    """The body of PUT /admin/bundle; what is left out is as the deployment chose it, else the bundle decides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, description="folder on the service's disk, or address")
+    operating_point: str | None = None
+    threshold_scope: Scope | None = None
+
+
+class InForce(BaseModel):
+    """What decides from now on."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+    operating_point: str
+    threshold_scope: Scope
+    seconds: float | None = Field(description="how long loading, verifying and warming up took")
+
+
+class KeysRead(BaseModel):
+    keys: int
 
 
 class ShadowChange(BaseModel):

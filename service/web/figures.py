@@ -14,10 +14,12 @@ from pydantic import BaseModel, Field
 
 from service.contract.bundle import ClassInfo, Cost
 from service.contract.decision import Scope
+from service.contract.sets import SetFigures
 from service.inference.model import Model
 from service.ledger.audit import Audit
 from service.ledger.figures import Figures, LiveFigures, Share, figures
 from service.ledger.writer import Ledger
+from service.web.said import TaxonomyFigures, set_figures, taxonomy_figures
 from service.web.schemas import ModelName
 
 
@@ -28,6 +30,7 @@ class ClassMetrics(BaseModel):
     train_count: int
     accuracy: float | None
     rejected: float | None
+    path: list[str] | None = Field(description="nodes of the taxonomy above it, from the root; null: no taxonomy")
     live: LiveFigures
 
 
@@ -50,6 +53,10 @@ class ClassesAnswer(BaseModel):
     since: datetime | None = Field(description="when the ledger first saw this model; null: not yet, or no ledger")
     classes: list[ClassMetrics]
     groups: dict[str, GroupMetrics]
+    sets: list[SetFigures] | None = Field(
+        description="conformal sets at several levels on held-out images, by group of the true class; null: no sets"
+    )
+    taxonomy: TaxonomyFigures | None = Field(description="what refused images are told, and how often it is wrong")
 
 
 class Promised(BaseModel):
@@ -158,13 +165,20 @@ def classes_answer(standing: Standing) -> ClassesAnswer:
     return ClassesAnswer(
         **_head(standing),
         classes=[
-            ClassMetrics(class_index=i, **info.model_dump(), live=live.classes[i])
+            ClassMetrics(
+                class_index=i,
+                **info.model_dump(),
+                path=None if (tree := model.manifest.taxonomy) is None else list(tree.paths[i]),
+                live=live.classes[i],
+            )
             for i, info in enumerate(model.manifest.classes)
         ],
         groups={
             group: _group(_members(model, group), cost, group, live.groups[group])
             for group in model.manifest.group_names
         },
+        sets=set_figures(model.manifest),
+        taxonomy=taxonomy_figures(model.manifest.taxonomy),
     )
 
 

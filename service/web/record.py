@@ -13,6 +13,7 @@ from time import perf_counter, time
 from typing import Any, NamedTuple
 
 from service.contract.decision import Verdict, decide_row
+from service.contract.taxonomy import Node
 from service.inference.rows import Image, Row
 from service.ledger.policy import NOT_KEPT
 from service.ledger.rows import Entry
@@ -28,6 +29,7 @@ class Decided(NamedTuple):
     receive_s: float
     queue_s: float
     total_s: float
+    node: Node | None = None  # of the taxonomy, told of a refused image
 
 
 def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row, done: float | None = None) -> Decided:
@@ -43,6 +45,11 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     assert context.received is not None  # admit has set it
 
     model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
+    node = None
+    if verdict.decision == "reject" and model.tree is not None:
+        node = model.tree.deepest(row.probabilities)
+        if parameters.is_default:
+            model.metrics.told.count(node)
     if verdict.decision == "accept":
         model.metrics.stream.class_mix.observe(row.probabilities)
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
@@ -61,7 +68,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
         context.attributes = {
             "tailguard.label": label, "tailguard.decision": verdict.decision, "tailguard.p_value": verdict.p_value,
         } if first else None  # fmt: skip
-    return Decided(row, verdict, context.received - context.started, queue_s, done - context.started)
+    return Decided(row, verdict, context.received - context.started, queue_s, done - context.started, node)
 
 
 def count_row(admitted: Admitted[Any], row: Row, done: float) -> float:

@@ -11,6 +11,7 @@ from service.contract.heat_map import HeatMap
 from service.contract.reference import ClassGroup
 from service.ledger.rows import Outcome
 from service.web.more_schemas import HeatMapAnswer, NeighbourAnswer
+from service.web.said import ClassSet, TaxonomyNode
 
 NOT_FINITE = "null: the graph gave no finite number; such an image is rejected"
 
@@ -26,6 +27,7 @@ class ClassifyQuery(BaseModel):
     neighbours: int | None = Field(default=None, ge=1, description="training examples to name, the nearest first")
     embedding: bool = Field(default=False, description="answer with the embedding too")
     map: bool = Field(default=False, description="answer with the heat map too")
+    set: float | None = Field(default=None, gt=0, lt=1, description="level of a conformal set of classes, 0.9 say")
 
 
 class ModelName(BaseModel):
@@ -83,6 +85,10 @@ class Answer(BaseModel):
         "thresholds are by group; bounds false alarms on in-distribution images only"
     )
     decision: Decision
+    set: ClassSet | None = Field(default=None, description="where the request asked for one")
+    taxonomy: TaxonomyNode | None = Field(
+        default=None, description="what can still be said of a refused image, where the model has a taxonomy"
+    )
     image: ImageSize
     stage_times: StageTimes
     neighbours: list[NeighbourAnswer] | None = Field(default=None, description="only where asked for")
@@ -206,41 +212,8 @@ class ModelSummary(BaseModel):
     embedding: Embedding | None = Field(default=None, description="what the graph gives for likeness, if it does")
     exemplars: ExemplarFile | None = Field(default=None, description="training images that travel as embeddings")
     heat_map: HeatMap | None = Field(default=None, description="what a heat map is made from, if there is one")
-
-
-class OperatingPointChange(BaseModel):
-    """The body of PUT /admin/operating-point; what is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
-    threshold_scope: Scope | None = None
-
-
-class BundleChange(BaseModel):
-    """The body of PUT /admin/bundle; what is left out is as the deployment chose it, else the bundle decides."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: str = Field(min_length=1, max_length=4096, description="folder on the service's disk, or address")
-    operating_point: str | None = None
-    threshold_scope: Scope | None = None
-
-
-class InForce(BaseModel):
-    """What decides from now on."""
-
-    name: str
-    version: str
-    sha256: str
-    provider: str
-    operating_point: str
-    threshold_scope: Scope
-    seconds: float | None = Field(description="how long loading, verifying and warming up took")
-
-
-class KeysRead(BaseModel):
-    keys: int
+    sets: bool = Field(default=False, description="whether `set` may be asked for; figures: GET /model/classes")
+    taxonomy: bool = Field(default=False, description="whether a refused image may be told a node above the classes")
 
 
 class HealthAnswer(BaseModel):

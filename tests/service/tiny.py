@@ -182,6 +182,30 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
+def said() -> dict[str, Any]:
+    """Sets and a taxonomy for the manifest: groups many and medium have 19 and 9 calibration images, few has none; red
+    and green are warm, blue is below the root; 1 of 40 uncertain images was told a wrong node."""
+    steps = {"many": 19, "medium": 9}
+    references = {
+        g: {"images": n, "borrowed": 0, "scores": [(k + 1) / (n + 1) for k in range(n)],
+            "p_values": [1.0, *((n - k) / (n + 1) for k in range(n))]}
+        for g, n in steps.items()
+    }  # fmt: skip
+    figures = {
+        "level": 0.9, "images": 100, "images_by_group": {"many": 60, "medium": 40, "few": 0}, "covered": 0.91,
+        "covered_by_group": {"many": 0.9, "medium": 0.925, "few": None}, "mean_size": 1.5,
+        "mean_size_by_group": {"many": 1.4, "medium": 1.65, "few": None}, "too_few": ["few"],
+    }  # fmt: skip
+    level = {"depth": 1, "threshold": 0.6, "told": 40, "wrong": 1, "measured_told": 20, "measured_wrong": 1}
+    return {
+        "sets": {"references": references, "measured": [figures]},
+        "taxonomy": {
+            "source": "tree.csv", "paths": [["warm"], ["warm"], []], "error": 0.05, "uncertain": 45, "levels": [level],
+            "measured": {"images": 100, "refused": 25, "told": 20, "wrong": 1, "outliers_told": 0.5},
+        },
+    }  # fmt: skip
+
+
 def write_embedding(path: Path, **changes: Any) -> Path:
     """As `write`, of a graph that gives an embedding of 3 dimensions."""
     given = {"files": files() | {"model.onnx": graph(outputs=WITH_EMBEDDING)}}

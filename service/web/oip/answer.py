@@ -9,15 +9,20 @@ from pydantic_core import to_json
 from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.heat_map import HEAT_MAP
+from service.contract.sets import PredictionSets
 from service.web.record import Decided
 
-NUMPY_TYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
+NUMPY_TYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8", "BOOL": "?"}
 
 Column = list[Any]  # the elements of a tensor, flat
 
 
-def output_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
-    """Datatype and shape of every output, by name, in the order sent; the first dimension is the images'."""
+def output_types(manifest: Manifest, *, sets: bool = False) -> dict[str, tuple[str, list[int]]]:
+    """Datatype and shape of every output, by name, in the order sent; the first dimension is the images'.
+
+    `set`, which classes are in the set of each image, is one of them where the request asks for `sets`; `taxonomy`, the
+    path of the node that is told of a refused image and else empty, where the bundle has a tree.
+    """
     scores = {name: ("FP32", [-1]) for name in manifest.scores}
     return {
         **scores,
@@ -27,6 +32,8 @@ def output_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
         "decision": ("BYTES", [-1]),
         "threshold": ("FP64", [-1]),
         "p_value": ("FP64", [-1]),
+        **({"taxonomy": ("BYTES", [-1])} if manifest.taxonomy else {}),
+        **({"set": ("BOOL", [-1, len(manifest.classes)])} if sets else {}),
     }
 
 
@@ -40,8 +47,10 @@ def further_types(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
-def columns(manifest: Manifest, decided: list[Decided]) -> dict[str, Column]:
-    """The output tensors, flat, by name."""
+def columns(
+    manifest: Manifest, decided: list[Decided], sets: PredictionSets | None = None, level: float | None = None
+) -> dict[str, Column]:
+    """The output tensors, flat, by name; with a `level` the sets of classes too."""
     rows, verdicts = [one.row for one in decided], [one.verdict for one in decided]
     scores = {name: [row.scores[name] for row in rows] for name in manifest.scores}
     best = [verdict.class_index for verdict in verdicts]
@@ -60,6 +69,10 @@ def columns(manifest: Manifest, decided: list[Decided]) -> dict[str, Column]:
         "decision": [verdict.decision for verdict in verdicts],
         "threshold": [verdict.threshold for verdict in verdicts],
         "p_value": [verdict.p_value for verdict in verdicts],
+        "taxonomy": ["/".join(one.node.path) if one.node else "" for one in decided],
+        "set": []
+        if sets is None or level is None
+        else [inside for row in rows for inside in sets.contains(row.probabilities[None], level)[0].tolist()],
     }
 
 
@@ -67,7 +80,7 @@ def write(
     head: dict[str, Any], manifest: Manifest, found: dict[str, Column], outputs: dict[str, bool]
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON when binary tensors follow. `head`: all fields but outputs."""
-    types = output_types(manifest) | further_types(manifest)
+    types = output_types(manifest, sets=True) | further_types(manifest)
     described, tail = [], []
     for name, binary in outputs.items():
         datatype, shape = types[name]

@@ -60,7 +60,8 @@ def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:
     parameters = _parameters(document, "the request")
     chosen = _chosen(parameters, model)
     images = _images(document, body, end, model.manifest, model.pipeline.queue_images)
-    outputs = _wanted(document, model.manifest, _flag(parameters, "binary_data_output", False))
+    binary = _flag(parameters, "binary_data_output", False)
+    outputs = _wanted(document, model.manifest, binary, sets=chosen.set is not None)
     if EMBEDDING in outputs or HEAT_MAP in outputs:
         chosen = replace(chosen, wanted=Wanted(EMBEDDING in outputs, HEAT_MAP in outputs))
     return InferBody(request_id, images, chosen, outputs)
@@ -72,7 +73,10 @@ def _chosen(parameters: dict[str, Any], model: Model) -> DecisionParameters:
         raise InvalidParameter(f"operating_point is {_shown(point)}: send the name of one")
     if scope not in (None, "group", "global"):
         raise InvalidParameter(f"thresholds is {_shown(scope)}: send group or global")
-    return model.decision_parameters(operating_point=point, thresholds=scope)
+    level = parameters.get("set")
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float)):
+        raise InvalidParameter(f"set is {_shown(level)}: send a level between 0 and 1, 0.9 say")
+    return model.decision_parameters(operating_point=point, thresholds=scope, set=level)
 
 
 def _json_end(body: bytes, json_bytes: str | None) -> int:
@@ -205,9 +209,9 @@ def _binary_files(body: bytes, start: int, count: int) -> list[bytes]:
     return found
 
 
-def _wanted(document: dict[str, Any], manifest: Manifest, binary: bool) -> dict[str, bool]:
+def _wanted(document: dict[str, Any], manifest: Manifest, binary: bool, *, sets: bool) -> dict[str, bool]:
     """The outputs to send, in order, and whether each is binary."""
-    always = output_types(manifest)
+    always = output_types(manifest, sets=sets)
     known = [*always, *further_types(manifest)]
     asked = document.get("outputs") or [{"name": name} for name in always]
     if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):

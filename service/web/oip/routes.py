@@ -95,7 +95,7 @@ async def model_metadata(request: Request) -> ModelMetadata:
         ],
         outputs=[
             TensorMetadata.model_validate({"name": name, "datatype": datatype, "shape": shape})
-            for name, (datatype, shape) in oip_answer.output_types(manifest).items()
+            for name, (datatype, shape) in oip_answer.output_types(manifest, sets=manifest.sets is not None).items()
         ]
         + [
             TensorMetadata.model_validate(
@@ -193,7 +193,8 @@ def _answer(admitted: Admitted[InferBody], decided: list[Decided]) -> Response:
             "deciding_score": manifest.deciding_score,
         },
     }
-    body, json_bytes = oip_answer.write(head, manifest, oip_answer.columns(manifest, decided), asked.outputs)
+    columns = oip_answer.columns(manifest, decided, admitted.model.sets, asked.parameters.set)
+    body, json_bytes = oip_answer.write(head, manifest, columns, asked.outputs)
     if json_bytes is None:
         return Response(body, media_type=JSON_MEDIA_TYPE)
     return Response(body, media_type=BINARY_MEDIA_TYPE, headers={HEADER_LENGTH: str(json_bytes)})

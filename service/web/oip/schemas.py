@@ -26,7 +26,7 @@ from service.web.openapi import (
 
 ROOT_PATH = "/v2"
 JSON_MEDIA_TYPE, BINARY_MEDIA_TYPE = "application/json", "application/octet-stream"
-Datatype = Literal["UINT8", "INT64", "FP32", "FP64", "BYTES"]
+Datatype = Literal["BOOL", "UINT8", "INT64", "FP32", "FP64", "BYTES"]
 Parameters = dict[str, bool | int | float | str]
 
 
@@ -93,8 +93,8 @@ class InferRequest(BaseModel):
     id: str | None = Field(default=None, description="comes back in the answer")
     parameters: dict[str, Any] = Field(
         default={},
-        description="operating_point and thresholds as in the query of POST /classify; binary_data_output: all tensors "
-        "after the JSON",
+        description="operating_point, thresholds and set as in the query of POST /classify; binary_data_output: all "
+        "tensors after the JSON",
     )
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
     outputs: list[InferRequestedOutput] = Field(

@@ -9,8 +9,8 @@ from service.web.access import Keys
 from service.web.admission import admit
 from service.web.body import json_reader
 from service.web.context import context_of, runtime_of
+from service.web.deploy_schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 from service.web.openapi import BODY_ROUTE, KEYED_ROUTE, SMALL_JSON, json_body, problems
-from service.web.schemas import BundleChange, InForce, KeysRead, OperatingPointChange
 
 BAD_BUNDLE = "the bundle in service stays: /models/none is not a bundle: manifest.json cannot be read (No such file or "
 BAD_BUNDLE += "directory)"

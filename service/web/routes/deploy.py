@@ -20,6 +20,7 @@ from service.web.context import runtime_of
 from service.web.deploy_schemas import (
     BackAsked,
     EvidenceShown,
+    InForce,
     Promoted,
     PromotionAsked,
     ShadowChange,
@@ -27,7 +28,6 @@ from service.web.deploy_schemas import (
 )
 from service.web.openapi import BODY_ROUTE, SMALL_JSON, json_body, problems
 from service.web.routes.admin import BAD_BUNDLE, in_force, name_of_key
-from service.web.schemas import InForce
 
 NO_SHADOW = "there is no shadow: name one with PUT /admin/shadow first, or promote a path with force"
 NOTHING_BEFORE = "no bundle was in force before this one"

@@ -143,6 +143,8 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "embedding": manifest.embedding,
             "exemplars": manifest.exemplars,
             "heat_map": manifest.heat_map,
+            "sets": manifest.sets is not None,
+            "taxonomy": manifest.taxonomy is not None,
         }
     )
 
