@@ -75,7 +75,7 @@ def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) 
     assert content["multipart/form-data"]["schema"]["required"] == ["file"]
     assert "image/jpeg" in content
     assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
-        "top_k", "operating_point", "thresholds", "X-Request-Timeout-Ms", "Content-Encoding",
+        "top_k", "operating_point", "thresholds", "set", "X-Request-Timeout-Ms", "Content-Encoding",
     }  # fmt: skip
     for path, methods in document["paths"].items():
         if path.startswith("/v2"):
