@@ -54,6 +54,7 @@ class Keeper:
         self._ledger_id: str | None = None
         self._claimed = self._failing = self._hurry = False
         self._seen: OrderedDict[str, int] = OrderedDict()  # and its bytes
+        self._coming, self._going = set[str](), set[str]()  # keys that wait: a slow store is not asked twice
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
         self._thread.start()
@@ -64,17 +65,21 @@ class Keeper:
 
     def put(self, key: str, data: bytes, *, known: bool) -> None:
         """Store a file and its thumbnail. `known`: the ledger believes that the store has it."""
+        self._coming.add(key)
         self._jobs.put(lambda: self._put(key, data, known))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete files that nothing refers to."""
+        """Delete files that nothing refers to, unless that is waiting to be done."""
         for key in keys:
-            self._jobs.put(lambda key=key: self._delete(key))  # type: ignore[misc]
+            if key not in self._going:
+                self._going.add(key)
+                self._jobs.put(lambda key=key: self._delete(key))  # type: ignore[misc]
 
     def look_for(self, keys: Iterable[str]) -> None:
-        """Say whether files are there that somebody did not finish storing."""
+        """Say whether files are there that somebody did not finish storing; those that wait here come yet."""
         for key in keys:
-            self._jobs.put(lambda key=key: self._look_for(key))  # type: ignore[misc]
+            if key not in self._coming:
+                self._jobs.put(lambda key=key: self._look_for(key))  # type: ignore[misc]
 
     def close(self, timeout_s: float) -> None:
         """Do what was asked for, and end; what cannot be done in time another start finds undone."""
@@ -108,6 +113,7 @@ class Keeper:
             self._images.labels("kept").inc()
             self._works()
         finally:
+            self._coming.discard(key)
             self.room.give_back(len(data))
 
     def _delete(self, key: str) -> None:
@@ -119,6 +125,8 @@ class Keeper:
         else:
             self._seen.pop(key, None)
             self._tell(StoreNews(deleted=[key]))
+        finally:
+            self._going.discard(key)
 
     def _look_for(self, key: str) -> None:
         try:

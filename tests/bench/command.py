@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from service import process, settings
 from service.contract import bundle
-from service.settings import PREFIX, ROOT, Settings
+from service.settings import PREFIX, Settings
+from service.settings.places import ROOT
 from tests.bench import level, limit, photos, report
 from tests.bench.level import Level, Load
 from tests.bench.limit import Limit

@@ -24,7 +24,8 @@ from service.ledger.rows import Entry
 from service.ledger.tables import Tables
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 
 BUNDLE = ROOT / "models" / "cifar10-lt" / "1"
 AT_ONCE = 500  # feedback requests in flight

@@ -11,7 +11,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 
-from service.settings import ROOT
+from service.settings.places import ROOT
 from tests.bench.load import LoadTally, Spec, percentile
 from tests.bench.processes import BenchError, Endpoint, cpu_s, memory_bytes
 

@@ -17,7 +17,8 @@ from statistics import mean
 from service import settings
 from service.contract import bundle, images
 from service.inference.engine import Engine
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 from tests.bench.load import percentile
 from tests.bench.photos import Photo
 from tests.bench.processes import BenchError

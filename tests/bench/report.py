@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service.process import available_cpus
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 from tests.bench.level import Level
 from tests.bench.limit import Limit
 

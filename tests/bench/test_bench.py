@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from service.contract import bundle, images
-from service.settings import ROOT
 from service.settings import load as load_settings
+from service.settings.places import ROOT
 from tests.bench import __main__ as bench
 from tests.bench import command, embedding, level, limit, photos, processes, report
 from tests.bench.level import Level

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import pytest
 
-from service.settings import ROOT
+from service.settings.places import ROOT
 from tests.bench import level, photos
 from tests.bench.level import Level, Load
 from tests.bench.load import Spec

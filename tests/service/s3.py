@@ -1,7 +1,6 @@
 """A real S3-compatible server of the tests' own (moto's), on a free port of this machine; its content is in memory."""
 
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
@@ -46,19 +45,11 @@ def server() -> Iterator[dict[str, str]]:
         process.wait()
 
 
-@contextmanager
-def used(environment: dict[str, str]) -> Iterator[str]:
-    """An s3:// address for this process, inside the environment of a server."""
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield f"s3://{BUCKET}/kept"
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def new_connections() -> None:
+    """Have this process read the environment again: fsspec keeps what it has connected to."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
 
 
 def _made_bucket(url: str) -> bool:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from service import process, settings
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 from tests.bench import command, level, limit, photos, report, resnet18
 from tests.bench.level import Level, Load
 from tests.bench.limit import Limit

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.contract import bundle
-from tests.service import postgres
+from tests.service import postgres, s3
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,24 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "ledger.sqlite3")
     return postgres.new_database(request.getfixturevalue("server"), f"t{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """The environment of an S3-compatible server."""
+    if reason := s3.missing():
+        pytest.skip(reason)
+    with s3.server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3_address(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place there that is empty."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    s3.new_connections()
+    return f"s3://{s3.BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,11 @@ from service.contract import bundle
 from service.errors import Forbidden, NotFound
 from service.ledger import images, keeper, work
 from service.ledger.database import MEMORY, connect
+from service.ledger.rows import StoreNews
 from service.ledger.store import Folder, key_of, store_at
-from service.settings import ROOT
-from tests.service import tiny
+from service.observe.metrics import Metrics
+from service.settings.places import ROOT
+from tests.service import s3, tiny
 from tests.service.ledger.test_ledger import Kept, entry, read, until
 
 RED, BLUE = tiny.photo((220, 30, 30)), tiny.photo((10, 20, 200))
@@ -271,6 +273,49 @@ def test_a_slow_store_delays_nobody_and_is_bounded(
     assert read(where, "SELECT count(keep_probability), count(embedding) FROM decisions") == [(50 - dropped,) * 2]
 
 
+def test_an_object_store_that_is_away_costs_images_and_nothing_else(
+    where: str, s3_address: str, tmp_path: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3.new_connections()
+    with keeping(where, tmp_path, store=s3_address) as kept:
+        started = time.monotonic()
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        kept.label("a", 0, "red")
+        assert time.monotonic() - started < 5
+        until(lambda: count(kept, "failed") == 1 and states(where) == [])
+    assert read(where, "SELECT count(*), count(image_key) FROM decisions") == [(1, 0)]
+
+
+def test_what_waits_to_be_deleted_is_not_asked_for_again(
+    folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store slower than LEFT_S is not buried under the same deletions."""
+    asked, told, delete = list[str](), list[StoreNews](), Folder.delete
+
+    def slow(folder: Folder, name: str) -> None:
+        time.sleep(0.02)
+        asked.append(name)
+        delete(folder, name)
+
+    monkeypatch.setattr(Folder, "delete", slow)
+    keep = keeper.Keeper(store_at(str(folder)), Metrics(), 10**6, told.append)
+    keep.serve("one")
+    keys = [key_of(picture(i)) for i in range(5)]
+    for _ in range(20):
+        keep.delete(keys)
+    until(lambda: len(told) == 5)
+    keep.put(keys[0], picture(0), known=False)
+    keep.look_for([keys[0]])  # it is on its way: nothing is said of it until it is there
+    keep.delete(keys[:1])  # and what was done once may be asked for again
+    keep.close(10)
+    assert len(asked) == 2 * 6
+    assert [news.deleted or [key for key, _ in news.stored] for news in told] == [
+        [key] for key in (*keys, *keys[:1] * 2)
+    ]
+
+
 def test_two_replicas_share_a_folder(server: Path, folder: Path, manifest: bundle.Manifest) -> None:
     from tests.service import postgres
 
@@ -292,9 +337,12 @@ def test_two_replicas_share_a_folder(server: Path, folder: Path, manifest: bundl
         assert count(one, "failed") == count(other, "failed") == 0
 
 
-def test_an_address_of_fsspec_is_a_store(where: str, tmp_path: Path, manifest: bundle.Manifest) -> None:
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_an_address_of_fsspec_is_a_store(
+    where: str, kind: str, tmp_path: Path, manifest: bundle.Manifest, request: pytest.FixtureRequest
+) -> None:
     pytest.importorskip("fsspec")
-    address = f"memory://{tmp_path.name}-{len(where)}"
+    address = f"memory://{tmp_path.name}-{len(where)}" if kind == "memory" else request.getfixturevalue("s3_address")
     with keeping(where, tmp_path, store=address) as kept:
         for i in range(20):
             kept.ledger.record(entry(manifest, str(i), image=picture(i % 10), **KEPT))

@@ -25,7 +25,8 @@ from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 from tests.service import postgres, tiny
 from tests.service.test_process import serving
 

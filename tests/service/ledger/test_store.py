@@ -16,19 +16,22 @@ from service.errors import SettingsError
 from service.ledger import store
 from service.ledger.store import Folder, Memory, Store, StoreTaken, key_of, open_store, store_at
 from service.ledger.thumbnails import thumbnail
-from service.settings import ROOT, Settings
+from service.settings import Settings
+from service.settings.places import ROOT
 
 DATA = b"the bytes of a file"
 KEY = hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.fixture(params=["folder", "fsspec", "memory"])
+@pytest.fixture(params=["folder", "fsspec", "s3", "memory"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return store_at(str(tmp_path / "images"))
     if request.param == "fsspec":
         pytest.importorskip("fsspec")
         return store_at(f"memory://{tmp_path.name}")
+    if request.param == "s3":
+        return store_at(request.getfixturevalue("s3_address"))
     return Store(Memory())
 
 
