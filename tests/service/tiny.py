@@ -65,6 +65,27 @@ def graph(
     return model.SerializeToString()
 
 
+def heat_map() -> bytes:
+    """What makes a graph of 8 x 8 give a heat map: GAIN / 255 times the channel of the predicted class at each pixel."""
+    constants: dict[str, NDArray[Any]] = {
+        "m/all": np.eye(3, dtype=np.float32), "m/flat": np.array([0, 64, 3]), "m/map": np.array([0, 8, 8]),
+        "m/last": np.array([2]),
+    }  # fmt: skip
+    more = onnx.ModelProto()
+    more.graph.node.extend([
+        helper.make_node("ArgMax", ["probabilities"], ["m/best"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["m/all", "m/best"], ["m/row"], axis=0),
+        helper.make_node("Mul", ["m/row", "gain"], ["m/gains"]),
+        helper.make_node("Unsqueeze", ["m/gains", "m/last"], ["m/column"]),
+        helper.make_node("Reshape", ["float", "m/flat"], ["m/pixels"]),
+        helper.make_node("MatMul", ["m/pixels", "m/column"], ["m/values"]),
+        helper.make_node("Reshape", ["m/values", "m/map"], ["heat_map"]),
+    ])  # fmt: skip
+    more.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    more.graph.output.append(helper.make_tensor_value_info("heat_map", TensorProto.FLOAT, ["N", 8, 8]))
+    return more.SerializeToString()
+
+
 def photo(colour: tuple[int, ...] = (220, 30, 30), size: tuple[int, int] = (SIDE, SIDE), form: str = "PNG") -> bytes:
     """The bytes of an image file of one colour; `size` is (width, height)."""
     buffer = BytesIO()
@@ -212,9 +233,25 @@ def write_embedding(path: Path, **changes: Any) -> Path:
     return write(path, **(given | {"embedding": {"dimensions": 3, "made_from": "the mean per channel"}} | changes))
 
 
+EXEMPLARS = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]])
+
+
 def write_exemplars(path: Path, **record: Any) -> Path:
     """As `write_embedding`, with four exemplars of 3 dimensions; `record` changes what the manifest says of them."""
-    rows = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]])
-    content = {"model.onnx": graph(outputs=WITH_EMBEDDING), "exemplars.npz": exemplars.encode(rows, [0, 0, 1, 2])}
+    content = {"model.onnx": graph(outputs=WITH_EMBEDDING), "exemplars.npz": exemplars.encode(EXEMPLARS, [0, 0, 1, 2])}
     given = {"file": "exemplars.npz", "count": 4, "chosen": "all there are"} | record
     return write_embedding(path, files=files() | content, exemplars=given)
+
+
+def write_whole(path: Path, **changes: Any) -> Path:
+    """A bundle with all that one may have: embedding, exemplars of which three have a picture, heat map."""
+    pictures = [photo((255, 0, 0), form="JPEG"), b"", photo((0, 255, 0), form="JPEG"), photo((0, 0, 255), form="JPEG")]
+    content = {
+        "model.onnx": graph(outputs=WITH_EMBEDDING),
+        "exemplars.npz": exemplars.encode(EXEMPLARS, [0, 0, 1, 2], pictures),
+        "heat_map.onnx": heat_map(),
+    }
+    said = {"file": "exemplars.npz", "count": 4, "chosen": "all there are", "thumbnails": 3,
+            "thumbnails_licence": "CC0"}  # fmt: skip
+    where = {"file": "heat_map.onnx", "height": 8, "width": 8, "made_from": "the pixels"}
+    return write_embedding(path, **{"files": files() | content, "exemplars": said, "heat_map": where} | changes)

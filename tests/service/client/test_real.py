@@ -25,12 +25,14 @@ from tests.service import tiny
 
 KEY = "k3y"
 RED, BLUE = tiny.photo((220, 30, 30)), tiny.photo((10, 20, 200))
+LARGE = tiny.photo((220, 30, 30), size=(4000, 4000))  # takes the one thread of the service a while
 
 
 @pytest.fixture(scope="module")
-def url(tiny_bundle: Path) -> Iterator[str]:
-    """A service with a key and room for two images."""
-    with serving(tiny_bundle, api_key=KEY, queue_images=2, inference_threads=1) as found:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with a key and room for two images, of a bundle with all that one may have."""
+    whole = tiny.write_whole(tmp_path_factory.mktemp("whole") / "tiny" / "1")
+    with serving(whole, api_key=KEY, queue_images=2, inference_threads=1) as found:
         yield found
 
 
@@ -48,6 +50,32 @@ def test_one_image_many_and_feedback(url: str) -> None:
         assert items[2].problem.status == 415
 
 
+def test_what_an_image_is_like_and_where(url: str) -> None:
+    with Client(url, key=KEY) as client:
+        answer = client.classify(RED, neighbours=2, embedding=True, map=True)
+        assert answer.neighbours
+        assert answer.map
+        assert answer.embedding
+        assert [one.label for one in answer.neighbours] == ["red", "red"]
+        assert (answer.map.width, len(answer.map.values), len(answer.embedding)) == (8, 64, 3)
+        (item,) = client.classify_batch([BLUE], neighbours=1)
+        assert item.answer
+        assert item.answer.neighbours
+        assert (item.answer.neighbours[0].label, item.answer.map) == ("blue", None)
+        rows = list(client.embed([RED, b"none", BLUE], batching=Batching(images=2)))
+        assert [row.embedding and len(row.embedding) for row in rows] == [3, None, 3]
+        assert rows[0].embedding == answer.embedding
+        assert rows[1].problem
+        with pytest.raises(ProblemError, match="examples 1 to 4"):
+            client.classify(RED, neighbours=5)
+
+    async def together() -> list[Any]:
+        async with AsyncClient(url, key=KEY) as client:
+            return [row.embedding async for row in client.embed([RED, BLUE])]
+
+    assert asyncio.run(together())[0] == rows[0].embedding
+
+
 def test_a_wrong_key_is_refused_in_words(url: str) -> None:
     with Client(url, key="wrong") as client, pytest.raises(ProblemError, match="401 An API key is required"):
         client.classify(RED)
@@ -62,6 +90,26 @@ def test_a_full_queue_loses_nothing(url: str) -> None:
             return {answer.label for answer in await asyncio.gather(*(client.classify(BLUE) for _ in range(40)))}
 
     assert asyncio.run(together()) == {"blue"}
+
+
+@contextmanager
+def full(url: str) -> Iterator[None]:
+    """The queue of two is filled as long as this lasts."""
+    ended = threading.Event()
+
+    def fill() -> None:
+        with Client(url, key=KEY, retries=Retries(attempts=0)) as client:
+            while not ended.is_set():
+                with contextlib.suppress(ProblemError):
+                    client.classify(LARGE)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(fill)
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 @contextmanager
@@ -137,8 +185,8 @@ def test_a_generated_client_works_at_first_try(url: str, generated: Any) -> None
     endpoints = {
         name: generated(f"{package}.api.{tag}.{name}")
         for tag, name in (
-            ("classify", "classify"), ("classify", "classify_batch"), ("feedback", "feedback"),
-            ("model", "model_summary"),
+            ("classify", "classify"), ("classify", "classify_batch"), ("classify", "embed"), ("feedback", "feedback"),
+            ("model", "model_summary"), ("model", "model_exemplar"),
         )
     }  # fmt: skip
     client = generated(package).AuthenticatedClient(base_url=url, token=KEY)
@@ -158,6 +206,39 @@ def test_a_generated_client_works_at_first_try(url: str, generated: Any) -> None
         assert endpoints["model_summary"].sync(client=client).name == "tiny"
         refused = endpoints["classify"].sync(client=client, body=models.ClassifyFilesBody(file=file(b"")))
         assert (refused.status, refused.type_) == (422, "urn:tailguard:problem:invalid-image")
+        more = endpoints["classify"].sync(
+            client=client, body=models.ClassifyFilesBody(file=file(RED)), neighbours=1, embedding=True, map_=True
+        )
+        assert (more.neighbours[0].label, len(more.embedding), more.map_.width) == ("red", 3, 8)
+        name = more.neighbours[0].thumbnail.rpartition("/")[2]
+        assert endpoints["model_exemplar"].sync_detailed(name, client=client).content.startswith(b"\xff\xd8")
+        rows = endpoints["embed"].sync(client=client, body=models.EmbedBody(files=[file(RED)]))
+        assert rows.results[0].embedding == more.embedding
+
+
+def test_a_generated_client_reads_a_full_queue_and_a_slow_body(url: str, tiny_bundle: Path, generated: Any) -> None:
+    """As typed answers: the problem, and the seconds to wait."""
+    package = "generated_client"
+    models, types = generated(f"{package}.models"), generated(f"{package}.types")
+    endpoint = generated(f"{package}.api.classify.classify")
+
+    def asked(address: str, content: bytes) -> Any:
+        file = types.File(payload=io.BytesIO(content), file_name="a.png", mime_type="image/png")
+        with generated(package).AuthenticatedClient(base_url=address, token=KEY) as client:
+            return endpoint.sync_detailed(client=client, body=models.ClassifyFilesBody(file=file))
+
+    with full(url):
+        for _ in range(2000):
+            if (shed := asked(url, RED)).status_code == 429:
+                break
+    assert (shed.status_code, shed.parsed.status, shed.parsed.type_) == (429, 429, "urn:tailguard:problem:overloaded")
+    assert int(shed.headers["retry-after"]) >= 1
+    with serving(tiny_bundle, api_key=KEY, request_timeout_s=0.5) as waiting, slow(waiting, 200, 0.1) as proxied:
+        try:
+            late = asked(proxied, RED + bytes(20_000))
+        except httpx.TransportError:  # the reset that may overtake the answer
+            return
+        assert (late.status_code, late.parsed.type_) == (408, "urn:tailguard:problem:slow-request")
 
 
 def test_the_document_names_keys_tags_and_headers(url: str) -> None:
