@@ -66,7 +66,7 @@ def graph(
 
 
 def heat_map() -> bytes:
-    """What makes a graph of 8 x 8 give a heat map: GAIN / 255 times the channel of the predicted class at each pixel."""
+    """What makes a graph of 8 x 8 give a heat map: GAIN / 255 times the predicted class's channel at each pixel."""
     constants: dict[str, NDArray[Any]] = {
         "m/all": np.eye(3, dtype=np.float32), "m/flat": np.array([0, 64, 3]), "m/map": np.array([0, 8, 8]),
         "m/last": np.array([2]),
