@@ -5,8 +5,9 @@
 Used by the service, by bulk scoring, and by training to measure what a decision costs.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract.manifest import Manifest
 from service.contract.points import OperatingPoint, Scope
+from service.contract.reasons import Reason, Unfit
 
 __all__ = ["Decision", "Scope", "Verdict", "decide", "decide_row", "p_value", "rejects", "threshold"]
 Decision = Literal["accept", "reject"]
@@ -21,7 +23,8 @@ Decision = Literal["accept", "reject"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided about one image and why. `score` is the deciding score; it may be NaN."""
+    """What was decided about one image and why. `score` is the deciding score; it may be NaN. `reason` of a refusal,
+    where the bundle tells them apart; `unfit`: what is the matter with the picture then."""
 
     class_index: int  # predicted
     score: float
@@ -30,6 +33,8 @@ class Verdict:
     operating_point: str
     scope: Scope
     p_value: float
+    reason: Reason | None = None
+    unfit: Unfit | None = None
 
 
 def threshold(point: OperatingPoint, scope: Scope, group: str) -> float:
@@ -77,10 +82,24 @@ def decide_row(
     scores: Mapping[str, float],
     operating_point: str,
     scope: Scope,
+    quality: NDArray[np.float32] | None = None,
+    side_px: int | None = None,
 ) -> Verdict:
-    """The verdict on one image from what the graph gives for it: `probabilities` [C] and every score by name.
+    """The verdict on one image from what the graph gives for it: `probabilities` [C], every score by name and, where
+    the bundle tells refusals apart, `quality` [3]; `side_px` is the shorter side of the upload.
 
-    The predicted class is the most probable one, the first of equals. Raises KeyError as `decide`.
+    The predicted class is the most probable one, the first of equals. An unfit image is refused whatever its score, and
+    has the p-value of one that is more outlying than all, as such images count in calibration. Raises KeyError as
+    `decide`.
     """
     best = int(probabilities.argmax())
-    return decide(manifest, best, scores[manifest.deciding_score], operating_point, scope)
+    verdict = decide(manifest, best, scores[manifest.deciding_score], operating_point, scope)
+    if (reasons := manifest.reasons) is None:
+        return verdict
+    if quality is not None and side_px is not None and (unfit := reasons.limits.broken(quality, side_px)):
+        p = p_value(manifest, math.inf, scope, manifest.classes[best].group)
+        return replace(verdict, decision="reject", reason="unfit", unfit=unfit, p_value=p)
+    if verdict.decision == "accept":
+        return verdict
+    score, unknown = verdict.score, scores[reasons.unknown_score]
+    return replace(verdict, reason=reasons.name(score, verdict.threshold, unknown, float(probabilities[best])))

@@ -11,6 +11,7 @@ from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.format1 import upgraded
 from service.contract.heat_map import HeatMap
 from service.contract.points import OperatingPoint, Scope
+from service.contract.reasons import Reasons
 from service.contract.reference import ALL, ClassGroup, Frozen, Reference
 from service.contract.sets import Sets
 from service.contract.taxonomy import Taxonomy
@@ -130,6 +131,7 @@ class Manifest(Frozen):
     taxonomy: Taxonomy | None = None
     outcomes: OutcomesFile | None = None  # of the calibration images, one by one
     heat_map: HeatMap | None = None
+    reasons: Reasons | None = None  # from format 2 on, where refusals are told apart
     files: dict[str, str]  # path inside the bundle → sha256 in hex
 
     @model_validator(mode="before")
@@ -156,6 +158,8 @@ class Manifest(Frozen):
             raise ValueError(f"files lack {GRAPH_FILE}")
         if list(self.calibration.id_scores) != sorted(self.calibration.id_scores) or not self.calibration.id_scores:
             raise ValueError("calibration.id_scores must be ascending and not empty")
+        if self.reasons:
+            self.reasons.check(self)
         if self.exemplars and not self.embedding:
             raise ValueError("exemplars are given without an embedding, so nothing can be compared with them")
         for part in (self.exemplars, self.outcomes, self.heat_map):

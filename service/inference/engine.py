@@ -12,6 +12,7 @@ from service.contract import images
 from service.contract.bundle import GRAPH_FILE, Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.heat_map import HEAT_MAP, with_map
+from service.contract.reasons import MEASURES, QUALITY
 from service.errors import EngineError, TailGuardError
 from service.inference.opened import Opened, Options, Shape
 from service.inference.providers import Provider
@@ -32,13 +33,15 @@ LENGTH_TOLERANCE = 1e-3  # of an embedding: it is made in float32, whatever the 
 
 @dataclass(frozen=True)
 class Outputs:
-    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying. Where it is wanted
-    and the bundle has it: `embedding` float32 [N, D], each row of length 1; `heat_map` float32 [N, height, width]."""
+    """`probabilities` float32 [N, C]; `scores` by name, each float32 [N], larger = more outlying; `quality` float32
+    [N, 3] of the pixels, where the bundle tells refusals apart. Where it is wanted and the bundle has it: `embedding`
+    float32 [N, D], each row of length 1; `heat_map` float32 [N, height, width]."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, NDArray[np.float32]]
     embedding: NDArray[np.float32] | None = None
     heat_map: NDArray[np.float32] | None = None
+    quality: NDArray[np.float32] | None = None
 
 
 class Engine:
@@ -99,7 +102,7 @@ class Engine:
         answers = dict(zip(names, graph.run(names, batch), strict=True))
         return Outputs(
             answers.pop("probabilities"), embedding=answers.pop(EMBEDDING, None),
-            heat_map=answers.pop(HEAT_MAP, None), scores=answers,
+            heat_map=answers.pop(HEAT_MAP, None), quality=answers.pop(QUALITY, None), scores=answers,
         )  # fmt: skip
 
     def verify_heat_map(self) -> None:
@@ -129,13 +132,15 @@ class Engine:
         trim_heap()
 
     def _names(self, wanted: Wanted) -> list[str]:
-        more = [name for name, asked in ((EMBEDDING, wanted.embedding), (HEAT_MAP, wanted.heat_map)) if asked]
-        return ["probabilities", *self.manifest.scores, *more]
+        asked = ((QUALITY, self.manifest.reasons), (EMBEDDING, wanted.embedding), (HEAT_MAP, wanted.heat_map))
+        return ["probabilities", *self.manifest.scores, *(name for name, given in asked if given)]
 
     def _shapes(self) -> dict[str, Shape]:
         """Of every output for one image."""
         manifest = self.manifest
         shapes: dict[str, Shape] = {"probabilities": (len(manifest.classes),)} | dict.fromkeys(manifest.scores, ())
+        if manifest.reasons is not None:
+            shapes[QUALITY] = (len(MEASURES),)
         if manifest.embedding is not None:
             shapes[EMBEDDING] = (manifest.embedding.dimensions,)
         if manifest.heat_map is not None:
@@ -166,12 +171,17 @@ class Engine:
             raise EngineError(f"{path} takes {shown}, its manifest needs images uint8 [N, {str(self.shape)[1:-1]}]")
         ranks = {o.name: (o.type, len(o.shape)) for o in outputs}
         wanted = {"probabilities": ("tensor(float)", 2)} | dict.fromkeys(self.manifest.scores, ("tensor(float)", 1))
+        if self.manifest.reasons is not None:
+            wanted[QUALITY] = ("tensor(float)", 2)
         for name, kind in wanted.items():
             if ranks.get(name) != kind:
                 raise EngineError(f"{path} gives {ranks}, its manifest needs {name} as {kind[0]} of rank {kind[1]}")
         if self.manifest.embedding is not None:
             self._check_embedding(path, graph, self.manifest.embedding.dimensions)
-        classes = self.run(np.zeros((2, *self.shape), np.uint8)).probabilities.shape
+        answer = self.run(np.zeros((2, *self.shape), np.uint8))
+        if answer.quality is not None and answer.quality.shape != (2, len(MEASURES)):
+            raise EngineError(f"{path} gives {QUALITY} {answer.quality.shape}, its manifest needs [N, {len(MEASURES)}]")
+        classes = answer.probabilities.shape
         if classes != (2, len(self.manifest.classes)):
             raise EngineError(
                 f"{path} gives probabilities {classes}, its manifest has {len(self.manifest.classes)} classes"

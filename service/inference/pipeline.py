@@ -208,13 +208,10 @@ class Pipeline:
             Row(
                 outputs.probabilities[i],
                 {name: column[i] for name, column in columns.items()},
-                d.loaded.width_px,
-                d.loaded.height_px,
-                d.seconds,
-                seconds,
-                len(batch),
+                *(d.loaded.width_px, d.loaded.height_px, d.seconds, seconds, len(batch)),
                 None if outputs.embedding is None else outputs.embedding[i],
                 None if outputs.heat_map is None else outputs.heat_map[i],
+                None if outputs.quality is None else outputs.quality[i],
             )
             for i, d in enumerate(batch)
         ]

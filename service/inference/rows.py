@@ -14,8 +14,9 @@ Image = bytes | NDArray[np.uint8]  # a file's content, or pixels uint8 [height_p
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `embedding` float32 [D] and
-    `heat_map` float32 [height, width] where an image of the batch wanted them; the size of the upload."""
+    """What the graph gives for one image: `probabilities` float32 [C], scores by name, `quality` float32 [3] of a
+    bundle that tells refusals apart, `embedding` float32 [D] and `heat_map` float32 [height, width] where an image of
+    the batch wanted them; the size of the upload."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, float]
@@ -26,6 +27,7 @@ class Row:
     batch_images: int
     embedding: NDArray[np.float32] | None = None
     heat_map: NDArray[np.float32] | None = None
+    quality: NDArray[np.float32] | None = None
 
 
 class Task(NamedTuple):

@@ -52,15 +52,15 @@ class Shadow:
         """Of the images, that it sees."""
         return self._share
 
-    def offer(self, data: bytes, label: str, decision: str, known: Container[str]) -> None:
-        """Compare with `label` and `decision`, which were answered by a model of the `known` classes, for a random
+    def offer(self, data: bytes, label: str, answered: Verdict, known: Container[str]) -> None:
+        """Compare with `label` and the verdict, which were answered by a model of the `known` classes, for a random
         share of the images."""
         if self._draw() >= self._share:
             return
         if self.model.pipeline.held >= self.model.pipeline.queue_images:
             self._count("skipped")
             return
-        task = asyncio.get_running_loop().create_task(self._compare(data, label, decision, known))
+        task = asyncio.get_running_loop().create_task(self._compare(data, label, answered, known))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -87,14 +87,15 @@ class Shadow:
     def verdict(self, row: Row) -> Verdict:
         """The decision on a row, at the shadow's operating point."""
         return decide_row(
-            self.model.manifest, row.probabilities, row.scores, self.model.operating_point, self.model.scope
-        )
+            self.model.manifest, row.probabilities, row.scores, self.model.operating_point, self.model.scope,
+            row.quality, min(row.width_px, row.height_px),
+        )  # fmt: skip
 
     def _count(self, outcome: str) -> None:
         self._images.labels(outcome).inc()
         self.seen[outcome] += 1
 
-    async def _compare(self, data: bytes, label: str, decision: str, known: Container[str]) -> None:
+    async def _compare(self, data: bytes, label: str, answered: Verdict, known: Container[str]) -> None:
         pipeline = self.model.pipeline
         try:
             with pipeline.reserve(1):
@@ -102,17 +103,18 @@ class Shadow:
         except TailGuardError:
             self._count("failed")
             return
-        self._count(self._outcome(row, label, decision, known))
+        self._count(self._outcome(row, label, answered, known))
 
-    def _outcome(self, row: Row, label: str, decision: str, known: Container[str]) -> str:
+    def _outcome(self, row: Row, label: str, answered: Verdict, known: Container[str]) -> str:
         verdict = self.verdict(row)
         name = self.model.manifest.classes[verdict.class_index].name
-        if decision == "accept":
+        if answered.decision == "accept":
             if verdict.decision == "reject":
                 return "decision-differs"
             return "same" if name == label else "label-differs"
         if verdict.decision == "reject":
-            return "both-refuse"
+            both = verdict.reason and answered.reason  # a bundle that tells refusals apart against one that does not
+            return "other-reason" if both and verdict.reason != answered.reason else "both-refuse"
         return "taught" if name not in known or name in self.taught else "newly-accepted"
 
 

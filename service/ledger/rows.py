@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Decision, Scope, Verdict
+from service.contract.reasons import Reason
 
 Outcome = Literal["correct", "wrong", "outlier"]
 Kind = Literal["class", "new", "outlier", "unsure", "withdrawn"]
@@ -122,11 +123,22 @@ class TallyKey(NamedTuple):
     truth: str  # '' for the image itself; a label, or "outlier", for feedback about it
 
 
+class RefusalKey(NamedTuple):
+    """What refused images are counted by, where the bundle says why."""
+
+    operating_point: str
+    scope: Scope
+    by_deployment: bool
+    group: str  # of the predicted class
+    reason: Reason
+
+
 class Tally(NamedTuple):
     """Images counted for one model since `since`, in seconds since the epoch."""
 
     since: float
     images: Counter[TallyKey]
+    refusals: Counter[RefusalKey]
 
 
 Asking = Feedback | Labels | Forget
@@ -140,6 +152,7 @@ class Written(NamedTuple):
     answers: list[tuple[Asking, Any]]  # what each that asks is told: a result, or a TailGuardError
     feedback: list[tuple[FeedbackRecord, int]]  # what counts from now on (1), and what no longer does (-1)
     tallies: dict[int, Counter[TallyKey]]
+    refusals: dict[int, Counter[RefusalKey]]
     arriving: list[tuple[str, bytes, bool]]  # files to be stored, by key; whether the store should have it already
     unkept: list[int]  # bytes of the files that are not kept after all
     leaving: list[str]  # keys of files to be deleted

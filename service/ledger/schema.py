@@ -12,6 +12,7 @@
                 TAILGUARD_BUNDLE, is the same
     tallies     images by predicted label, decision and true label ('' while there is none), changed in the transaction
                 that appends, so that they always agree with the rows; what retention deletes stays counted
+    refusals    images refused for a reason (unknown, unsure, unfit), by the group of the predicted class, likewise
     models      which bundle decided, with its classes
 
 Statements hold {id}, {blob} and {newest} where SQLite and PostgreSQL differ; see database.py.
@@ -22,10 +23,11 @@ import uuid
 from service.contract.bundle import OUTLIER_LABEL
 from service.ledger.database import Database
 
-VERSION = 3
+VERSION = 4
 ROW_BYTES = 512  # of a decision without its image, with its part of the indexes: measured, rounded up
 TABLE_NAMES = (
-    "ledger", "decisions", "feedback", "tallies", "models", "images", "review_groups", "claims", "deployments"
+    "ledger", "decisions", "feedback", "tallies", "refusals", "models", "images", "review_groups", "claims",
+    "deployments",
 )  # fmt: skip
 
 TALLIES = """CREATE TABLE {name} (
@@ -48,6 +50,12 @@ KEPT = (  # what came with version 3
         row {id}, time DOUBLE PRECISION NOT NULL, action TEXT NOT NULL, path TEXT NOT NULL, name TEXT NOT NULL,
         version TEXT NOT NULL, sha256 TEXT NOT NULL, api_key TEXT, note TEXT, setting TEXT NOT NULL)""",
 )
+REASONS = (  # what came with version 4; earlier rows have no reason
+    """CREATE TABLE refusals (
+        model BIGINT NOT NULL, operating_point TEXT NOT NULL, scope TEXT NOT NULL, by_deployment INTEGER NOT NULL,
+        class_group TEXT NOT NULL, reason TEXT NOT NULL, images BIGINT NOT NULL,
+        PRIMARY KEY (model, operating_point, scope, by_deployment, class_group, reason))""",
+)
 CREATE = (
     "CREATE TABLE ledger (version INTEGER NOT NULL, bytes BIGINT NOT NULL, id TEXT)",
     f"INSERT INTO ledger VALUES ({VERSION}, 0, NULL)",
@@ -61,7 +69,8 @@ CREATE = (
         score DOUBLE PRECISION, threshold DOUBLE PRECISION NOT NULL, p_value DOUBLE PRECISION NOT NULL,
         scores TEXT NOT NULL, api_key TEXT, image {blob},
         client_id TEXT, by_deployment INTEGER NOT NULL DEFAULT 1, image_key TEXT, embedding {blob},
-        sampled INTEGER NOT NULL DEFAULT 0, sample_rate DOUBLE PRECISION, keep_probability DOUBLE PRECISION)""",
+        sampled INTEGER NOT NULL DEFAULT 0, sample_rate DOUBLE PRECISION, keep_probability DOUBLE PRECISION,
+        reason TEXT)""",
     "CREATE INDEX decisions_request ON decisions (request_id, position{newest})",
     CLIENT_INDEX,
     """CREATE TABLE feedback (
@@ -70,6 +79,7 @@ CREATE = (
     "CREATE INDEX feedback_decision ON feedback (decision_row{newest})",
     TALLIES.replace("{name}", "tallies"),
     *KEPT,
+    *REASONS,
 )
 FROM_1 = (  # decided by: nobody noted it; nearly all were the deployment's
     "ALTER TABLE decisions ADD COLUMN client_id TEXT",
@@ -95,7 +105,8 @@ FROM_2 = (
     f"UPDATE feedback SET kind = 'outlier' WHERE label = '{OUTLIER_LABEL}'",
     *KEPT,
 )
-MIGRATIONS = {1: FROM_1, 2: FROM_2}  # from a version to the next
+FROM_3 = ("ALTER TABLE decisions ADD COLUMN reason TEXT", *REASONS)
+MIGRATIONS = {1: FROM_1, 2: FROM_2, 3: FROM_3}  # from a version to the next
 
 
 class SchemaError(Exception):
@@ -119,7 +130,7 @@ def prepare(database: Database) -> None:
         statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
-        database.execute("UPDATE ledger SET version = ?, id = ?", (VERSION, uuid.uuid4().hex))
+        database.execute("UPDATE ledger SET version = ?, id = COALESCE(id, ?)", (VERSION, uuid.uuid4().hex))
 
 
 def check(database: Database) -> None:

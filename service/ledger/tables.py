@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -23,6 +23,7 @@ from service.ledger.rows import (
     Item,
     Labels,
     ModelKey,
+    RefusalKey,
     StoreNews,
     Tally,
     TallyKey,
@@ -34,10 +35,12 @@ from service.ledger.store import key_of as store_key
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
     decision, score, threshold, p_value, scores, api_key, client_id, by_deployment,
-    image_key, embedding, sampled, sample_rate, keep_probability)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    image_key, embedding, sampled, sample_rate, keep_probability, reason)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
     by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
+COUNT_REFUSAL = """INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
+    by_deployment, class_group, reason) DO UPDATE SET images = refusals.images + excluded.images"""
 ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from an end of the index
 SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 0) FROM decisions
     WHERE row <= ? ORDER BY row"""
@@ -62,7 +65,7 @@ class Tables:
 
     def write(self, batch: Sequence[Item]) -> Written:
         """Write the whole batch in its order, or nothing. Who asks for what is refused gets its error as the answer."""
-        written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {}, [], [], [])
+        written = Written(sum(isinstance(item, Entry) for item in batch), [], [], {}, {}, [], [], [])
         with self._database.transaction():
             for is_entry, items in groupby(batch, lambda item: isinstance(item, Entry)):
                 if is_entry:
@@ -77,23 +80,20 @@ class Tables:
                         written.answers.append((item, self._answer(item, written)))
                     except TailGuardError as error:
                         written.answers.append((item, error))
-            self._database.execute_many(
-                COUNT,
-                [
-                    (n, point, scope, int(by_deployment), *rest, images)
-                    for n, counted in written.tallies.items()
-                    for (point, scope, by_deployment, *rest), images in counted.items()
-                ],
-            )
+            for statement, tallied in ((COUNT, written.tallies), (COUNT_REFUSAL, written.refusals)):
+                self._database.execute_many(statement, _counted(tallied))
         return written
 
     def tallies(self) -> dict[ModelKey, Tally]:
         """Everything counted, by all replicas that share this ledger."""
         self._read_models()
-        tallies = {key: Tally(since, Counter()) for key, _, since in self._models.values()}
+        tallies = {key: Tally(since, Counter(), Counter()) for key, _, since in self._models.values()}
         for model, point, scope, by_deployment, *rest, images in self._database.fetch("SELECT * FROM tallies"):
             key = TallyKey(point, scope, bool(by_deployment), *rest)
             tallies[self._model(model)[0]].images[key] = images
+        for model, point, scope, by_deployment, *rest, images in self._database.fetch("SELECT * FROM refusals"):
+            refusal = RefusalKey(point, scope, bool(by_deployment), *rest)
+            tallies[self._model(model)[0]].refusals[refusal] = images
         return tallies
 
     def audit(self) -> dict[ModelKey, Counter[AuditKey]]:
@@ -185,11 +185,14 @@ class Tables:
                 (e.time, e.request_id, e.position, number, point, scope, info.name, info.group, decision,
                  finite[e.manifest.deciding_score], e.verdict.threshold, e.verdict.p_value, json.dumps(finite), e.key,
                  e.client_id, int(e.by_deployment), self._arrive(e, written), e.embedding,
-                 int(e.sample_rate is not None), e.sample_rate, e.keep_probability)
+                 int(e.sample_rate is not None), e.sample_rate, e.keep_probability, e.verdict.reason)
             )  # fmt: skip
             size += schema.ROW_BYTES + len(e.embedding or b"")
             key = TallyKey(point, scope, e.by_deployment, info.name, decision, "")
             written.tallies.setdefault(number, Counter())[key] += 1
+            if (reason := e.verdict.reason) is not None:
+                refusal = RefusalKey(point, scope, e.by_deployment, info.group, reason)
+                written.refusals.setdefault(number, Counter())[refusal] += 1
         self._database.execute_many(APPEND, rows)
         self._database.execute(ADD_BYTES, (size,))
 
@@ -235,3 +238,12 @@ class Tables:
         ):
             key = ModelKey(name, version, sha256)
             self._models[number], self._numbers[key] = (key, json.loads(classes), since), number
+
+
+def _counted(tallied: Mapping[int, Mapping[Any, int]]) -> list[tuple[Any, ...]]:
+    """Rows of tallies, or of refusals, that are counted up."""
+    return [
+        (number, point, scope, int(by_deployment), *rest, images)
+        for number, counted in tallied.items()
+        for (point, scope, by_deployment, *rest), images in counted.items()
+    ]

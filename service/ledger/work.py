@@ -79,7 +79,7 @@ class Worker:
         """See Ledger.tally."""
         with self._lock:
             tally = self._tallies.get(key_of(manifest))
-            return None if tally is None else Tally(tally.since, Counter(tally.images))
+            return None if tally is None else Tally(tally.since, Counter(tally.images), Counter(tally.refusals))
 
     def audit(self, manifest: Manifest) -> Counter[AuditKey]:
         """The audit sample of a model, as of some seconds ago."""
@@ -183,7 +183,9 @@ class Worker:
         for number, images in written.tallies.items():
             model, since = tables.model(number)
             with self._lock:
-                self._tallies.setdefault(model, Tally(since, Counter())).images.update(images)
+                tally = self._tallies.setdefault(model, Tally(since, Counter(), Counter()))
+                tally.images.update(images)
+                tally.refusals.update(written.refusals.get(number, {}))
         for record, change in written.feedback:
             self._on_feedback(record, change)
         for item, answer in written.answers:  # last: whoever is answered finds it counted

@@ -24,7 +24,9 @@ REQUEST_STAGES = ("receive", "decode", "queue", "inference", "respond")
 ImageOutcome = Literal["answered", "refused", "failed", "abandoned"]
 IMAGE_OUTCOMES: tuple[ImageOutcome, ...] = ("answered", "refused", "failed", "abandoned")
 # of an image that the shadow saw, see inference/shadow.py
-SHADOW_OUTCOMES = ("same", "label-differs", "decision-differs", "both-refuse", "taught", "newly-accepted")
+SHADOW_OUTCOMES = (
+    "same", "label-differs", "decision-differs", "both-refuse", "other-reason", "taught", "newly-accepted"
+)  # fmt: skip
 STORE_OUTCOMES = ("kept", "limited", "dropped", "failed")  # limited: by keep_images_per_s; dropped: too many wait
 SHED = ("overloaded", "rate-limited", "deadline-exceeded")  # at zero from the start, so that their rates exist
 

@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope, Verdict, threshold
+from service.observe.reason_metrics import ReasonMetrics
 from service.observe.stream_metrics import StreamMetrics
 from service.observe.told_metrics import ToldMetrics
 
@@ -64,6 +65,7 @@ class ModelMetrics(Collector):
             [*ours, "group"], **where,
         )  # fmt: skip
         self._count_decisions(where)
+        self._reasons = ReasonMetrics(self._registry, manifest)
         self._count_scores(where)
         self._publish_calibration(where)
         bounds = {_le(bound): bound for bound in (*self._bounds, math.inf)}
@@ -102,6 +104,7 @@ class ModelMetrics(Collector):
                 for outcome in ("correct", "wrong"):
                     self._feedback.labels(*self._ours, *labels, outcome, *point)
             self._feedback.labels(*self._ours, OUTLIER_LABEL, "none", OUTLIER_LABEL, *point)
+        self._reasons.start_at_zero(operating_point, scope)
 
     def _count_scores(self, where: _Where) -> None:
         ours, manifest = ["model", "version"], self._manifest
@@ -174,6 +177,7 @@ class ModelMetrics(Collector):
                 self._decision_series[index, *point] = series
             series.inc()
             self._p_value.observe(verdict.p_value)
+            self._reasons.count(verdict, group)
         else:
             self._requested_decisions.labels(*self._ours, *point).inc()
 

@@ -38,6 +38,7 @@ def columns(manifest: Manifest, *, probabilities: bool, sets: bool = False) -> d
     types: dict[str, Type] = {
         "path": "string",
         "decision": "string",
+        **({"reason": "string", "unfit": "string"} if manifest.reasons else {}),  # null for an accepted image
         "label": "string",
         "class_index": "int32",
         "group": "string",
@@ -126,14 +127,19 @@ class Scorer:
         for i, loaded in enumerate(batch):
             probabilities = outputs.probabilities[i]
             scores = {name: column[i] for name, column in columns.items()}
-            verdict = decide_row(manifest, probabilities, scores, self.operating_point, self.scope)
+            quality = None if outputs.quality is None else outputs.quality[i]
+            verdict = decide_row(
+                manifest, probabilities, scores, self.operating_point, self.scope, quality,
+                min(loaded.width_px, loaded.height_px),
+            )  # fmt: skip
             index = verdict.class_index
             info = manifest.classes[index]
             every = probabilities.tolist()
+            why = (verdict.reason, verdict.unfit) if manifest.reasons else ()
             answer = (
-                verdict.decision, info.name, index, info.group, _finite(every[index]), *map(_finite, scores.values()),
-                _finite(verdict.score), verdict.threshold, verdict.p_value, loaded.width_px, loaded.height_px,
-                *self._said(probabilities, verdict.decision == "reject"), None, None,
+                verdict.decision, *why, info.name, index, info.group, _finite(every[index]),
+                *map(_finite, scores.values()), _finite(verdict.score), verdict.threshold, verdict.p_value,
+                loaded.width_px, loaded.height_px, *self._said(probabilities, verdict.decision == "reject"), None, None,
                 *(map(_finite, every) if self.probabilities else ()),
             )  # fmt: skip
             answers.append(answer)

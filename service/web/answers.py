@@ -88,6 +88,8 @@ def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
         },
         "p_value": verdict.p_value,
         "decision": verdict.decision,
+        "reason": verdict.reason,
+        "unfit": verdict.unfit,
         "image": {"width_px": row.width_px, "height_px": row.height_px},
         "stage_times": {
             "receive_ms": milliseconds(decided.receive_s),

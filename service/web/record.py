@@ -39,7 +39,10 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     """
     context, model, parameters = admitted.context, admitted.model, admitted.parameters
     runtime, manifest = context.runtime, model.manifest
-    verdict = decide_row(manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope)
+    verdict = decide_row(
+        manifest, row.probabilities, row.scores, parameters.operating_point, parameters.scope, row.quality,
+        min(row.width_px, row.height_px),
+    )  # fmt: skip
     done = perf_counter() if done is None else done
     queue_s = count_row(admitted, row, done)
     assert context.received is not None  # admit has set it
@@ -55,7 +58,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
     label = manifest.classes[verdict.class_index].name
     if runtime.shadow is not None and parameters.is_default and file is not None:
-        runtime.shadow.offer(file, label, verdict.decision, model.class_names)
+        runtime.shadow.offer(file, label, verdict, model.class_names)
     if runtime.ledger is not None:
         runtime.ledger.record(_entry(runtime.ledger, admitted, position, row, verdict, file))
     if runtime.tracer is not None:
@@ -67,6 +70,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
         } if first else None  # fmt: skip
         context.attributes = {
             "tailguard.label": label, "tailguard.decision": verdict.decision, "tailguard.p_value": verdict.p_value,
+            **({"tailguard.reason": verdict.reason} if verdict.reason else {}),
         } if first else None  # fmt: skip
     return Decided(row, verdict, context.received - context.started, queue_s, done - context.started, node)
 

@@ -8,6 +8,7 @@ from service.contract.bundle import Cost
 from service.contract.decision import Decision, Scope
 from service.contract.embedding import Embedding, ExemplarFile
 from service.contract.heat_map import HeatMap
+from service.contract.reasons import Reason, Reasons, Unfit
 from service.contract.reference import ClassGroup
 from service.ledger.rows import Outcome
 from service.web.more_schemas import HeatMapAnswer, NeighbourAnswer
@@ -85,6 +86,12 @@ class Answer(BaseModel):
         "thresholds are by group; bounds false alarms on in-distribution images only"
     )
     decision: Decision
+    reason: Reason | None = Field(
+        default=None,
+        description="why it is rejected. unknown: like nothing in training; unsure: known, but between classes; unfit: "
+        "the picture allows no answer. null: accepted, or a bundle that does not tell them apart",
+    )
+    unfit: Unfit | None = Field(default=None, description="what is the matter with an unfit picture")
     set: ClassSet | None = Field(default=None, description="where the request asked for one")
     taxonomy: TaxonomyNode | None = Field(
         default=None, description="what can still be said of a refused image, where the model has a taxonomy"
@@ -116,6 +123,8 @@ class Answer(BaseModel):
                     },
                     "p_value": 0.63,
                     "decision": "accept",
+                    "reason": None,
+                    "unfit": None,
                     "image": {"width_px": 640, "height_px": 427},
                     "stage_times": {
                         "receive_ms": 0.4,
@@ -214,6 +223,7 @@ class ModelSummary(BaseModel):
     heat_map: HeatMap | None = Field(default=None, description="what a heat map is made from, if there is one")
     sets: bool = Field(default=False, description="whether `set` may be asked for; figures: GET /model/classes")
     taxonomy: bool = Field(default=False, description="whether a refused image may be told a node above the classes")
+    reasons: Reasons | None = Field(default=None, description="how rejections are told apart, and their shares")
 
 
 class HealthAnswer(BaseModel):

@@ -9,25 +9,32 @@ from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
 from service.contract.decision import Scope
 from training.evaluation.cross_fit import FOLDS, Judged, mean
+from training.evaluation.fitness import counted
+from training.evaluation.fitness import refused as refused_too
+from training.evaluation.reasons import Found, mean_shares, shares
 from training.runs.files import Json
 
 
 def costs(
-    judged: Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope
+    judged: Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope, told: Found
 ) -> tuple[dict[str, dict[str, Json]], dict[str, NDArray[np.bool_]], dict[str, dict[str, float]]]:
     """By point: costs by scope, which images are refused [N], and shares of the OOD sets that are.
 
     Each fold is judged at the thresholds that the other folds give; those of outliers (`ood95`) are the points' own.
+    What is refused for which reason goes into `told`.
     """
     found: dict[str, dict[str, list[Json]]] = {name: {"global": [], "group": []} for name in points}
     refused = {name: np.zeros(len(judged.labels), bool) for name in points}
     caught: dict[str, dict[str, float]] = {name: dict.fromkeys(judged.ood[0], 0.0) for name in points}
+    codes, outside = np.zeros(len(judged.labels), np.int64), list[dict[str, Json]]()
     for k in range(FOLDS):
         own, others = judged.of(k), np.flatnonzero(judged.folds != k)
-        inside = judged.scored(score, own)
-        weighted = Weighted.by_mix(judged.scored(score, others), mix, groups)
-        sets = {name: Scored(out.scores[score].astype(np.float64), out.predictions)
-                for name, out in judged.ood[k].items()}  # fmt: skip
+        inside = refused_too(judged.scored(score, own), judged.unfit[own])
+        weighted = Weighted.by_mix(counted(judged.scored(score, others), judged.unfit[others]), mix, groups)
+        sets = {
+            name: refused_too(Scored(out.scores[score].astype(np.float64), out.predictions), told.unfit(name, out))
+            for name, out in judged.ood[k].items()
+        }
         for name, given in points.items():
             point = given
             if (level := given["level"]) is not None:
@@ -35,10 +42,17 @@ def costs(
                 [point] = calibrate.keep_points(references, weighted, groups, [level], mix).values()
             for kind, into in found[name].items():
                 into.append(calibrate.cost(point, kind, groups, inside, list(sets.values())))
+            if told.teller and name == told.default:
+                codes[own] = told.teller.codes(judged.outputs.take(own), judged.unfit[own], point)
+                outside.append({where: shares(told.teller.codes(out, told.unfit(where, out), point))
+                                for where, out in judged.ood[k].items()})  # fmt: skip
             refused[name][own] = calibrate.rejected(inside.scores, groups.of_class[inside.predicted], point, scope)
-            for where, out in sets.items():
-                flags = calibrate.rejected(out.scores, groups.of_class[out.predicted], point, scope)
+            for where, outliers in sets.items():
+                flags = calibrate.rejected(outliers.scores, groups.of_class[outliers.predicted], point, scope)
                 caught[name][where] += float(flags.mean()) / FOLDS
+    if told.teller:
+        told.test = told.teller.told(codes, judged.outputs.predictions, judged.labels)
+        told.outliers = {where: mean_shares([sets[where] for sets in outside]) for where in judged.ood[0]}
     costed = {name: {kind: pooled(rows, judged, groups) for kind, rows in kinds.items()}
               for name, kinds in found.items()}  # fmt: skip
     return costed, refused, caught

@@ -32,6 +32,7 @@ from training.methods.methods import NONE, build_network
 from training.network.network import Network
 from training.runs.checkpoint import Run
 from training.runs.files import Json, replacing
+from training.scores.either import Either
 from training.scores.scores import span
 
 FOLDS = 5
@@ -72,6 +73,9 @@ class Judged:
     outputs: Outputs
     ood: tuple[dict[str, Outputs], ...]  # by head
     train_counts: list[int]
+    unfit: NDArray[np.bool_]  # [N]
+
+    named = f"the training and calibration images, {NAMED}"
 
     def results(self, score: str) -> Json:
         """As evaluate gives them: accuracy over all images, detection of each head by itself, then the mean."""
@@ -155,12 +159,12 @@ class CrossFit:
             networks.append(network.to(self.device).eval())
         return networks
 
-    def require_same_scores(self, score: str, seen: NDArray[np.float32]) -> None:
+    def require_same_scores(self, score: str, seen: NDArray[np.float32], either: Either | None = None) -> None:
         """ValueError unless the scores `seen` [M] of the calibration images are those of the run on its features.
 
         They are not for a graph that was made smaller after training, for which these heads say nothing.
         """
-        module = predict.deployed(self.run, scores=[score], train=self.data.train, device=self.device)
+        module = predict.deployed(self.run, scores=[score], train=self.data.train, device=self.device, either=either)
         own = predict.torch_predict(module, self.device)(self.data.calibration.images).scores[score]
         away = float(np.median(np.abs(own - seen)))
         if not away <= MOST_AWAY * span(own):
@@ -169,8 +173,13 @@ class CrossFit:
                 "its thresholds: train with --backbone-precision int8, or export with --precision fp32"
             )
 
-    def judge(self, score: str, temperature: float = 1.0) -> Judged:
-        """DataError where no image can be left out, as each class has one image or one group of them."""
+    def judge(
+        self, score: str, temperature: float = 1.0, either: Either | None = None,
+        unfit: NDArray[np.bool_] | None = None,
+    ) -> Judged:  # fmt: skip
+        """`either` is what stands behind a name like "energy|msp"; `unfit`: which of `judged_images` are, not given:
+        none. DataError where no image can be left out, as each class has one image or one group of them.
+        """
         rows = np.flatnonzero(self.fold >= 0)
         if len(np.unique(self.fold[rows])) < FOLDS:
             raise DataError(
@@ -180,7 +189,7 @@ class CrossFit:
         parts, sets = [], []
         for k, head in enumerate(self.heads):
             train = self.data.train.take(np.flatnonzero(self.fold[: len(self.data.train.labels)] != k))
-            module = predict.deployed(head, temperature, scores=[score], train=train, device=self.device)
+            module = predict.deployed(head, temperature, scores=[score], train=train, device=self.device, either=either)
             model = predict.torch_predict(module, self.device)
             parts.append((np.flatnonzero(self.fold == k), model(self.images.images[self.fold == k])))
             sets.append({name: model(images) for name, images in self.data.ood.items()})
@@ -189,7 +198,8 @@ class CrossFit:
             np.concatenate([found.probabilities for _, found in parts])[order],
             {name: np.concatenate([found.scores[name] for _, found in parts])[order] for name in parts[0][1].scores},
         )  # fmt: skip
-        return Judged(self.images.labels[rows], self.fold[rows], outputs, tuple(sets), self.run.train_counts)
+        unfit = np.zeros(len(rows), bool) if unfit is None else unfit
+        return Judged(self.images.labels[rows], self.fold[rows], outputs, tuple(sets), self.run.train_counts, unfit)
 
 
 def mean(rows: list[Json], missing: float | None = float("nan")) -> Json:

@@ -13,6 +13,7 @@ from training.evaluation.predict import Outputs, Predict
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
 from training.runs.files import OUTPUTS_FILE, Json, jsonable, replacing, with_suffix
+from training.scores.either import Either
 
 CONVENTIONS = (
     "OOD is the positive class and scores are larger = more outlying (PASCL, EAT, ImOOD). fpr95: share of "
@@ -63,18 +64,19 @@ def results_of(
 
 
 def evaluate_run(
-    run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device, suffix: str = ""
-) -> Json:
+    run: Run, data: Data, ood: Mapping[str, Pixels], score: str, device: torch.device, suffix: str = "",
+    either: Either | None = None,
+) -> Json:  # fmt: skip
     """The results of a finished run, with their provenance; the pictures of a table are drawn from its outputs.npz.
 
-    `suffix` goes into the name of that file.
+    `suffix` goes into the name of that file; `either` is what stands behind a score like "energy|msp".
     outputs.npz: labels, predictions and deciding scores [N] of the test images, the scores `ood/<name>` of each OOD
     set, and features [K, F] with labels [K] (−1 = OOD) of up to MAP_IMAGES images of either kind.
     """
-    module = predict.deployed(run, scores=[score], train=data.train, device=device)
+    module = predict.deployed(run, scores=[score], train=data.train, device=device, either=either)
     model, shown = predict.torch_predict(module, device), data.test
     if data.folds:
-        judged = data.folds.judge(score)
+        judged = data.folds.judge(score, either=either)
         results, inside, shown = judged.results(score), judged.outputs, data.folds.judged_images
         outside = {name: model(images) for name, images in ood.items()}
     else:

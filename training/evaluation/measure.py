@@ -19,26 +19,31 @@ from training.evaluation import cross_fit
 from training.evaluation.answers import sets_of, taxonomy_of
 from training.evaluation.cross_costs import costs
 from training.evaluation.evaluate import evaluate
+from training.evaluation.fitness import Fitness, counted, refused, unfit_of
 from training.evaluation.metrics import class_accuracy, ood_metrics
 from training.evaluation.pairs import fold_pairs, outcomes, pair
 from training.evaluation.predict import Outputs, Predict
+from training.evaluation.reasons import OUTLIERS, Found, Teller
 from training.runs.files import Json, jsonable
+from training.scores.either import Either
 
 
 def measure(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
     levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None, taxonomy_error: float = ERROR,
+    either: Either | None = None,
 ) -> Json:  # fmt: skip
     """The fields of a Manifest that `measured` finds."""
     return measured(
         predict, data, ood, score=score, temperature=temperature, scope=scope, levels=levels, mix=mix,
-        taxonomy_error=taxonomy_error,
+        taxonomy_error=taxonomy_error, either=either,
     )[0]  # fmt: skip
 
 
 def measured(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
     levels: Sequence[float] = (calibrate.LEVEL,), mix: ClassMix | None = None, taxonomy_error: float = ERROR,
+    either: Either | None = None, fitness: Fitness | None = None,
 ) -> tuple[Json, Outcomes]:  # fmt: skip
     """`groups`, `classes`, `operating_points` and their default, `calibration`, `evaluation`, `sets` and `taxonomy` of
     a Manifest; and how each calibration image turned out.
@@ -47,7 +52,8 @@ def measured(
     expected in service, by default those of the training images. Thresholds come from the calibration split and the
     held-back outliers; test images only tell what they cost. With `data.folds` thresholds come from cross-fitting, and
     without a test part the costs too. Raises DataError without calibration images, ValueError for levels that are none,
-    for scores that are not finite, and for scores of `predict` that are not those of the folds' run.
+    for scores that are not finite, and for scores of `predict` that are not those of the folds' run. `either` is what
+    stands behind a score like "energy|msp"; with `fitness` unfit images count as refused, and `reasons` are found.
     """
     require_calibration_images(data)
     groups = data_groups(data)
@@ -55,11 +61,13 @@ def measured(
     split = predict(data.calibration.images)
     held = predict(data.calibration_outliers) if len(data.calibration_outliers) else None
     predicted, labels, judged = split, data.calibration.labels, None
+    unfit = unfit_of(fitness, split, data.calibration.images)
     if data.folds:
-        data.folds.require_same_scores(score, split.scores[score])
-        judged = data.folds.judge(score, temperature)
-        predicted, labels = judged.outputs, judged.labels
-    inside = Weighted.by_mix(_scored(predicted, score, labels), mix, groups)
+        data.folds.require_same_scores(score, split.scores[score], either)
+        judged = data.folds.judge(score, temperature, either, fitness.judged if fitness else None)
+        predicted, labels, unfit = judged.outputs, judged.labels, judged.unfit
+    scored = _scored(predicted, score, labels)
+    inside = Weighted.by_mix(counted(scored, unfit), mix, groups)
     outliers = _scored(held, score)
     kept_levels = calibrate.supported_levels(levels, inside)
     references = calibrate.references(inside, groups, kept_levels)
@@ -71,18 +79,20 @@ def measured(
         scores = out.scores[score].astype(np.float64)
         return calibrate.rejected(scores, groups.of_class[out.predictions], points[default], scope)
 
+    told = Found(Teller(either, fitness, groups, scope) if either and fitness else None, default)
     if judged and not len(data.test.labels):
-        results, flags = _cross_fitted(judged, score, points, groups, mix, scope)
+        results, flags = _cross_fitted(judged, score, points, groups, mix, scope, told)
         tested = judged.labels
         pairs = list(fold_pairs(judged, score, groups, mix, flags[default], refuses))
     else:
-        results, flags, test, outside = _tested(predict, data, ood, score, points, groups, scope)
+        results, flags, test, outside = _tested(predict, data, ood, score, points, groups, scope, fitness, told)
         tested = data.test.labels
         pairs = [pair(inside, predicted, tested, test, outside, flags[default], refuses)]
+    unfit_outliers = unfit_of(fitness, held, data.calibration_outliers)
     for point in points.values():
         for kind in ("global", "group"):
             point[f"{kind}_cost"]["calibration"] = calibrate.cost(
-                point, kind, groups, inside.images, [outliers], inside.weights
+                point, kind, groups, refused(scored, unfit), [refused(outliers, unfit_outliers)], inside.weights
             )  # fmt: skip
     if judged:
         results["calibrated"] = cross_fit.NAMED
@@ -95,12 +105,13 @@ def measured(
         "calibration_outlier_images": len(data.calibration_outliers),
     }
     results["calibration_split"] = split_results(split, held, data, score)
+    told.see(OUTLIERS, held, unfit_outliers, points)
     fields = {
         "groups": [group.model_dump() for group in groups.groups],
         "classes": _classes(data, groups, results["class_accuracy"], flags[default], tested),
         "operating_points": points,
         "default_operating_point": default,
-        "calibration": _calibration(data, groups, inside, predicted, held, labels)
+        "calibration": _calibration(data, groups, inside, scored, predicted, held, labels)
         | {
             "temperature": temperature,
             "class_mix": mix.name,
@@ -114,6 +125,7 @@ def measured(
         else taxonomy_of(
             data.taxonomy, data.train.classes, taxonomy_error, inside, predicted.probabilities, pairs, groups
         ),
+        "reasons": told.record(predicted, unfit, labels, points, judged.named if judged else "the calibration images"),
     }
     return fields, outcomes(inside, outliers)
 
@@ -123,14 +135,16 @@ Flags = dict[str, NDArray[np.bool_]]  # by operating point
 
 def _tested(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], score: str, points: dict[str, Json], groups: Groups,
-    scope: Scope,
+    scope: Scope, fitness: Fitness | None, told: Found,
 ) -> tuple[Json, Flags, Outputs, dict[str, Outputs]]:  # fmt: skip
     """What `evaluate` finds on the test images, the costs put into `points`, which test images are refused, and the
     outputs on test images and OOD sets."""
     counts = [int(n) for n in data.train.counts]
     results, test_outputs, ood_outputs = evaluate(predict, data.test, ood, counts, score)
-    test = _scored(test_outputs, score, data.test.labels)
-    sets = {name: _scored(outputs, score) for name, outputs in ood_outputs.items()}
+    unfit = unfit_of(fitness, test_outputs, data.test.images)
+    unfit_ood = {name: unfit_of(fitness, outputs, ood[name]) for name, outputs in ood_outputs.items()}
+    test = refused(_scored(test_outputs, score, data.test.labels), unfit)
+    sets = {name: refused(_scored(outputs, score), unfit_ood[name]) for name, outputs in ood_outputs.items()}
     flags = {}
     for name, point in points.items():
         for kind in ("global", "group"):
@@ -139,17 +153,21 @@ def _tested(
             caught = calibrate.rejected(outside.scores, groups.of_class[outside.predicted], point, scope)
             results["ood"][where].setdefault("rejected", {})[name] = float(caught.mean())
         flags[name] = calibrate.rejected(test.scores, groups.of_class[test.predicted], point, scope)
+    told.see_test(test_outputs, unfit, data.test.labels, points)
+    for name, outputs in ood_outputs.items():
+        told.see(name, outputs, unfit_ood[name], points)
     return results, flags, test_outputs, ood_outputs
 
 
 def _cross_fitted(
-    judged: cross_fit.Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope
-) -> tuple[Json, Flags]:
+    judged: cross_fit.Judged, score: str, points: dict[str, Json], groups: Groups, mix: ClassMix, scope: Scope,
+    told: Found,
+) -> tuple[Json, Flags]:  # fmt: skip
     """The same where each image was judged by a head that had not seen it."""
-    found, flags, caught = costs(judged, score, points, groups, mix, scope)
+    costed, flags, caught = costs(judged, score, points, groups, mix, scope, told)
     results = judged.results(score)
     for name, point in points.items():
-        point |= {f"{kind}_cost": {"test": found[name][kind]} for kind in ("global", "group")}
+        point |= {f"{kind}_cost": {"test": costed[name][kind]} for kind in ("global", "group")}
         for where, shares in caught[name].items():
             results["ood"][where].setdefault("rejected", {})[name] = shares
     return results, flags
@@ -176,8 +194,9 @@ def _classes(
 
 
 def _calibration(
-    data: Data, groups: Groups, inside: Weighted, predicted: Outputs, held: Outputs | None, labels: NDArray[np.int64]
-) -> Json:
+    data: Data, groups: Groups, inside: Weighted, scored: Scored, predicted: Outputs, held: Outputs | None,
+    labels: NDArray[np.int64],
+) -> Json:  # fmt: skip
     """What the calibration images and outliers look like, apart from references and the expected mix."""
     true_groups = groups.of_class[labels]
     return {
@@ -187,7 +206,7 @@ def _calibration(
         "presumed_shares": presumed_shares(
             predicted.probabilities.astype(np.float64), labels, data.train.counts
         ).tolist(),
-        "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
+        "id_scores": calibrate.distribution(scored.scores, inside.weights),
         "quantile_levels": calibrate.QUANTILE_LEVELS,
         "quantiles": {
             name: calibrate.quantiles(
@@ -197,6 +216,12 @@ def _calibration(
             for name, values in predicted.scores.items()
         },
     }  # fmt: skip
+
+
+def weights(data: Data, labels: NDArray[np.int64], mix: ClassMix) -> NDArray[np.float64]:
+    """How much each image with these labels [N] counts, by the expected mix of classes."""
+    nowhere = np.zeros(len(labels))
+    return Weighted.by_mix(Scored(nowhere, labels, labels), mix, data_groups(data)).weights
 
 
 def require_calibration_images(data: Data) -> None:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from service.contract.reasons import QUALITY
 from training.data.readers import Images, ImageSet
 from training.network.network import FeatureTrunk, Network, Trunk, place, to_input
 from training.runs.checkpoint import Run
+from training.scores.either import Either, unknown_of
 from training.scores.scores import Fitted, Reference, Seen, find, fitted
 
 BATCH_IMAGES = 200
@@ -22,41 +24,46 @@ BATCH_IMAGES = 200
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of N images: probabilities [N, C], and one array [N] per score."""
+    """Of N images: probabilities [N, C], one array [N] per score, and the measures of their pixels [N, 3] where the
+    graph gives them."""
 
     probabilities: NDArray[np.float32]
     scores: dict[str, NDArray[np.float32]]
+    quality: NDArray[np.float32] | None = None
 
     @property
     def predictions(self) -> NDArray[np.int64]:
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
 
     def take(self, rows: NDArray[np.int64]) -> "Outputs":
-        return Outputs(self.probabilities[rows], {name: values[rows] for name, values in self.scores.items()})
+        quality = None if self.quality is None else self.quality[rows]
+        return Outputs(self.probabilities[rows], {name: values[rows] for name, values in self.scores.items()}, quality)
 
 
 Predict = Callable[[Images], Outputs]  # uint8 [N, H, W, 3], or float32 [N, V, F] → Outputs
 
 
 class Deployed(nn.Module):
-    """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `scores`, then
-    what `embedding`, where one is set, makes of the features of stage 1, then, where `gives_raw`, what the trunk behind
-    the probabilities gives before it is brought to the form that the head takes [N, F].
+    """The module that is exported: uint8 [N, H, W, 3] → probabilities [N, C], then one [N] per score of `score_names`,
+    then what `embedding`, where one is set, makes of the features of stage 1, then, where `gives_raw`, what the trunk
+    behind the probabilities gives before it is brought to the form that the head takes [N, F].
 
     Scores come from the stage-1 network, probabilities from the stage-2 logits divided by the temperature. Where only
-    the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see.
+    the head differs the trunk runs once. `shift` [C] is added to the class logits that scores see. `either` adds the
+    score that it makes of one of `scores` and the class logits.
     """
 
     def __init__(
         self, scoring: Network, classifying: Network, scores: Mapping[str, Fitted], *, passes: int, temperature: float,
-        shift: Tensor | None = None,
+        shift: Tensor | None = None, either: Either | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.scoring, self.passes, self.temperature = scoring, passes, temperature
         self.trunk = classifying.trunk if passes == 2 else None
         self.head = classifying.head
         self.shared = classifying.head is scoring.head
-        self.score_names = tuple(scores)
+        self.either = either
+        self.score_names = (*scores, *([either.name] if either else []))
         self.scores = nn.ModuleList(scores.values())
         self.register_buffer("shift", shift, persistent=False)
         self.embedding: nn.Module | None = None
@@ -73,10 +80,13 @@ class Deployed(nn.Module):
         seen = Seen(
             features, logits if self.shift is None else logits + self.shift, self.scoring.rejects(features)
         )  # fmt: skip
+        found = [score(seen) for score in self.scores]
+        if self.either is not None:
+            found.append(self.either(found[self.score_names.index(self.either.unknown)], class_logits))
         more = [] if self.embedding is None else [self.embedding(features)]
         if self.gives_raw:
             more.append(own)
-        return (class_logits / self.temperature).softmax(dim=1), *(score(seen) for score in self.scores), *more
+        return (class_logits / self.temperature).softmax(dim=1), *found, *more
 
     @property
     def classifying_trunk(self) -> Trunk | FeatureTrunk:
@@ -89,14 +99,19 @@ ALWAYS = ("energy", "msp")  # every bundle gives these beside the deciding score
 
 def deployed(
     run: Run, temperature: float = 1.0, *, scores: Sequence[str] = (), train: ImageSet | None = None,
-    device: torch.device | None = None,
+    device: torch.device | None = None, either: Either | None = None,
 ) -> Deployed:  # fmt: skip
     """The module of a finished run, in eval mode, with energy, MSP, and `scores` (not given: the method's).
 
-    `train` are the images that scores with constants are fitted on, on `device` (not given: the network's). Raises
-    ValueError where a score does not fit the network, or needs `train`.
+    `train` are the images that scores with constants are fitted on, on `device` (not given: the network's). `either` is
+    what stands behind a name like "energy|msp" among `scores`. Raises ValueError where a score does not fit the
+    network, or needs `train` or `either`.
     """
-    names = list(dict.fromkeys([*ALWAYS, *(scores or [run.method.score])]))
+    wanted = [*ALWAYS, *(scores or [run.method.score])]
+    two = [name for name in wanted if unknown_of(name)]
+    if any(either is None or name != either.name for name in two):
+        raise ValueError(f"{two[0]} is calibrated before it can be computed: calibrate the run with --score {two[0]}")
+    names = list(dict.fromkeys(unknown_of(name) or name for name in wanted))
     shift = None
     if run.method.score_tau:
         counts = torch.tensor(run.train_counts)
@@ -107,8 +122,9 @@ def deployed(
     has_reject = run.scoring.reject is not None
     built = {name: fitted(name, reference, has_reject) for name in names}
     return Deployed(
-        run.scoring, run.classifying, built, passes=run.method.passes, temperature=temperature, shift=shift
-    ).eval()
+        run.scoring, run.classifying, built, passes=run.method.passes, temperature=temperature, shift=shift,
+        either=either if two else None,
+    ).eval()  # fmt: skip
 
 
 @torch.no_grad()
@@ -146,7 +162,8 @@ def torch_predict(module: Deployed, device: torch.device) -> Predict:
 def in_batches(
     run: Callable[[NDArray[Any]], list[NDArray[Any]]], scores: Sequence[str], *, workers: int = 1
 ) -> Predict:
-    """Predict from a function that gives [probabilities, *scores in the order of `scores`] of one batch.
+    """Predict from a function that gives [probabilities, *scores in the order of `scores`] of one batch; one of these
+    may be QUALITY, which is no score.
 
     With `workers` above 1 so many threads run batches at once: `run` must allow it.
     """
@@ -163,6 +180,7 @@ def in_batches(
             with ThreadPoolExecutor(workers) as pool:
                 parts = [*bar(pool.map(part, starts))]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return Outputs(columns[0], dict(zip(scores, columns[1:], strict=True)))
+        named = dict(zip(scores, columns[1:], strict=True))
+        return Outputs(columns[0], quality=named.pop(QUALITY, None), scores=named)
 
     return predict

@@ -21,6 +21,7 @@ from service.contract.embedding import EMBEDDING
 from training.data.loading import Data
 from training.data.processes import usable_cpus
 from training.data.readers import Pixels
+from training.evaluation import fitness
 from training.evaluation.measure import data_groups, measured
 from training.evaluation.predict import Predict, deployed, torch_predict
 from training.export import card, examples, exemplars, heat_map
@@ -31,9 +32,11 @@ from training.export.parity import ExportError, changed, cosine, real_images, re
 from training.export.precision import Asked, Precision, at_precision, compare, require_precision
 from training.network.frozen import FrozenBackbone
 from training.network.onnx_graph import with_outputs
+from training.network.quality import with_quality
 from training.runs.checkpoint import Run
 from training.runs.files import Json
-from training.scores.scores import require_score
+from training.scores import either
+from training.scores.either import Either, require_score
 
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
@@ -63,15 +66,17 @@ def require_target(out: Path) -> None:
 def build(
     run: Run, data: Data, temperature: float, asked: Asked, points: Json, score: str, extra: Sequence[str] = (),
     device: torch.device = CPU, frozen: FrozenBackbone | None = None, embedding: nn.Module | None = None,
+    two: Either | None = None,
 ) -> tuple[bytes, Precision, Json]:  # fmt: skip
     """(graph with `score` and the `extra` ones, its precision, parity record); `frozen` is what the run stands on.
 
-    With `embedding`, which takes the features of stage 1, the graph gives that too. Raises ExportError when fp32 ONNX
+    With `embedding`, which takes the features of stage 1, the graph gives that too. `two` is what stands behind a score
+    like "energy|msp"; the graph then measures pixels, so that a refusal has a reason. Raises ExportError when fp32 ONNX
     and torch decide differently on more than 0.1%.
     """
     images = real_images(data, PARITY_IMAGES)
     groups = data_groups(data).of_class
-    module = deployed(run, temperature, scores=[score, *extra], train=data.train, device=device)
+    module = deployed(run, temperature, scores=[score, *extra], train=data.train, device=device, either=two)
     from_torch = torch_predict(module, CPU)(images)
     features = images[:PARITY_ROWS]
     module.embedding = embedding
@@ -103,7 +108,7 @@ def build(
         record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
         if embedding is not None:
             record[f"embedding_cosine_torch_{precision}"] = cosine(module, features, made, images[:PARITY_ROWS])
-    return made, precision, record
+    return with_quality(made) if two else made, precision, record
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
@@ -131,13 +136,18 @@ def export(
     about = about or AboutData.of(run.config)
     about.require_licence(thumbnails)
     known, pixels = fit_embedding(run, data, device), data.photographs or data
-    score, temperature = calibration["score"], calibration["temperature"]
+    score, temperature, two = calibration["score"], calibration["temperature"], either.read(calibration.get("either"))
     graph, made, parity = build(
-        run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen, known.module
-    )
+        run, data, temperature, precision, calibration["operating_points"], score, scores, device, frozen, known.module,
+        two,
+    )  # fmt: skip
+    shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
+    if at := frozen or run.tuned:
+        shape = at.target
+    fit = fitness.of_data(pixels, ood, min(shape.height_px, shape.width_px)) if two else None
     found, turned_out = measured(
         on_images(graph, frozen), pixels, ood, score=score, temperature=temperature, scope="group",
-        **expected(calibration),
+        either=two, fitness=fit, **expected(calibration),
     )  # fmt: skip
     exported = found["calibration"]["quantiles"]
     where = heat_map.made(graph, run)
@@ -155,9 +165,6 @@ def export(
         evaluation[f"{made}_against_fp32"] = compare(calibration["evaluation"], evaluation, moved)
     if candidates:
         evaluation["candidates"] = candidates
-    shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
-    if at := frozen or run.tuned:
-        shape = at.target
     files, golden = examples.golden(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     files[outcomes.FILE] = outcomes.encode(turned_out)
@@ -174,7 +181,13 @@ def export(
         "precision": made,
         "passes": run.passes,
         "input": shape,
-        "scores": {name: {"formula": require_score(name, True).formula, "temperature": 1.0} for name in exported},
+        "scores": {
+            name: {
+                "formula": two.formula if two and name == two.name else require_score(name, True).formula,
+                "temperature": 1.0,
+            }
+            for name in exported
+        },
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,

@@ -17,11 +17,11 @@ from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
+from training.export.why import DASH, why
 from training.layout import markdown_table
 
 __all__ = ["plots", "render"]
 
-DASH = "-"
 SHARES = ("acc", "auroc", "aupr", "fpr", "tpr", "rejected", "caught", "share", "changed", "ece")  # printed in percent
 OOD_COLUMNS = {
     "images": "images",
@@ -38,8 +38,8 @@ OOD_COLUMNS = {
 def render(manifest: Manifest) -> str:
     """The text of CARD.md, in Markdown. It refers to the plots by the relative paths under which plots() names them."""
     parts = [
-        _purpose, _ingredients, pretrained, _groups, _operating_points, _ood, _calibration, sets, taxonomy, _choice,
-        known_images, _provenance,
+        _purpose, _ingredients, pretrained, _groups, _operating_points, why, _ood, _calibration, sets, taxonomy,
+        _choice, known_images, _provenance,
     ]  # fmt: skip
     return "\n\n".join(block.strip("\n") for part in parts for block in part(manifest)) + "\n"
 

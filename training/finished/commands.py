@@ -24,8 +24,8 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
     ood: list[Path] = []
     """OOD test sets: an array, a folder of images or a folder of arrays, may be repeated; not given: the last ones."""
     score: str | None = None
-    """Which score decides; not given: the method's. One of `tailguard methods`, or the sum of two: energy+ncm.
-    `calibrate` also takes auto."""
+    """Which score decides; not given: the method's. One of `tailguard methods`, the sum of two, energy+ncm, or the
+    larger of one and the doubt about the class, energy|msp, so that a refusal says why. `calibrate` also takes auto."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -36,7 +36,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         from training.evaluation import cross_fit
         from training.network.device import find_device
         from training.runs import checkpoint
-        from training.scores.scores import require_score
+        from training.scores.either import require_score
 
         run = checkpoint.trained(self.run)
         score = self.named_score() or run.method.score
@@ -112,10 +112,12 @@ class Evaluate(OnRun):
 
     def cli_cmd(self) -> None:
         from training.evaluation import evaluate
+        from training.scores import either
 
         run, data, ood, score = self.prepare()
+        two = either.read(calibrated(self.run).get("either")) if either.unknown_of(score) else None
         suffix = "" if score == run.method.score else f"-{score}"
-        results = evaluate.evaluate_run(run, data, ood, score, self._device, suffix)
+        results = evaluate.evaluate_run(run, data, ood, score, self._device, suffix, two)
         write_json(with_suffix(self.run / RESULTS_FILE, suffix), results | {"ood_paths": self._paths})
         print(summary(results))
 

@@ -24,6 +24,7 @@ from training.layout import columns
 from training.learn.command import Learn
 from training.runs.checkpoint import Run
 from training.runs.files import Json
+from training.scores import either
 
 REVIEWED = "reviewed outliers"
 Flags = NDArray[np.bool_]
@@ -41,7 +42,10 @@ class Judge:
     """A calibrated run at its default operating point."""
 
     def __init__(self, run: Run, record: Json, train: ImageSet, device: torch.device) -> None:
-        module = predict.deployed(run, record["temperature"], scores=[record["score"]], train=train, device=device)
+        module = predict.deployed(
+            run, record["temperature"], scores=[record["score"]], train=train, device=device,
+            either=either.read(record.get("either")),
+        )  # fmt: skip
         self._predict = predict.torch_predict(module, device)
         self._record, self._classes = record, np.array(run.classes)
         self.group_of = {c["name"]: c["group"] for c in record["classes"]}

@@ -32,6 +32,7 @@ from training.network.features import Known
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE, Json, write_json
 from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
+from training.scores import either
 
 COMPARISON_FILE = "comparison.json"
 
@@ -150,7 +151,11 @@ def teach(plan: Plan, given: Learn, record: Json) -> None:
         if mix not in ("train", "uniform"):
             print(f"the class mix {mix} says nothing of the new classes: calibrated for that of the training images")
             mix = "train"
-        quietly(plan.work, Calibrate(run=plan.run, score=score, level=levels, class_mix=mix, device=given.device))
+        two = either.read(record.get("either"))
+        unsure = two.unsure_part.share / two.refused if two else either.UNSURE_SHARE
+        quietly(plan.work, Calibrate(
+            run=plan.run, score=score, level=levels, class_mix=mix, unsure_share=unsure, device=given.device
+        ))  # fmt: skip
 
 
 def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, Images], str], ood: list[Path]) -> Json:

@@ -222,7 +222,7 @@ def require_score(name: str, has_reject: bool, num_classes: int | None = None) -
     """
     score = find(name)
     if score is None:
-        raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}; or two of them as ONE+OTHER.")
+        raise ValueError(f"There is no score {name!r}. Choose from: {', '.join(SCORES)}; or ONE+OTHER; or ONE|msp.")
     if score.needs_reject and not has_reject:
         free = ", ".join(other for other, row in SCORES.items() if not row.needs_reject)
         raise ValueError(

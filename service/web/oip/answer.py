@@ -34,6 +34,7 @@ def output_types(manifest: Manifest, *, sets: bool = False) -> dict[str, tuple[s
         "p_value": ("FP64", [-1]),
         **({"taxonomy": ("BYTES", [-1])} if manifest.taxonomy else {}),
         **({"set": ("BOOL", [-1, len(manifest.classes)])} if sets else {}),
+        **({"reason": ("BYTES", [-1])} if manifest.reasons else {}),
     }
 
 
@@ -73,6 +74,7 @@ def columns(
         "set": []
         if sets is None or level is None
         else [inside for row in rows for inside in sets.contains(row.probabilities[None], level)[0].tolist()],
+        **({"reason": [verdict.reason or "" for verdict in verdicts]} if manifest.reasons else {}),  # accepted: empty
     }
 
 

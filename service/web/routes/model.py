@@ -145,6 +145,7 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
             "heat_map": manifest.heat_map,
             "sets": manifest.sets is not None,
             "taxonomy": manifest.taxonomy is not None,
+            "reasons": manifest.reasons,
         }
     )
 

@@ -1,5 +1,6 @@
 """service/ledger/schema.py: the tables of earlier versions become those of this one, on both databases."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from service.contract import bundle
 from service.ledger import schema
 from service.ledger.database import connect
-from service.ledger.rows import TallyKey, key_of
+from service.ledger.rows import RefusalKey, TallyKey, key_of
 from service.ledger.tables import Tables
 from tests.service.ledger.test_ledger import Kept, entry, read
 
@@ -67,7 +68,7 @@ def test_version_1_is_migrated_and_goes_on(where: str, manifest: bundle.Manifest
     assert tally is not None
     red = TallyKey("id95", "group", True, "red", "accept", "")
     assert +tally.images == {red: 3, red._replace(truth="red"): 1, red._replace(truth="green"): 1}
-    assert read(where, "SELECT version, bytes FROM ledger") == [(3, 3 * schema.ROW_BYTES + 1000)]
+    assert read(where, "SELECT version, bytes FROM ledger") == [(4, 3 * schema.ROW_BYTES + 1000)]
     assert read(where, "SELECT request_id, client_id, by_deployment FROM decisions ORDER BY row") == [
         ("a", None, 1), ("b", None, 1), ("c", "a", 1)
     ]  # fmt: skip
@@ -83,12 +84,39 @@ def test_version_2_is_migrated_with_its_bytes_and_its_outliers(where: str, manif
     with Kept(where) as kept:
         assert kept.label("b", 0, "outlier", key="ci").outcome == "outlier"  # as before: nothing is appended
         assert kept.labelled == []
-    assert read(where, "SELECT version, bytes, length(id) FROM ledger") == [(3, 7, 32)]
+    assert read(where, "SELECT version, bytes, length(id) FROM ledger") == [(4, 7, 32)]
     assert read(where, "SELECT label, kind, source, group_id FROM feedback ORDER BY row") == [
         ("red", "class", "feedback", None), ("outlier", "outlier", "feedback", None)
     ]  # fmt: skip
     kept_columns = "length(image), image_key, embedding, sampled, sample_rate, keep_probability"
     assert read(where, f"SELECT {kept_columns} FROM decisions WHERE row = 2") == [(1000, None, None, 0, None, None)]
+
+
+def test_version_3_is_migrated_with_its_id_and_counts_reasons_from_then_on(
+    where: str, manifest: bundle.Manifest
+) -> None:
+    write_version_1(where, manifest)
+    database = connect(where)
+    for statement in (*schema.FROM_1, *schema.FROM_2, "UPDATE ledger SET version = 3, id = 'the image store knows it'"):
+        database.execute(statement.format(**database.words))
+    database.close()
+    refused = entry(manifest, "c", class_index=1)
+    refused = refused._replace(verdict=replace(refused.verdict, decision="reject", reason="unsure"))
+    with Kept(where) as kept:
+        kept.ledger.record(refused)
+        kept.ledger.record(refused._replace(request_id="d"))
+        kept.label("d", 0, "green")
+        tally = kept.ledger.tally(manifest)
+    assert tally is not None
+    expected = {RefusalKey("id95", "group", True, manifest.classes[refused.verdict.class_index].group, "unsure"): 2}
+    assert tally.refusals == expected
+    assert read(where, "SELECT id, version FROM ledger") == [("the image store knows it", 4)]
+    assert read(where, "SELECT reason FROM decisions ORDER BY row") == [(None,), (None,), ("unsure",), ("unsure",)]
+    with Kept(where) as again:  # what was counted is there after a start
+        again.label("d", 0, "green")
+        found = again.ledger.tally(manifest)
+    assert found is not None
+    assert found.refusals == expected
 
 
 def test_a_migration_that_fails_changes_nothing(
@@ -110,8 +138,8 @@ def test_a_later_version_is_refused_in_words(tmp_path: Path) -> None:
     where = str(tmp_path / "ledger.sqlite3")
     Tables(connect(where)).close()
     database = connect(where)
-    database.execute("UPDATE ledger SET version = 4")
-    with pytest.raises(schema.SchemaError, match="schema version 4, this service knows versions up to 3"):
+    database.execute("UPDATE ledger SET version = 5")
+    with pytest.raises(schema.SchemaError, match="schema version 5, this service knows versions up to 4"):
         schema.prepare(database)
     database.close()
 

@@ -35,7 +35,8 @@ def _quick() -> Iterator[None]:
 
 
 def candidates(**worth: float) -> list[Candidate]:
-    return [Candidate(name.replace("_", "+"), {OUTLIERS: value}) for name, value in worth.items()]
+    named = {name.replace("_or_msp", "|msp").replace("_", "+"): value for name, value in worth.items()}
+    return [Candidate(name, {OUTLIERS: value}) for name, value in named.items()]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,16 @@ def candidates(**worth: float) -> list[Candidate]:
         ({"energy": 0.8, "msp": 0.9, "energy_msp": 0.909}, "msp", "no sum of two is better enough"),
         ({"energy": 0.8, "msp": 0.9, "energy_msp": 0.911}, "energy+msp", "the sum is 1.1 points better than msp"),
         ({"energy": 0.896, "msp": 0.9, "energy_msp": 0.907}, "energy", "and simpler"),
+        ({"energy": 0.9, "msp": 0.8, "energy_or_msp": 0.89}, "energy|msp", "1.0 points below energy, the best"),
+        ({"energy": 0.9, "msp": 0.8, "energy_or_msp": 0.91}, "energy|msp", "1.0 points above energy, the best"),
+        ({"energy": 0.9, "msp": 0.8, "energy_or_msp": 0.879}, "energy", "is too far below it: 2.1 points"),
+        ({"energy": 0.89, "gen": 0.9, "energy_or_msp": 0.885}, "energy|msp", "1.5 points below gen, the best"),
+        ({"energy": 0.87, "gen": 0.9, "energy_or_msp": 0.875}, "gen", "is too far below it: 2.5 points"),
+        (
+            {"energy": 0.8, "ncm": 0.8, "energy_ncm": 0.9, "energy_ncm_or_msp": 0.9, "energy_or_msp": 0.9},
+            "energy+ncm|msp",
+            "energy+ncm says best what is unknown",
+        ),
     ],
 )
 def test_the_rule_by_hand(given: dict[str, float], chosen: str, why: str) -> None:

@@ -21,6 +21,7 @@ from training.data.splits import folds
 from training.evaluation import cross_costs, cross_fit, left_out, predict
 from training.evaluation.cross_fit import FOLDS, NAMED, Judged
 from training.evaluation.predict import Outputs
+from training.evaluation.reasons import Found
 from training.network import frozen
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
@@ -156,10 +157,13 @@ def test_pooled_costs_are_those_of_all_images_together() -> None:
     scores = np.array([9, 1, 1, 9, 1, 1, 1, 9, 1, 1], np.float32)
     probabilities = np.eye(2, dtype=np.float32)[labels]
     out = Outputs(np.eye(2, dtype=np.float32)[[0, 1]], {"s": np.array([9, 1], np.float32)})
-    judged = Judged(labels, np.arange(10) % FOLDS, Outputs(probabilities, {"s": scores}), ({"x": out},) * FOLDS, [7, 3])
+    judged = Judged(labels, np.arange(10) % FOLDS, Outputs(probabilities, {"s": scores}), ({"x": out},) * FOLDS, [7, 3],
+                    np.zeros(10, bool))  # fmt: skip
     mix = cross_costs.ClassMix("train", np.array([0.7, 0.3]))
     point = {"level": None, "threshold": 5.0, "group_thresholds": {"head": 5.0, "tail": 5.0}}
-    found, refused, caught = cross_costs.costs(judged, "s", {"ood95": point}, groups, mix, "group")
+    found, refused, caught = cross_costs.costs(
+        judged, "s", {"ood95": point}, groups, mix, "group", Found(None, "ood95")
+    )
     cost = found["ood95"]["group"]
     assert cost["in_distribution_images"] == 10
     assert cost["id_rejected"] == pytest.approx(0.3)

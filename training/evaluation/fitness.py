@@ -1,0 +1,120 @@
+"""Which images are unfit: limits on the pixels, from the training images.
+
+The limits rest on training images, and thresholds on calibration images that count as refused where they are unfit. As
+the limits have not seen these, what a threshold promises holds for refusals of all kinds together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.contract.calibration.calibrate import Scored
+from service.contract.images import heif
+from service.contract.reasons import MEASURES, Limits
+from training.data.fitted import Fitted
+from training.data.loading import Data
+from training.data.readers import Images
+from training.evaluation.predict import BATCH_IMAGES, Outputs
+from training.network.quality import measurer
+
+RARE = 0.001  # of the training images lie below the value that the limits are taken from
+MARGIN = 0.5  # times that value
+SIDE_PART = 4  # of the smaller of the input's side and a small upload in training
+MOST_IMAGES = 2000
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """`limits`; where thresholds come from folds, which of their images are unfit, bool [N], and which of each OOD
+    set."""
+
+    limits: Limits
+    judged: Flags | None = None
+    ood: Mapping[str, Flags] = field(default_factory=dict)
+
+    def unfit(self, quality: NDArray[np.float32], images: Images) -> Flags:
+        """bool [N] of images with these measures [N, 3]."""
+        return below(self.limits, quality, shorter_sides(images))
+
+
+def limits(images: Images, side_px: int) -> Limits:
+    """From training images as pixels, of many every n-th, for a model whose input has a shorter side of `side_px`."""
+    rows = np.arange(0, len(images), max(1, len(images) // MOST_IMAGES))
+    measured, sides = quality(images, rows), shorter_sides(images)[rows]
+    least = MARGIN * np.quantile(measured.astype(np.float64), RARE, axis=0)
+    smallest = min(float(np.quantile(sides, RARE)), side_px) / SIDE_PART
+    named = {name: float(f"{value:.4g}") for name, value in zip(MEASURES, least, strict=True)}
+    return Limits(
+        **named, side_px=max(1, round(smallest)), images=len(rows),
+        chosen=(
+            f"{MARGIN:g} of the value that {RARE:.1%} of the training images lie below; in pixels 1/{SIDE_PART} of the "
+            "shorter side of such an image, or of the model's input where that is smaller"
+        ),
+    )  # fmt: skip
+
+
+def of_data(data: Data, ood: Mapping[str, Images], side_px: int) -> Fitness:
+    """Limits from the training images of `data`, which has pixels, for a model of that input; with folds also what is
+    unfit among the images that are judged there and in the OOD sets."""
+    found = limits(data.train.images, side_px)
+    if not data.folds:
+        return Fitness(found)
+    parts = [data.train.images, data.calibration.images]
+    both = np.concatenate([below(found, quality(part), shorter_sides(part)) for part in parts])
+    outside = {name: below(found, quality(images), shorter_sides(images)) for name, images in ood.items()}
+    return Fitness(found, both[data.folds.fold >= 0], outside)
+
+
+def quality(images: Images, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """The MEASURES [n, 3] of images as pixels, by the operations that the graph has."""
+    rows = np.arange(len(images)) if rows is None else rows
+    measure = measurer(*images.shape[1:3])
+    parts = [measure(np.ascontiguousarray(images[rows[s : s + BATCH_IMAGES]]))
+             for s in range(0, len(rows), BATCH_IMAGES)]  # fmt: skip
+    return np.concatenate(parts) if parts else np.empty((0, len(MEASURES)), np.float32)
+
+
+def below(limits: Limits, quality: NDArray[np.float32], sides: NDArray[np.int64]) -> Flags:
+    """Limits.broken of each image, bool [N]."""
+    least = np.array([getattr(limits, name) for name in MEASURES])
+    return np.asarray((quality < least).any(axis=1) | (sides < limits.side_px))
+
+
+def shorter_sides(images: Images) -> NDArray[np.int64]:
+    """Of the uploads [N], in pixels; of files by their headers."""
+    source = images.source if isinstance(images, Fitted) else images
+    if isinstance(source, np.ndarray):
+        return np.full(len(source), min(source.shape[1:3]), np.int64)
+    return np.array([_shorter_side(path) for path in source], np.int64)
+
+
+def _shorter_side(path: str) -> int:
+    if path.lower().endswith((".heic", ".heif")):
+        heif.register()
+    with Image.open(path) as image:
+        return min(image.size)
+
+
+def unfit_of(fitness: Fitness | None, outputs: Outputs | None, images: Images) -> Flags:
+    """Which of these images are unfit: none where the graph does not measure them."""
+    if fitness is None or outputs is None or outputs.quality is None:
+        return np.zeros(0 if outputs is None else len(outputs.predictions), bool)
+    return fitness.unfit(outputs.quality, images)
+
+
+def counted(scored: Scored, unfit: Flags) -> Scored:
+    """Calibration scores in which an unfit image lies just above all that are fit: it is refused whatever it scores."""
+    fit = scored.scores[~unfit]
+    if not unfit.any() or not len(fit):
+        return scored
+    above = float(fit.max()) + 1e-3 * max(float(np.ptp(fit)), 1e-6 * abs(float(fit.max())), 1e-9)
+    return replace(scored, scores=np.where(unfit, above, scored.scores))
+
+
+def refused(scored: Scored, unfit: Flags) -> Scored:
+    """Scores for what an operating point costs: an unfit image is refused at any threshold."""
+    return replace(scored, scores=np.where(unfit, np.inf, scored.scores)) if unfit.any() else scored
