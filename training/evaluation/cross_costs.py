@@ -70,8 +70,23 @@ def pooled(rows: list[Json], judged: Judged, groups: Groups) -> Json:
             out[group] = refused / sum(counts) if sum(counts) else None
         return out
 
+    def between() -> dict[str, dict[str, tuple[float, float]]]:
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        true = groups.of_class[judged.labels]
+        counts = [{g: int((true[judged.of(k)] == g).sum()) for g in groups.names} for k in range(FOLDS)]
+        for group in groups.names:
+            for other in groups.names:  # images of the one that are predicted in the other, and those refused of them
+                pairs = [(n[group] * cell[0], n[group] * cell[0] * cell[1]) for n, row in zip(counts, rows, strict=True)
+                         if (cell := row["id_between_groups"].get(group, {}).get(other))]  # fmt: skip
+                if pairs:
+                    there, refused = map(sum, zip(*pairs, strict=True))
+                    found.setdefault(group, {})[other] = (there / sum(n[group] for n in counts), refused / there)
+        return found
+
     sizes = [row["in_distribution_images"] for row in rows]
-    return mean(rows, None) | {
+    numbers = [{key: value for key, value in row.items() if key != "id_between_groups"} for row in rows]
+    return mean(numbers, None) | {
+        "id_between_groups": between(),
         "in_distribution_images": sum(sizes),
         "id_rejected": float(np.average([row["id_rejected"] for row in rows], weights=sizes)),
         "id_rejected_by_group": by_group("id_rejected_by_group", true),

@@ -168,6 +168,9 @@ def test_pooled_costs_are_those_of_all_images_together() -> None:
     assert cost["in_distribution_images"] == 10
     assert cost["id_rejected"] == pytest.approx(0.3)
     assert cost["id_rejected_by_group"] == pytest.approx({"head": 2 / 7, "tail": 1 / 3})
+    assert cost["id_between_groups"] == {
+        "head": {"head": pytest.approx((1, 2 / 7))}, "tail": {"tail": pytest.approx((1, 1 / 3))}
+    }  # fmt: skip
     assert (cost["outlier_images"], cost["outliers_caught"]) == (2, pytest.approx(0.5))
     assert refused["ood95"].tolist() == (scores > 5).tolist()
     assert caught["ood95"] == pytest.approx({"x": 0.5})
