@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Manifest
-from service.contract.decision import Scope, decide_row
+from service.contract.decision import Scope, Verdict, decide_row
 from service.contract.images import Loaded
 from service.contract.sets import PredictionSets
 from service.contract.taxonomy import Tree
@@ -139,16 +139,17 @@ class Scorer:
             answer = (
                 verdict.decision, *why, info.name, index, info.group, _finite(every[index]),
                 *map(_finite, scores.values()), _finite(verdict.score), verdict.threshold, verdict.p_value,
-                loaded.width_px, loaded.height_px, *self._said(probabilities, verdict.decision == "reject"), None, None,
+                loaded.width_px, loaded.height_px, *self._said(probabilities, verdict), None, None,
                 *(map(_finite, every) if self.probabilities else ()),
             )  # fmt: skip
             answers.append(answer)
         return answers
 
-    def _said(self, probabilities: NDArray[np.float32], refused: bool) -> Iterator[Value]:
-        """The values of the columns on taxonomy and set, where there are such."""
+    def _said(self, probabilities: NDArray[np.float32], verdict: Verdict) -> Iterator[Value]:
+        """The values of the columns on taxonomy and set, where there are such; of an unfit picture no node is told."""
         if self._tree is not None:
-            node = self._tree.deepest(probabilities) if refused else None
+            told = verdict.decision == "reject" and verdict.reason != "unfit"
+            node = self._tree.deepest(probabilities) if told else None
             yield from ("/".join(node.path), node.probability) if node else (None, None)
         if self._sets is not None and self.set is not None:
             chosen = self._sets.of(probabilities, self.set)
