@@ -49,8 +49,7 @@ class ModelMetrics(Collector):
         self._registry = CollectorRegistry()
         where = _Where(registry=self._registry, namespace="tailguard")
         ours, self._ours = ["model", "version"], (manifest.name, manifest.version)
-        identity = (*self._ours, manifest.sha256, manifest.provenance.method, provider)
-        self._identity = identity
+        self._identity = (*self._ours, manifest.sha256, manifest.provenance.method, provider)
         self._decision_series: dict[tuple[int, str, str, Scope], Counter] = {}  # looked up once, not once an image
         self._info = Gauge(
             "model_info", "The model in service and what decides",
@@ -163,8 +162,7 @@ class ModelMetrics(Collector):
     def count_decision(self, scores: dict[str, float], verdict: Verdict, *, by_deployment: bool) -> None:
         """Count one classified image. `by_deployment`: not at an operating point or scope that its request named."""
         point = (verdict.decision, verdict.operating_point, verdict.scope)
-        index = verdict.class_index
-        group = self._manifest.classes[index].group
+        index, group = verdict.class_index, self._manifest.classes[verdict.class_index].group
         for name, value in scores.items():
             if math.isfinite(value):  # one NaN would make the sum NaN for good
                 self._scores[name].observe(value)
