@@ -88,8 +88,6 @@ def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
         },
         "p_value": verdict.p_value,
         "decision": verdict.decision,
-        "reason": verdict.reason,
-        "unfit": verdict.unfit,
         "image": {"width_px": row.width_px, "height_px": row.height_px},
         "stage_times": {
             "receive_ms": milliseconds(decided.receive_s),
@@ -99,6 +97,8 @@ def answer(admitted: Admitted[Any], decided: Decided) -> dict[str, Any]:
             "total_ms": milliseconds(decided.total_s),
         },
     }
+    if manifest.reasons is not None:
+        found |= {"reason": verdict.reason, "unfit": verdict.unfit}
     if (level := admitted.parameters.set) is not None and (sets := admitted.model.sets) is not None:
         found["set"] = class_set(manifest, sets, row.probabilities, level)
     if manifest.taxonomy is not None:

@@ -89,7 +89,7 @@ class Answer(BaseModel):
     reason: Reason | None = Field(
         default=None,
         description="why it is rejected. unknown: like nothing in training; unsure: known, but between classes; unfit: "
-        "the picture allows no answer. null: accepted, or a bundle that does not tell them apart",
+        "the picture allows no answer. null: accepted; left out by a bundle that does not tell them apart",
     )
     unfit: Unfit | None = Field(default=None, description="what is the matter with an unfit picture")
     set: ClassSet | None = Field(default=None, description="where the request asked for one")
@@ -123,8 +123,6 @@ class Answer(BaseModel):
                     },
                     "p_value": 0.63,
                     "decision": "accept",
-                    "reason": None,
-                    "unfit": None,
                     "image": {"width_px": 640, "height_px": 427},
                     "stage_times": {
                         "receive_ms": 0.4,
