@@ -7,10 +7,11 @@ from pathlib import Path
 
 from service import logs, recalibrate, score, settings
 from service.bundles import addresses, push
-from service.contract import bundle, exemplars
+from service.contract import bundle, exemplars, outcomes
 from service.contract.bundle import BundleError
+from service.costs import command as costs
 from service.deploy import command as promotion
-from service.errors import TailGuardError
+from service.errors import SettingsError, TailGuardError
 from service.inference.engine import Engine
 from service.review import command as review
 from service.settings.places import is_address
@@ -18,11 +19,18 @@ from service.web import server
 from service.web.routes import model as describe
 
 
-def inspect(named: str) -> int:
-    """Print the summary of a bundle after verifying every hash, its exemplars and its heat map."""
+def inspect(chosen: argparse.Namespace) -> int:
+    """Print the summary of a bundle after verifying every hash, its exemplars and its heat map; or, with costs, what
+    these would have come to."""
+    named: str = chosen.bundle
     path = addresses.fetched(named, settings.load().bundle_cache) if is_address(named) else Path(named)
+    if chosen.costs is not None:
+        return costs.main(path, chosen.costs, chosen.out, chosen.point)
+    if chosen.out is not None:
+        raise SettingsError("--out writes an operating point of least cost: give --costs FILE too")
     manifest = bundle.read(path)
     exemplars.read(path, manifest)
+    outcomes.read(path, manifest)
     if manifest.heat_map is not None:
         Engine(path, manifest).verify_heat_map()
     shown = describe.summary(manifest, "none", manifest.default_operating_point, manifest.threshold_scope)
@@ -35,7 +43,13 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
-    commands.add_parser("inspect", help="verify a bundle and print its summary").add_argument("bundle")
+    look = commands.add_parser("inspect", help="verify a bundle and print its summary, or what its decisions cost")
+    look.add_argument("bundle")
+    look.add_argument("--costs", type=Path, metavar="FILE", help="JSON or CSV of what a wrong accept, a refusal and an "
+                      "accepted unknown cost: what that would have come to on calibration images")  # fmt: skip
+    look.add_argument("--out", type=Path, help="with --costs: the new bundle <models>/<name>/<version> with thresholds "
+                      "of least cost")  # fmt: skip
+    look.add_argument("--point", default=costs.POINT, help="the name of its operating point (default %(default)s)")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
     promotion.add_arguments(commands.add_parser("promote", help="put a running service's shadow in force, or go back"))
     recalibrate.add_arguments(commands.add_parser(
@@ -51,7 +65,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
     chosen = parse(arguments, prog)
     try:
         if chosen.command == "inspect":
-            return inspect(chosen.bundle)
+            return inspect(chosen)
         if chosen.command == "score":
             return score.main(chosen)
         if chosen.command == "promote":

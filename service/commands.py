@@ -25,7 +25,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("Serve a bundle", SERVICE, {
         "serve": "answer POST /classify over HTTP; settings are TAILGUARD_ variables",
-        "inspect": "verify a bundle and print its summary",
+        "inspect": "verify a bundle and print its summary, or what its decisions would have cost",
         "score": "score folders of images into a table, without a server",
         "promote": "put the shadow of a running service in force, where what is known of it allows it; or go back",
         "push": "copy a bundle to where others fetch it: s3://, gs://, hf://, models:/",

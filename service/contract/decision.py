@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.manifest import Manifest
+from service.contract.manifest import ClassInfo, Manifest
 from service.contract.points import OperatingPoint, Scope
 from service.contract.reasons import Reason, Unfit
 
@@ -38,8 +38,15 @@ class Verdict:
 
 
 def threshold(point: OperatingPoint, scope: Scope, group: str) -> float:
-    """The threshold in force for an image whose predicted class is in `group`."""
+    """The threshold in force for images whose predicted class is in `group` and has none of its own."""
     return point.threshold if scope == "global" else point.group_thresholds[group]
+
+
+def class_limit(point: OperatingPoint, scope: Scope, predicted: ClassInfo) -> float:
+    """The threshold in force for an image whose predicted class is `predicted`."""
+    if scope == "group" and point.class_thresholds and (own := point.class_thresholds.get(predicted.name)) is not None:
+        return own
+    return threshold(point, scope, predicted.group)
 
 
 def rejects(score: float, limit: float) -> bool:
@@ -64,7 +71,7 @@ def decide(manifest: Manifest, class_index: int, score: float, operating_point: 
     Raises KeyError when the bundle has no such operating point.
     """
     group = manifest.classes[class_index].group
-    limit = threshold(manifest.operating_points[operating_point], scope, group)
+    limit = class_limit(manifest.operating_points[operating_point], scope, manifest.classes[class_index])
     return Verdict(
         class_index=class_index,
         score=score,

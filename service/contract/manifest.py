@@ -190,8 +190,12 @@ class Manifest(Frozen):
         for name, point in self.operating_points.items():
             if missing := set(names) - set(point.group_thresholds):
                 raise ValueError(f"the group_thresholds of {name} lack {sorted(missing)}")
+            if strangers := set(point.class_thresholds) - {c.name for c in self.classes}:
+                raise ValueError(f"the class_thresholds of {name} are for {sorted(strangers)}, which are no classes")
             if point.level is None:
                 continue
+            if point.class_thresholds:
+                raise ValueError(f"{name} has a level and class_thresholds: these are for points without a level")
             for group, limit in {ALL: point.threshold, **point.group_thresholds}.items():
                 if limit != (right := self.calibration.reference("group", group).threshold(point.level)):
                     raise ValueError(f"{name} has a threshold of {limit} for {group}: its reference says {right}")

@@ -42,6 +42,7 @@ class OperatingPoint(Frozen):
     level: float | None = Field(gt=0, lt=1)
     threshold: float
     group_thresholds: dict[str, float]  # by the group of the predicted class
+    class_thresholds: dict[str, float] = Field(default={})  # by the name of a predicted class, in place of its group's
     # The share of in-distribution images predicted in a group that are refused at most, whatever the scores of other
     # groups look like: 1 - level with enough calibration images of its own, 1/(n + 1) with n that are fewer.
     group_promises: dict[str, float]

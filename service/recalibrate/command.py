@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.contract import bundle
+from service.contract import bundle, outcomes
 from service.contract.bundle import BundleError, Manifest
+from service.contract.calibration_file import OutcomesFile
 from service.recalibrate import measured as measuring
 from service.recalibrate import report, rows
 from service.recalibrate.measured import CannotRecalibrate
@@ -44,16 +45,21 @@ def main(args: argparse.Namespace) -> int:
         named = "; ".join(f"{row.point} {row.where} {row.old:.1%} to {row.new:.1%}" for row in far)
         raise CannotRecalibrate(f"nothing was written: refusal moves by more than {args.most_points:g} points: "
                                 f"{named}. Look at the labels, and give --yes if it is right")  # fmt: skip
-    made = write(args.bundle, args.out, manifest, points, record, report.record(read, sample, compared))
+    files = {}
+    if manifest.outcomes:
+        files[manifest.outcomes.file] = outcomes.encode(sample.outcomes())
+    added = report.record(read, sample, compared)
+    made = write(args.bundle, args.out, manifest, points, record, added, files, sample.outcomes().described())
     print(f"{args.out}: the graph {made.sha256[:16]} with thresholds of {len(sample.known)} reviewed images")
     return 0
 
 
 def write(
-    source: Path, out: Path, manifest: Manifest, points: dict[str, Any], record: dict[str, Any], added: dict[str, Any]
-) -> Manifest:
-    """The new bundle: the files of `source`, with other thresholds. All of it appears, or nothing."""
-    files = {name: (source / name).read_bytes() for name in manifest.files}
+    source: Path, out: Path, manifest: Manifest, points: dict[str, Any], record: dict[str, Any],
+    added: dict[str, Any], changed: dict[str, bytes], turned_out: OutcomesFile,
+) -> Manifest:  # fmt: skip
+    """The files of `source` but those `changed`, with other thresholds. All of it appears, or nothing."""
+    files = {name: (source / name).read_bytes() for name in manifest.files} | changed
     if "CARD.md" in files:
         files["CARD.md"] += report.card(manifest, added).encode()
     fields = manifest.model_dump(exclude={"format", "files"})
@@ -62,6 +68,8 @@ def write(
         "operating_points": points, "calibration": record,
         "classes": [c.model_copy(update={"rejected": None}).model_dump() for c in manifest.classes],
     }  # fmt: skip
+    if manifest.outcomes:
+        fields["outcomes"] = turned_out.model_dump() | {"file": manifest.outcomes.file}
     for measured in (fields["evaluation"].get("ood") or {}).values():
         measured.pop("rejected", None)  # of the old thresholds
     fields["provenance"] |= {

@@ -186,6 +186,7 @@ class OperatingPointSummary(BaseModel):
     level: float | None = Field(description="share of in-distribution images that are kept; null: made from outliers")
     threshold: float
     group_thresholds: dict[str, float]
+    class_thresholds: dict[str, float] = Field(default={}, description="of single classes, in place of their group's")
     group_promises: dict[str, float] = Field(description="share of in-distribution images refused at most")
     global_cost: dict[str, Cost | None] = Field(description="of the one threshold, on calibration and test images")
     group_cost: dict[str, Cost | None] = Field(description="of the thresholds by group, on the same images")

@@ -130,6 +130,7 @@ def summary(manifest: Manifest, provider: str, operating_point: str, scope: str)
                     level=point.level,
                     threshold=point.threshold,
                     group_thresholds=point.group_thresholds,
+                    class_thresholds=point.class_thresholds,
                     group_promises=point.group_promises,
                     global_cost=_costs(point.global_cost),
                     group_cost=_costs(point.group_cost),
