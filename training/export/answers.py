@@ -68,7 +68,7 @@ def taxonomy(m: Manifest) -> Iterable[str]:
         interval = "" if share is None else f" (95%: {100 * low:.1f} to {100 * high:.1f})"
         outliers = ""
         if told.outliers_told is not None:
-            outliers = f" Of the refused images of the OOD sets {told.outliers_told:.1%} are told a node, which promises nothing."
+            outliers = f" Of the refused images of the OOD sets {told.outliers_told:.1%} are told one too."
         yield (
             f"{measured_on(m).capitalize()}: of {told.refused} refused of {told.images} in-distribution images "
             f"{told.told / told.refused:.1%} are told a node, and {_share(share)}{interval} of these a wrong one."
