@@ -71,8 +71,8 @@ def lines(found: list[Row], rule: Rule, saved: list[Saving], images: int, outlie
     for s in own:
         yield f"its own threshold for {s.name}: saves {s.saved:.3g} ± {s.error:.2g} for each of {s.images}"
     yield (
-        f"{len(own)} of {len(saved)} classes have a threshold of their own; {few} have fewer than {LEAST_IMAGES} images "
-        "predicted so, and for the others theirs saved no more than chance would"
+        f"{len(own)} of {len(saved)} classes have a threshold of their own; {few} have fewer than {LEAST_IMAGES} "
+        "images predicted so, and for the others theirs saved no more than chance would"
     )
 
 
