@@ -16,8 +16,8 @@ MOST_LINES = 250
 # Each package may import itself and those above it in its list. Loose modules stand under their own names.
 ORDER = {
     "service": (
-        "errors", "logs", "process", "settings", "commands", "contract", "bundles", "observe", "ledger", "review",
-        "inference", "score", "recalibrate", "deploy", "runtime", "web", "client", "__main__",
+        "errors", "logs", "process", "settings", "commands", "contract", "costs", "bundles", "observe", "ledger",
+        "review", "inference", "score", "recalibrate", "deploy", "runtime", "web", "client", "__main__",
     ),
     "training": (
         "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",
