@@ -1,42 +1,38 @@
 """The score command: its arguments, and a run from the inputs to the output file."""
 
 import argparse
+import functools
 import hashlib
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-from tqdm import tqdm
 
 from service import process, settings
 from service.bundles import addresses
 from service.contract import bundle
 from service.inference.engine import Engine
-from service.score import inputs, outputs
+from service.score import inputs, on_ray, outputs
 from service.score.errors import ScoreError
 from service.score.journal import Journal
-from service.score.rows import ResultRow, Scorer
+from service.score.plan import Plan, Run, on_threads, rows_of
+from service.score.rows import Scorer
 from service.score.stopping import Interrupted, Stop, stoppable
 from service.score.summary import Summary
 from service.settings import PREFIX, Settings
 
 BATCH_IMAGES = 16  # unless asked otherwise: nobody waits for one image here
-AHEAD_BATCHES = 4  # of each thread: rows are kept in order, and one slow file must not stop the others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tailguard score`."""
     parser.add_argument(
         "inputs", nargs="+", metavar="DIR|GLOB|LIST",
-        help="a folder (with its subfolders), a pattern, a .txt or .lst file with one path per line, or - for stdin",
+        help="a folder (with its subfolders), a pattern, a .txt or .lst file with one path per line, or - for stdin; "
+        "folders and patterns of an object store too (s3://…)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="results.parquet, .csv or .jsonl")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
@@ -46,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", help=f"a folder, or an address such as s3://models/shop/3; default: {PREFIX}BUNDLE")
     parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")
     parser.add_argument("--thresholds", choices=("group", "global"), help="default: as for the service")
-    parser.add_argument("--threads", type=_positive, help="default: one for each CPU")
+    parser.add_argument("--threads", type=_positive, help="default: one for each CPU; with --on ray, of the cluster")
+    parser.add_argument("--on", choices=("here", "ray"), default="here", help="ray: RAY_ADDRESS, or local")
     parser.add_argument("--batch-images", type=_positive, help=f"default: {PREFIX}MAX_BATCH_IMAGES")
 
 
@@ -71,22 +68,28 @@ def main(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     out: Path = args.out
     _check(out, args.overwrite)
+    if args.on == "ray":
+        on_ray.require_ray()
     config = _configure(args)
     own = (out, partial, outputs.temporary(out))
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
     stop.check()
     folder = addresses.fetched(config.bundle, config.bundle_cache)
-    scorer = _scorer(folder, config, probabilities=args.probabilities, level=args.set)
+    make = functools.partial(_scorer, config=config, probabilities=args.probabilities, level=args.set)
+    scorer = make(folder)
     stop.check()
-    threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
     header = _header(folder, scorer)
+    threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
+    run: Run = functools.partial(on_threads, scorer, threads, stop)
+    if args.on == "ray":
+        run = functools.partial(on_ray.in_order, folder, make, args.threads)
     summary = Summary()
     started = perf_counter()
     try:
         _drop_leftover(out, partial)
         with Journal(partial, header) as journal:
-            plan = Plan(journal, paths, threads, config.max_batch_images or BATCH_IMAGES)
-            with closing(_rows(plan, scorer, stop)) as rows:
+            plan = Plan(journal, paths, config.max_batch_images or BATCH_IMAGES)
+            with closing(rows_of(plan, run, stop)) as rows:
                 outputs.write(out, scorer.columns, summary.over(rows), header)
             journal.remove()
     except OSError as error:
@@ -96,65 +99,8 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
         ) from error
     seconds = perf_counter() - started
     print(summary.text(scorer.engine.manifest, scorer.operating_point, scorer.scope))
-    print(
-        f"wrote {out}: {plan.count} images in {seconds:.1f} s, {plan.count / seconds:.1f} images/s, {threads} threads"
-    )
-
-
-class Plan:
-    """The batches to score, and which of them the journal has already.
-
-    Batches are cut from the whole of `paths`, whatever is done: a run in pieces then meets the same batches as one in
-    one piece, and its floats are the same to the last bit.
-    """
-
-    def __init__(self, journal: Journal, paths: list[str], threads: int, batch_images: int) -> None:
-        self.journal = journal
-        self.threads = threads
-        self.batches = [paths[i : i + batch_images] for i in range(0, len(paths), batch_images)]
-        self.done = [all(path in journal for path in batch) for batch in self.batches]
-        self.images = len(paths)
-        self.count = sum(len(b) for b, done in zip(self.batches, self.done, strict=True) if not done)
-
-
-def _rows(plan: Plan, scorer: Scorer, stop: Stop) -> Generator[ResultRow, None, None]:
-    """The rows of all paths in their order, read from the journal, or scored and appended to it."""
-    kept = plan.images - plan.count
-    if kept:
-        print(f"tailguard: {kept} of {plan.images} images are in {plan.journal.path} already", file=sys.stderr)
-    pool = ThreadPoolExecutor(plan.threads, "score")
-    missing = (batch for batch, done in zip(plan.batches, plan.done, strict=True) if not done)
-    fresh = _in_order(pool, scorer, missing, AHEAD_BATCHES * plan.threads, stop)
-    bar = tqdm(total=plan.images, initial=kept, unit="image", disable=None)
-    try:
-        for batch, done in zip(plan.batches, plan.done, strict=True):
-            stop.check()
-            if done:
-                yield from map(plan.journal.row, batch)
-            else:
-                rows = next(fresh)
-                plan.journal.append(rows)
-                bar.update(len(rows))
-                yield from rows
-    finally:
-        stop.set()  # when this ends early, the threads need not finish their batches first
-        pool.shutdown(cancel_futures=True)
-        bar.close()
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, scorer: Scorer, batches: Iterable[list[str]], ahead: int, stop: Stop
-) -> Iterator[list[ResultRow]]:
-    """The rows of each batch in order; at most `ahead` batches are submitted at once."""
-    pending: deque[Future[list[ResultRow]]] = deque()
-    waiting = iter(batches)
-    while True:
-        pending.extend(pool.submit(scorer.score, batch, stop.is_set) for batch in islice(waiting, ahead - len(pending)))
-        if not pending:
-            return
-        rows = pending.popleft().result()
-        stop.check()  # then the batch may have been given up
-        yield rows
+    by = "on Ray" if args.on == "ray" else f"{threads} threads"
+    print(f"wrote {out}: {plan.count} images in {seconds:.1f} s, {plan.count / seconds:.1f} images/s, {by}")
 
 
 def _check(out: Path, overwrite: bool) -> None:
@@ -179,7 +125,7 @@ def _configure(args: argparse.Namespace) -> Settings:
     return settings.load({**os.environ, **{PREFIX + k: str(v) for k, v in given.items() if v is not None}})
 
 
-def _scorer(folder: Path, config: Settings, *, probabilities: bool, level: float | None) -> Scorer:
+def _scorer(folder: Path, *, config: Settings, probabilities: bool, level: float | None) -> Scorer:
     """Load and verify the bundle."""
     manifest = bundle.read(folder)
     if level is not None and manifest.sets is None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.contract import files
+from service.score import remote
 from service.score.errors import ScoreError
 
 LIST_SUFFIXES = (".txt", ".lst")
@@ -33,6 +34,8 @@ def paths(inputs: Sequence[str], *, all_files: bool, own: Sequence[Path] = ()) -
 def _expand(given: str, all_files: bool, own: set[str]) -> list[str]:
     if given == "-":
         return _lines(sys.stdin.buffer.read())
+    if remote.is_remote(given):
+        return remote.find(given, every=all_files)
     if os.path.isdir(given):
         return _below(given, all_files, own)
     if os.path.isfile(given) and given.lower().endswith(LIST_SUFFIXES):
@@ -70,7 +73,7 @@ def _say(note: str) -> None:
 def _nothing(given: str, all_files: bool) -> str:
     if given == "-":
         return "stdin held no path: give one path per line"
-    if os.path.isdir(given):
+    if os.path.isdir(given) or remote.is_remote(given):
         return f"{given} holds no file" if all_files else f"{given} holds no image: --all-files takes every file"
     if os.path.isfile(given):
         return f"the list {given} holds no path: give one path per line"

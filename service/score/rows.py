@@ -22,6 +22,7 @@ from service.contract.taxonomy import Tree
 from service.errors import BodyTooLarge, TailGuardError, kind_of
 from service.inference.engine import Outputs
 from service.inference.pipeline import GraphRunner
+from service.score import remote
 from service.score.errors import slug
 
 Type = Literal["string", "int32", "float32", "float64"]
@@ -163,7 +164,12 @@ def _finite(value: float) -> float | None:
 
 
 def _read(path: str, limit: int) -> bytes:
-    """The content of a plain file. Raises OSError, ValueError (NUL in the path), BodyTooLarge before reading it."""
+    """The content of a plain file, or of one at an address.
+
+    Raises OSError, ValueError (NUL in the path), BodyTooLarge before reading it.
+    """
+    if remote.is_remote(path):
+        return remote.read(path, limit)
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would block until somebody writes to it
     try:
         status = os.fstat(file)

@@ -1,0 +1,113 @@
+"""`score --on ray` on a real local cluster: the rows of one machine, whatever is killed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.score.errors import ScoreError
+from service.score.on_ray import require_ray
+from tests.service import tiny
+from tests.service.score.test_score import score
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGES = 3000
+LIMIT_S = 240.0
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (ray[data])")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many links to three images, one file that is none, one whose name is no UTF-8, one link to nothing."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "of").mkdir()
+    for i, colour in enumerate(((220, 30, 30), (10, 200, 20), (128, 128, 128))):
+        (folder / "of" / f"{i}.png").write_bytes(tiny.photo(colour))
+    (folder / "all").mkdir()
+    for i in range(IMAGES):
+        (folder / "all" / f"{i:04}.png").symlink_to(folder / "of" / f"{i % 3}.png")
+    (folder / "all" / "0005b.png").write_bytes(b"no image")
+    os.symlink(folder / "of" / "1.png", os.fsencode(folder / "all") + b"/0007\xff.png")
+    (folder / "all" / "0009b.png").symlink_to(folder / "nothing.png")
+    return folder / "all"
+
+
+def command(photos: Path, out: Path, bundle: Path) -> list[str]:
+    return [sys.executable, "-m", "service", "score", str(photos), "--all-files", "--out", str(out), "--bundle",
+            str(bundle), "--on", "ray", "--threads", "2", "--batch-images", "4"]  # fmt: skip
+
+
+def run(given: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(given, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def workers() -> list[int]:
+    """Process ids of the actors that score, started by this user."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::MapWorker(Map(Scoring))"):
+                found.append(int(status.parent.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def wait_for_rows(partial: Path, process: subprocess.Popen[str], rows: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not partial.exists() or partial.read_bytes().count(b"\n") <= rows:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(process.communicate()[1])
+        time.sleep(0.05)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+@needs_ray
+@pytest.mark.timeout(600)
+def test_the_rows_of_one_machine_with_a_worker_and_then_the_driver_killed(
+    photos: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    here = tmp_path / "here.jsonl"
+    assert score(photos, "--all-files", "--out", here, "--bundle", tiny_bundle, "--batch-images", 4) == 0
+    out = tmp_path / "ray.jsonl"
+    partial = out.with_name("ray.jsonl.partial")
+
+    process = run(command(photos, out, tiny_bundle))
+    wait_for_rows(partial, process, 200)
+    killed = workers()
+    assert len(killed) == 2
+    os.kill(killed[0], signal.SIGKILL)
+    wait_for_rows(partial, process, partial.read_bytes().count(b"\n") + 400)
+    assert killed[0] not in workers()
+    process.terminate()
+    assert process.wait(LIMIT_S) == 128 + signal.SIGTERM, process.communicate()[1]
+    kept = partial.read_bytes().count(b"\n")
+    assert kept > 600
+
+    process = run(command(photos, out, tiny_bundle))
+    said, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert "of 3003 images are in" in errors
+    assert "on Ray" in said
+    assert out.read_bytes() == here.read_bytes()
+    assert not partial.exists()
+    failed = {row["error"] for row in rows(out) if row["error"]}
+    assert failed == {"unsupported-media", "not-found"}
+
+
+def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ScoreError, match=r"pip install 'tailguard\[ray\]'"):
+        require_ray()

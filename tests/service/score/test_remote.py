@@ -1,0 +1,61 @@
+"""Inputs by address: found, read, refused as files of this machine are."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from service.score import remote
+from service.score.errors import ScoreError
+from tests.service import s3, tiny
+from tests.service.score.test_score import score
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """fsspec's file system in this process, with a folder of images."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    for name in ("a/2.png", "a/b/1.PNG", "a/.hidden/3.png", "a/notes.txt"):
+        system.pipe_file(f"/bucket/{name}", tiny.photo() if name.lower().endswith("png") else b"text")
+    system.pipe_file("/bucket/a/huge.png", bytes(200))
+    yield system
+    system.store.clear()
+
+
+def test_folders_patterns_and_files(store: Any) -> None:
+    found = ["memory://bucket/a/2.png", "memory://bucket/a/b/1.PNG", "memory://bucket/a/huge.png"]
+    assert remote.find("memory://bucket/a", every=False) == found
+    assert remote.find("memory://bucket/a/", every=True) == sorted([*found, "memory://bucket/a/notes.txt"])
+    assert remote.find("memory://bucket/a/*.png", every=False) == [found[0], found[2]]
+    assert remote.find("memory://bucket/a/2.png", every=False) == found[:1]
+    assert remote.find("memory://bucket/none", every=False) == []
+    with pytest.raises(ScoreError, match="fsspec does not know nowhere://"):
+        score("nowhere://b", "--out", "out.jsonl")
+
+
+def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    paths = tmp_path / "paths.txt"
+    paths.write_text("memory://bucket/a/2.png\nmemory://bucket/gone.png\nmemory://bucket/a/huge.png\n")
+    monkeypatch.setenv("TAILGUARD_MAX_BODY_BYTES", "150")
+    assert len(tiny.photo()) <= 150
+    assert score(paths, "--out", out, "--bundle", tiny_bundle) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["error"] for row in rows] == [None, "not-found", "body-too-large"]
+    assert rows[0]["label"] == "red"
+
+
+@pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")
+def test_s3(tiny_bundle: Path, tmp_path: Path) -> None:
+    with s3.server() as environment, s3.used(environment) as address:
+        system, root = fsspec.core.url_to_fs(address)
+        for i in range(3):
+            system.pipe_file(f"{root}/{i}.png", tiny.photo())
+        out = tmp_path / "out.jsonl"
+        assert score(address, "--out", out, "--bundle", tiny_bundle) == 0
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["path"], row["label"]) for row in rows] == [(f"{address}/{i}.png", "red") for i in range(3)]
