@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.contract.bundle import Input
 from service.contract.calibration.calibrate import Scored
 from service.contract.images import heif
 from service.contract.reasons import MEASURES, Limits
@@ -21,7 +22,9 @@ from training.evaluation.predict import BATCH_IMAGES, Outputs
 from training.network.quality import measurer
 
 RARE = 0.001  # of the training images lie below the value that the limits are taken from
-MARGIN = 0.5  # times that value
+# times that value. Sharpness is a variance, and pictures of other things may be much smoother: half of it called
+# micrographs of blood cells blurred, a tenth calls no sharp picture so and every one that is blurred by 2% of its side
+MARGINS = {"brightness": 0.5, "contrast": 0.5, "sharpness": 0.1}
 SIDE_PART = 4  # of the smaller of the input's side and a small upload in training
 MOST_IMAGES = 2000
 Flags = NDArray[np.bool_]
@@ -41,38 +44,49 @@ class Fitness:
         return below(self.limits, quality, shorter_sides(images))
 
 
-def limits(images: Images, side_px: int) -> Limits:
+def limits(images: Images, side_px: int, spacing: int = 1) -> Limits:
     """From training images as pixels, of many every n-th, for a model whose input has a shorter side of `side_px`."""
     rows = np.arange(0, len(images), max(1, len(images) // MOST_IMAGES))
-    measured, sides = quality(images, rows), shorter_sides(images)[rows]
-    least = MARGIN * np.quantile(measured.astype(np.float64), RARE, axis=0)
+    measured, sides = quality(images, rows, spacing), shorter_sides(images)[rows]
+    rare = np.quantile(measured.astype(np.float64), RARE, axis=0)
+    least = [MARGINS[name] * float(value) for name, value in zip(MEASURES, rare, strict=True)]
     smallest = min(float(np.quantile(sides, RARE)), side_px) / SIDE_PART
     named = {name: float(f"{value:.4g}") for name, value in zip(MEASURES, least, strict=True)}
     return Limits(
         **named, side_px=max(1, round(smallest)), images=len(rows),
         chosen=(
-            f"{MARGIN:g} of the value that {RARE:.1%} of the training images lie below; in pixels 1/{SIDE_PART} of the "
-            "shorter side of such an image, or of the model's input where that is smaller"
+            f"half of the brightness and contrast, and a tenth of the sharpness, that {RARE:.1%} of images lie "
+            f"below; in pixels 1/{SIDE_PART} of the shorter side of such an image, or of the model's input where "
+            f"that is smaller; edges are those of pixels {spacing} apart, as uploads in training have them"
         ),
     )  # fmt: skip
 
 
-def of_data(data: Data, ood: Mapping[str, Images], side_px: int) -> Fitness:
+def spacing_of(images: Images, target: Input) -> int:
+    """How many pixels of the model's input one of a training image becomes, at least 1: of their median."""
+    shorter = min(target.height_px, target.width_px) / target.crop_share
+    return max(1, round(shorter / float(np.median(shorter_sides(images)))))
+
+
+def of_data(data: Data, ood: Mapping[str, Images], target: Input) -> Fitness:
     """Limits from the training images of `data`, which has pixels, for a model of that input; with folds also what is
     unfit among the images that are judged there and in the OOD sets."""
-    found = limits(data.train.images, side_px)
+    spacing = spacing_of(data.train.images, target)
+    found = limits(data.train.images, min(target.height_px, target.width_px), spacing)
     if not data.folds:
         return Fitness(found)
     parts = [data.train.images, data.calibration.images]
-    both = np.concatenate([below(found, quality(part), shorter_sides(part)) for part in parts])
-    outside = {name: below(found, quality(images), shorter_sides(images)) for name, images in ood.items()}
+    both = np.concatenate([below(found, quality(part, spacing=spacing), shorter_sides(part)) for part in parts])
+    outside = {
+        name: below(found, quality(images, spacing=spacing), shorter_sides(images)) for name, images in ood.items()
+    }
     return Fitness(found, both[data.folds.fold >= 0], outside)
 
 
-def quality(images: Images, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+def quality(images: Images, rows: NDArray[np.int64] | None = None, spacing: int = 1) -> NDArray[np.float32]:
     """The MEASURES [n, 3] of images as pixels, by the operations that the graph has."""
     rows = np.arange(len(images)) if rows is None else rows
-    measure = measurer(*images.shape[1:3])
+    measure = measurer(images.shape[1], images.shape[2], spacing)
     parts = [measure(np.ascontiguousarray(images[rows[s : s + BATCH_IMAGES]]))
              for s in range(0, len(rows), BATCH_IMAGES)]  # fmt: skip
     return np.concatenate(parts) if parts else np.empty((0, len(MEASURES)), np.float32)

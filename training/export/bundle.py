@@ -71,7 +71,7 @@ def build(
     """(graph with `score` and the `extra` ones, its precision, parity record); `frozen` is what the run stands on.
 
     With `embedding`, which takes the features of stage 1, the graph gives that too. `two` is what stands behind a score
-    like "energy|msp"; the graph then measures pixels, so that a refusal has a reason. Raises ExportError when fp32 ONNX
+    like "energy|msp". Raises ExportError when fp32 ONNX
     and torch decide differently on more than 0.1%.
     """
     images = real_images(data, PARITY_IMAGES)
@@ -108,7 +108,7 @@ def build(
         record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
         if embedding is not None:
             record[f"embedding_cosine_torch_{precision}"] = cosine(module, features, made, images[:PARITY_ROWS])
-    return with_quality(made) if two else made, precision, record
+    return made, precision, record
 
 
 def on_images(graph: bytes, frozen: FrozenBackbone | None) -> Predict:
@@ -144,7 +144,8 @@ def export(
     shape = Input(height_px=data.size_px, width_px=data.size_px, fit="stretch", resampling="bilinear")
     if at := frozen or run.tuned:
         shape = at.target
-    fit = fitness.of_data(pixels, ood, min(shape.height_px, shape.width_px)) if two else None
+    fit = fitness.of_data(pixels, ood, shape) if two else None
+    graph = with_quality(graph, fitness.spacing_of(pixels.train.images, shape)) if two else graph
     found, turned_out = measured(
         on_images(graph, frozen), pixels, ood, score=score, temperature=temperature, scope="group",
         either=two, fitness=fit, **expected(calibration),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from service.contract import bundle, images
+from service.contract.bundle import Input
 from service.contract.calibration import calibrate
 from service.contract.calibration.calibrate import Scored
 from service.contract.calibration.groups import group_classes
@@ -103,6 +104,15 @@ def test_larger_pictures_are_sampled_and_measured_nearly_alike() -> None:
     bright, contrast, _ = fitness.quality(whole)[0]
     assert bright == pytest.approx(grey.mean(), rel=0.02)
     assert contrast == pytest.approx(grey.std(), rel=0.05)
+
+
+def test_pixels_that_a_resize_made_say_nothing_of_the_sharpness() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    large = small.repeat(5, axis=1).repeat(5, axis=2)
+    np.testing.assert_array_equal(fitness.quality(large, spacing=5), fitness.quality(small))
+    target = Input(height_px=160, width_px=160, fit="crop", crop_share=0.875, resampling="bicubic")
+    assert fitness.spacing_of(small, target) == 6
+    assert fitness.spacing_of(np.zeros((1, 300, 400, 3), np.uint8), target) == 1
 
 
 def test_limits_are_half_of_what_a_thousandth_lies_below() -> None:
