@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from service import __main__ as commands
-from service.contract import bundle
+from service.contract import bundle, outcomes
 from service.contract.decision import decide
+from service.contract.outcomes import Outcomes
 from service.contract.reference import Reference
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
@@ -42,8 +43,11 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exact = Reference(**tiny.whole_reference()).threshold(0.95)
     point |= {"threshold": exact, "group_thresholds": dict.fromkeys(tiny.GROUPS, exact)}
     points = {"id95": point, "ood95": tiny.point(-8.0)}
-    files = tiny.files() | {"CARD.md": b"# tiny\n"}
-    return tiny.write(tmp_path_factory.mktemp("models") / "tiny" / "1", operating_points=points, files=files)
+    turned_out = Outcomes(np.array([0, -1]), np.zeros(2, np.int64), np.array([-9.0, -3.0]), np.ones(2))
+    files = tiny.files() | {"CARD.md": b"# tiny\n", outcomes.FILE: outcomes.encode(turned_out)}
+    said = turned_out.described().model_dump()
+    folder = tmp_path_factory.mktemp("models") / "tiny" / "1"
+    return tiny.write(folder, operating_points=points, files=files, outcomes=said)
 
 
 def stream(count: int, *, shift: float = 0.0, outliers: int = 0, seed: int = 0) -> Iterator[Image]:
@@ -118,6 +122,15 @@ def test_a_stream_that_has_moved_is_refused_as_promised_again(
         assert before[group] == pytest.approx(0.14, abs=0.02)
         assert after[group] == pytest.approx(0.05, abs=0.012)  # unweighted, half of the rows are refused ones
     old_manifest, manifest = bundle.read(old), bundle.read(out)
+    found = outcomes.read(out, manifest)  # of the reviewed images, which costs can be weighed by
+    assert found is not None
+    assert found.known.sum() == manifest.calibration.in_distribution_images
+    assert (~found.known).sum() == manifest.calibration.outlier_images
+    flags = found.score > manifest.operating_points["id95"].threshold
+    cost = manifest.operating_points["id95"].global_cost.calibration
+    assert np.average(flags[found.known], weights=found.weight[found.known]) == pytest.approx(
+        cost.id_rejected, abs=1e-3
+    )
     assert manifest.sha256 == old_manifest.sha256
     assert manifest.provenance.parent is not None
     assert manifest.provenance.parent.version == "1"

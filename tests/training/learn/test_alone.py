@@ -14,6 +14,7 @@ import torch
 
 from service.contract import bundle, exemplars
 from service.contract.decision import decide_row
+from service.contract.sets import PredictionSets
 from tests import live
 from tests.training import tiny
 from tests.training.fit import test_fit as fruit
@@ -36,12 +37,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fruit.save(root / "shop" / "test" / name, name, 8, 1000 * i + 500)
     fruit.save(root / "junk", "sky", 24, 8000)
     write_extractor(root / "means.onnx")
+    lines = [f"{name},{'fruit/stone' if i % 2 else 'fruit'}" for i, name in enumerate(fruit.COUNTS)]
+    (root / "tree.csv").write_text("\n".join(["class,path", *lines]))
     run = str(root / "run")
     with tiny.quick_export(100):
         commands.main(["train", "--dataset", "folder", "--data", str(root / "shop"), "--outliers", str(root / "junk"),
                        "--backbone", f"onnx:{root / 'means.onnx'}", "--method", "oe", "--epochs", "15",
-                       "--batch-images", "16", "--calibration-fraction", "0.3", "--threads", "1", "--out",
-                       run])  # fmt: skip
+                       "--batch-images", "16", "--calibration-fraction", "0.3", "--threads", "1",
+                       "--taxonomy", str(root / "tree.csv"), "--out", run])  # fmt: skip
         commands.main(["calibrate", run, "--score", "energy"])
         commands.main(["export", run, "--out", str(root / "models"), "--name", "shop"])
     shutil.rmtree(run)
@@ -105,6 +108,27 @@ def test_a_new_class_is_accepted_under_its_name_and_the_others_as_before(shop: P
     found = exemplars.read(learned, manifest)
     assert found is not None
     assert (found.class_index == len(parent.classes)).sum() == lime.train_count
+
+
+def test_sets_stay_and_what_was_measured_of_other_classes_goes(shop: Path, learned: Path) -> None:
+    before, after = bundle.read(shop / "models" / "shop" / "1"), bundle.read(learned)
+    assert before.sets is not None
+    assert before.sets.measured
+    assert before.outcomes is not None
+    assert after.sets is not None
+    assert after.sets.references == before.sets.references
+    assert after.sets.measured == ()
+    assert after.outcomes is None
+    assert before.outcomes.file not in after.files
+    sets = PredictionSets(after.sets, [c.group for c in after.classes])
+    assert sets.limits(0.9).too_few[-1] == "learned"  # nobody has calibrated sets on it
+    # the tree went with the run from --taxonomy to the bundle, and the new class hangs below its root
+    assert before.taxonomy is not None
+    assert before.taxonomy.source == "tree.csv"
+    assert set(before.taxonomy.paths) == {("fruit", "stone"), ("fruit",)}
+    assert after.taxonomy is not None
+    assert after.taxonomy.paths == (*before.taxonomy.paths, ())
+    assert after.taxonomy.measured is None
 
 
 def test_who_is_not_handed_over_gets_the_very_answer_of_before(shop: Path, learned: Path) -> None:
