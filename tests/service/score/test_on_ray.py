@@ -92,7 +92,8 @@ def test_the_rows_of_one_machine_with_a_worker_and_then_the_driver_killed(
     wait_for_rows(partial, process, partial.read_bytes().count(b"\n") + 400)
     assert killed[0] not in workers()
     process.terminate()
-    assert process.wait(LIMIT_S) == 128 + signal.SIGTERM, process.communicate()[1]
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGTERM, errors
     kept = partial.read_bytes().count(b"\n")
     assert kept > 600
 
