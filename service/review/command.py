@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--store", help="of the images (default: the folder beside an SQLite ledger)")
     out.add_argument("--out", required=True, type=Path, help="a new folder")
     out.add_argument("--unlabelled", action="store_true", help="the images without a label, to label them elsewhere")
+    out.add_argument("--list", choices=("csv", "parquet"), default="csv", help="of the images (default %(default)s)")
     into.add_argument("file", type=Path, help="images are known by the names that an export gave them")
     into.add_argument("--reviewer", help="who gave the labels, to be noted beside them")
 
@@ -56,10 +57,11 @@ def _export(args: argparse.Namespace) -> int:
         raise ReviewError(f"{address} is not a folder: name the store of the ledger's images with --store")
     reader = Reader(args.ledger, store_at(address))
     try:
-        count = export.folder(reader, args.out, unlabelled=args.unlabelled)
+        count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet")
     finally:
         reader.close()
-    print(f"written: {args.out}, {count} images and {export.LIST}")
+    listed = export.PARQUET_LIST if args.list == "parquet" else export.LIST
+    print(f"written: {args.out}, {count} images and {listed}")
     return 0
 
 

@@ -3,7 +3,7 @@
     OUT/train/<class>/<first 16 digits of the image key>.<suffix>
     OUT/outliers/…
     OUT/unlabelled/…     with `unlabelled` alone: kept images without a label, to be labelled elsewhere
-    OUT/labels.csv       one line for each image, COLUMNS; an outlier has an empty label
+    OUT/labels.csv       one line for each image, COLUMNS; an outlier has an empty label. Or labels.parquet, the same
 
 An image that came several times is there once, with the last label that it was given. 'unsure' is left out.
 """
@@ -15,6 +15,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,7 +29,10 @@ COLUMNS = (
     "model_name", "model_version", "model_sha256", "keep_probability", "sampled", "reviewer", "source", "group",
     "labelled_at", "time",
 )  # fmt: skip
-LIST = "labels.csv"
+LIST, PARQUET_LIST = "labels.csv", "labels.parquet"
+NUMBERS = {"index": "int64", "sampled": "int64"} | dict.fromkeys(
+    ("score", "p_value", "keep_probability", "labelled_at", "time"), "float64"
+)  # of COLUMNS; the others are text
 KINDS = ("class", "new", "outlier")
 IN_MEMORY_BYTES = 2**20  # of the list, before it goes to a temporary file
 KEY_DIGITS = 16
@@ -86,11 +90,14 @@ def tar(reader: Reader) -> Iterator[bytes]:
         text.detach()
 
 
-def folder(reader: Reader, out: Path, *, unlabelled: bool = False) -> int:
+def folder(reader: Reader, out: Path, *, unlabelled: bool = False, parquet: bool = False) -> int:
     """Write the export to a new folder, which appears when it is whole; the number of images.
 
-    Raises ExportError where it exists already, or where there is nothing to write.
+    Raises ExportError where it exists already, where there is nothing to write, and where a list as `parquet` is asked
+    for and pyarrow is missing.
     """
+    if parquet and find_spec("pyarrow") is None:
+        raise ExportError("a list as Parquet needs pyarrow: pip install 'tailguard[parquet]', or take --list csv")
     if out.exists():
         raise ExportError(f"{out} exists: name a new folder, an export never changes one")
     if not out.absolute().parent.is_dir():
@@ -107,6 +114,8 @@ def folder(reader: Reader, out: Path, *, unlabelled: bool = False) -> int:
         if not count:
             raise ExportError("there is no image to export: " + ("every" if unlabelled else "no") + " kept image has a "
                               "label, or their files are not in the store")  # fmt: skip
+        if parquet:
+            _to_parquet(partial)
         partial.chmod(0o777 & ~_umask())
         os.rename(partial, out)
     except OSError as error:
@@ -114,6 +123,20 @@ def folder(reader: Reader, out: Path, *, unlabelled: bool = False) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return count
+
+
+def _to_parquet(folder: Path) -> None:
+    """The list of an export with typed columns, in the place of the CSV file; what is empty in a number is null."""
+    import pyarrow
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    types = {name: getattr(pyarrow, NUMBERS.get(name, "string"))() for name in COLUMNS}
+    read = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    within = arrow_csv.ParseOptions(newlines_in_values=True)
+    parquet.write_table(arrow_csv.read_csv(folder / LIST, parse_options=within, convert_options=read),
+                        folder / PARQUET_LIST)  # fmt: skip
+    (folder / LIST).unlink()
 
 
 def _chosen(reader: Reader, unlabelled: bool) -> tuple[list[int], set[str]]:

@@ -4,7 +4,8 @@
     shelf/0001.jpg,apple,train,visit-17
 
 `path` (relative to the list's own folder, or absolute) and `label` are needed; `split` is train, val or test; every
-other column may be named by --group-by column:NAME.
+other column may be named by --group-by column:NAME. The list of `review export` is one: its rows of the kind `outlier`
+have no label and are left out, as they lie in outliers/ beside it.
 """
 
 import csv
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from service.contract.bundle import OUTLIER_LABEL
 from training.data.folders import PARTS
 from training.data.listing import Labelled, Parts, by_frequency
 from training.data.readers import DataError
@@ -32,7 +34,11 @@ def read_list(path: Path) -> Parts:
     """The parts of a list. DataError with the line where it is not one."""
     labelled: Labelled = {}
     columns: dict[str, dict[str, list[str]]] = {}
-    for number, row in enumerate(_rows(path), start=1):
+    outliers = 0
+    for number, row in enumerate(rows(path), start=1):
+        if row.get("kind") == OUTLIER_LABEL and not row.get("label"):
+            outliers += 1
+            continue
         for needed in ("path", "label"):
             if row.get(needed) in (None, ""):
                 raise DataError(
@@ -54,22 +60,24 @@ def read_list(path: Path) -> Parts:
     for part, named in columns.items():
         for values in named.values():
             values += [""] * (len(labelled[part]) - len(values))
-    return Parts(by_frequency(labelled, columns), [])
+    left_out = [f"{path}: left out {outliers} rows of outliers: give outliers/ beside it as --outliers"]
+    return Parts(by_frequency(labelled, columns), left_out if outliers else [])
 
 
-def _rows(path: Path) -> Iterable[ListRow]:
+def rows(path: Path) -> Iterable[ListRow]:
+    """The rows of a list as they are. DataError where it is none."""
     try:
         if path.suffix.lower() == ".parquet":
             return _parquet(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 return list(csv.DictReader(file, strict=True))
-            rows = [json.loads(line) for line in file if line.strip()]
+            found = [json.loads(line) for line in file if line.strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} ({error}): save it again") from error
-    if bad := next((i for i, row in enumerate(rows, start=1) if not isinstance(row, dict)), None):
+    if bad := next((i for i, row in enumerate(found, start=1) if not isinstance(row, dict)), None):
         raise DataError(f"{path}: line {bad} is no JSON object: write one object a line, with path and label")
-    return rows
+    return found
 
 
 def _parquet(path: Path) -> list[ListRow]:

@@ -20,7 +20,7 @@ from training.data.readers import DataError
 from training.data.scan import scan
 from training.learn import doubts, sides
 from training.learn.command import Learn
-from training.learn.reviewed import LABELS_FILE, Reviewed
+from training.learn.reviewed import Reviewed, provenance
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
 from training.runs.files import Json, replacing
 
@@ -70,11 +70,7 @@ def by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
 
 def sources(added: Path) -> Json:
     """How many labels each reviewer gave, where the export says so."""
-    listed = added / LABELS_FILE
-    if not listed.is_file():
-        return {}
-    with listed.open(encoding="utf-8-sig", newline="") as file:
-        reviewers = [row.get("source") or "unknown" for row in csv.DictReader(file)]
+    reviewers = [str(row.get("source") or "unknown") for row in provenance(added)]
     return {name: reviewers.count(name) for name in sorted(set(reviewers))}
 
 

@@ -1,6 +1,5 @@
 """The images that people have labelled, as they are on disk, before it is decided what becomes of each."""
 
-import csv
 import os
 import unicodedata
 from collections import defaultdict
@@ -19,7 +18,7 @@ from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan
 
 OUTLIERS_FOLDER = "outliers"
-LABELS_FILE = "labels.csv"  # of `review export`
+LABELS_FILES = ("labels.csv", "labels.parquet")  # of `review export`
 SIDES = {"train": "", "val": "calibration", "test": "test"}  # part of a folder or list → side, where that is given
 SHOWN = 5
 
@@ -81,12 +80,20 @@ def read(where: Path, known: Sequence[str], cache: Path, notes: list[str]) -> Re
 
 def _groups(where: Path) -> dict[str, str]:
     """Path → the group in which it was labelled, as far as an export says so."""
-    listed = where / LABELS_FILE
-    if not listed.is_file():
-        return {}
-    with listed.open(encoding="utf-8-sig", newline="") as file:
-        rows = [(row.get("path"), row.get("group")) for row in csv.DictReader(file)]
-    return {os.path.abspath(where / path): group for path, group in rows if path and group}
+    rows = [(row.get("path"), row.get("group")) for row in provenance(where)]
+    return {os.path.abspath(exported(where) / path): group for path, group in rows if path and group}
+
+
+def exported(where: Path) -> Path:
+    """The folder of an export, which may be named by its list."""
+    return where.parent if where.name in LABELS_FILES else where
+
+
+def provenance(where: Path) -> Iterable[lists.ListRow]:
+    """The rows of an export's list, nothing for another folder."""
+    folder = exported(where)
+    listed = next((folder / name for name in LABELS_FILES if (folder / name).is_file()), None)
+    return lists.rows(listed) if listed else []
 
 
 def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
@@ -117,7 +124,7 @@ def _has_classes(where: Path) -> bool:
 
 
 def _outliers(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
-    folder = where / OUTLIERS_FOLDER
+    folder = exported(where) / OUTLIERS_FOLDER
     if folder.is_dir():
         for path in folders.image_files(folder, notes):
             yield str(path), "", ""

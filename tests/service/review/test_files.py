@@ -29,6 +29,8 @@ from service.review.names import folders
 from tests.live import ROOT, serving
 from tests.service.review.kept import Given, colours, fill, picture
 from training.data.folders import read_folders
+from training.data.lists import read_list
+from training.learn import reviewed
 
 VIOLET, GREY = (120, 20, 220), (90, 90, 90)
 
@@ -84,6 +86,51 @@ def test_an_export_is_what_training_reads(labelled: str, tmp_path: Path) -> None
     assert (outlier["label"], outlier["kind"]) == ("", "outlier")
     assert sorted(read_folders(out).parts["train"].classes) == ["green", "jelly fish", "red"]
     assert sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_list_of_an_export_is_read_as_it_is(labelled: str, tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / "out"
+    arguments = ("--ledger", labelled, "--store", tmp_path / "store", "--out", out, "--list", kind)
+    assert f"4 images and labels.{kind}" in tailguard("review", "export", *arguments).stdout
+    assert [path.name for path in out.iterdir() if path.is_file()] == [f"labels.{kind}"]
+    listed = out / f"labels.{kind}"
+    parts = read_list(listed)
+    train = parts.parts["train"]
+    said = {Path(path).relative_to(out).parts[1]: train.classes[label]
+            for path, label in zip(train.paths, train.labels.tolist(), strict=True)}  # fmt: skip
+    assert said == {"green": "green", "red": "red", "jelly fish": "jelly fish"}
+    assert all(Path(path).is_file() for path in train.paths)
+    assert set(train.columns["reviewer"]) == {"eva"}
+    assert parts.notes == [f"{listed}: left out 1 rows of outliers: give outliers/ beside it as --outliers"]
+    for where in (out, listed):
+        found = reviewed.read(where, ["red"], tmp_path / f"{where.name}.npz", notes := [])
+        assert sorted(found.labels.tolist()) == ["", "green", "jelly fish", "red"]
+        assert set(found.groups.tolist()) == {"g1"}
+    assert len(notes) == 1
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(listed)
+        assert table.column_names == list(export.COLUMNS)
+        rows = {row["label"]: row for row in table.to_pylist()}
+        assert rows["red"]["keep_probability"] == 1.0
+        assert isinstance(rows["red"]["time"], float)
+        assert rows["red"]["index"] == 0
+        assert rows[""]["kind"] == "outlier"
+
+
+def test_a_list_as_parquet_without_pyarrow_is_refused(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    with pytest.raises(export.ExportError, match=r"needs pyarrow: pip install 'tailguard\[parquet\]'"):
+        export.folder(reader, tmp_path / "out", parquet=True)
+    reader.close()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None:
