@@ -21,8 +21,8 @@ class Learn(BaseModel, use_attribute_docstrings=True, populate_by_name=True):
     """
 
     run: CliPositionalArg[Path]
-    """Folder of a finished and calibrated run: of `fit` (runs/fit-<name>/<head>), or of `train` on photographs. Or of
-    a bundle alone (models/<name>/<version>)."""
+    """Folder of a finished and calibrated run: of `fit` (runs/fit-<name>/<head>), or of `train` on photographs, or on
+    arrays with a frozen backbone. Or of a bundle alone (models/<name>/<version>)."""
     added: Path = Field(alias="from")
     """Reviewed images: what `review export` wrote (train/<class>/, outliers/), a folder of classes, or a list."""
     out: Path = Path("models")

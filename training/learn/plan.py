@@ -10,6 +10,7 @@ WORK/split.csv           which image is on which side
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +21,10 @@ from service.contract.manifest import Parent
 from training.checks import require_writable
 from training.config import Config, flag
 from training.data.photographs import CACHE, list_files
-from training.data.readers import DataError
 from training.export.about import AboutData
 from training.export.bundle import require_target
 from training.finished import calibrated
+from training.learn import arrays
 from training.learn import reviewed as reading
 from training.learn.command import Learn
 from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, write
@@ -47,6 +48,7 @@ class Plan:
     parent: Parent | None
     added: Json
     notes: list[str]
+    of_pixels: Mapping[int, int]  # the key of each file by that of its pixels, of a run on arrays
 
     @property
     def run(self) -> Path:
@@ -65,9 +67,6 @@ def make(given: Learn) -> Plan:
     ValueError or DataError with the remedy, before anything is computed.
     """
     config = checkpoint.config_of(given.run)
-    if config.dataset != "folder":
-        raise DataError(f"{given.run} was trained on {config.dataset}, and photographs cannot join its arrays: train "
-                        "a run on folders of images")  # fmt: skip
     record = calibrated(given.run)
     places = {key: place.resolve() for key in ("data", "outliers") if (place := getattr(given, key))}
     config = config.model_copy(update=places)
@@ -80,7 +79,11 @@ def make(given: Learn) -> Plan:
     if not (work / PLAN_FILE).is_file():
         require_target(target)
     notes: list[str] = []
-    files = list_files(config, given.run)
+    of_pixels: Mapping[int, int] = {}
+    if config.dataset == "folder":
+        files = list_files(config, given.run)
+    else:
+        files, of_pixels = arrays.as_files(config, given.run, work)
     notes += files.notes
     found = reading.read(given.added, files.train.classes, work / CACHE / "scan-added.npz", notes)
     now: Json = {
@@ -93,7 +96,7 @@ def make(given: Learn) -> Plan:
         before = now | {"begun": datetime.now(UTC).isoformat(), "added": added, "notes": notes}
         write_json(work / PLAN_FILE, before)
     new = _config(config, record, work.resolve(), given)
-    return Plan(given.run, config, new, work, target, parent, before["added"], before["notes"])
+    return Plan(given.run, config, new, work, target, parent, before["added"], before["notes"], of_pixels)
 
 
 # ---- The bundle before ----
@@ -149,6 +152,8 @@ def _config(old: Config, record: Json, work: Path, given: Learn) -> Config:
         "data": work / DATA_FILE, "outliers": work / OUTLIERS if (work / OUTLIERS).is_dir() else None,
         "split_from": work, "stage1_from": None, "imbalance": None, "class_level": None, "device": given.device,
     }  # fmt: skip
+    if old.dataset != "folder":  # of its small pictures nothing was cut away
+        changed |= {"dataset": "folder", "backbone_crop_share": 1.0}
     if given.threads:
         changed["threads"] = given.threads
     if old.frozen:

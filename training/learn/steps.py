@@ -117,12 +117,12 @@ def prepare(plan: Plan, old: Data) -> None:
         backbone.take_int8(wanted, frozen.load(plan.old_config, plan.old))
     pixels = load(plan.config, plan.work, folder, target=backbone.target)
     known = backbone.at_precision(plan.config, pixels)
-    known = replace(known, cache=replace(known.cache, known=Known(dict(_rows(old)))))
+    known = replace(known, cache=replace(known.cache, known=Known(dict(_rows(old, plan.of_pixels)))))
     known.data(pixels)
 
 
-def _rows(old: Data) -> Iterator[tuple[int, Any]]:
-    """Content keys of the run's images with the features of each."""
+def _rows(old: Data, of_pixels: Mapping[int, int]) -> Iterator[tuple[int, Any]]:
+    """Content keys of the run's images, of their files where it was trained on arrays, with the features of each."""
     assert old.photographs is not None
     pictures = old.photographs
     sets: list[tuple[Keys, Images]] = [
@@ -133,7 +133,7 @@ def _rows(old: Data) -> Iterator[tuple[int, Any]]:
         )
     ]  # fmt: skip
     for keys, features in sets:
-        yield from zip(keys.tolist(), features, strict=True)
+        yield from zip((of_pixels.get(key, key) for key in keys.tolist()), features, strict=True)
 
 
 def teach(plan: Plan, given: Learn, record: Json) -> None:
@@ -172,7 +172,8 @@ def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, I
             plan, images, command.ood_images()[name]
         )
     limit = given.worse_points / 100
-    found = list(compare.figures(old, new, data.test, before[1].test.keys, sets))
+    tested = np.array([plan.of_pixels.get(key, key) for key in before[1].test.keys.tolist()], np.uint64)
+    found = list(compare.figures(old, new, data.test, tested, sets))
     print("\n".join(compare.table(found, limit)), flush=True)
     compared: Json = {"worse_points": given.worse_points, "figures": compare.record(found, limit)}
     write_json(plan.work / COMPARISON_FILE, compared)
