@@ -97,11 +97,8 @@ class Config(BaseModel):
     """Folder for features that several runs share; not given: the run's own."""
     backbone_stages: bool = False
     """Features of every stage of a frozen timm model beside those of its last layer."""
-    backbone_fit: Literal["crop", "stretch"] | None = None
-    """How photographs become square; not given: crop, as backbones were trained; stretch for objects at borders."""
-    backbone_crop_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of the central square's sides that it sees, where it is cropped; not given: as it was trained, and all of
-    small square pictures (CIFAR, digits)."""
+    backbone_fit: Literal["crop", "square", "stretch"] | None = None
+    """How photographs become square: crop, as backbones were trained, the default; square, without its margin; stretch."""
     backbone_mean: RGB | None = None
     """Of RGB in [0, 1], as is the next: .5,.5,.5, say; not given: the backbone's own."""
     backbone_std: RGB | None = None
@@ -202,15 +199,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _settings_that_fit_the_backbone(self) -> "Config":
         if self.backbone == CIFAR_RESNET:
-            for key in (
-                "weights",
-                "backbone_mean",
-                "backbone_std",
-                "backbone_layout",
-                "backbone_fit",
-                "backbone_crop_share",
-                "tune",
-            ):
+            for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "backbone_fit", "tune"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
         if self.backbone_precision != "fp32" and not self.frozen:

@@ -51,7 +51,7 @@ class Table(BaseModel):
     tune: Tune | None = None
     backbone_precision: Literal["fp32", "int8"] | None = None
     backbone_stages: bool = False
-    backbone_fit: Literal["crop", "stretch"] | None = None
+    backbone_fit: Literal["crop", "square", "stretch"] | None = None
     backbone_mean: RGB | None = None
     backbone_std: RGB | None = None
     backbone_layout: Literal["NCHW", "NHWC"] | None = None

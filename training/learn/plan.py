@@ -153,7 +153,7 @@ def _config(old: Config, record: Json, work: Path, given: Learn) -> Config:
         "split_from": work, "stage1_from": None, "imbalance": None, "class_level": None, "device": given.device,
     }  # fmt: skip
     if old.dataset != "folder":  # of its small pictures nothing was cut away
-        changed |= {"dataset": "folder", "backbone_crop_share": 1.0}
+        changed |= {"dataset": "folder", "backbone_fit": old.backbone_fit or "square"}
     if given.threads:
         changed["threads"] = given.threads
     if old.frozen:

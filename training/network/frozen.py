@@ -32,9 +32,8 @@ def input_of(preprocessing: Preprocessing, config: Config) -> Input:
     """
     fit = config.backbone_fit or "crop"
     share = preprocessing.crop_share if fit == "crop" and config.dataset == "folder" else 1.0
-    if fit == "crop" and config.backbone_crop_share is not None:
-        share = config.backbone_crop_share
     size = preprocessing.size_px
+    fit = "stretch" if fit == "stretch" else "crop"
     return Input(height_px=size, width_px=size, fit=fit, crop_share=share, resampling=preprocessing.resampling)
 
 
