@@ -98,7 +98,7 @@ class Config(BaseModel):
     backbone_stages: bool = False
     """Features of every stage of a frozen timm model beside those of its last layer."""
     backbone_fit: Literal["crop", "square", "stretch"] | None = None
-    """How photographs become square: crop, as backbones were trained, the default; square, without its margin; stretch."""
+    """How photographs become square: crop, as backbones were trained (the default); square, uncut; or stretch."""
     backbone_mean: RGB | None = None
     """Of RGB in [0, 1], as is the next: .5,.5,.5, say; not given: the backbone's own."""
     backbone_std: RGB | None = None
