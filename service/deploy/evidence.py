@@ -3,7 +3,8 @@
 Four things are asked before it may take over:
 
     disagreement   of the images that the model in force accepted, those that the shadow refuses or names otherwise.
-                   What was refused got no name to disagree with, and a model that learned is meant to answer it
+                   What was refused got no name to disagree with, and a model that learned is meant to answer it. Truth
+                   goes before: a shadow that is right more often beyond the interval (see below) may differ
     newly accepted of all images, those that were refused and that the shadow accepts under a class of which nobody
                    has reviewed an image for it
     right          on reviewed images of the audit sample, where none was chosen by what was answered: an image of a
@@ -73,24 +74,27 @@ class Evidence(NamedTuple):
 def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
     """What is for and against the shadow."""
     against: list[str] = []
+    drawn = [one for one in answered if one.sampled]
+    one, two = (np.array([answer[i] for answer in drawn], bool) for i in (0, 1))
+    before, after = (float(flags.mean()) if drawn else None for flags in (one, two))
+    low, high = paired(one, two)
+    better = len(drawn) >= limits.least_reviewed and low > 0
     compared, accepted, differs = (
         sum(shadow.seen[outcome] for outcome in outcomes) for outcomes in (SHADOW_OUTCOMES, ACCEPTED, DIFFERS)
     )
     opened = shadow.seen["newly-accepted"]
-    share, opened_share = differs / accepted if accepted else None, opened / compared if compared else None
     if compared < limits.least_compared:
         against.append(f"it has been compared on {compared} images, and {limits.least_compared} are asked for: wait")
     else:
-        against += _too_many("it differs on", differs, accepted, "images that were accepted", limits.most_disagreement)
+        if not better:
+            what = "images that were accepted"
+            against += _too_many("it differs on", differs, accepted, what, limits.most_disagreement)
         against += _too_many("it accepts, under classes that nobody reviewed for it, what was refused:", opened,
                              compared, "images", limits.most_newly_accepted)  # fmt: skip
     if len(answered) < limits.least_reviewed:
         against.append(f"{len(answered)} reviewed images tell of it that it was not trained on, and "
                        f"{limits.least_reviewed} are asked for: review more")  # fmt: skip
-    drawn = [one for one in answered if one.sampled]
-    one, two = (np.array([answer[i] for answer in drawn], bool) for i in (0, 1))
-    before, after = (float(flags.mean()) if drawn else None for flags in (one, two))
-    if drawn and (high := paired(one, two)[1]) < -limits.most_worse:
+    if drawn and high < -limits.most_worse:
         against.append(f"it is right on {after:.1%} of {len(drawn)} sampled images and the model in force on "
                        f"{before:.1%}: worse by {-100 * high:.1f} points at the least")  # fmt: skip
     outliers = [answer.after for answer in answered if answer.outlier and answer.refused]
@@ -98,20 +102,14 @@ def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
     if outliers and claimed is not None and (most := wilson(sum(outliers), len(outliers))[1]) < claimed:
         against.append(f"of {len(outliers)} confirmed outliers it refuses {sum(outliers)}, at most {most:.1%}, and its "
                        f"manifest claims {claimed:.1%}")  # fmt: skip
-    caught = sum(outliers) / len(outliers) if outliers else None
     return Evidence(
-        compared,
-        accepted,
-        share,
-        opened_share,
-        len(answered),
-        len(drawn),
-        before,
-        after,
-        len(outliers),
-        caught,
-        against,
-    )
+        compared, accepted, _share(differs, accepted), _share(opened, compared), len(answered), len(drawn), before,
+        after, len(outliers), _share(sum(outliers), len(outliers)), against,
+    )  # fmt: skip
+
+
+def _share(count: int, of: int) -> float | None:
+    return count / of if of else None
 
 
 def _too_many(what: str, count: int, of: int, images: str, most: float) -> list[str]:

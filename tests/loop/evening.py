@@ -69,12 +69,15 @@ def evening(data: Path, work: Path) -> dict[str, Any]:
         with timed("shadow and promote"):
             new = models / "groceries" / "2"
             service.promote(new, "--shadow", "--share", 1)
-            for file, truth in stream:
-                service.send([file], truth)
-            try:
-                promoted = service.promote(new)
-            except RuntimeError as refusal:
-                promoted = f"{refusal}\n{service.promote(new, '--force')}"
+            promoted = ""
+            for last in (False, False, True):  # the shadow yields to traffic, so it does not see every image
+                for file, truth in stream:
+                    service.send([file], truth)
+                try:
+                    promoted += service.promote(new)
+                    break
+                except RuntimeError as refusal:
+                    promoted += f"{refusal}\n" + (service.promote(new, "--force") if last else "")
         after = {name: accepted(service, files, name) for name, files in fresh.items()}
     print(learned, promoted, sep="\n")
     return {"seconds": seconds, "total_s": round(sum(seconds.values()), 1), "stream": len(stream), "refused": refused,
