@@ -18,10 +18,11 @@ from pathlib import Path
 
 from service.contract import bundle
 from service.contract.decision import Decision, Verdict
+from service.ledger import schema
 from service.ledger.database import connect
 from service.ledger.queue import QUEUE_ROWS
 from service.ledger.rows import Entry
-from service.ledger.tables import Tables
+from service.ledger.tables import ENDS
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -136,11 +137,13 @@ def opened(where: str, metrics: Metrics, max_rows: int) -> Iterator[Ledger]:
 
 def look(where: str) -> tuple[int, str]:
     """Rows held, and the size on disk."""
-    tables = Tables(connect(where))
+    database = connect(where, read_only=True)  # it waits for no lock of the ledger's
     try:
-        return tables.held_rows(), f"{tables.size_bytes() / 1e6:.0f} MB"
+        oldest, newest = database.fetch(ENDS)[0]
+        size = database.size_bytes(schema.TABLE_NAMES)
+        return 0 if oldest is None else int(newest - oldest + 1), f"{size / 1e6:.0f} MB"
     finally:
-        tables.close()
+        database.close()
 
 
 def main() -> None:
