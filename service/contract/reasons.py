@@ -22,7 +22,7 @@ from service.contract.reference import Frozen
 QUALITY = "quality"  # the graph's output, float32 [N, 3]: MEASURES of the pixels it was given
 MEASURES = ("brightness", "contrast", "sharpness")
 MOST_AWAY = 1e-3  # float32 of the graph, float64 here
-LEAST_DOUBT = 1e-7  # of 1 - p, so that the log-odds are finite where p rounds to 1
+LEAST_DOUBT = 1e-4  # of 1 - p: below it the rounding of p, 6e-8, would show in the log-odds
 
 Reason = Literal["unknown", "unsure", "unfit"]
 Unfit = Literal["small", "dark", "blank", "blurred"]
@@ -30,8 +30,8 @@ REASONS: tuple[Reason, ...] = ("unknown", "unsure", "unfit")
 
 
 class Part(Frozen):
-    """A score made comparable with the other one: (score - at) / scale. 0 lies where `share` of the images that the
-    thresholds are calibrated on are beyond it."""
+    """A score made comparable with the other one: (score - at) / scale. Both parts have the same value where `share` of
+    the images that the thresholds are calibrated on are beyond it."""
 
     at: float
     scale: float = Field(gt=0)
@@ -106,8 +106,10 @@ class Reasons(Frozen):
             raise ValueError(f"reasons.unknown_score {self.unknown_score!r} is none of the other scores of the graph")
         for example in manifest.golden:
             given = example.scores[manifest.deciding_score]
-            made = self.parts(example.scores[self.unknown_score], max(example.probabilities))
-            if not abs(given - made) <= MOST_AWAY * max(1.0, abs(made)):
+            unknown = example.scores[self.unknown_score]
+            made, away = self.parts(unknown, max(example.probabilities)), MOST_AWAY * max(1.0, abs(given))
+            # a bundle that learned alone keeps the score of a known class, whose probability new ones have lowered
+            if not self.unknown.value(unknown) - away <= given <= made + away:
                 raise ValueError(
                     f"reasons give golden example {example.file!r} the deciding score {made:.6g}, the graph {given:.6g}"
                 )

@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope
 from service.contract.intervals import wilson
-from service.ledger.rows import TallyKey
+from service.contract.reasons import REASONS, Reason
+from service.contract.reference import ALL
+from service.ledger.rows import Tally, TallyKey
 
 
 class Share(BaseModel):
@@ -24,6 +26,16 @@ class Share(BaseModel):
     share: float | None
     low: float | None
     high: float | None
+
+
+class ReasonFigures(BaseModel):
+    """Images rejected for one reason at the operating point in force."""
+
+    promised: float | None = Field(
+        description="of in-distribution images at calibration, by predicted group; null: another operating point is in "
+        "force than the bundle's own"
+    )
+    live: Share = Field(description="of the images predicted so")
 
 
 class LiveFigures(BaseModel):
@@ -92,3 +104,30 @@ def _live_figures(sums: Counter[str]) -> LiveFigures:
         accuracy=share(sums["correct"], sums["labelled"]),
         confirmed_rejected=share(sums["confirmed_rejected"], sums["confirmed"]),
     )
+
+
+def reason_figures(
+    tally: Tally | None, manifest: Manifest, operating_point: str, scope: Scope, live: Figures
+) -> dict[str, dict[Reason, ReasonFigures]] | None:
+    """By ALL and group, then by reason; None of a bundle that tells none. `live`: of the same point and scope."""
+    if manifest.reasons is None:
+        return None
+    counts: dict[tuple[str, Reason], int] = {}
+    for (point, its_scope, by_deployment, group, reason), images in ({} if tally is None else tally.refusals).items():
+        if by_deployment and (point, its_scope) == (operating_point, scope):
+            for where in (ALL, group):
+                counts[where, reason] = counts.get((where, reason), 0) + images
+    own = (operating_point, scope) == (manifest.default_operating_point, manifest.threshold_scope)
+    told = manifest.reasons.measured.calibration
+    promised = {ALL: told.all, **told.by_predicted_group}
+    seen = {ALL: live.all, **live.groups}
+    return {
+        where: {
+            reason: ReasonFigures(
+                promised=getattr(promised[where], reason) if own and where in promised else None,
+                live=share(min(counts.get((where, reason), 0), figures.rejected.count), figures.rejected.of),
+            )
+            for reason in REASONS
+        }
+        for where, figures in seen.items()
+    }

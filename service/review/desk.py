@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.contract.exemplars import Exemplars
+from service.contract.reasons import Reason
 from service.ledger import database as databases
 from service.ledger import schema
 from service.ledger.rows import ModelKey, Truth
@@ -48,6 +49,18 @@ class Group:
     labels: list[Label] = field(default_factory=list)  # of images of this group that have one
 
     @property
+    def reasons(self) -> Counter[Reason]:
+        """Why they were rejected, as far as it was told."""
+        return Counter(item.reason for item in self.items if item.reason is not None)
+
+    @property
+    def may_be_new(self) -> bool:
+        """Whether they are a candidate for a new class: most of them unknown, and not unsure or unfit. Where no reason
+        was told nothing speaks against it."""
+        told = self.reasons
+        return 2 * told["unknown"] >= told.total()
+
+    @property
     def said(self) -> tuple[Truth, int] | None:
         """What most labelled images of the group are said to be, and how many; None while none is labelled."""
         common = Counter(Truth(label.kind, label.label) for label in self.labels).most_common(1)
@@ -62,6 +75,7 @@ class Counts(NamedTuple):
     audit_labelled: int
     labelled: dict[str, int]  # by kind
     new_classes: dict[str, int]  # by name, the commonest first
+    waiting_by_reason: dict[str, int]  # of a rejection, where it was told
 
 
 class Desk:
@@ -101,25 +115,27 @@ class Desk:
             self.sorter.sort(self.database, self.pile, changed=changed)
             self._looked_at = time.monotonic()
 
-    def groups(self, known: Known) -> list[Group]:
-        """All that waits: the largest and most alike first; then images that are alone, the newest first."""
+    def groups(self, known: Known, reason: Reason | None = None) -> list[Group]:
+        """All that waits, or what was rejected for that reason: what may be a new class before what is unsure or unfit,
+        the largest and most alike first; then images that are alone, the newest first."""
         pile = self.pile
         labelled = self._labelled()
         found = [
             self._group(name, items, labelled.get(name, []), known)
-            for name, items in pile.members(item.row for item in pile.waiting()).items()
+            for name, items in pile.members(item.row for item in pile.waiting(reason)).items()
         ]
-        found.sort(key=lambda group: (-grouping.alike_first(len(group.items), group.spread), group.id))
-        alone = [i for i in pile.waiting() if i.embedding is None or i.row not in pile.group_of]
-        return found + [_single(item, known) for item in sorted(alone, key=lambda item: -item.row)]
+        found.sort(key=lambda g: (not g.may_be_new, -grouping.alike_first(len(g.items), g.spread), g.id))
+        alone = [i for i in pile.waiting(reason) if i.embedding is None or i.row not in pile.group_of]
+        singles = [_single(item, known) for item in sorted(alone, key=lambda item: -item.row)]
+        return found + sorted(singles, key=lambda group: not group.may_be_new)
 
-    def group(self, name: str, known: Known) -> Group | None:
-        """One group; None where nothing of it waits."""
+    def group(self, name: str, known: Known, reason: Reason | None = None) -> Group | None:
+        """One group, or what of it was rejected for that reason; None where nothing of it waits."""
         if name.startswith(SINGLE):
             number = name.removeprefix(SINGLE)
             item = self.pile.items.get(int(number)) if number.isdecimal() and len(number) < 19 else None
             return None if item is None or self.pile.truth(item.row) else _single(item, known)
-        items = self.pile.members(i.row for i in self.pile.waiting() if self.pile.group_of.get(i.row) == name)
+        items = self.pile.members(i.row for i in self.pile.waiting(reason) if self.pile.group_of.get(i.row) == name)
         return self._group(name, items[name], self._labelled().get(name, []), known) if items else None
 
     def audit(self) -> list[Item]:
@@ -142,6 +158,7 @@ class Desk:
             audit_labelled=sum(sampled),
             labelled=dict(Counter(truth.kind for truth in truths)),
             new_classes=dict(Counter(truth.label for truth in truths if truth.kind == "new").most_common()),
+            waiting_by_reason=dict(Counter(item.reason for item in pile.waiting() if item.reason is not None)),
         )
 
     def _labelled(self) -> dict[str, list[Label]]:

@@ -6,6 +6,7 @@ too. One thread uses it.
 
 from collections.abc import Iterable, Iterator
 
+from service.contract.reasons import Reason
 from service.ledger.database import Database
 from service.ledger.rows import ModelKey
 from service.review import tables
@@ -53,9 +54,11 @@ class Pile:
         label = self.labels.get(row)
         return None if label is None or label.kind == "withdrawn" else label
 
-    def waiting(self) -> Iterator[Item]:
-        """Rejected images without a label, which are looked at in groups. The audit sample is not among them."""
-        return (item for item in self.items.values() if not item.sampled and self.truth(item.row) is None)
+    def waiting(self, reason: Reason | None = None) -> Iterator[Item]:
+        """Rejected images without a label, which are looked at in groups; only those rejected for the `reason`. The
+        audit sample is not among them."""
+        items = (item for item in self.items.values() if not item.sampled and self.truth(item.row) is None)
+        return items if reason is None else (item for item in items if item.reason == reason)
 
     def audit(self) -> Iterator[Item]:
         """The audit sample, labelled or not."""

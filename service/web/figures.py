@@ -14,10 +14,12 @@ from pydantic import BaseModel, Field
 
 from service.contract.bundle import ClassInfo, Cost
 from service.contract.decision import Scope
+from service.contract.reasons import Reason
+from service.contract.reference import ALL
 from service.contract.sets import SetFigures
 from service.inference.model import Model
 from service.ledger.audit import Audit
-from service.ledger.figures import Figures, LiveFigures, Share, figures
+from service.ledger.figures import Figures, LiveFigures, ReasonFigures, Share, figures, reason_figures
 from service.ledger.writer import Ledger
 from service.web.said import TaxonomyFigures, set_figures, taxonomy_figures
 from service.web.schemas import ModelName
@@ -82,6 +84,9 @@ class ClassStats(BaseModel):
 class GroupStats(BaseModel):
     promised: Promised
     live: LiveFigures
+    reasons: dict[Reason, ReasonFigures] | None = Field(
+        default=None, description="why images were rejected; null: the bundle does not tell"
+    )
 
 
 class StatsAnswer(BaseModel):
@@ -108,6 +113,7 @@ class Standing:
     since: datetime | None
     live: Figures
     audit: Audit | None
+    reasons: dict[str, dict[Reason, ReasonFigures]] | None
 
 
 def standing(ledger: Ledger | None, model: Model) -> Standing:
@@ -115,22 +121,27 @@ def standing(ledger: Ledger | None, model: Model) -> Standing:
     manifest, point, scope = model.manifest, model.operating_point, model.scope
     tally = None if ledger is None else ledger.tally(manifest)
     audit = None if ledger is None else ledger.audit(manifest, point, scope)
+    live = figures(Counter() if tally is None else tally.images, manifest, point, scope)
     return Standing(
         model=model,
         cost=manifest.operating_points[point].cost(scope).calibration,
         since=None if tally is None else datetime.fromtimestamp(tally.since, UTC),
-        live=figures(Counter() if tally is None else tally.images, manifest, point, scope),
+        live=live,
         audit=audit if audit is not None and audit.sampled else None,
+        reasons=reason_figures(tally, manifest, point, scope, live),
     )
 
 
 def stats_answer(standing: Standing, shares: Sequence[float] | None) -> StatsAnswer:
     """The body of GET /stats; `shares`: of each class in the stream, if they are known."""
+    told = standing.reasons or {}
     model, cost, live = standing.model, standing.cost, standing.live
     classes = model.manifest.classes
     return StatsAnswer(
         **_head(standing),
-        all=GroupStats(promised=_promised(classes, cost.id_rejected, cost.id_rejected), live=live.all),
+        all=GroupStats(
+            promised=_promised(classes, cost.id_rejected, cost.id_rejected), live=live.all, reasons=told.get(ALL)
+        ),
         groups={
             group: GroupStats(
                 promised=_promised(
@@ -139,6 +150,7 @@ def stats_answer(standing: Standing, shares: Sequence[float] | None) -> StatsAns
                     cost.id_rejected_by_group.get(group),
                 ),
                 live=live.groups[group],
+                reasons=told.get(group),
             )
             for group in model.manifest.group_names
         },

@@ -25,7 +25,7 @@ from service.web.limits import BodyBudget, TokenBucket
 from service.web.origins import Origins
 from service.web.problems import Problems, unexpected
 
-PATHS_WITH_QUERY = ("/classify", "/classify/batch")
+PATHS_WITH_QUERY = ("/classify", "/classify/batch", "/review/groups")
 UNTRACED = ("/health", "/v2/health", "/metrics")
 UNMATCHED = "unmatched"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -168,7 +168,7 @@ class AccessMiddleware:
         key = scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
         if key is None:
             self._origins.check_page(scope)
-        if scope["query_string"] and path not in PATHS_WITH_QUERY:
+        if scope["query_string"] and path not in PATHS_WITH_QUERY and not path.startswith("/review/groups/"):
             name = scope["query_string"].decode("latin-1").partition("=")[0]
             raise InvalidParameter(f"{name[:100]} is not known here: this route takes no query")
 

@@ -4,11 +4,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contract.reasons import Reason
 from service.ledger.rows import Kind
 
 SAID = Literal["class", "new", "outlier", "unsure"]
 MOST_ROWS = 200  # of one label: as many as one answer shows
 Item = str  # what can be claimed: the id of a group, or "row-" and the number of an image
+
+
+class GroupsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason | None = Field(default=None, description="only images that were rejected for it")
 
 
 class Said(BaseModel):
@@ -39,6 +46,8 @@ class GroupSummary(BaseModel):
     spread: float = Field(description="mean distance of the images from their middle: the smaller, the more alike")
     said: Said | None = Field(description="what most labelled images of this group are said to show")
     claim: ClaimShown | None = Field(description="who looks at it now")
+    reasons: dict[Reason, int] = Field(description="images by why they were rejected, where the bundle told it")
+    may_be_new: bool = Field(description="a candidate for a new class: not mostly unsure or unfit")
     keys: list[str] = Field(description="image keys of the most typical, for GET /review/thumbnails/{key}")
 
 
@@ -56,6 +65,7 @@ class ImageShown(BaseModel):
     key: str = Field(description="for GET /review/images/{key} and /review/thumbnails/{key}")
     predicted: str
     decision: str
+    reason: Reason | None
     score: float | None
     p_value: float
     time: float
@@ -136,6 +146,7 @@ class ClaimsAnswer(BaseModel):
 
 class ProgressAnswer(BaseModel):
     waiting: int = Field(description="rejected images without a label")
+    waiting_by_reason: dict[str, int] = Field(description="of these, those whose bundle told why")
     labelled: dict[str, int] = Field(description="images by kind of label")
     audit_waiting: int
     audit_labelled: int

@@ -9,6 +9,7 @@ Narasimhan et al. 2024). a, b, c and d are fitted so that at the default level e
 in-distribution images, and that both shares grow alike when the threshold falls.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ from training.scores.scores import require_score as require_plain
 
 MARK, DOUBT = "|", "msp"
 UNSURE_SHARE = 0.3  # of the refusals of in-distribution images
-FURTHER = 4  # times the share at which a part is -1: its scale is how far the score falls until then
+ORIGIN = 10.0  # of a part where its share lies beyond: thresholds are raised by a share of themselves against rounding
+FURTHER = 4  # times the share at which a part is one less: its scale is how far the score falls until then
+LEAST_UNSURE = 0.05  # of 1 - p, where the part is ORIGIN: an image of which the model is surer is not between classes
 LEAST_SCALE = 1e-3  # of the span from the 5% to the 95% quantile, where many images share one score
 Floats = NDArray[np.float64]
 
@@ -102,17 +105,21 @@ def fit(
     weights = np.ones(len(scores)) if weights is None else weights
     parts = (
         _part(scores.astype(np.float64), weights, refused * (1 - unsure_share)),
-        _part(doubts(probabilities), weights, refused * unsure_share),
+        _part(doubts(probabilities), weights, refused * unsure_share, math.log(LEAST_UNSURE / (1 - LEAST_UNSURE))),
     )
     return Either(unknown, temperature, *parts, refused=refused)
 
 
-def _part(values: Floats, weights: Floats, share: float) -> Part:
-    """0 where `share` of the images lie beyond, -1 where FURTHER times as many do: a tail that falls exponentially goes
-    on so."""
+def _part(values: Floats, weights: Floats, share: float, least_at: float = -math.inf) -> Part:
+    """ORIGIN where `share` of the images lie beyond, but not below `least_at`; one less where FURTHER times as many do:
+    an exponential tail goes on so."""
     at, below = _beyond(values, weights, share), _beyond(values, weights, min(FURTHER * share, 0.5))
     least = LEAST_SCALE * (_beyond(values, weights, 0.05) - _beyond(values, weights, 0.95))
-    return Part(at=at, scale=max(at - below, least, 1e-9), share=share)
+    if at < least_at:  # hardly any image is unsure: the scale is that of an exponential tail of log-odds
+        at, scale = least_at, max(at - below, math.log(FURTHER))
+    else:
+        scale = max(at - below, least, 1e-9)
+    return Part(at=at - ORIGIN * scale, scale=scale, share=share)
 
 
 def _beyond(values: Floats, weights: Floats, share: float) -> float:

@@ -4,8 +4,9 @@ Reviewers have the role review, or are anybody where the service has no keys.
 """
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.errors import InvalidParameter, NotFound, Refused
 from service.review import tables
@@ -49,8 +50,11 @@ router = APIRouter(prefix="/review", tags=["review"])
 
 
 @router.get("/groups", responses=problems("/review/groups", READS, SAID))
-async def groups(request: Request) -> bodies.GroupsAnswer:
+async def groups(request: Request, query: Annotated[bodies.GroupsQuery, Query()]) -> bodies.GroupsAnswer:
     """Rejected images without a label, grouped by likeness, the largest and most alike first.
+
+    Groups that are mostly unsure or unfit come after those that may be a new class; with `reason` only images that were
+    rejected for it are shown.
 
     The audit sample is not among them: it is looked at in random order, see GET /review/audit.
     """
@@ -58,7 +62,7 @@ async def groups(request: Request) -> bodies.GroupsAnswer:
     known = await known_of(request, model)
 
     def answer(desk: Desk) -> bodies.GroupsAnswer:
-        found = desk.groups(known)
+        found = desk.groups(known, query.reason)
         claimed = desk.claims()
         return bodies.GroupsAnswer(
             groups=[summary(group, claimed) for group in found[:MOST_GROUPS]],
@@ -75,13 +79,13 @@ async def groups(request: Request) -> bodies.GroupsAnswer:
     responses=problems("/review/groups/3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f", READS, SAID),
     openapi_extra={"parameters": path_parameters("id")},
 )
-async def group(request: Request) -> bodies.GroupAnswer:
+async def group(request: Request, query: Annotated[bodies.GroupsQuery, Query()]) -> bodies.GroupAnswer:
     """One group with its images, the most typical first. POST /review/labels takes the rows of those that were seen."""
     front, model = front_of(request), runtime_of(request).in_force()
     known, name = await known_of(request, model), request.path_params["id"]
 
     def answer(desk: Desk) -> bodies.GroupAnswer:
-        found = desk.group(name, known)
+        found = desk.group(name, known, query.reason)
         if found is None:
             raise NotFound(f"no image waits in a group {name[:100]!r}: GET /review/groups lists those that there are")
         head = summary(found, desk.claims())

@@ -105,6 +105,7 @@ def test_stats_and_classes_say_the_same(client: TestClient) -> None:
     assert shown["groups"]["medium"] == {
         "promised": {"rejected": 0.05, "accuracy": 0.8, "confirmed_rejected": 0.05},
         "live": {"rejected": [0, 0], "accuracy": [0, 1], "confirmed_rejected": [0, 1]},
+        "reasons": None,
     }
     assert shown["outliers_rejected"] == [1, 1]
     assert stats["promised_outliers_rejected"] == 0.7

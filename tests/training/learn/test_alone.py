@@ -45,7 +45,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
                        "--backbone", f"onnx:{root / 'means.onnx'}", "--method", "oe", "--epochs", "15",
                        "--batch-images", "16", "--calibration-fraction", "0.3", "--threads", "1",
                        "--taxonomy", str(root / "tree.csv"), "--out", run])  # fmt: skip
-        commands.main(["calibrate", run, "--score", "energy"])
+        commands.main(["calibrate", run, "--score", "energy|msp"])
         commands.main(["export", run, "--out", str(root / "models"), "--name", "shop"])
     shutil.rmtree(run)
     fruit.save(root / "export" / "train" / "lime", "lime", 24, 20_000)

@@ -23,13 +23,18 @@ def as_probabilities(doubts: np.ndarray) -> np.ndarray:
     return np.stack([best, (1 - best) / 2, (1 - best) / 2], axis=1)
 
 
+def origin(part: Part) -> float:
+    """Where the part has the value that it shares with the other one."""
+    return part.at + either.ORIGIN * part.scale
+
+
 def test_constants_by_hand() -> None:
     scores = np.arange(1000.0)  # 35 lie above 964.5, 140 above 859.5; 15 above 984.5, 60 above 939.5
     doubts = (np.arange(1000.0) - 990) / 100
     found = either.fit("energy", scores, as_probabilities(doubts), 1.0)
-    assert found.unknown_part.at == pytest.approx(964.5)
+    assert origin(found.unknown_part) == pytest.approx(964.5)
     assert found.unknown_part.scale == pytest.approx(105.0)
-    assert found.unsure_part.at == pytest.approx(-0.055, abs=1e-9)
+    assert origin(found.unsure_part) == pytest.approx(-0.055, abs=1e-9)
     assert found.unsure_part.scale == pytest.approx(0.45)
     assert (found.unknown_part.share, found.unsure_part.share) == (pytest.approx(0.035), pytest.approx(0.015))
 
@@ -52,7 +57,16 @@ def test_weights_count() -> None:
     scores = np.concatenate([np.zeros(500), np.arange(1000.0)])
     weights = np.concatenate([np.full(500, 1e-9), np.ones(1000)])
     probabilities = as_probabilities(-scores / 1000)
-    assert either.fit("energy", scores, probabilities, 1.0, weights=weights).unknown_part.at == pytest.approx(964.5)
+    assert either.fit("energy", scores, probabilities, 1.0, weights=weights).unknown_part.scale == pytest.approx(105)
+
+
+def test_an_image_of_which_the_model_is_sure_is_not_unsure_however_sure_it_is_of_the_others() -> None:
+    probabilities = as_probabilities(-8.0 - spread(1000, 1.0))  # every one is right with more than 99.9%
+    found = either.fit("energy", spread(1000, 1.0), probabilities, 1.0)
+    assert origin(found.unsure_part) == pytest.approx(-math.log(19))
+    values = found.values(np.full(3, -100.0), as_probabilities(np.array([-9.0, -4.0, 0.0])))
+    assert values[0] < either.ORIGIN - 3
+    assert values[1] < either.ORIGIN < values[2]
 
 
 def test_images_that_all_score_alike_give_a_scale() -> None:

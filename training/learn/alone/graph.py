@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 import onnx
 import torch
-from onnx import compose, version_converter
+from onnx import compose, helper, version_converter
 from torch import Tensor, nn
 
 from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
+from service.contract.reasons import LEAST_DOUBT, MEASURES, QUALITY, Reasons
 from training.learn.alone.gate import Gate
 from training.network.onnx_graph import OPSET, exported, opset_of
 from training.scores.scores import SCORES, Seen
@@ -35,20 +36,27 @@ def derivable(manifest: Manifest) -> list[str]:
 
     Of a bundle with two branches the scores are of other logits than the probabilities: there fewer follow.
     """
-    own = (*OF_LOGITS, *LOG_ODDS) if manifest.passes == 1 else ("msp", *LOG_ODDS)
+    own = [*OF_LOGITS, *LOG_ODDS] if manifest.passes == 1 else ["msp", *LOG_ODDS]
+    if manifest.reasons and manifest.reasons.unknown_score in own:
+        own.append(manifest.deciding_score)  # the larger of that and of the doubt about the class
     return [name for name, score in manifest.scores.items() if name in own and score.temperature == 1]
 
 
 class Grown(nn.Module):
     """What stands behind the graph: (probabilities [N, C], embedding [N, D], scores [N] each) → the outputs anew."""
 
-    def __init__(self, gate: Gate, known: int, new: int, names: Sequence[str], passes: int, temperature: float) -> None:
-        """The rows of `gate` are `known` classes, `new` ones, and perhaps outliers; `names` are the scores given."""
+    def __init__(
+        self, gate: Gate, known: int, new: int, names: Sequence[str], passes: int, temperature: float,
+        reasons: Reasons | None = None, deciding: str = "",
+    ) -> None:  # fmt: skip
+        """The rows of `gate` are `known` classes, `new` ones, and perhaps outliers; `names` are the scores given. With
+        `reasons` the `deciding` one among them is the larger of two parts."""
         super().__init__()
         self.register_buffer("weight", torch.from_numpy(gate.weight))
         self.register_buffer("bias", torch.from_numpy(gate.bias))
         self._known, self._new, self._names = known, new, list(names)
         self._passes, self._temperature = passes, temperature
+        self._reasons, self._deciding = reasons, deciding if reasons else ""
 
     def forward(self, probabilities: Tensor, embedding: Tensor, scores: list[Tensor]) -> tuple[Tensor, ...]:
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
@@ -64,7 +72,14 @@ class Grown(nn.Module):
         found = torch.cat([logs + rest, new], dim=1).softmax(dim=1)
         over = found[:, first:].amax(dim=1) > found[:, :first].amax(dim=1)
         given = dict(zip(self._names, scores, strict=True))
-        return found, [torch.where(over, self._moved(n, given, logs, new, rest), given[n]) for n in self._names]
+        moved = {n: self._moved(n, given, logs, new, rest) for n in self._names if n != self._deciding}
+        if self._reasons:
+            u, v = self._reasons.unknown, self._reasons.unsure
+            best = found.amax(dim=1)
+            doubt = (1 - best).clamp_min(LEAST_DOUBT).log() - best.log()
+            unknown = moved[self._reasons.unknown_score]
+            moved[self._deciding] = torch.maximum((unknown - u.at) / u.scale, (doubt - v.at) / v.scale)
+        return found, [torch.where(over, moved[n], given[n]) for n in self._names]
 
     def _moved(self, name: str, given: dict[str, Tensor], logs: Tensor, new: Tensor, rest: Tensor) -> Tensor:
         """The score of an image that is handed over."""
@@ -83,7 +98,10 @@ class Grown(nn.Module):
 def head(gate: Gate, manifest: Manifest, new: int) -> Grown:
     """What stands behind the graph of a bundle that learns `new` classes; it gives the scores that are `derivable`."""
     temperature = manifest.calibration.temperature
-    return Grown(gate, len(manifest.classes), new, derivable(manifest), manifest.passes, temperature)
+    return Grown(
+        gate, len(manifest.classes), new, derivable(manifest), manifest.passes, temperature, manifest.reasons,
+        manifest.deciding_score,
+    )  # fmt: skip
 
 
 def grown(graph: bytes, module: Grown, manifest: Manifest) -> bytes:
@@ -96,6 +114,10 @@ def grown(graph: bytes, module: Grown, manifest: Manifest) -> bytes:
     takes = [f"{PARENT}{name}" for name in ("probabilities", EMBEDDING, *names)]
     back = onnx.load_from_string(exported(module, sample, takes=takes, gives=outputs))
     front = compose.add_prefix(onnx.load_from_string(graph), PARENT, rename_inputs=False)
+    if manifest.reasons:  # the pixels are the same
+        outputs.append(QUALITY)
+        front.graph.node.append(helper.make_node("Identity", [f"{PARENT}{QUALITY}"], [QUALITY]))
+        front.graph.output.append(helper.make_tensor_value_info(QUALITY, onnx.TensorProto.FLOAT, ["N", len(MEASURES)]))
     opset = max(opset_of(front), opset_of(back), OPSET)
     front, back = (m if opset_of(m) == opset else version_converter.convert_version(m, opset) for m in (front, back))
     front.ir_version = back.ir_version = max(front.ir_version, back.ir_version)
