@@ -37,6 +37,7 @@ from service.observe.metrics import Metrics
 from service.web.context import context_of
 from service.web.limits import Pacer
 from service.web.oip.schemas import JSON_MEDIA_TYPE, is_protocol_path, protocol_problem
+from service.web.reviewed import GroupsQuery
 from service.web.schemas import ClassifyQuery
 
 LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
@@ -66,7 +67,8 @@ class Problems:
             more_headers = dict(error.headers or {})
             error = _translated(request, error)
         elif isinstance(error, RequestValidationError):
-            error = InvalidParameter(sentences(error.errors(), ClassifyQuery.model_fields))
+            known = GroupsQuery if request.url.path.startswith("/review/") else ClassifyQuery
+            error = InvalidParameter(sentences(error.errors(), known.model_fields))
         assert isinstance(error, TailGuardError)
         self.count(error)
         if isinstance(error, ClientGone):

@@ -45,11 +45,12 @@ PRIVATE = {"cache-control": "private, max-age=3600", "content-security-policy": 
 READS = (*MODEL_ROUTE, NotFound)
 WRITES = (*BODY_ROUTE, NotFound)
 SAID: dict[Failure, str] = {NotFound: OFF, **SMALL_JSON}
+NO_SUCH: dict[Failure, str] = {InvalidParameter: "verbose is not known here: did you mean reason?"}
 
 router = APIRouter(prefix="/review", tags=["review"])
 
 
-@router.get("/groups", responses=problems("/review/groups", READS, SAID))
+@router.get("/groups", responses=problems("/review/groups", READS, SAID | NO_SUCH))
 async def groups(request: Request, query: Annotated[bodies.GroupsQuery, Query()]) -> bodies.GroupsAnswer:
     """Rejected images without a label, grouped by likeness, the largest and most alike first.
 
@@ -76,7 +77,7 @@ async def groups(request: Request, query: Annotated[bodies.GroupsQuery, Query()]
 
 @router.get(
     "/groups/{id}",
-    responses=problems("/review/groups/3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f", READS, SAID),
+    responses=problems("/review/groups/3f0d9c52b1a64c0e9d5f6a7b8c9d0e1f", READS, SAID | NO_SUCH),
     openapi_extra={"parameters": path_parameters("id")},
 )
 async def group(request: Request, query: Annotated[bodies.GroupsQuery, Query()]) -> bodies.GroupAnswer:

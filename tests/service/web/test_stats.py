@@ -95,6 +95,7 @@ def test_stats_and_classes_say_the_same(client: TestClient) -> None:
     assert shown["all"] == {
         "promised": {"rejected": 0.05, "accuracy": pytest.approx(0.8), "confirmed_rejected": 0.05},
         "live": {"rejected": [2, 6], "accuracy": [3, 4], "confirmed_rejected": [1, 4]},
+        "reasons": None,
     }
     assert shown["classes"][0] == {
         "name": "red", "class_index": 0, "group": "many",

@@ -124,6 +124,9 @@ def grown(graph: bytes, module: Grown, manifest: Manifest) -> bytes:
     del back.functions[:]
     del back.opset_import[1:]
     merged = compose.merge_models(front, back, [(name, name) for name in takes], outputs=outputs)
+    given = {output.name: output for output in merged.graph.output}  # those of the front come first
+    del merged.graph.output[:]
+    merged.graph.output.extend(given[name] for name in outputs)
     onnx.checker.check_model(merged)
     content: bytes = merged.SerializeToString()
     return content
