@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from service.inference.engine import Outputs
+from service.inference.wanted import NOTHING, Wanted
 from service.runtime import Runtime
 from service.settings import Settings
 from service.web.app import create_app
@@ -31,11 +32,11 @@ class Gate:
         self._run = runtime.model.engine.run
         runtime.model.engine.run = self._held  # type: ignore[method-assign]
 
-    def _held(self, batch: NDArray[np.uint8]) -> Outputs:
+    def _held(self, batch: NDArray[np.uint8], wanted: Wanted = NOTHING) -> Outputs:
         self.images += len(batch)
         self.entered.release()
         assert self.opened.wait(WAIT_S)
-        return self._run(batch)
+        return self._run(batch, wanted)
 
     async def busy(self) -> None:
         assert await asyncio.to_thread(self.entered.acquire, timeout=WAIT_S)

@@ -267,8 +267,8 @@ def test_a_score_that_is_no_number_is_null_in_json_and_rejected(oip: TestClient,
     engine = oip.app.state.runtime.model.engine  # type: ignore[attr-defined]
     run = engine.run
 
-    def broken(batch: Any) -> Any:
-        outputs = run(batch)
+    def broken(*given: Any) -> Any:
+        outputs = run(*given)
         outputs.scores["energy"] = outputs.scores["energy"] * np.float32("nan")
         return outputs
 

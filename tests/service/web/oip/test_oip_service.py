@@ -59,7 +59,8 @@ def test_shadow_and_trace_get_what_they_can_use(oip: TestClient, monkeypatch: py
     offered: list[tuple[Any, ...]] = []
     traced: list[tuple[Any, ...]] = []
     service = oip.app.state.runtime  # type: ignore[attr-defined]
-    monkeypatch.setattr(service, "shadow", SimpleNamespace(offer=lambda *what: offered.append(what[:3])))
+    shadow = SimpleNamespace(offer=lambda *what: offered.append((what[0], what[1], what[2].decision)))
+    monkeypatch.setattr(service, "shadow", shadow)
     monkeypatch.setattr(service, "tracer", SimpleNamespace(record=lambda *what, failed: traced.append(what)))
     ask(oip, UINT8)  # another bundle may take another size
     ask(oip, BYTES, parameters={"operating_point": "ood95"})  # decided otherwise than by default
