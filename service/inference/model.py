@@ -13,7 +13,7 @@ from service.contract.taxonomy import Tree
 from service.errors import InvalidParameter, SettingsError
 from service.inference.engine import Engine
 from service.inference.health import HealthLimits
-from service.inference.neighbours import Neighbours
+from service.inference.neighbours import MOST_NEIGHBOURS, Neighbours
 from service.inference.pipeline import NICENESS, Dials, Pipeline
 from service.inference.wanted import NOTHING, Wanted
 from service.observe.metrics import Metrics
@@ -22,7 +22,6 @@ from service.settings import Settings
 from service.settings.places import Source, without_password
 
 DEFAULT_TOP_K = 5
-MOST_NEIGHBOURS = 100  # of one image: nobody looks at more
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,9 @@ class Model:
         if embedding and manifest.embedding is None:
             raise InvalidParameter(f"{name} gives no embedding: export the model again, or leave it out")
         if heat_map and manifest.heat_map is None:
-            why = f" ({reason})" if (reason := manifest.evaluation.get("heat_map")) else ": export the model again"
-            raise InvalidParameter(f"{name} gives no heat map{why}: leave map out")
+            reason = manifest.evaluation.get("heat_map")
+            remedy = f" ({reason}): leave map out" if reason else ": export the model again, or leave map out"
+            raise InvalidParameter(f"{name} gives no heat map{remedy}")
         if not neighbours:
             return
         if manifest.exemplars is None:

@@ -14,6 +14,8 @@ from service.contract import exemplars
 from service.contract.bundle import Manifest
 from service.contract.exemplars import Exemplars
 
+MOST_NEIGHBOURS = 100  # of one image: nobody looks at more
+
 
 class Neighbour(NamedTuple):
     """One training example near an image."""

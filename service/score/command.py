@@ -18,6 +18,7 @@ from service.inference.engine import Engine
 from service.score import inputs, on_ray, outputs
 from service.score.errors import ScoreError
 from service.score.journal import Journal
+from service.score.likeness import likeness
 from service.score.plan import Plan, Run, on_threads, rows_of
 from service.score.rows import Scorer
 from service.score.stopping import Interrupted, Stop, stoppable
@@ -38,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever it holds")
     parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
+    parser.add_argument(
+        "--neighbours", type=_positive, default=0, metavar="N", help="columns with the N nearest training examples"
+    )
+    parser.add_argument("--embedding", action="store_true", help="one more column, a list of numbers")
     parser.add_argument("--set", type=_level, metavar="LEVEL", help="columns with a conformal set of classes, 0.9 say")
     parser.add_argument("--bundle", help=f"a folder, or an address such as s3://models/shop/3; default: {PREFIX}BUNDLE")
     parser.add_argument("--operating-point", help=f"default: {PREFIX}OPERATING_POINT, else the manifest's")
@@ -75,7 +80,10 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
     stop.check()
     folder = addresses.fetched(config.bundle, config.bundle_cache)
-    make = functools.partial(_scorer, config=config, probabilities=args.probabilities, level=args.set)
+    make = functools.partial(
+        _scorer, config=config, probabilities=args.probabilities, level=args.set, neighbours=args.neighbours,
+        embedding=args.embedding,
+    )  # fmt: skip
     scorer = make(folder)
     stop.check()
     header = _header(folder, scorer)
@@ -125,7 +133,9 @@ def _configure(args: argparse.Namespace) -> Settings:
     return settings.load({**os.environ, **{PREFIX + k: str(v) for k, v in given.items() if v is not None}})
 
 
-def _scorer(folder: Path, *, config: Settings, probabilities: bool, level: float | None) -> Scorer:
+def _scorer(
+    folder: Path, *, config: Settings, probabilities: bool, level: float | None, neighbours: int, embedding: bool
+) -> Scorer:
     """Load and verify the bundle."""
     manifest = bundle.read(folder)
     if level is not None and manifest.sets is None:
@@ -149,6 +159,7 @@ def _scorer(folder: Path, *, config: Settings, probabilities: bool, level: float
         max_bytes=config.max_body_bytes,
         probabilities=probabilities,
         set=level,
+        likeness=likeness(folder, manifest, neighbours, embedding),
     )
 
 

@@ -62,7 +62,8 @@ def _jsonl(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], abo
 
 def _parquet(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     arrow, parquet = _pyarrow()
-    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in kinds.items()])
+    types = {"vector": arrow.list_(arrow.float32())}
+    schema = arrow.schema([(name, types.get(kind) or getattr(arrow, kind)()) for name, kind in kinds.items()])
     schema = schema.with_metadata({"tailguard": json.dumps(about)})
     with parquet.ParquetWriter(path, schema) as table:
         remaining: Iterator[ResultRow] = iter(rows)

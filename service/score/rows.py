@@ -24,13 +24,16 @@ from service.inference.engine import Outputs
 from service.inference.pipeline import GraphRunner
 from service.score import remote
 from service.score.errors import slug
+from service.score.likeness import NO_LIKENESS, Likeness
 
-Type = Literal["string", "int32", "float32", "float64"]
-Value = str | int | float | None
+Type = Literal["string", "int32", "float32", "float64", "vector"]  # vector: a list of float32
+Value = str | int | float | list[float] | None
 ResultRow = dict[str, Value]
 
 
-def columns(manifest: Manifest, *, probabilities: bool, sets: bool = False) -> dict[str, Type]:
+def columns(
+    manifest: Manifest, *, probabilities: bool, sets: bool = False, likeness: Likeness = NO_LIKENESS
+) -> dict[str, Type]:
     """The columns of a row in order, each with the narrowest type that holds what POST /classify answers.
 
     All but `path` are null in a row with an `error`; a float is null where the graph gave no finite number. `set` holds
@@ -52,6 +55,7 @@ def columns(manifest: Manifest, *, probabilities: bool, sets: bool = False) -> d
         "height_px": "int32",
         **({"taxonomy": "string", "taxonomy_probability": "float32"} if manifest.taxonomy else {}),
         **({"set": "string", "set_size": "int32"} if sets else {}),
+        **likeness.columns(),
         "error": "string",  # the slug of its kind
         "error_detail": "string",
     }
@@ -71,11 +75,14 @@ class Scorer:
     max_bytes: int
     probabilities: bool
     set: float | None = None  # the level of a set of classes
+    likeness: Likeness = NO_LIKENESS
 
     @cached_property
     def columns(self) -> dict[str, Type]:
         """The names of the values in a row and their types."""
-        return columns(self.engine.manifest, probabilities=self.probabilities, sets=self.set is not None)
+        return columns(
+            self.engine.manifest, probabilities=self.probabilities, sets=self.set is not None, likeness=self.likeness
+        )
 
     @cached_property
     def _sets(self) -> PredictionSets | None:
@@ -122,7 +129,8 @@ class Scorer:
         """The values of the rows of `batch`, without `path`."""
         manifest = self.engine.manifest
         pixels = [loaded.pixels for loaded in batch]
-        outputs: Outputs = self.engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
+        stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+        outputs: Outputs = self.engine.run(stacked, self.likeness.wanted)
         columns = {name: values.tolist() for name, values in outputs.scores.items()}
         answers: list[tuple[Value, ...]] = []
         for i, loaded in enumerate(batch):
@@ -140,7 +148,9 @@ class Scorer:
             answer = (
                 verdict.decision, *why, info.name, index, info.group, _finite(every[index]),
                 *map(_finite, scores.values()), _finite(verdict.score), verdict.threshold, verdict.p_value,
-                loaded.width_px, loaded.height_px, *self._said(probabilities, verdict), None, None,
+                loaded.width_px, loaded.height_px, *self._said(probabilities, verdict),
+                *self.likeness.values(manifest, None if outputs.embedding is None else outputs.embedding[i]),
+                None, None,
                 *(map(_finite, every) if self.probabilities else ()),
             )  # fmt: skip
             answers.append(answer)

@@ -332,11 +332,11 @@ def test_a_failing_graph_stops_the_run_and_keeps_the_rows(
     expected = run(photos, "--batch-images", 2, "--threads", 1)
     out, real, calls = tmp_path / "o.jsonl", Engine.run, [0]
 
-    def failing(self: Engine, batch: Any) -> Outputs:
+    def failing(self: Engine, batch: Any, *wanted: Any) -> Outputs:
         calls[0] += len(batch) == 2
         if calls[0] == 6:  # one is the check of the signature
             raise TailGuardError("out of memory")
-        return real(self, batch)
+        return real(self, batch, *wanted)
 
     arguments = (photos, "--out", out, "--bundle", tiny_bundle, "--batch-images", 2, "--threads", 1)
     monkeypatch.setattr(Engine, "run", failing)

@@ -93,13 +93,13 @@ def test_batch_answers_each_in_order(client: TestClient) -> None:
 def test_score_that_is_not_a_number_is_rejected(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine.run
 
-    def broken(self: Engine, batch: Any) -> Any:
-        outputs = original(self, batch)
+    def broken(self: Engine, batch: Any, *wanted: Any) -> Any:
+        outputs = original(self, batch, *wanted)
         outputs.scores["energy"][:] = float("nan")
         return outputs
 
     current = client.app.state.runtime.model  # type: ignore[attr-defined]
-    current.engine.run = lambda batch: broken(current.engine, batch)
+    current.engine.run = lambda batch, *wanted: broken(current.engine, batch, *wanted)
     answer = client.post("/classify", content=RED, headers=PNG).json()
     assert (answer["decision"], answer["scores"]["energy"]) == ("reject", None)
 
@@ -171,7 +171,7 @@ def test_images_are_counted_by_outcome_and_a_batch_that_fails_whole_is_5xx(setti
     asyncio.run(body())
 
 
-def failing(batch: Any) -> Any:
+def failing(*given: Any) -> Any:
     raise EngineError("the graph failed")
 
 

@@ -81,7 +81,7 @@ def test_unexpected_error_is_a_problem(settings: Settings, capsys: pytest.Captur
     app = create_app(settings)
     with TestClient(app) as client:
         engine = app.state.runtime.model.engine
-        run, engine.run = engine.run, lambda batch: 1 / 0
+        run, engine.run = engine.run, lambda *given: 1 / 0
         response = client.post("/classify", content=RED, headers=PNG)
         assert_problem(response, 500, response.headers["x-request-id"], client.get("/openapi.json").json())
         assert "ZeroDivisionError" not in response.text
