@@ -56,7 +56,8 @@ def test_bar_of_the_page_spans_what_calibration_saw(client: TestClient) -> None:
     function = re.search(r"^function placeOf.*?^}", client.get("/").text, re.MULTILINE | re.DOTALL)
     assert function is not None
     values = "[0, 0.15, 0.3, 0.65, 1, 2, null]"  # a score within 0 and 1, as MSP is
-    code = f"let range = {{low: 0, high: 1}}; {function[0]}; console.log({values}.map(v => placeOf(v, 0.3)).join())"
+    model = "let model = {deciding_score_range: {low: 0, high: 1}}"
+    code = f"{model}; {function[0]}; console.log({values}.map(v => placeOf(v, 0.3)).join())"
     shown = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout
     assert [round(float(place)) for place in shown.split(",")] == [0, 25, 50, 75, 100, 100, 100]
 
@@ -75,7 +76,8 @@ def test_openapi_describes_both_forms_and_every_error(document: dict[str, Any]) 
     assert content["multipart/form-data"]["schema"]["required"] == ["file"]
     assert "image/jpeg" in content
     assert {p["name"] for p in document["paths"]["/classify"]["post"]["parameters"]} == {
-        "top_k", "operating_point", "thresholds", "set", "X-Request-Timeout-Ms", "Content-Encoding",
+        "top_k", "operating_point", "thresholds", "set", "neighbours", "embedding", "map", "X-Request-Timeout-Ms",
+        "Content-Encoding",
     }  # fmt: skip
     for path, methods in document["paths"].items():
         if path.startswith("/v2"):
