@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from service.contract.decision import Scope, Verdict
 from service.contract.manifest import Manifest
 from service.contract.reasons import REASONS
+from service.contract.reference import ALL
 
 
 class ReasonMetrics:
@@ -22,10 +23,11 @@ class ReasonMetrics:
         )  # fmt: skip
         expected = Gauge(
             "expected_rejections", "Share of in-distribution images rejected for this reason at calibration, by "
-            "predicted group, at the bundle's own operating point", ["model", "version", "group", "reason"],
+            "predicted group and of all, at the bundle's own operating point", ["model", "version", "group", "reason"],
             registry=registry, namespace="tailguard",
         )  # fmt: skip
-        for group, shares in manifest.reasons.measured.calibration.by_predicted_group.items():
+        told = manifest.reasons.measured.calibration
+        for group, shares in {ALL: told.all, **told.by_predicted_group}.items():
             for reason in REASONS:
                 expected.labels(*self._ours, group, reason).set(getattr(shares, reason))
 

@@ -11,7 +11,7 @@ from service.contract import bundle, outcomes
 from service.contract.bundle import BundleError, Manifest
 from service.contract.calibration_file import OutcomesFile
 from service.recalibrate import measured as measuring
-from service.recalibrate import report, rows
+from service.recalibrate import reasons, report, rows
 from service.recalibrate.measured import CannotRecalibrate
 
 MOST_POINTS = 5.0
@@ -49,14 +49,17 @@ def main(args: argparse.Namespace) -> int:
     if manifest.outcomes:
         files[manifest.outcomes.file] = outcomes.encode(sample.outcomes())
     added = report.record(read, sample, compared)
-    made = write(args.bundle, args.out, manifest, points, record, added, files, sample.outcomes().described())
+    told = None
+    if manifest.reasons:
+        told = reasons.told(manifest, points[manifest.default_operating_point], sample)
+    made = write(args.bundle, args.out, manifest, points, record, added, files, sample.outcomes().described(), told)
     print(f"{args.out}: the graph {made.sha256[:16]} with thresholds of {len(sample.known)} reviewed images")
     return 0
 
 
 def write(
     source: Path, out: Path, manifest: Manifest, points: dict[str, Any], record: dict[str, Any],
-    added: dict[str, Any], changed: dict[str, bytes], turned_out: OutcomesFile,
+    added: dict[str, Any], changed: dict[str, bytes], turned_out: OutcomesFile, told: dict[str, Any] | None,
 ) -> Manifest:  # fmt: skip
     """The files of `source` but those `changed`, with other thresholds. All of it appears, or nothing."""
     files = {name: (source / name).read_bytes() for name in manifest.files} | changed
@@ -65,7 +68,7 @@ def write(
     fields = manifest.model_dump(exclude={"format", "files"})
     fields |= {
         "name": out.parent.name, "version": out.name, "created": datetime.now(UTC).replace(microsecond=0),
-        "operating_points": points, "calibration": record,
+        "operating_points": points, "calibration": record, "reasons": told,
         "classes": [c.model_copy(update={"rejected": None}).model_dump() for c in manifest.classes],
     }  # fmt: skip
     if manifest.outcomes:

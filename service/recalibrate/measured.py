@@ -70,6 +70,10 @@ def sample(manifest: Manifest, rows: Rows) -> Sample:
 def _weighted(manifest: Manifest, groups: Groups, rows: Sequence[Row]) -> Weighted:
     place = {c.name: i for i, c in enumerate(manifest.classes)}
     scores = np.array([row.scores[manifest.deciding_score] for row in rows], np.float64)
+    unfit = np.array([row.unfit for row in rows], bool)
+    if (~unfit).any():  # above all that are fit: as in calibration, they are refused at any threshold
+        highest = float(scores[~unfit].max())
+        scores[unfit] = highest + 1e-3 * max(abs(highest), 1e-6)
     predicted = np.array([place[row.predicted] for row in rows], np.int64)
     labels = np.array([place[row.truth] if row.truth is not None else 0 for row in rows], np.int64)
     weights = np.array([row.weight for row in rows], np.float64)

@@ -31,6 +31,7 @@ class Row:
     truth: str | None
     scores: Mapping[str, float | None]
     weight: float
+    unfit: bool = False  # refused for its pixels, whatever it scores
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,15 @@ def read(where: str, manifest: Manifest) -> Rows:
         for row in reader.labelled():
             unkept += row.model.sha256 == manifest.sha256 and row.keep_probability is None
     found = [
-        Row(row.predicted, truth, row.scores, kept[stratum] / reviewed[stratum] / stratum.keep_probability)
+        Row(
+            row.predicted,
+            truth,
+            row.scores,
+            kept[stratum] / reviewed[stratum] / stratum.keep_probability,
+            row.reason == "unfit",
+        )
         for row, stratum, truth in seen
-    ]  # fmt: skip
+    ]
     return Rows(found, kept, reviewed, unkept)
 
 

@@ -32,7 +32,7 @@ BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def made() -> Json:
-    panels = [*_glance(), *_rejection(), *_scores(), *_drift(), *_classes()]
+    panels = [*_glance(), *_rejection(), *_reasons(), *_scores(), *_drift(), *_classes()]
     return dashboard("Decisions", "Do live decisions keep the promises of calibration?", VARIABLES, panels)
 
 
@@ -84,6 +84,23 @@ def _confirmed(which: str) -> str:
         for more in (',decision="reject"', "")
     )
     return share(part, whole)
+
+
+def _reasons() -> list[Json]:
+    images = f"sum(increase(tailguard_decisions_total{{{MODEL}}}[1h]))"
+    rejected = f"increase(tailguard_rejections_total{{{GROUP}}}[1h])"
+    unknown = f'increase(tailguard_rejections_total{{{GROUP},reason="unknown"}}[1h])'
+    return [
+        lines("Rejected by reason", "Share of the images of the last hour that were rejected as unknown (like nothing "
+              "in training), unsure (between known classes) or unfit (dark, blank, blurred, small), and of "
+              "in-distribution images at calibration (dashed). Empty for a bundle that gives no reasons.",
+              "percentunit", query(share(f"sum by (reason) ({rejected})", f"scalar({images})"), "{{reason}}"),
+              query(f"max by (reason) (tailguard_expected_rejections{{{ALL}}})", "expected {{reason}}"),
+              overrides=[dashed("/^expected/")]),
+        lines("Unknown among the rejected, by group", "Share of an hour's rejections that are unknown, by group of the "
+              "predicted class: rising, new things come; falling, pictures or classes are the matter.", "percentunit",
+              query(share(f"sum by (group) ({unknown})", f"sum by (group) ({rejected})"), "{{group}}")),
+    ]  # fmt: skip
 
 
 def _scores() -> list[Json]:
