@@ -113,7 +113,9 @@ def grown(graph: bytes, module: Grown, manifest: Manifest) -> bytes:
     outputs = ["probabilities", *names, EMBEDDING]
     takes = [f"{PARENT}{name}" for name in ("probabilities", EMBEDDING, *names)]
     back = onnx.load_from_string(exported(module, sample, takes=takes, gives=outputs))
-    front = compose.add_prefix(onnx.load_from_string(graph), PARENT, rename_inputs=False)
+    front = onnx.load_from_string(graph)
+    del front.graph.value_info[:]  # where an earlier merge has put the input too, which keeps its name
+    front = compose.add_prefix(front, PARENT, rename_inputs=False)
     if manifest.reasons:  # the pixels are the same
         outputs.append(QUALITY)
         front.graph.node.append(helper.make_node("Identity", [f"{PARENT}{QUALITY}"], [QUALITY]))
