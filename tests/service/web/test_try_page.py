@@ -116,10 +116,10 @@ def test_the_set_and_the_node(browser: Any, url: str) -> None:
     node = {"node": "warm", "path": ["colour", "warm"], "depth": 2, "probability": 0.931, "promise": 0.95}
     sets = {"level": 0.9, "classes": classes, "too_few": ["few"]}
     page = opened(browser, url, 390, decision="reject", reason="unsure", set=sets, taxonomy=node)
-    page.shows("#settitle", "90 times in 100 it is one of")
+    page.shows("#settitle", "right class for 90 in 100 photos of its classes")
     assert page.page.locator("#set li").all_inner_texts() == [*names[:8], "and 3 more"]
     page.shows("#setnote", "Too few calibration images of few")
-    page.shows("#node", "At least: warm (colour) · 93.1% probable, right in at least 95.0%")
+    page.shows("#node", "At least: warm (colour) · right in at least 95.0%")
     page.close()
 
 
