@@ -13,7 +13,8 @@ from tests.service.review.test_page import Page
 
 MIDDLE = "document.getElementById('map').getContext('2d').getImageData(0, 256, 512, 1).data"
 ALPHAS = f"() => [...{MIDDLE}].filter((_, i) => i % 4 === 3)"  # of the map's middle row
-SHADES = [(1200, "light"), (390, "dark")]
+SHADES = [(1200, "light"), (760, "light"), (390, "dark")]
+FITS = "() => [...document.querySelectorAll('#near li')].every(item => item.scrollWidth <= item.clientWidth)"
 SHAPES = "const real = fetch; window.fetch = async (path, options) => {{ const found = await real(path, options);"
 PATCH = """if (!String(path).startsWith("classify")) return found;
 return new Response(JSON.stringify({{...await found.json(), ...{answer}}}), {{status: found.status}}); }};"""
@@ -53,6 +54,7 @@ def test_an_accepted_photo(browser: Any, url: str, width_px: int, scheme: str) -
     page.page.wait_for_function("() => [...document.querySelectorAll('#near img')].every(i => i.naturalWidth > 0)")
     assert hidden(page, "setpart", "node", "error") == [True, True, True]
     page.shows("#pvalue", "p-value")
+    assert page.page.evaluate(FITS)  # nothing runs over its neighbour
     page.close()
 
 
