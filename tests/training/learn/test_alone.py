@@ -190,7 +190,7 @@ def test_what_does_not_suffice_is_refused_with_the_remedy(
     manifest = json.loads((model / bundle.MANIFEST_FILE).read_text())
     scores = manifest["scores"] | {"knn": manifest["scores"]["energy"]}
     golden = [g | {"scores": g["scores"] | {"knn": 0.0}} for g in manifest["golden"]]
-    other = changed(model, tmp_path / "other", scores=scores, deciding_score="knn", golden=golden)
+    other = changed(model, tmp_path / "other", scores=scores, deciding_score="knn", golden=golden, reasons=None)
     assert "decides by knn, and what that says of a new class does not follow" in learn(capsys, other, added, out)
     fruit.save(tmp_path / "few" / "train" / "lime", "lime", 4, 20_000)
     said = learn(capsys, model, tmp_path / "few", out)
