@@ -33,7 +33,8 @@ def test_outputs_are_those_of_numpy(tiny_bundle: Path, count: int, threads: int)
 
 def test_close_frees_and_refuses(tiny_bundle: Path) -> None:
     engine = load(tiny_bundle)
-    freed = weakref.ref(engine._session)
+    assert engine._graph is not None
+    freed = weakref.ref(engine._graph.session)
     engine.close()
     engine.close()
     assert freed() is None
