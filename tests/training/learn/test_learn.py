@@ -48,7 +48,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands.main(["train", "--dataset", "folder", "--data", str(root / "shop"), "--outliers", str(root / "junk"),
                    "--backbone", f"onnx:{root / 'means.onnx'}", "--method", "oe", "--epochs", "15", "--batch-images",
                    "16", "--calibration-fraction", "0.3", "--threads", "1", "--out", run])  # fmt: skip
-    commands.main(["calibrate", run, "--score", "auto"])
+    commands.main(["calibrate", run, "--score", "gen"])
     commands.main(["export", run, "--out", str(root / "models"), "--name", "shop", "--precision", "fp32"])
     fruit.save(root / "export" / "train" / "lime", "lime", 16, 20_000)
     fruit.save(root / "export" / "train" / "kiwi", "kiwi", 8, 21_000)
