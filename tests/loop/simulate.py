@@ -32,8 +32,8 @@ from tests.loop.reviewer import STRATEGIES, Reviewer, Shown, ShownGroup, Strateg
 from tests.loop.stream import Photo, World
 
 SHADOWED = 0.4  # of the images of a day, before the new model is to be promoted
-# Asked of a shadow after that part of a small day; of refused images a new head renames many.
-EVIDENCE = ("--least-compared", 20, "--most-disagreement", 0.4, "--least-reviewed", 1)
+# Asked of a shadow after that part of a small day, of which the model in force accepted a dozen images or two.
+EVIDENCE = ("--least-compared", 5, "--most-disagreement", 0.25, "--least-reviewed", 1)
 LAST_ROWS_S = 2  # until the last answers are in the ledger
 
 

@@ -46,7 +46,7 @@ class Learn(BaseModel, use_attribute_docstrings=True, populate_by_name=True):
     """Share of the new images of each class, and of the new outliers, that is only compared on; near duplicates stay
     together."""
     doubtful: Literal["leave-out", "keep"] = "leave-out"
-    """Labels of known classes whose images look like anything else to a frozen backbone: left out and listed in
+    """Labels of classes whose images look like anything else to a frozen backbone: left out and listed in
     doubtful.csv of the work folder, for a second look; or kept, once they were looked at."""
     score: str | None = None
     """Which score decides: auto, or one of `tailguard methods`; not given: chosen as it was for the run."""

@@ -3,7 +3,7 @@
 One image of a blood cell that is labelled "melon" teaches a model with few melons that blood cells are melons: then it
 accepts them all. So a label is compared with what the nearest labelled images say (k nearest neighbours with the labels
 of training images, training outliers and other reviewed images; Cover & Hart 1967; for wrong labels Wilson 1972). An
-image is never compared with its own group, whose images were labelled by the same key stroke.
+image of a known class is never compared with its own group, whose images were labelled by the same key stroke.
 """
 
 import csv
@@ -80,22 +80,23 @@ def doubtful(
 ) -> dict[int, str]:
     """Place of each doubtful image → the label that its neighbours suggest.
 
-    `images` [N, F] have `labels` and `groups` [N] ("" is a group of one), `known` [K, F] have `known_labels` [K]. Only
-    labels in `checked` are judged: of a class that only reviewed images have nothing is known to compare with.
+    `images` [N, F] have `labels` and `groups` [N] ("" is a group of one), `known` [K, F] have `known_labels` [K].
+    Outliers are not judged, as they may look like anything. An image of a class in `checked` is not compared with its
+    own group; of any other class nothing is known but reviewed images, so there it is, and one alone is not judged.
     """
     every = np.concatenate([known_labels, labels])
     names, number = np.unique(every, return_inverse=True)
     rows = _units(np.concatenate([known, images]))
     least = _least_alike(rows[: len(known)], number[: len(known)], np.isin(names, np.array(checked)))
     believed, found = min(BELIEVED, len(names) // 2), {}
-    for i in np.flatnonzero(np.isin(labels, np.array(checked))).tolist():
+    for i in np.flatnonzero(labels != OUTLIER_LABEL).tolist():
         alike = rows @ rows[len(known) + i]
-        own = (groups == groups[i]) & (groups != "")
+        own = (groups == groups[i]) & (groups != "") & (labels[i] in checked)
         own[i] = True
         alike[len(known) :][own] = -np.inf
         means = _likeness(alike, number, len(names))
         order = np.argsort(-means, kind="stable")
-        if labels[i] not in names[order[:believed]] and means[number[len(known) + i]] < least:
+        if labels[i] not in names[order[:believed]] and -np.inf < means[number[len(known) + i]] < least:
             found[i] = str(names[order[0]])
     return found
 

@@ -36,7 +36,14 @@ def test_a_group_does_not_vouch_for_itself() -> None:
 
 
 def test_what_nothing_is_known_of_is_not_judged() -> None:
-    assert judge(["ash", "ash", "outlier"], ["birch", "outlier", "birch"]) == {}
+    assert judge(["ash", "outlier"], ["outlier", "birch"]) == {}
+
+
+def test_a_stranger_in_the_group_of_a_new_class() -> None:
+    CENTRES["birch"] = np.full(5, -8.0)
+    labels, groups = ["birch"] * 5, ["g1"] * 5
+    assert judge(["birch"] * 4 + ["outlier"], labels, groups) == {4: "outlier"}
+    del CENTRES["birch"]
 
 
 def test_the_unusual_image_of_a_class_is_kept() -> None:
