@@ -44,6 +44,8 @@ def read(address: str, limit: int) -> bytes:
         system, path = _system(address)
         with system.open(path, "rb") as file:
             data: bytes = file.read(limit + 1)
+    except FileNotFoundError as error:  # some kinds leave errno out
+        raise FileNotFoundError(errno.ENOENT, "No such file") from error
     except OSError:
         raise
     except Exception as error:  # each kind of place has its own

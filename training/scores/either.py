@@ -24,7 +24,9 @@ from training.scores.scores import require_score as require_plain
 
 MARK, DOUBT = "|", "msp"
 UNSURE_SHARE = 0.3  # of the refusals of in-distribution images
-ORIGIN = 10.0  # of a part where its share lies beyond: thresholds are raised by a share of themselves against rounding
+# Of a part where its share lies beyond, at least: thresholds are raised by a share of themselves against rounding,
+# which has the size of the scores.
+ORIGIN = 10.0
 FURTHER = 4  # times the share at which a part is one less: its scale is how far the score falls until then
 LEAST_UNSURE = 0.05  # of 1 - p, where the part is ORIGIN: an image of which the model is surer is not between classes
 LEAST_SCALE = 1e-3  # of the span from the 5% to the 95% quantile, where many images share one score
@@ -103,15 +105,21 @@ def fit(
     if not 0 < unsure_share < 1:
         raise ValueError(f"--unsure-share {unsure_share:g}: give a share of the refusals between 0 and 1, 0.3 say")
     weights = np.ones(len(scores)) if weights is None else weights
-    parts = (
-        _part(scores.astype(np.float64), weights, refused * (1 - unsure_share)),
-        _part(doubts(probabilities), weights, refused * unsure_share, math.log(LEAST_UNSURE / (1 - LEAST_UNSURE))),
+    shares = (refused * (1 - unsure_share), refused * unsure_share)
+    at = (
+        _place(scores.astype(np.float64), weights, shares[0]),
+        _place(doubts(probabilities), weights, shares[1], math.log(LEAST_UNSURE / (1 - LEAST_UNSURE))),
     )
-    return Either(unknown, temperature, *parts, refused=refused)
+    origin = max(ORIGIN, *(abs(place) / scale for place, scale in at))
+    unknown_part, unsure_part = (
+        Part(at=place - origin * scale, scale=scale, share=share)
+        for (place, scale), share in zip(at, shares, strict=True)
+    )
+    return Either(unknown, temperature, unknown_part, unsure_part, refused=refused)
 
 
-def _part(values: Floats, weights: Floats, share: float, least_at: float = -math.inf) -> Part:
-    """ORIGIN where `share` of the images lie beyond, but not below `least_at`; one less where FURTHER times as many do:
+def _place(values: Floats, weights: Floats, share: float, least_at: float = -math.inf) -> tuple[float, float]:
+    """Where `share` of the images lie beyond, but not below `least_at`; how far further down FURTHER times as many do:
     an exponential tail goes on so."""
     at, below = _beyond(values, weights, share), _beyond(values, weights, min(FURTHER * share, 0.5))
     least = LEAST_SCALE * (_beyond(values, weights, 0.05) - _beyond(values, weights, 0.95))
@@ -119,7 +127,7 @@ def _part(values: Floats, weights: Floats, share: float, least_at: float = -math
         at, scale = least_at, max(at - below, math.log(FURTHER))
     else:
         scale = max(at - below, least, 1e-9)
-    return Part(at=at - ORIGIN * scale, scale=scale, share=share)
+    return at, scale
 
 
 def _beyond(values: Floats, weights: Floats, share: float) -> float:

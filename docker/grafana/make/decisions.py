@@ -94,11 +94,12 @@ def _reasons() -> list[Json]:
         lines("Rejected by reason", "Share of the images of the last hour that were rejected as unknown (like nothing "
               "in training), unsure (between known classes) or unfit (dark, blank, blurred, small), and of "
               "in-distribution images at calibration (dashed). Empty for a bundle that gives no reasons.",
-              "percentunit", query(share(f"sum by (reason) ({rejected})", f"scalar({images})"), "{{reason}}"),
+              "percentunit", query(f"sum by (reason) ({rejected}) / scalar(clamp_min({images}, 1))", "{{reason}}"),
               query(f"max by (reason) (tailguard_expected_rejections{{{ALL}}})", "expected {{reason}}"),
               overrides=[dashed("/^expected/")]),
         lines("Unknown among the rejected, by group", "Share of an hour's rejections that are unknown, by group of the "
-              "predicted class: rising, new things come; falling, pictures or classes are the matter.", "percentunit",
+              "predicted class: rising, new things come; falling, pictures or classes are the matter. "
+              "Empty for a bundle that gives no reasons.", "percentunit",
               query(share(f"sum by (group) ({unknown})", f"sum by (group) ({rejected})"), "{{group}}")),
     ]  # fmt: skip
 

@@ -50,8 +50,13 @@ def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")
-def test_s3(tiny_bundle: Path, tmp_path: Path) -> None:
-    with s3.server() as environment, s3.used(environment) as address:
+def test_s3(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        s3.new_connections()
+        remote._opened.cache_clear()
+        address = f"s3://{s3.BUCKET}/photos"
         system, root = fsspec.core.url_to_fs(address)
         for i in range(3):
             system.pipe_file(f"{root}/{i}.png", tiny.photo())

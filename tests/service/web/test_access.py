@@ -217,7 +217,12 @@ def test_roles_open_their_paths_only() -> None:
     areas = {"/review/": "review", "/admin/": "admin"}
     inside = {path for path in templates if path.startswith(tuple(areas))}
     assert all(role_of(path) == next(role for area, role in areas.items() if path.startswith(area)) for path in inside)
-    assert templates - inside - OPEN_PATHS - set(needed) == {"/model/examples/a", "/requests/{id}"}  # any key
+    assert templates - inside - OPEN_PATHS - set(needed) == {
+        "/embed",
+        "/model/examples/a",
+        "/model/exemplars/a",
+        "/requests/{id}",
+    }  # any key
 
 
 def test_a_key_may_do_what_its_roles_say(path: Path) -> None:

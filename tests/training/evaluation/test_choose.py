@@ -172,7 +172,8 @@ def test_from_calibration_to_the_card(
     assert manifest.evaluation["score_choice"] == record["score_choice"]
     card = (tmp_path / "digits" / "1" / "CARD.md").read_text()
     assert "## Why this score decides" in card
-    assert f"| `{record['score']}` |" in card
+    named = record["score"].replace("|", "\\|")
+    assert f"| `{named}` |" in card
 
 
 # ---- From scratch ----

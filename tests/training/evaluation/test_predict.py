@@ -112,7 +112,7 @@ def test_trunk_runs_once_where_only_the_head_differs(images, monkeypatch):
     one, two = random_network(1), random_network(2)
     calls = []
     for network in (one, two):
-        network.trunk.register_forward_hook(lambda *_: calls.append(1))
+        network.trunk.conv.register_forward_hook(lambda *_: calls.append(1))
     outputs(one, two, images[:5], passes=1)
     assert len(calls) == 1
     outputs(one, two, images[:5], passes=2)
