@@ -121,6 +121,9 @@ def test_the_set_and_the_node(browser: Any, url: str) -> None:
     page.shows("#settitle", "right class for 90 in 100 photos of its classes")
     assert page.page.locator("#set li").all_inner_texts() == [*names[:8], "and 3 more"]
     page.shows("#setnote", "Too few calibration images of few")
+    unknown = opened(browser, url, 390, decision="reject", reason="unknown", set=sets, taxonomy=node)
+    unknown.shows("#decision", "unknown")
+    assert hidden(unknown, "setpart", "node") == [True, False]
     page.shows("#node", "At least: warm (colour) · right in at least 95.0%")
     page.close()
 
