@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+DASH = "-"  # where there is nothing to print
+
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line per row, two spaces between columns; columns of numbers below their header are set to the right."""

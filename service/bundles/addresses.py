@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from pydantic import ValidationError
 
 from service.contract import bundle
 from service.contract.bundle import MANIFEST_FILE, BundleError, Manifest
+from service.errors import one_line
 from service.settings.places import MLFLOW, Source, without_password
 
 WEB = ("http://", "https://")
@@ -94,7 +94,7 @@ def fetched(source: Source, cache: Path) -> Path:
 def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     partial.mkdir()
     try:
-        digest = copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
+        copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
@@ -103,11 +103,13 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
         log.warning("the bundle cannot be fetched: the copy fetched last is served", bundle=shown(place.address),
                     copy=str(last), error=one_line(error))  # fmt: skip
         return last
+    text = (partial / MANIFEST_FILE).read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
     if place.pin not in (None, digest):
         raise BundleError(f"{shown(place.address)} has a manifest of sha256 {digest}, it is pinned to {place.pin}")
     target = copies / digest[:16]
     if not target.is_dir():
-        _copy_files(place, copy, partial)
+        _copy_files(place, bundle.parse(text, f"{shown(place.address)}/{MANIFEST_FILE}"), copy, partial)
         bundle.read(partial)
         try:
             os.rename(partial, target)
@@ -118,13 +120,8 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     return target
 
 
-def _copy_files(place: Place, copy: "Copy", partial: Path) -> None:
+def _copy_files(place: Place, manifest: Manifest, copy: "Copy", partial: Path) -> None:
     """Every file that the manifest names, into `partial`."""
-    try:
-        manifest = Manifest.model_validate_json((partial / MANIFEST_FILE).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"{shown(place.address)} has no valid {MANIFEST_FILE}: {first['msg']}") from error
     left = MOST_BYTES
     for name in manifest.files:
         bundle.require_inside(name)
@@ -146,7 +143,7 @@ def _last(copies: Path) -> Path | None:
 
 # ---- Kinds of places ----
 
-Copy = Callable[[str, Path, int], str]  # copy(name, into, most_bytes) → the sha256 of a file of the bundle, now `into`
+Copy = Callable[[str, Path, int], None]  # copy(name, into, most_bytes): a file of the bundle is now `into`
 
 
 def reader(address: str) -> Copy:
@@ -155,17 +152,15 @@ def reader(address: str) -> Copy:
         return _mlflow(address)
     system, root = file_system(address)
 
-    def copy(name: str, into: Path, most_bytes: int) -> str:
-        digest, size = hashlib.sha256(), 0
+    def copy(name: str, into: Path, most_bytes: int) -> None:
+        size = 0
         with system.open(f"{root}/{name}", "rb") as source, into.open("wb") as target:
             while block := source.read(COPY_BYTES):
                 size += len(block)
                 if size > most_bytes:
                     raise BundleError(f"{shown(address)}: {name} and what came before it have more than "
                                       f"{most_bytes} bytes, which is no bundle of this program")  # fmt: skip
-                digest.update(block)
                 target.write(block)
-        return digest.hexdigest()
 
     return copy
 
@@ -193,17 +188,11 @@ def _mlflow(address: str) -> Copy:
     except ImportError as error:
         raise BundleError(f"{address} needs mlflow: pip install mlflow") from error
 
-    def copy(name: str, into: Path, most_bytes: int) -> str:
+    def copy(name: str, into: Path, most_bytes: int) -> None:
         found = Path(download_artifacts(artifact_uri=f"{address}/{name}", dst_path=str(into.parent)))
         if found.stat().st_size > most_bytes:
             raise BundleError(f"{address}: {name} has {found.stat().st_size} bytes, which is no bundle of this program")
         if found != into:
             os.replace(found, into)
-        return hashlib.sha256(into.read_bytes()).hexdigest()
 
     return copy
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, for a line of a log."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,8 +30,8 @@ from service.contract.points import Cost, Measured, OperatingPoint
 
 __all__ = [
     "FORMAT", "GRAPH_FILE", "MANIFEST_FILE", "OUTLIER_LABEL", "BundleError", "ClassInfo", "Cost", "Input", "Manifest",
-    "Measured", "OperatingPoint", "digests", "read", "require_class_names", "require_inside",
-    "write",
+    "Measured", "OperatingPoint", "derive", "digests", "parse", "read", "require_class_names",
+    "require_inside", "write",
 ]  # fmt: skip
 FORMAT = 2  # what is written; every earlier format is read
 MANIFEST_FILE = "manifest.json"
@@ -50,15 +51,38 @@ def read(path: str | Path) -> Manifest:
         text = (folder / MANIFEST_FILE).read_bytes()
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} cannot be read ({error.strerror})") from error
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
-        raise BundleError(f"{folder / MANIFEST_FILE} is invalid at {where}: {first['msg']}") from error
+    manifest = parse(text, folder / MANIFEST_FILE)
     for name, digest in manifest.files.items():
         _verify(folder, name, digest)
     return manifest
+
+
+def parse(text: bytes, where: str | Path) -> Manifest:
+    """A manifest from its JSON, found at `where`. Raises BundleError where it is none."""
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "manifest"
+        raise BundleError(f"{where} is invalid at {place}: {first['msg']}") from error
+
+
+def derive(
+    source: Path, out: Path, parent: Manifest, changed: Mapping[str, Any], *, files: Mapping[str, bytes], card: str,
+    added: Mapping[str, Any], command: str,
+) -> Manifest:  # fmt: skip
+    """Write the bundle `out` = <models>/<name>/<version> that has files and fields of its `parent`, which lies in
+    `source`, but for those given; `card` is appended to the card. Raises as `write`."""
+    content = {name: (source / name).read_bytes() for name in parent.files} | dict(files)
+    if "CARD.md" in content:
+        content["CARD.md"] += card.encode()
+    fields = parent.model_dump(exclude={"format", "files"}) | dict(changed)
+    fields |= {"name": out.parent.name, "version": out.name, "created": datetime.now(UTC).replace(microsecond=0)}
+    fields["provenance"] |= {
+        "parent": {"name": parent.name, "version": parent.version, "sha256": parent.sha256}, "added": added,
+        "command": command,
+    }  # fmt: skip
+    return write(out, fields, content)
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -36,6 +36,11 @@ class Verdict:
     reason: Reason | None = None
     unfit: Unfit | None = None
 
+    @property
+    def asks_for_node(self) -> bool:
+        """Whether a node of a taxonomy is told of the image: of a refused one, and not of an unfit picture."""
+        return self.decision == "reject" and self.reason != "unfit"
+
 
 def threshold(point: OperatingPoint, scope: Scope, group: str) -> float:
     """The threshold in force for images whose predicted class is in `group` and has none of its own."""

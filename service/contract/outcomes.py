@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.contract import arrays
 from service.contract.bundle import BundleError
+from service.contract.calibration.calibrate import Weighted
 from service.contract.calibration_file import OutcomesFile
 from service.contract.manifest import Manifest
 
@@ -32,6 +33,17 @@ class Outcomes:
     predicted: NDArray[np.int64]
     score: NDArray[np.float64]
     weight: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, inside: Weighted, outside: Weighted) -> "Outcomes":
+        """Of in-distribution images and of outliers, which follow them."""
+        assert inside.images.labels is not None
+        return cls(
+            label=np.append(inside.images.labels, np.full(len(outside.weights), OUTLIER)),
+            predicted=np.append(inside.images.predicted, outside.images.predicted),
+            score=np.append(inside.images.scores, outside.images.scores),
+            weight=np.append(inside.weights, outside.weights),
+        )
 
     @property
     def known(self) -> NDArray[np.bool_]:

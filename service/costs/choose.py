@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Manifest
+from service.contract.intervals import Z95
 from service.contract.outcomes import Outcomes
 from service.costs.given import Costs
 
@@ -20,7 +21,6 @@ Ints = NDArray[np.int64]
 LEAST_IMAGES = 20  # predicted so, known or not
 FOLDS = 5
 SEED = 0
-Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def saving(own: Bill, wider: float) -> tuple[float, float]:
 
 
 def supported(saved: float, error: float) -> bool:
-    return saved > Z * error and saved > 0
+    return saved > Z95 * error and saved > 0
 
 
 def savings(found: Bill, rule: Rule, names: Sequence[str], groups: Sequence[str]) -> list[Saving]:

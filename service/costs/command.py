@@ -3,7 +3,6 @@
 import re
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +80,9 @@ def point(manifest: Manifest, found: Outcomes, rule: Rule, words: str) -> dict[s
 
 def write(source: Path, out: Path, manifest: Manifest, name: str, made: dict[str, Any], section: str) -> Manifest:
     """The new bundle: the files of `source` and one more operating point. All of it appears, or nothing."""
-    files = {path: (source / path).read_bytes() for path in manifest.files}
-    if "CARD.md" in files:
-        files["CARD.md"] += section.encode()
-    fields = manifest.model_dump(exclude={"format", "files"})
-    fields["operating_points"][name] = made
-    fields |= {"name": out.parent.name, "version": out.name, "created": datetime.now(UTC).replace(microsecond=0)}
-    fields["provenance"] |= {
-        "parent": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
-        "added": (manifest.provenance.added or {}) | {"operating_point": name},
-        "command": shlex.join(["tailguard", *sys.argv[1:]]),
-    }
-    return bundle.write(out, fields, files)
+    points = {known: point.model_dump() for known, point in manifest.operating_points.items()}
+    return bundle.derive(
+        source, out, manifest, {"operating_points": points | {name: made}}, files={}, card=section,
+        added=(manifest.provenance.added or {}) | {"operating_point": name},
+        command=shlex.join(["tailguard", *sys.argv[1:]]),
+    )  # fmt: skip

@@ -7,9 +7,8 @@ import numpy as np
 
 from service.contract.bundle import Manifest
 from service.contract.decision import class_limit
+from service.contract.intervals import Z95
 from service.costs.choose import FOLDS, LEAST_IMAGES, Bill, Floats, Rule, Saving, cross_fitted
-
-Z95 = 1.96
 
 
 class Row(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import EngineError
+from service.errors import EngineError, one_line
 from service.inference import providers
 from service.inference.gpu import Buckets
 from service.inference.providers import PROVIDERS, Provider
@@ -49,7 +49,7 @@ class Opened:
         except Exception as error:
             raise EngineError(
                 f"the buffers for batches of up to {options.max_batch_images} images cannot be made on {device}: "
-                f"{providers.one_line(error)}: raise TAILGUARD_GPU_MEM_LIMIT_BYTES or lower TAILGUARD_MAX_BATCH_IMAGES"
+                f"{one_line(error)}: raise TAILGUARD_GPU_MEM_LIMIT_BYTES or lower TAILGUARD_MAX_BATCH_IMAGES"
             ) from error
 
     def run(self, names: Sequence[str], batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -59,9 +59,7 @@ class Opened:
                 return self._buckets.run(batch, names)
             found: list[NDArray[np.float32]] = self.session.run(names, {"images": batch})
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise EngineError(
-                f"the graph failed on a batch of shape {batch.shape}: {providers.one_line(error)}"
-            ) from error
+            raise EngineError(f"the graph failed on a batch of shape {batch.shape}: {one_line(error)}") from error
         return found
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import onnxruntime as ort
 
-from service.errors import EngineError
+from service.errors import EngineError, one_line
 
 Provider = Literal["cpu", "cuda"]
 Options = dict[str, str]
@@ -77,11 +77,6 @@ def preference(provider: Provider, gpu_mem_limit_bytes: int | None = None) -> li
     if gpu_mem_limit_bytes is not None:
         cuda["gpu_mem_limit"] = str(gpu_mem_limit_bytes)
     return [(PROVIDERS["cuda"].name, cuda), cpu]
-
-
-def one_line(error: Exception) -> str:
-    """The message of an onnxruntime error, which may be pages long, as at most 300 characters on one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def _check(provider: Provider, in_use: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +61,19 @@ def write(
     added: dict[str, Any], changed: dict[str, bytes], turned_out: OutcomesFile, told: dict[str, Any] | None,
 ) -> Manifest:  # fmt: skip
     """The files of `source` but those `changed`, with other thresholds. All of it appears, or nothing."""
-    files = {name: (source / name).read_bytes() for name in manifest.files} | changed
-    if "CARD.md" in files:
-        files["CARD.md"] += report.card(manifest, added).encode()
-    fields = manifest.model_dump(exclude={"format", "files"})
-    fields |= {
-        "name": out.parent.name, "version": out.name, "created": datetime.now(UTC).replace(microsecond=0),
-        "operating_points": points, "calibration": record, "reasons": told,
+    evaluation = manifest.model_dump(include={"evaluation"})["evaluation"]
+    for measured in (evaluation.get("ood") or {}).values():
+        measured.pop("rejected", None)  # of the old thresholds
+    fields: dict[str, Any] = {
+        "operating_points": points, "calibration": record, "reasons": told, "evaluation": evaluation,
         "classes": [c.model_copy(update={"rejected": None}).model_dump() for c in manifest.classes],
     }  # fmt: skip
     if manifest.outcomes:
         fields["outcomes"] = turned_out.model_dump() | {"file": manifest.outcomes.file}
-    for measured in (fields["evaluation"].get("ood") or {}).values():
-        measured.pop("rejected", None)  # of the old thresholds
-    fields["provenance"] |= {
-        "parent": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
-        "added": added, "command": shlex.join(["tailguard", *_without_password(sys.argv[1:])]),
-    }  # fmt: skip
-    return bundle.write(out, fields, files)
+    return bundle.derive(
+        source, out, manifest, fields, files=changed, card=report.card(manifest, added), added=added,
+        command=shlex.join(["tailguard", *_without_password(sys.argv[1:])]),
+    )  # fmt: skip
 
 
 def _without_password(arguments: list[str]) -> list[str]:

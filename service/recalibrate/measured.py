@@ -13,7 +13,7 @@ from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
 from service.contract.intervals import effective
-from service.contract.outcomes import OUTLIER, Outcomes
+from service.contract.outcomes import Outcomes
 from service.contract.reference import ALL, false_alarms
 from service.errors import TailGuardError
 from service.recalibrate.rows import Row, Rows
@@ -39,14 +39,7 @@ class Sample:
 
     def outcomes(self) -> Outcomes:
         """Every reviewed image, in-distribution ones first."""
-        inside, outside = self.inside, self.outliers
-        assert inside.images.labels is not None
-        return Outcomes(
-            label=np.append(inside.images.labels, np.full(len(outside.weights), OUTLIER)),
-            predicted=np.append(inside.images.predicted, outside.images.predicted),
-            score=np.append(inside.images.scores, outside.images.scores),
-            weight=np.append(inside.weights, outside.weights),
-        )
+        return Outcomes.of(self.inside, self.outliers)
 
 
 def groups_of(manifest: Manifest) -> Groups:

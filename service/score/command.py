@@ -90,7 +90,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     threads = config.decode_threads if config.provider == "cuda" else config.inference_threads
     run: Run = functools.partial(on_threads, scorer, threads, stop)
     if args.on == "ray":
-        run = functools.partial(on_ray.in_order, folder, make, args.threads)
+        run = functools.partial(on_ray.in_order, folder, scorer.engine.manifest, make, args.threads)
     summary = Summary()
     started = perf_counter()
     try:

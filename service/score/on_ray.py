@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from service.bundles.addresses import one_line
-from service.contract import bundle
+from service.contract.bundle import MANIFEST_FILE, Manifest
+from service.errors import one_line
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
 from service.score.rows import ResultRow, Scorer
@@ -54,12 +54,13 @@ def require_ray() -> Any:
 
 
 def in_order(
-    folder: Path, make: Callable[[Path], Scorer], workers: int | None, batches: Iterable[list[str]]
+    folder: Path, manifest: Manifest, make: Callable[[Path], Scorer], workers: int | None, batches: Iterable[list[str]]
 ) -> Generator[list[ResultRow], None, None]:
     """The rows of each batch in order, by `workers` actors of one core, or as many as the cluster has cores.
 
-    The cluster is that of RAY_ADDRESS, or one of this machine that ends with this. `make` makes the scorer of a
-    bundle's folder; it is pickled. Raises ScoreError where the cluster cannot be had, or a worker fails for good.
+    The cluster is that of RAY_ADDRESS, or one of this machine that ends with this. `make` makes the scorer of the
+    bundle, which was verified, wherever its folder is; it is pickled. Raises ScoreError where the cluster cannot be
+    had, or a worker fails for good.
     """
     paths = [{"paths": json.dumps(batch)} for batch in batches]
     if not paths:
@@ -75,7 +76,7 @@ def in_order(
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        files = ray.put(_content(folder))
+        files = ray.put(_content(folder, manifest))
         planned = ray.data.from_items(paths, override_num_blocks=min(len(paths), MOST_BLOCKS)).map(
             Scoring, fn_constructor_args=(files, make), num_cpus=1, compute=ray.data.ActorPoolStrategy(size=actors),
         )  # fmt: skip
@@ -108,6 +109,6 @@ def _start(ray: Any) -> None:
         signal.signal(number, handler)
 
 
-def _content(folder: Path) -> Files:
-    names = [*bundle.read(folder).files, bundle.MANIFEST_FILE]
+def _content(folder: Path, manifest: Manifest) -> Files:
+    names = [*manifest.files, MANIFEST_FILE]
     return {name: (folder / name).read_bytes() for name in names}

@@ -5,9 +5,9 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from service.bundles.addresses import file_system, one_line
+from service.bundles.addresses import file_system
 from service.contract import files
-from service.errors import BodyTooLarge
+from service.errors import BodyTooLarge, one_line
 from service.score.errors import ScoreError
 
 

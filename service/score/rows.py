@@ -159,8 +159,7 @@ class Scorer:
     def _said(self, probabilities: NDArray[np.float32], verdict: Verdict) -> Iterator[Value]:
         """The values of the columns on taxonomy and set, where there are such; of an unfit picture no node is told."""
         if self._tree is not None:
-            told = verdict.decision == "reject" and verdict.reason != "unfit"
-            node = self._tree.deepest(probabilities) if told else None
+            node = self._tree.deepest(probabilities) if verdict.asks_for_node else None
             yield from ("/".join(node.path), node.probability) if node else (None, None)
         if self._sets is not None and self.set is not None:
             chosen = self._sets.of(probabilities, self.set)

@@ -49,7 +49,7 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
 
     model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
     node = None
-    if verdict.decision == "reject" and verdict.reason != "unfit" and model.tree is not None:
+    if verdict.asks_for_node and model.tree is not None:
         node = model.tree.deepest(row.probabilities)
         if parameters.is_default:
             model.metrics.told.count(node)

@@ -37,6 +37,14 @@ def database() -> Iterator[Path]:
         yield folder
 
 
+def shared(where: str, folder: Path, **more: str) -> tuple[list[Path], dict[str, str]]:
+    """(two versions of a bundle, the settings of replicas that share a ledger and an image store)."""
+    bundles = [tiny.write(folder / "models" / "tiny" / v, version=v) for v in ("1", "2")]
+    given = {"BUNDLE": str(bundles[0]), "LEDGER": where, "ADMIN_KEYS": "ops=r00t", "INFERENCE_THREADS": "1",
+             "KEEP": "all", "STORE": str(folder / "images")}  # fmt: skip
+    return bundles, given | more
+
+
 class Load:
     """Clients that classify one image after the other until they are told to stop; every outcome is kept."""
 
@@ -76,9 +84,7 @@ class Load:
 
 def test_one_is_killed_and_one_is_drained_under_load(name: str, database: Path, tmp_path: Path) -> None:
     where = postgres.new_database(database, f"load_{name}")
-    bundles = [tiny.write(tmp_path / "models" / "tiny" / v, version=v) for v in ("1", "2")]
-    given = {"BUNDLE": str(bundles[0]), "LEDGER": where, "ADMIN_KEYS": "ops=r00t", "INFERENCE_THREADS": "1",
-             "KEEP": "all", "STORE": str(tmp_path / "images"), "DRAIN_GRACE_S": "1.5"}  # fmt: skip
+    bundles, given = shared(where, tmp_path, DRAIN_GRACE_S="1.5")
     with ExitStack() as stack:
         replicas = [stack.enter_context(serving(**given)) for _ in range(3)]
         port = stack.enter_context(proxies.proxy(name, [port for _, port in replicas], tmp_path))
@@ -126,10 +132,7 @@ def _is_seen_from_everywhere(url: str, where: str, answers: list[dict[str, Any]]
 
 
 def test_a_promoted_bundle_reaches_all_and_any_replica_takes_a_label(name: str, database: Path, tmp_path: Path) -> None:
-    where = postgres.new_database(database, f"deploy_{name}")
-    bundles = [tiny.write(tmp_path / "models" / "tiny" / v, version=v) for v in ("1", "2")]
-    given = {"BUNDLE": str(bundles[0]), "LEDGER": where, "ADMIN_KEYS": "ops=r00t", "INFERENCE_THREADS": "1",
-             "KEEP": "all", "STORE": str(tmp_path / "images"), "REQUESTS_PER_S": "1000"}  # fmt: skip
+    bundles, given = shared(postgres.new_database(database, f"deploy_{name}"), tmp_path, REQUESTS_PER_S="1000")
     with ExitStack() as stack:
         ports = [stack.enter_context(serving(**given))[1] for _ in range(3)]
         url = f"http://127.0.0.1:{stack.enter_context(proxies.proxy(name, ports, tmp_path))}"

@@ -21,7 +21,7 @@ from training.evaluation.cross_costs import costs
 from training.evaluation.evaluate import evaluate
 from training.evaluation.fitness import Fitness, counted, refused, unfit_of
 from training.evaluation.metrics import class_accuracy, ood_metrics
-from training.evaluation.pairs import fold_pairs, outcomes, pair
+from training.evaluation.pairs import fold_pairs, pair
 from training.evaluation.predict import Outputs, Predict
 from training.evaluation.reasons import OUTLIERS, Found, Teller
 from training.runs.files import Json, jsonable
@@ -127,7 +127,7 @@ def measured(
         ),
         "reasons": told.record(predicted, unfit, labels, points, judged.named if judged else "the calibration images"),
     }
-    return fields, outcomes(inside, outliers)
+    return fields, Outcomes.of(inside, Weighted.alike(outliers, len(groups.of_class)))
 
 
 Flags = dict[str, NDArray[np.bool_]]  # by operating point

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.calibration.calibrate import Scored, Weighted
+from service.contract.calibration.calibrate import Weighted
 from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
-from service.contract.outcomes import OUTLIER, Outcomes
 from training.evaluation.cross_fit import Judged
 from training.evaluation.predict import Outputs
 
@@ -59,14 +58,3 @@ def fold_pairs(
         yield pair(
             known, judged.outputs.take(others), judged.labels[own], judged.outputs.take(own), ood, refused[own], refuses
         )
-
-
-def outcomes(inside: Weighted, outliers: Scored) -> Outcomes:
-    """Every calibration image, in-distribution ones first."""
-    assert inside.images.labels is not None
-    return Outcomes(
-        label=np.concatenate([inside.images.labels, np.full(len(outliers.scores), OUTLIER)]),
-        predicted=np.concatenate([inside.images.predicted, outliers.predicted]),
-        score=np.concatenate([inside.images.scores, outliers.scores]),
-        weight=np.concatenate([inside.weights, np.ones(len(outliers.scores))]),
-    )

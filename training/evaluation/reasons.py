@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.calibration import calibrate
 from service.contract.calibration.groups import Groups
 from service.contract.reasons import REASONS
 from training.evaluation.fitness import Fitness, Flags
 from training.evaluation.predict import Outputs
 from training.runs.files import Json
-from training.scores.either import Either, doubts
+from training.scores.either import Either
 
 Codes = NDArray[np.int64]  # [N]: 0 accepted, else 1 + the place in REASONS
 OUTLIERS = "training outliers held back"
@@ -28,13 +29,9 @@ class Teller:
 
     def codes(self, outputs: Outputs, unfit: Flags, point: Json) -> Codes:
         """Of images with these outputs, as service.contract.reasons names them."""
-        limit = np.full(len(outputs.predictions), point["threshold"])
-        if self.scope == "group":
-            limit = np.array([point["group_thresholds"][g] for g in self.groups.of_class[outputs.predictions].tolist()])
+        limit = calibrate.limits(self.groups.of_class[outputs.predictions], point, self.scope)
         score = outputs.scores[self.either.name].astype(np.float64)
-        u, v = self.either.unknown_part, self.either.unsure_part
-        unknown = (outputs.scores[self.either.unknown].astype(np.float64) - u.at) / u.scale
-        unsure = (doubts(outputs.probabilities) - v.at) / v.scale
+        unknown, unsure = self.either.parts(outputs.scores[self.either.unknown], outputs.probabilities)
         unsure_alone = (unknown <= limit) & (unknown < unsure) & ~np.isnan(score)
         named = np.where(unsure_alone, 1 + REASONS.index("unsure"), 1 + REASONS.index("unknown"))
         named = np.where(score <= limit, 0, named)

@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from service.contract.bundle import Manifest
 from service.contract.intervals import wilson
 from training.export.promises import measured_on, rests_on
-from training.layout import markdown_table
-
-DASH = "-"
+from training.layout import DASH, markdown_table
 
 
 def sets(m: Manifest) -> Iterable[str]:

@@ -17,8 +17,8 @@ from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
 from training.export.promises import few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
-from training.export.why import DASH, why
-from training.layout import markdown_table
+from training.export.why import why
+from training.layout import DASH, markdown_table
 
 __all__ = ["plots", "render"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from service.contract.bundle import Manifest
 from service.contract.reasons import REASONS, Shares, Told
 from training.export.promises import measured_on, rests_on
-from training.layout import markdown_table
+from training.layout import DASH, markdown_table
 
 
 def why(m: Manifest) -> Iterable[str]:
@@ -43,9 +43,6 @@ def why(m: Manifest) -> Iterable[str]:
         rows += _told(f"in-distribution, {measured_on(m)}", measured.test)
     rows += [_row(name, DASH, shares) for name, shares in measured.outliers.items()]
     yield markdown_table(["images of", "group", "images", *REASONS], rows)
-
-
-DASH = "-"
 
 
 def _told(name: str, told: Told) -> Iterable[list[object]]:

@@ -16,7 +16,7 @@ from training.data.choice import Choice
 from training.data.listing import Listing
 from training.data.loading import load
 from training.data.photographs import Files
-from training.data.readers import DataError, Images, Keys, pixel_keys
+from training.data.readers import DataError, Images, Keys, Pixels, pixel_keys
 from training.runs.files import replacing
 
 FOLDER = "array"
@@ -56,9 +56,13 @@ def _written(folder: Path, name: str, images: Images) -> tuple[list[str], Keys]:
     paths, keys = [], []
     for i, pixels in enumerate(images):
         path = (folder / f"{name}-{i:06}.png").resolve()
-        if not path.is_file():
-            with replacing(path) as temporary:
-                Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
         paths.append(str(path))
-        keys.append(content_key(path.read_bytes()))
+        keys.append(content_key(path.read_bytes()) if path.is_file() else as_png(pixels, path))
     return paths, np.array(keys, np.uint64)
+
+
+def as_png(pixels: Pixels, path: Path) -> int:
+    """Write an image uint8 [H, W, 3] to a file, which appears whole; its content key."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
+    return content_key(path.read_bytes())

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from service.contract.keys import content_key, key_text
+from service.contract.keys import key_text
 from training.config import Config
 from training.data import taxonomy
 from training.data.choice import Choice, Part
@@ -19,6 +18,7 @@ from training.data.photographs import CACHE, SCAN_FILE, Files
 from training.data.readers import DataError
 from training.data.scan import scan
 from training.learn import doubts, sides
+from training.learn.arrays import FOLDER, as_png
 from training.learn.command import Learn
 from training.learn.reviewed import Reviewed, provenance
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
@@ -128,13 +128,11 @@ def _old_outliers(files: Files, name: str, work: Path, renamed: set[int]) -> Ite
     if isinstance(source, Listing):
         yield from ((p, k) for p, k in zip(source.paths, files.keys[name].tolist(), strict=True) if k not in renamed)
         return
-    folder = work / "array"
+    folder = work / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for i, pixels in enumerate(source):
         path = (folder / f"{name}-{i:06}.png").resolve()
-        with replacing(path) as temporary:
-            Image.fromarray(pixels).save(temporary, compress_level=1)
-        yield str(path), content_key(path.read_bytes())
+        yield str(path), as_png(pixels, path)
 
 
 def _linked(path: str, key: int, folder: Path) -> str:

@@ -69,10 +69,16 @@ def _known(data: Data) -> tuple[Floats, Names]:
     half = MOST_KNOWN // 2
     rows, labels = [], []
     for images, names in parts:
-        chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), half)).astype(np.int64))
-        rows.append(np.asarray(images[chosen][:, 0], np.float32) if len(names) else np.empty((0, 0), np.float32))
-        labels.append(names[chosen].astype(np.str_))
-    return np.concatenate([r for r in rows if len(r)]), np.concatenate(labels)
+        if len(names):
+            chosen = _evenly(len(names), half)
+            rows.append(np.asarray(images[chosen][:, 0], np.float32))
+            labels.append(names[chosen].astype(np.str_))
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def _evenly(count: int, most: int) -> Ints:
+    """At most `most` of the places of `count` images, evenly over their order."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def doubtful(
@@ -104,7 +110,7 @@ def doubtful(
 def _least_alike(rows: Floats, number: Ints, checked: NDArray[np.bool_]) -> float:
     """What all but a share STRANGE of the images of `checked` classes exceed in likeness to their own class."""
     places = np.flatnonzero(checked[number])
-    places = places[np.unique(np.linspace(0, len(places) - 1, min(len(places), MEASURED)).astype(np.int64))]
+    places = places[_evenly(len(places), MEASURED)]
     own = []
     for i in places.tolist():
         alike = np.where(number == number[i], rows @ rows[i], -np.inf)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from service.contract.manifest import Resampling
+from service.errors import one_line
 from training.network import extractor, pretrained
 from training.network.extractor import Layout
 from training.network.onnx_graph import FEATURES, exported
-from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
+from training.network.preprocessing import BackboneError, Preprocessing, three
 from training.network.weights import fill
 
 ONNX_PREFIX = "onnx:"

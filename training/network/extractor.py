@@ -15,8 +15,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from service.errors import one_line
 from training.network.onnx_graph import chained, opset_of
-from training.network.preprocessing import BackboneError, Preprocessing, one_line, three
+from training.network.preprocessing import BackboneError, Preprocessing, three
 from training.network.pretrained import digest
 
 Layout = Literal["NCHW", "NHWC"]

@@ -26,7 +26,3 @@ def three(values: Any, what: str) -> tuple[float, float, float]:
     if len(numbers) != 3:
         raise BackboneError(f"the {what} must be three numbers, for red, green and blue, not {numbers}")
     return numbers
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

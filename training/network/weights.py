@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.network.preprocessing import BackboneError, one_line
+from service.errors import one_line
+from training.network.preprocessing import BackboneError
 from training.network.pretrained import digest
 
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # under which training scripts save the weights

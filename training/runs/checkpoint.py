@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from service.errors import one_line
 from training.config import Config, program
 from training.data.loading import Data
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
 from training.network import tuned as tuned_backbones
 from training.network.network import Network, first_not_finite
-from training.network.preprocessing import one_line
 from training.network.tuned import TunedBackbone
 from training.runs.files import replacing
 

@@ -59,14 +59,18 @@ class Either:
     def __call__(self, unknown: Tensor, class_logits: Tensor) -> Tensor:
         """[N] from the score of what is unknown [N] and the logits of the classes [N, C]."""
         best = (class_logits / self.temperature).softmax(dim=1).amax(dim=1)
-        doubt = (1 - best).clamp_min(LEAST_DOUBT).log() - best.log()
-        u, v = self.unknown_part, self.unsure_part
-        return torch.maximum((unknown - u.at) / u.scale, (doubt - v.at) / v.scale)
+        return larger(unknown, best, self.unknown_part, self.unsure_part)
 
     def values(self, unknown: NDArray[np.floating[Any]], probabilities: NDArray[np.floating[Any]]) -> Floats:
         """The same of scores [N] and of probabilities [N, C] at the temperature."""
+        return np.maximum(*self.parts(unknown, probabilities))
+
+    def parts(
+        self, unknown: NDArray[np.floating[Any]], probabilities: NDArray[np.floating[Any]]
+    ) -> tuple[Floats, Floats]:
+        """The two that `values` is the larger of."""
         u, v = self.unknown_part, self.unsure_part
-        return np.maximum((unknown.astype(np.float64) - u.at) / u.scale, (doubts(probabilities) - v.at) / v.scale)
+        return (unknown.astype(np.float64) - u.at) / u.scale, (doubts(probabilities) - v.at) / v.scale
 
     def record(self) -> dict[str, Any]:
         """For calibration.json; `read` takes it."""
@@ -82,6 +86,12 @@ def read(record: dict[str, Any] | None) -> Either | None:
         return None
     parts = {key: Part(**record[key]) for key in ("unknown_part", "unsure_part")}
     return Either(record["unknown"], record["temperature"], **parts, refused=record["refused"])
+
+
+def larger(unknown: Tensor, best: Tensor, u: Part, v: Part) -> Tensor:
+    """[N] from scores of what is unknown and largest probabilities [N], by the part of each."""
+    doubt = (1 - best).clamp_min(LEAST_DOUBT).log() - best.log()
+    return torch.maximum((unknown - u.at) / u.scale, (doubt - v.at) / v.scale)
 
 
 def doubts(probabilities: NDArray[np.floating[Any]]) -> Floats:

@@ -170,9 +170,15 @@ def catch_point(outliers: Scored, groups: Groups, weighted: Weighted | None = No
 
 def rejected(scores: NDArray[np.floating[Any]], predicted_groups: Names, point: Json, scope: str) -> NDArray[np.bool_]:
     """bool [N]: what service.contract.decision says of each image."""
-    limits = point["group_thresholds"]
-    limit = point["threshold"] if scope == "global" else np.array([limits[g] for g in predicted_groups.tolist()])
-    return np.asarray(~(scores.astype(np.float64) <= limit), dtype=bool)
+    return np.asarray(~(scores.astype(np.float64) <= limits(predicted_groups, point, scope)), dtype=bool)
+
+
+def limits(predicted_groups: Names, point: Json, scope: str) -> Floats:
+    """[N] the threshold of each image."""
+    by_group = point["group_thresholds"]
+    if scope == "global":
+        return np.full(len(predicted_groups), point["threshold"], np.float64)
+    return np.array([by_group[g] for g in predicted_groups.tolist()], np.float64)
 
 
 def shares(

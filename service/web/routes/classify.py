@@ -6,7 +6,8 @@ Each step is one line of `classify`; the module that does it stands behind it.
 """
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
@@ -24,6 +25,10 @@ from service.web.schemas import Answer, BatchAnswer, ClassifyQuery
 
 JSON = "application/json"
 SAID: dict[Failure, str] = {InvalidParameter: "operating_point=id99 is none of this model's: id95, ood95"}
+
+T = TypeVar("T")
+# (request, admitted, position, image, failures: what is not the client's fault is appended) → what is said of the image
+Item = Callable[[Request, Admitted[list[Upload]], int, Upload, list[TailGuardError]], Coroutine[Any, Any, T]]
 
 router = APIRouter(tags=["classify"])
 log = structlog.get_logger()
@@ -61,16 +66,23 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     When every image was shed or failed by the service (429, 5xx), the whole request is answered so.
     """
     async with admit(request, read_images, query, images=len) as admitted:
-        failures: list[TailGuardError] = []
-        async with asyncio.TaskGroup() as group:
-            items = [
-                group.create_task(_item(request, admitted, i, upload, failures))
-                for i, upload in enumerate(admitted.body)
-            ]
-        if len(failures) == len(items):
-            raise failures[0]
-        found = {"request_id": admitted.context.request_id, "results": [item.result() for item in items]}
+        found = {"request_id": admitted.context.request_id, "results": await each(request, admitted, _item)}
     return Response(to_json(found), media_type=JSON)
+
+
+async def each(request: Request, admitted: Admitted[list[Upload]], item: Item[T]) -> list[T]:
+    """What `item` makes of each image, in the order sent, all of them at work at once.
+
+    Raises the first failure when every image was shed or failed by the service.
+    """
+    failures: list[TailGuardError] = []
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(item(request, admitted, i, upload, failures)) for i, upload in enumerate(admitted.body)
+        ]
+    if len(failures) == len(tasks):
+        raise failures[0]
+    return [task.result() for task in tasks]
 
 
 async def _item(

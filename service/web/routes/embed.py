@@ -1,6 +1,5 @@
 """POST /embed: images to vectors, by which like images lie near each other. Nothing is decided, and nothing kept."""
 
-import asyncio
 import io
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from service.web.embed_schemas import EmbedAnswer
 from service.web.forms import Upload
 from service.web.openapi import IMAGE_ROUTE, MANY_FILES, Failure, problems
 from service.web.record import count_row
-from service.web.routes.classify import JSON, problem_of
+from service.web.routes.classify import JSON, each, problem_of
 from service.web.schemas import ClassifyQuery
 
 NPY = "application/x-npy"
@@ -44,16 +43,8 @@ async def embed(request: Request) -> Response:
     cannot be read is the whole answer. When every image was shed or failed by the service (429, 5xx), the whole request
     is answered so.
     """
-    failures: list[TailGuardError] = []
     async with admit(request, read_images, ASKED, images=len) as admitted:
-        async with asyncio.TaskGroup() as group:
-            items = [
-                group.create_task(_item(request, admitted, i, upload, failures))
-                for i, upload in enumerate(admitted.body)
-            ]
-        if len(failures) == len(items):
-            raise failures[0]
-        results = [item.result() for item in items]
+        results = await each(request, admitted, _item)
     if NPY in request.headers.get("accept", ""):
         return Response(_npy(results), media_type=NPY)
     manifest = admitted.model.manifest

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
 from training.network import features
-from training.network.features import FeatureCache
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
 
@@ -68,16 +66,8 @@ def learn(capsys: pytest.CaptureFixture[str], root: Path, into: Path, *given: ob
 
 
 def test_a_new_class_is_accepted_under_its_name(
-    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], computed: list[int]
 ) -> None:
-    computed = []
-    view = FeatureCache._view
-
-    def counted(cache: FeatureCache, pixels: np.ndarray, *rest: Any) -> np.ndarray:
-        computed.append(len(pixels))
-        return view(cache, pixels, *rest)
-
-    monkeypatch.setattr(FeatureCache, "_view", counted)
     printed = learn(capsys, taught, tmp_path)
     target = tmp_path / "models" / "shop" / "1"
     assert f"{target}: 4 classes" in printed

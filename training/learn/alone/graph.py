@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
-from service.contract.reasons import LEAST_DOUBT, MEASURES, QUALITY, Reasons
+from service.contract.reasons import MEASURES, QUALITY, Reasons
 from training.learn.alone.gate import Gate
 from training.network.onnx_graph import OPSET, exported, opset_of
+from training.scores.either import larger
 from training.scores.scores import SCORES, Seen
 
 OF_LOGITS = ("energy", "msp", "max-logit", "gen")
@@ -74,11 +75,8 @@ class Grown(nn.Module):
         given = dict(zip(self._names, scores, strict=True))
         moved = {n: self._moved(n, given, logs, new, rest) for n in self._names if n != self._deciding}
         if self._reasons:
-            u, v = self._reasons.unknown, self._reasons.unsure
-            best = found.amax(dim=1)
-            doubt = (1 - best).clamp_min(LEAST_DOUBT).log() - best.log()
-            unknown = moved[self._reasons.unknown_score]
-            moved[self._deciding] = torch.maximum((unknown - u.at) / u.scale, (doubt - v.at) / v.scale)
+            unknown, best = moved[self._reasons.unknown_score], found.amax(dim=1)
+            moved[self._deciding] = larger(unknown, best, self._reasons.unknown, self._reasons.unsure)
         return found, [torch.where(over, moved[n], given[n]) for n in self._names]
 
     def _moved(self, name: str, given: dict[str, Tensor], logs: Tensor, new: Tensor, rest: Tensor) -> Tensor:
