@@ -97,6 +97,15 @@ METHODS: dict[str, Method] = {
         "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
     ),
     "sofl": Method("Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass"),
+    # The same three for a short run from scratch: their own weights and margins cost it the accuracy (LOG.md)
+    "energy-oe-logistic": Method("Du et al. 2022", _OUTLIERS, outlier_term="energy-logistic", score="energy"),
+    "oecc-tenth": Method(
+        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
+        outlier_weight=0.1,
+    ),
+    "sofl-half": Method(
+        "Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass", outlier_weight=0.5
+    ),
     "ntom": Method(
         "Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", outliers_per_image=2, mining=0.125,
         score="reject-mass",

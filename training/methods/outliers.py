@@ -1,5 +1,6 @@
 """Terms that teach the network from images that belong to no class: Step → scalar."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,26 @@ def energy_margins(step: Step, *, out_above: float = -5.0) -> Tensor:
     in_below = -23.0 if step.logits.shape[-1] < 50 else -27.0
     inside, outside = -step.inliers.logsumexp(dim=1), -step.outlier_logits.logsumexp(dim=1)
     return _mean(F.relu(inside - in_below).square()) + _mean(F.relu(out_above - outside).square())
+
+
+class EnergyScale(nn.Linear):
+    """w and b of `energy_logistic`: w = 1, b = -log C to begin with, so that logits of 0 stand between in and out."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(1, 1)
+        nn.init.ones_(self.weight)
+        nn.init.constant_(self.bias, -math.log(num_classes))
+
+
+def energy_logistic(step: Step) -> Tensor:
+    """Logistic regression of in and out on the energy (Du et al. 2022, eq. 6), w and b learned: free of any scale.
+
+    −mean_in log sigmoid(w·s + b) − mean_out log sigmoid(−w·s − b), s = logsumexp_k z_k. EnergyOE's margins were made
+    for the energies of a finished network of another recipe; here the network's own say where the limit lies.
+    """
+    scale = step.network.learned["outlier"]
+    inside, outside = (scale(z.logsumexp(dim=1, keepdim=True)) for z in (step.inliers, step.outlier_logits))
+    return _mean(F.softplus(-inside)) + _mean(F.softplus(outside))
 
 
 def oecc(step: Step, *, confidence_weight: float = 0.07, uniform_weight: float = 0.05) -> Tensor:
@@ -161,6 +182,7 @@ class OutlierTerm:
 OUTLIER_TERMS = {
     "oe": OutlierTerm(outlier_exposure, "Hendrycks et al. 2019", 0.5),
     "energy-margins": OutlierTerm(energy_margins, "Liu et al. 2020", 0.1, "energy"),
+    "energy-logistic": OutlierTerm(energy_logistic, "Du et al. 2022", 0.1, "energy", learned=EnergyScale),
     "oecc": OutlierTerm(
         oecc,
         "Papadopoulos et al. 2021",

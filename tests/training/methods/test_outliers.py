@@ -14,8 +14,10 @@ from training.data import loading
 from training.methods.methods import METHODS, build_network, find
 from training.methods.outliers import (
     OUTLIER_TERMS,
+    EnergyScale,
     LogGamma,
     TrainingAccuracy,
+    energy_logistic,
     energy_margins,
     measure_accuracy,
     oecc,
@@ -95,6 +97,52 @@ def test_energy_margins_by_loops():
     assert found.item() == pytest.approx(sum(ins) / len(ins) + sum(outs) / len(outs), abs=1e-9)
 
 
+# ---- Energy, logistic ----
+
+
+def with_scale(weight, bias):
+    """A network whose EnergyScale has these numbers."""
+    network = nn.Module()
+    network.learned = nn.ModuleDict({"outlier": EnergyScale(16, 10).double()})
+    nn.init.constant_(network.learned["outlier"].weight, weight)
+    nn.init.constant_(network.learned["outlier"].bias, bias)
+    return network
+
+
+def test_energy_logistic_by_hand():
+    """w = 2, b = -1: log-odds 2·3 − 1 = 5 inside and 2·.5 − 1 = 0 outside."""
+    inside, outside = torch.full((1, 10), -1000.0, dtype=torch.float64), torch.full((1, 10), -1000.0).double()
+    inside[0, 0], outside[0, 4] = 3, 0.5
+    found = energy_logistic(tiny.step(logits=inside, outlier_logits=outside, network=with_scale(2, -1)))
+    assert found.item() == pytest.approx(math.log1p(math.exp(-5)) + math.log(2), abs=1e-9)
+
+
+def test_energy_logistic_begins_between_in_and_out_at_logits_of_0():
+    """An image without evidence is even odds whatever the number of classes, so the term pulls both ways alike."""
+    flat = torch.zeros((3, 10), requires_grad=True)
+    network = nn.Module()
+    network.learned = nn.ModuleDict({"outlier": EnergyScale(16, 10)})
+    found = energy_logistic(
+        tiny.step(logits=flat.detach(), labels=torch.zeros(3).long(), outlier_logits=flat, network=network)
+    )
+    assert found.item() == pytest.approx(2 * math.log(2), abs=1e-6)
+    found.backward()
+    assert flat.grad.sum() > 0  # the outliers' energies are pushed up
+
+
+def test_energy_logistic_knows_no_scale():
+    """Logits ten times as large, with w a tenth: the same loss, which margins in energies do not give."""
+    inside, outside = random(2, 5, 10, seed=1, scale=12), random(7, 10, seed=2, scale=6)
+    peak_in, peak_out = torch.full_like(inside, -1e4), torch.full_like(outside, -1e4)  # one logit alone: E = −z
+    peak_in[..., 0], peak_out[..., 0] = inside[..., 0], outside[..., 0]
+    losses = [
+        energy_logistic(tiny.step(logits=c * peak_in, labels=torch.zeros(5).long(), outlier_logits=c * peak_out,
+                                  network=with_scale(0.5 / c, -1))).item()
+        for c in (1, 10)
+    ]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
 # ---- OECC ----
 
 
@@ -152,7 +200,7 @@ def test_the_accuracy_is_measured_once_and_stays(tmp_path):
 
 
 def test_papers_that_show_two_outliers_an_image():
-    assert {name for name, m in METHODS.items() if m.outliers_per_image == 2} == {"oecc", "ntom", "cocl"}
+    assert {name for name, m in METHODS.items() if m.outliers_per_image == 2} == {"oecc", "oecc-tenth", "ntom", "cocl"}
 
 
 # ---- Reject classes ----
@@ -223,6 +271,8 @@ def term_of(name, step):
     """The term and the step, whose network has what the term reads."""
     if name == "oecc":
         step = replace(step, network=with_accuracy(0.4))
+    if name == "energy-logistic":
+        step = replace(step, network=with_scale(0.5, -1).float())
     return OUTLIER_TERMS[name].term, step
 
 
