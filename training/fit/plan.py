@@ -28,6 +28,7 @@ from training.export.bundle import require_target
 from training.fit.command import Fit
 from training.methods.methods import NONE
 from training.methods.methods import find as find_method
+from training.network import pretrained
 from training.runs.files import write_json
 
 PLAN_FILE = "fit.json"
@@ -163,7 +164,7 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     lite0 = base.backbone == advice.BACKBONE
     found.append(Choice("backbone", base.backbone, _given(given, "backbone", advice.FROZEN_REASON)))
     settings: list[advice.Setting] = []
-    if lite0 and base.frozen:
+    if pretrained.find(base.backbone) and base.frozen:
         settings.append(advice.Setting(name="backbone_precision", value="int8", reason=INT8_REASON))
         settings.append(advice.Setting(name="backbone_stages", value=True, reason=STAGES_REASON))
     if lite0:

