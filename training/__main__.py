@@ -51,7 +51,7 @@ class Methods(BaseModel):
     """The methods there are, and the parts they are made of."""
 
     def cli_cmd(self) -> None:
-        from training.methods.methods import screen
+        from training.methods.screen import screen
 
         print(screen())
 

@@ -125,6 +125,8 @@ class Config(BaseModel):
     """PASCL's partiality: only tail classes take part in the contrast."""
     asymmetric: bool | None = None
     """PASCL's asymmetry: outliers are negatives only."""
+    placeholders: bool | None = None
+    """Mixtures of two classes' features are outliers too (PROSER); needs an outlier term."""
     views: int | None = Field(default=None, ge=1, le=2)
     """Of each in-distribution image in a step."""
     # below 8, oneDNN on a CPU with AVX2 writes past a buffer in backward: github.com/uxlfoundation/oneDNN/issues/6035

@@ -14,7 +14,7 @@ from training import __main__ as commands
 from training import trainer
 from training.config import options
 from training.data import loading
-from training.methods.methods import screen
+from training.methods.screen import screen
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE, OUTPUTS_FILE, RESULTS_FILE
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 
 from training.config import Config, flag
 from training.data.samplers import SAMPLERS
-from training.layout import columns
 from training.methods.contrast import CONTRASTS
 from training.methods.losses import LOSSES
 from training.methods.outliers import OUTLIER_TERMS
 from training.methods.stage2 import STAGES, branch
 from training.network.network import FeatureTrunk, Network
-from training.scores.scores import SCORES
 
 NONE = "none"
 COSINE = {"ldam", "ldam-class-balanced"}  # losses whose margins are those of a cosine head
@@ -39,6 +37,7 @@ class Method:
     outlier_weight: float | None = None  # λ1; None: the term's own
     outlier_from: float = 0.0  # share of the epochs before the term begins
     outliers_per_image: int = 1
+    placeholders: bool = False  # mixtures of classes are outliers too, see placeholders.py
     mining: float | None = None  # NTOM's q: take the outliers from this share of the pool's easiness on
     contrast: str = NONE
     contrast_weight: float | None = None  # λ2; None: the term's own
@@ -135,6 +134,11 @@ METHODS: dict[str, Method] = {
     "tailguard-joint": Method(
         "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", score="reject-mass",
     ),
+    # Mixtures of classes beside the outliers, each side with the weight that the outliers have there.
+    "tailguard-placeholders": Method(
+        "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", outlier_weight=1.0,
+        placeholders=True, score="reject-mass",
+    ),
     "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
 }  # fmt: skip
 
@@ -158,7 +162,9 @@ PARTS: dict[str, Mapping[str, object]] = {
     "loss": LOSSES, "sampler": SAMPLERS, "outlier_term": OUTLIER_TERMS, "contrast": CONTRASTS, "stage2": STAGES,
 }  # fmt: skip
 OPTIONAL = ("outlier_term", "contrast", "stage2")  # "none" is a choice
-OVERRIDES = ("loss", "sampler", "outlier_term", "contrast", "stage2", "views", "partial", "asymmetric")
+OVERRIDES = (
+    "loss", "sampler", "outlier_term", "contrast", "stage2", "views", "partial", "asymmetric", "placeholders",
+)  # fmt: skip
 
 
 def resolve(config: Config) -> Method:
@@ -198,28 +204,10 @@ def _problems(method: Method, given: set[str]) -> Iterator[str]:
         yield f"contrast {method.contrast} pushes outliers away: give an --outlier-term (its weight may be 0)"
     if method.contrast != NONE and method.views < CONTRASTS[method.contrast].views:
         yield f"contrast {method.contrast} compares two views of an image: use --views 2"
+    if method.placeholders and not method.needs_outliers:
+        yield "--placeholders are outliers made of training images: give an --outlier-term that learns from them"
     if given & {"partial", "asymmetric"} and method.contrast != "pascl":
         yield "--partial and --asymmetric are switches of --contrast pascl"
-
-
-def screen() -> str:
-    """Every row and every part: name, family, what it needs, paper."""
-    rows = [("method", "family", "outliers", "views", "second stage", "passes", "score", "paper")]
-    for name, m in METHODS.items():
-        stage2 = "" if m.stage2 == NONE else m.stage2
-        rows.append(
-            (name, m.family, m.outlier_term if m.needs_outliers else "", str(m.views), stage2, str(m.passes), m.score,
-             m.paper)
-        )  # fmt: skip
-    lines = [
-        *columns(rows),
-        "",
-        "parts: train --method ROW with any of these instead of the row's own; scores: evaluate, calibrate, export",
-    ]
-    for part, known in PARTS.items():
-        lines.append(f"{flag(part):15} {', '.join([*known, *([NONE] if part in OPTIONAL else [])])}")
-    lines.append(f"{'--score':15} {', '.join(SCORES)}")
-    return "\n".join(lines)
 
 
 def build_network(

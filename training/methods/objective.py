@@ -15,6 +15,7 @@ from training.methods.contrast import CONTRASTS
 from training.methods.losses import LOSSES
 from training.methods.methods import NONE, Method, contrast_defaults
 from training.methods.outliers import OUTLIER_TERMS
+from training.methods.placeholders import with_placeholders
 from training.methods.stage2 import Stage2
 from training.methods.step import Step
 from training.network import distributed
@@ -100,6 +101,8 @@ def stage1_losses(
             begin(network, data.train)
             begin = None
         step = forward(batch)
+        if method.placeholders:
+            step = with_placeholders(step)
         late = method.late_loss != NONE and batch.progress >= method.late_from
         classify = LOSSES[method.late_loss if late else method.loss]
         logits = torch.cat([step.logits, step.reject], dim=2) if joint else step.logits

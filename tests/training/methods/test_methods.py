@@ -9,8 +9,9 @@ from tests.training import tiny
 from training.data.samplers import SAMPLERS
 from training.methods.contrast import CONTRASTS, Prototypes
 from training.methods.losses import LOSSES
-from training.methods.methods import COSINE, METHODS, NONE, PARTS, build_network, find, first_stage_of, resolve, screen
-from training.methods.outliers import OUTLIER_TERMS, LogGamma, TrainingAccuracy
+from training.methods.methods import COSINE, METHODS, NONE, PARTS, build_network, find, first_stage_of, resolve
+from training.methods.outliers import OUTLIER_TERMS, EnergyScale, LogGamma, TrainingAccuracy
+from training.methods.screen import screen
 from training.methods.stage2 import STAGES
 from training.network.network import CosineHead
 from training.scores.scores import SCORES
@@ -67,7 +68,7 @@ def test_network_of_a_row(name):
     assert network.rejects(torch.zeros(2, 16)).shape == (2, rejects)
     assert isinstance(network.head, CosineHead) == (m.loss == "ldam")
     learned = {k: type(v) for k, v in network.learned.items()}
-    beside = {"imood": LogGamma, "oecc": TrainingAccuracy}
+    beside = {"imood": LogGamma, "oecc": TrainingAccuracy, "energy-logistic": EnergyScale}
     expected = {"outlier": beside[m.outlier_term]} if m.outlier_term in beside else {}
     assert learned == expected | ({"contrast": Prototypes} if m.contrast == "cocl" else {})
 
@@ -147,6 +148,8 @@ def test_another_outlier_term_leaves_cocls_inference():
         ("cocl", {"outlier_term": "none"}, "contrast cocl pushes outliers away"),
         ("pascl", {"views": 1}, "contrast pascl compares two views of an image: use --views 2"),
         ("oe", {"partial": False}, "--partial and --asymmetric are switches of --contrast pascl"),
+        ("msp", {"placeholders": True}, "--placeholders are outliers made of training images: give an --outlier-term"),
+        ("tailguard-placeholders", {"outlier_term": "none"}, "--placeholders are outliers made of"),
         ("cocl", {"asymmetric": True}, "--partial and --asymmetric are switches of --contrast pascl"),
         ("pascl", {"contrast": "none", "partial": True}, "are switches of --contrast pascl"),
         ("logit-adjustment", {"stage2": "la-posthoc"}, "would take it off a second time: use one of the two, --stage2"),
