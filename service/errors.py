@@ -152,8 +152,3 @@ def headers_of(error: TailGuardError) -> dict[str, str]:
     if isinstance(error, BodyTooLarge | SlowRequest):
         return {"connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
     return {}
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, perhaps pages long, as at most 300 characters on one line; its kind where it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -129,8 +129,7 @@ class Config(BaseModel):
     """Mixtures of two classes' features are outliers too (PROSER); needs an outlier term."""
     views: int | None = Field(default=None, ge=1, le=2)
     """Of each in-distribution image in a step."""
-    # below 8, oneDNN on a CPU with AVX2 writes past a buffer in backward: github.com/uxlfoundation/oneDNN/issues/6035
-    width: int = Field(default=64, ge=8)
+    width: int = Field(default=64, ge=8)  # below 8 oneDNN writes past a buffer (its issue 6035)
     """Channels of the first stage; 64 is ResNet-18."""
     outlier_weight: float | None = Field(default=None, ge=0)
     """λ1; not given: the method's."""

@@ -23,7 +23,7 @@ import structlog
 
 from service.contract import bundle
 from service.contract.bundle import MANIFEST_FILE, BundleError, Manifest
-from service.errors import one_line
+from service.contract.lines import one_line
 from service.settings.places import MLFLOW, Source, without_password
 
 WEB = ("http://", "https://")

@@ -7,7 +7,7 @@ from pathlib import Path
 from service.bundles.addresses import PIN, WEB, file_system, shown
 from service.contract import bundle
 from service.contract.bundle import MANIFEST_FILE, BundleError
-from service.errors import one_line
+from service.contract.lines import one_line
 from service.settings.places import MLFLOW, is_address
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import EngineError, one_line
+from service.contract.lines import one_line
+from service.errors import EngineError
 from service.inference import providers
 from service.inference.gpu import Buckets
 from service.inference.providers import PROVIDERS, Provider

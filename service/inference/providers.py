@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import onnxruntime as ort
 
-from service.errors import EngineError, one_line
+from service.contract.lines import one_line
+from service.errors import EngineError
 
 Provider = Literal["cpu", "cuda"]
 Options = dict[str, str]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import MANIFEST_FILE, Manifest
-from service.errors import one_line
+from service.contract.lines import one_line
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
 from service.score.rows import ResultRow, Scorer

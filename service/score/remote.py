@@ -7,7 +7,8 @@ from typing import Any
 
 from service.bundles.addresses import file_system
 from service.contract import files
-from service.errors import BodyTooLarge, one_line
+from service.contract.lines import one_line
+from service.errors import BodyTooLarge
 from service.score.errors import ScoreError
 
 

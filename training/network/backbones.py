@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from service.contract.lines import one_line
 from service.contract.manifest import Resampling
-from service.errors import one_line
 from training.network import extractor, pretrained
 from training.network.extractor import Layout
 from training.network.onnx_graph import FEATURES, exported

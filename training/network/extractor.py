@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from service.errors import one_line
+from service.contract.lines import one_line
 from training.network.onnx_graph import chained, opset_of
 from training.network.preprocessing import BackboneError, Preprocessing, three
 from training.network.pretrained import digest

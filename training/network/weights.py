@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.errors import one_line
+from service.contract.lines import one_line
 from training.network.preprocessing import BackboneError
 from training.network.pretrained import digest
 

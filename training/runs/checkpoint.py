@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.errors import one_line
+from service.contract.lines import one_line
 from training.config import Config, program
 from training.data.loading import Data
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve

@@ -219,7 +219,7 @@ ENTRIES = (
     Entry("MSP", "msp"), Entry("logit adjustment", "logit-adjustment"),
     Entry("Mahalanobis, no outliers", "mahalanobis"), Entry("OE", "oe"), Entry("PASCL + ABF", "pascl-abf"),
     Entry("ImOOD", "imood"), Entry("COCL", "cocl"), Entry("TailGuard", "tailguard"),
-    Entry("TailGuard, joint", "tailguard-joint"),
+    Entry("TailGuard, joint", "tailguard-joint"), Entry("TailGuard, placeholders", "tailguard-placeholders"),
 )  # fmt: skip
 PRETRAINED = Table(
     title="From scratch and on pretrained backbones",

@@ -52,9 +52,6 @@ class Weighted:
         return cls(images, np.ones(len(images.scores)), np.ones(classes))
 
 
-# ---- Levels and references ------------------------------------------------------------------------------------------
-
-
 def supported_levels(levels: Sequence[float], calibration: Weighted) -> list[float]:
     """`levels` in their order, those that all calibration images together cannot hold replaced by the highest they can.
 
@@ -175,10 +172,8 @@ def rejected(scores: NDArray[np.floating[Any]], predicted_groups: Names, point: 
 
 def limits(predicted_groups: Names, point: Json, scope: str) -> Floats:
     """[N] the threshold of each image."""
-    by_group = point["group_thresholds"]
-    if scope == "global":
-        return np.full(len(predicted_groups), point["threshold"], np.float64)
-    return np.array([by_group[g] for g in predicted_groups.tolist()], np.float64)
+    by_group, one = point["group_thresholds"], point["threshold"]
+    return np.array([one if scope == "global" else by_group[g] for g in predicted_groups.tolist()], np.float64)
 
 
 def shares(
@@ -233,9 +228,6 @@ def cost(
         "outliers_caught": float(np.mean([f.mean() for f, _ in sets])) if sets else None,
         "outliers_caught_by_predicted_group": caught,
     }
-
-
-# ---- Distributions --------------------------------------------------------------------------------------------------
 
 
 def distribution(scores: Floats, weights: Floats) -> list[float]:
