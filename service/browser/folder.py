@@ -1,7 +1,7 @@
 """A bundle to the folder that a web server shows: page, scripts, runtime, model; all of it appears, or nothing.
 
     index.html  .nojekyll  LICENSE.txt  NOTICE.txt  CARD.md
-    scripts/    backend.js (in place of the service), worker.js, pixels.js, decide.js
+    scripts/    backend.js (in place of the service), worker.js, decode.js, pixels.js, decide.js
     runtime/    ONNX Runtime Web and its licences
     model/      model.json (what deciding needs, and the digest of every file below), graph, examples, exemplars
 
@@ -18,6 +18,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +47,8 @@ POLICY = (
 )
 NOTICE = """\
 The page index.html and scripts/ are of TailGuard, under the Apache License 2.0 (LICENSE.txt).
-runtime/ is {package} {version}, Copyright (c) Microsoft Corporation, under the MIT License (runtime/LICENSE.txt); the terms
-of its parts: runtime/ThirdPartyNotices.txt.
+runtime/ is {package} {version}, Copyright (c) Microsoft Corporation, under the MIT License
+(runtime/LICENSE.txt); the terms of its parts: runtime/ThirdPartyNotices.txt.
 model/ is the bundle {name} {model_version}. What it was made from, and under which terms, its card says (CARD.md).
 """
 
@@ -72,15 +73,14 @@ def write(source: Path, out: Path, runtime: Mapping[str, bytes]) -> Written:
     require_free(out)
     manifest = bundle.read(source)
     known = exemplars.read(source, manifest)
-    engine = Engine(source, manifest)
-    engine.verify_heat_map()
-    engine.close()
+    with closing(Engine(source, manifest)) as engine:
+        engine.verify_heat_map()
     files = {f"runtime/{name}": content for name, content in runtime.items()}
     files |= {f"scripts/{path.name}": path.read_bytes() for path in SCRIPTS.iterdir() if path.suffix == ".js"}
     model = {f"model/{name}": (source / name).read_bytes() for name in _wanted(manifest)} | _arrays(known)
     loaded = model | {"runtime/ort-wasm-simd-threaded.wasm": runtime["ort-wasm-simd-threaded.wasm"]}
-    described = json.dumps(_described(manifest, known, loaded), ensure_ascii=False, allow_nan=False).encode()
-    files |= model | {"model/model.json": described, "index.html": page(hashlib.sha256(described).hexdigest())}
+    said = json.dumps(described(manifest, known, loaded), ensure_ascii=False, allow_nan=False).encode()
+    files |= model | {"model/model.json": said, "index.html": page(hashlib.sha256(said).hexdigest())}
     files |= _notices(manifest, source) | {".nojekyll": b""}  # GitHub Pages shall not make another site of it
     _write_whole(out, files)
     visited = [v for name, v in files.items() if name in loaded or name.endswith((".js", ".json", ".html"))]
@@ -117,7 +117,7 @@ def _arrays(known: Exemplars | None) -> dict[str, bytes]:
     return vectors | ({"model/exemplars.jpgs": b"".join(known.thumbnails)} if any(known.thumbnails) else {})
 
 
-def _described(manifest: Manifest, known: Exemplars | None, loaded: Mapping[str, bytes]) -> dict[str, Any]:
+def described(manifest: Manifest, known: Exemplars | None, loaded: Mapping[str, bytes]) -> dict[str, Any]:
     """The content of model.json: `summary` as GET /model gives it, what deciding needs, the files and their digests."""
     said = manifest.model_dump(mode="json", include=DECIDING)
     said["operating_points"] = manifest.model_dump(mode="json", include={"operating_points": {"__all__": {
@@ -150,7 +150,7 @@ def _described(manifest: Manifest, known: Exemplars | None, loaded: Mapping[str,
 
 def _notices(manifest: Manifest, source: Path) -> dict[str, bytes]:
     text = NOTICE.format(package=PACKAGE, version=VERSION, name=manifest.name, model_version=manifest.version)
-    notices = {"NOTICE.txt": text.encode(), "LICENSE.txt": (SCRIPTS / "LICENSE").read_bytes()}
+    notices = {"NOTICE.txt": text.encode(), "LICENSE.txt": (SCRIPTS / "LICENSE.txt").read_bytes()}
     return notices | ({CARD: (source / CARD).read_bytes()} if CARD in manifest.files else {})
 
 

@@ -83,7 +83,9 @@ def found(given: Path | None) -> dict[str, bytes]:
 
 def _named(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Scripts as .js, which every web server knows for scripts; the licences of what is inside."""
-    named = {name.replace(".mjs", ".js"): content for name, content in files.items()} | {"LICENSE.txt": LICENCE.encode()}
+    named = {name.replace(".mjs", ".js"): content for name, content in files.items()} | {
+        "LICENSE.txt": LICENCE.encode()
+    }
     package = find_spec("onnxruntime")  # of the same sources, and comes with the licences of their parts
     for root in (package.submodule_search_locations or ()) if package else ():
         notices = Path(root) / "ThirdPartyNotices.txt"
@@ -117,7 +119,7 @@ def _verified(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
     for name, wanted in DIGESTS.items():
         if (digest := hashlib.sha256(files.get(name, b"")).hexdigest()) != wanted:
             raise SettingsError(
-                f"{name} of {where} has sha256 {digest}, pinned is {wanted}: bring {PACKAGE} {VERSION}, no other version"
+                f"{name} of {where} has sha256 {digest}, pinned is {wanted}: bring {PACKAGE} {VERSION} and no other"
             )
     return dict(files)
 

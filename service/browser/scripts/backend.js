@@ -6,6 +6,7 @@ globalThis.tailguardBackend = (() => {
   const own = document.currentScript, base = new URL("../", own.src), MB = 1e6;
   const checked = Boolean(globalThis.crypto?.subtle);  // browsers offer it over https and on localhost
   const waiting = new Map();  // questions to the worker, by number
+  const stop = new AbortController();  // of what is still loading when something is wrong
   let worker = null, asked = 0, started = null, described = null, stored = {};
 
   document.documentElement.classList.add("alone");
@@ -22,7 +23,7 @@ globalThis.tailguardBackend = (() => {
   // The bytes of one file of this folder, which must have the digest that was written down when it was made.
   async function file(path, sha256, onBytes = () => {}) {
     let response;
-    try { response = await fetch(new URL(`${path}?v=${sha256.slice(0, 16)}`, base)); }
+    try { response = await fetch(new URL(`${path}?v=${sha256.slice(0, 16)}`, base), {signal: stop.signal}); }
     catch { throw problem(503, "Not loaded", `${path} cannot be fetched: is the connection there? Load the page again.`); }
     if (!response.ok) throw problem(503, "Not loaded", `${path} is missing from the page's folder (HTTP ${response.status}): make the folder again.`);
     const parts = [], reader = response.body.getReader();
@@ -44,7 +45,8 @@ globalThis.tailguardBackend = (() => {
 
   function startWorker() {
     worker = new Worker(new URL("worker.js", own.src), {type: "module"});
-    worker.onmessage = ({data: {id, found, problem: said}}) => {
+    worker.onmessage = ({data: {id, found, stage, problem: said}}) => {
+      if (stage) return say(stage);
       const {resolve, reject} = waiting.get(id);
       waiting.delete(id);
       if (said) reject(problem(said.status, said.title, said.detail)); else resolve(found);
@@ -65,11 +67,11 @@ globalThis.tailguardBackend = (() => {
     described = JSON.parse(new TextDecoder().decode(await file("model/model.json", own.dataset.model)));
     const {manifest, files} = described, total = Object.values(files).reduce((sum, {bytes}) => sum + bytes, 0);
     let here = 0;
-    const progress = bytes => { here += bytes; say(`Loading the model: ${(here / MB).toFixed(1)} of ${(total / MB).toFixed(1)} MB …`); };
+    const progress = bytes => { here += bytes; if (!stop.signal.aborted) say(`Loading the model: ${(here / MB).toFixed(1)} of ${(total / MB).toFixed(1)} MB …`); };
     const found = await Promise.all(Object.entries(files).map(async ([path, {sha256}]) => [path, await file(path, sha256, progress)]));
     const loadedAt = performance.now();
     stored = Object.fromEntries(found);
-    say("Starting the model, and checking that it answers as it did when it was made …");
+    say("Starting the model …");
     startWorker();
     const graph = await new Blob(manifest.graph_files.map(path => stored[path])).arrayBuffer();
     const golden = Object.fromEntries(manifest.golden.map(example => [example.file, new Blob([stored[example.file]])]));
@@ -114,7 +116,7 @@ globalThis.tailguardBackend = (() => {
   }
 
   async function answer(path, options) {
-    started ??= start();
+    started ??= start().catch(error => { stop.abort(); say("The model is not loaded."); throw error; });
     await started;
     const [route, query] = path.split("?");
     if (route === "model") return json(described.summary);

@@ -3,40 +3,11 @@
 
 import * as ort from "../runtime/ort.wasm.min.js";
 import {answer} from "./decide.js";
-import {box, fit} from "./pixels.js";
+import {loaded} from "./decode.js";
+import {box} from "./pixels.js";
 
-const MOST_PIXELS = 50_000_000, MOST_THREADS = 4;
+const MOST_THREADS = 4;
 let model = null;  // {manifest, session, exemplars}
-
-function refusal(status, title, detail) { return Object.assign(new Error(detail), {status, title}); }
-
-// ---- Bytes to pixels ---------------------------------------------------------------------------------------------------
-
-/** The browser's decoder turns a picture upright and brings it to sRGB; parts of it are read as RGBA. */
-async function decoded(blob) {
-  let bitmap;
-  try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}); }
-  catch { throw refusal(415, "Unreadable image", "This browser cannot read the file: save it as a PNG or JPEG."); }
-  const {width, height} = bitmap;
-  if (width * height > MOST_PIXELS) {
-    bitmap.close();
-    throw refusal(422, "Invalid image", `The image has ${width} x ${height} pixels, the limit is ${MOST_PIXELS}: make it smaller.`);
-  }
-  const canvas = new OffscreenCanvas(1, 1);
-  const draw = canvas.getContext("2d", {colorSpace: "srgb", willReadFrequently: true});
-  const read = (left, top, wide, high) => {
-    Object.assign(canvas, {width: wide, height: high});  // which empties it too
-    draw.drawImage(bitmap, -left, -top);
-    return draw.getImageData(0, 0, wide, high, {colorSpace: "srgb"}).data;
-  };
-  return {width, height, read, close: () => bitmap.close()};
-}
-
-async function loaded(blob, input) {
-  const picture = await decoded(blob);
-  try { return {pixels: fit(picture, input), width_px: picture.width, height_px: picture.height}; }
-  finally { picture.close(); }
-}
 
 // ---- Pixels to a row of numbers ------------------------------------------------------------------------------------------
 
@@ -58,10 +29,11 @@ function run(pixels) {
 }
 
 /** As the service does when it loads a bundle: an error where an example is answered otherwise than at export. */
-async function checkGolden(files) {
+async function checkGolden(files, tell) {
   const {classes, golden, input, probability_tolerance: allowed} = model.manifest;
   const wrong = (file, what) => new Error(`The golden example ${file} ${what}: the model does not do here what it did at export.`);
-  for (const {file, label, probabilities, scores} of golden) {
+  for (const [i, {file, label, probabilities, scores}] of golden.entries()) {
+    tell(`Checking that it answers as when it was made: ${i + 1} of ${golden.length} examples …`);
     const {probabilities: found, scores: values} = await run((await loaded(files[file], input)).pixels);
     const off = Math.max(...found.map((p, i) => Math.abs(p - probabilities[i])));
     if (!(off <= allowed)) throw wrong(file, `has a probability that is off by ${off.toPrecision(3)}, allowed is ${allowed}`);
@@ -75,7 +47,7 @@ async function checkGolden(files) {
 
 // ---- What the page asks for ----------------------------------------------------------------------------------------------
 
-async function open({manifest, graph, wasm, vectors, files}) {
+async function open({manifest, graph, wasm, vectors, files}, tell) {
   const started = performance.now(), here = new URL("../runtime/", import.meta.url).href;
   ort.env.wasm.wasmPaths = {mjs: here + "ort-wasm-simd-threaded.js"};
   ort.env.wasm.wasmBinary = wasm;
@@ -84,7 +56,7 @@ async function open({manifest, graph, wasm, vectors, files}) {
   const exemplars = vectors && {...manifest.exemplars, vectors: new Float32Array(vectors)};
   model = {manifest, session, exemplars};
   const opened = performance.now();
-  await checkGolden(files);
+  await checkGolden(files, tell);
   return {open_ms: opened - started, golden_ms: performance.now() - opened, threads: ort.env.wasm.numThreads};
 }
 
@@ -103,6 +75,7 @@ async function classify({blob, asked}) {
 }
 
 onmessage = async ({data: {id, what, given}}) => {
-  try { postMessage({id, found: await {open, classify}[what](given)}); }
+  const tell = stage => postMessage({id, stage});
+  try { postMessage({id, found: await {open, classify}[what](given, tell)}); }
   catch (error) { postMessage({id, problem: {status: error.status || 500, title: error.title || "The model failed", detail: error.message}}); }
 };

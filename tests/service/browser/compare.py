@@ -1,7 +1,7 @@
 """How far is the page from the service, on real photographs? Differences of numbers, decisions and time, printed.
 
 python -m tests.service.browser.compare BUNDLE FOLDER [--most 200]     # photographs below FOLDER
-python -m tests.service.browser.compare BUNDLE FILE.npz                # the first array of images [N, H, W, 3]
+python -m tests.service.browser.compare BUNDLE FILE.npy                # an array of images [N, H, W, 3]
 """
 
 import argparse
@@ -25,9 +25,8 @@ SAME = ("label", "decision", "reason", "unfit")
 
 def photographs(where: Path, most: int) -> list[bytes]:
     """The contents of at most so many image files, drawn at random but the same each time."""
-    if where.suffix == ".npz":
-        with np.load(where) as arrays:
-            pixels = next(a for a in (arrays[name] for name in arrays.files) if a.ndim == 4)
+    if where.suffix == ".npy":
+        pixels = np.load(where, mmap_mode="r")
         return [png(pixels[i]) for i in random.Random(0).sample(range(len(pixels)), min(most, len(pixels)))]
     files = sorted(p for p in where.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     return [p.read_bytes() for p in random.Random(0).sample(files, min(most, len(files)))]

@@ -108,7 +108,8 @@ class Native:
             "label": manifest.classes[verdict.class_index].name, "decision": verdict.decision,
             "reason": verdict.reason, "unfit": verdict.unfit, "p_value": verdict.p_value,
             "threshold": verdict.threshold, "score": verdict.score, "scores": scores,
-            "probabilities": out.probabilities[0], "image": {"width_px": loaded.width_px, "height_px": loaded.height_px},
+            "probabilities": out.probabilities[0],
+            "image": {"width_px": loaded.width_px, "height_px": loaded.height_px},
         }  # fmt: skip
         if self.sets:
             found["set"] = class_set(manifest, self.sets, out.probabilities[0], LEVEL)
