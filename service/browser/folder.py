@@ -5,8 +5,8 @@
     runtime/    ONNX Runtime Web and its licences
     model/      model.json (what deciding needs, and the digest of every file below), graph, examples, exemplars
 
-Addresses are relative, so the folder may lie anywhere below a host. A page knows the digest of model.json, and that the
-digests of all other files: what a browser has from an earlier version is never mixed with this one.
+Addresses are relative, so the folder may lie anywhere below a host. The page knows the digest of model.json, and that
+the digests of graph, examples and runtime: what a browser keeps of an earlier model is never mixed with this one.
 """
 
 import base64

@@ -76,6 +76,7 @@ globalThis.tailguardBackend = (() => {
     const graph = await new Blob(manifest.graph_files.map(path => stored[path])).arrayBuffer();
     const golden = Object.fromEntries(manifest.golden.map(example => [example.file, new Blob([stored[example.file]])]));
     const vectors = manifest.exemplars && stored[manifest.exemplars.file], wasm = stored[manifest.wasm_file];
+    for (const path of [...manifest.graph_files, manifest.wasm_file]) delete stored[path];  // the worker has them
     const times = await tell("open", {manifest, graph, wasm, vectors, files: golden}, [graph, wasm, ...(vectors ? [vectors] : [])]);
     describe(total, loadedAt - began, performance.now() - loadedAt, times.threads);
   }

@@ -70,7 +70,8 @@ def drawn(manifest: Manifest) -> list[dict[str, Any]]:
             quality = (least * rng.choice([0.5, 1, 2], size=3, p=[0.05, 0.05, 0.9])).astype(np.float32)
         rows.append({"probabilities": probabilities, "scores": scores, "quality": quality,
                      "side_px": int(rng.choice([4, 400], p=[0.1, 0.9])), "level": LEVELS[i % len(LEVELS)],
-                     "point": list(manifest.operating_points)[i % len(points)], "scope": SCOPES[i // 2 % 2]})  # fmt: skip
+                     "point": list(manifest.operating_points)[i % len(points)],
+                     "scope": SCOPES[i // 2 % 2]})  # fmt: skip
     return rows
 
 
