@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from service import logs, recalibrate, score, settings
+from service.browser import command as browser
 from service.bundles import addresses, push
 from service.contract import bundle, exemplars, outcomes
 from service.contract.bundle import BundleError
@@ -55,6 +56,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     recalibrate.add_arguments(commands.add_parser(
         "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
+    browser.add_arguments(commands.add_parser("web", help="write a bundle as a folder that classifies in the browser"))
     push.add_arguments(commands.add_parser("push", help="copy a bundle to where others fetch it"))
     review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
@@ -72,6 +74,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return promotion.main(chosen)
         if chosen.command == "recalibrate":
             return recalibrate.main(chosen)
+        if chosen.command == "web":
+            return browser.main(chosen)
         if chosen.command == "push":
             return push.main(chosen)
         if chosen.command == "review":

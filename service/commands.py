@@ -28,6 +28,7 @@ SECTIONS = (
         "inspect": "verify a bundle and print its summary, or what its decisions would have cost",
         "score": "score folders of images into a table, without a server",
         "promote": "put the shadow of a running service in force, where what is known of it allows it; or go back",
+        "web": "write a bundle as a folder of web pages that classify in the browser alone",
         "push": "copy a bundle to where others fetch it: s3://, gs://, hf://, models:/",
         "review": "export what people said of kept images as folders, or import labels",
         "recalibrate": "measure the thresholds of a bundle anew on reviewed rows of a ledger",

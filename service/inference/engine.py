@@ -14,20 +14,13 @@ from service.contract.embedding import EMBEDDING
 from service.contract.heat_map import HEAT_MAP, with_map
 from service.contract.reasons import MEASURES, QUALITY
 from service.errors import EngineError, TailGuardError
+from service.inference.golden import PROBABILITY_TOLERANCE, score_tolerance
 from service.inference.opened import Opened, Options, Shape
 from service.inference.providers import Provider
 from service.inference.wanted import NOTHING, Wanted
 from service.process import trim_heap
 
 GOLDEN_MAX_PIXELS = 50_000_000
-# Largest difference of a probability allowed at a golden example. fp32 kernels differ in the order of their sums only.
-# int8 kernels differ in kind: AVX2 without VNNI saturates pairs of products to 16 bits, so the same graph gives
-# visibly other numbers on other CPUs and a tight bound would refuse healthy bundles. A wrong graph, a wrong order of
-# classes or a wrong preprocessing is off by far more than either. The golden answers of fp16 come from a CPU, which
-# computes in fp32 with weights of fp16; a GPU rounds every tensor to 11 bits as well. For EfficientNet-Lite0 either
-# moves a probability by up to .01 and a score by up to .003 of its spread.
-PROBABILITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.02}
-SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.05}  # as a share of the score's scale
 LENGTH_TOLERANCE = 1e-3  # of an embedding: it is made in float32, whatever the precision of the trunk
 
 
@@ -220,7 +213,7 @@ class Engine:
                 )
             self._verify_label(example.file, example.label, outputs.probabilities[0])
             for name, value in example.scores.items():
-                actual, allowed = float(outputs.scores[name][0]), SCORE_TOLERANCE[precision] * self._scale(name, value)
+                actual, allowed = float(outputs.scores[name][0]), score_tolerance(self.manifest, name, value)
                 if not abs(actual - value) <= allowed:
                     raise EngineError(
                         f"golden example {example.file}: {name} is {actual:.6g}, "
@@ -236,8 +229,3 @@ class Engine:
         if best - float(probabilities[names.index(label)]) > PROBABILITY_TOLERANCE[self.manifest.precision]:
             actual = names[int(probabilities.argmax())]
             raise EngineError(f"golden example {file}: the label is {actual!r}, expected {label!r}")
-
-    def _scale(self, name: str, value: float) -> float:
-        """The size against which an error of a score is judged: its spread at calibration, or itself if larger."""
-        levels = [v for row in self.manifest.calibration.quantiles.get(name, {}).values() for v in row]
-        return max(abs(value), max(levels) - min(levels) if levels else 0.0, 1.0 if name == "msp" else 0.0, 1e-6)

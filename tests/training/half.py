@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from service.inference.engine import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
+from service.inference.golden import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
 from training.export.graph import onnx_predict
 from training.export.half import halved
 

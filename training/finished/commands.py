@@ -1,6 +1,7 @@
 """Commands on a finished run: what they share, evaluate, and export; calibrate has a file of its own."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +150,9 @@ class Export(OnRun):
     thumbnails: bool = False
     """Small pictures of training images travel in the bundle, for those who review; needs --data-licence."""
 
+    web: Path | None = None
+    """Also write this new folder, a page that classifies with the bundle in the browser alone: see `tailguard web`."""
+
     def more_scores(self) -> Sequence[str]:
         return self.scores
 
@@ -172,6 +176,8 @@ class Export(OnRun):
         target = self.out / (self.name or about.slug) / self.version
         export.require_target(target)
         require_writable(self.out, "--out")
+        if self.web and self.web.exists():
+            raise ValueError(f"--web {self.web} exists already: name another folder, or remove it first")
         calibration = calibrated(self.run)
         rows = json.loads(self.candidates.read_text()) if self.candidates else None
         images = {p.name: p.read_bytes() for p in folders.image_files(self.examples)} if self.examples else None
@@ -186,7 +192,16 @@ class Export(OnRun):
         )  # fmt: skip
         write_json(self.run / EXPORTED_FILE, {"bundle": str(target.resolve())})
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
-        print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}")
+        print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}", flush=True)
+        if self.web:
+            write_pages(target, self.web)
+
+
+def write_pages(bundle: Path, out: Path) -> None:
+    """The folder that `tailguard web` writes: a program of the service, which is started and not imported."""
+    given = ["web", str(bundle), "--out", str(out)]
+    if subprocess.run([sys.executable, "-m", "service", *given]).returncode:
+        raise ValueError(f"{bundle} is written, but not its web pages: see above, then tailguard {' '.join(given)}")
 
 
 def calibrated(run: Path) -> dict[str, Any]:
