@@ -9,6 +9,7 @@ from service import logs, recalibrate, score, settings
 from service.bundles import addresses, push
 from service.contract import bundle, exemplars, outcomes
 from service.contract.bundle import BundleError
+from service.convert import command as conversion
 from service.costs import command as costs
 from service.deploy import command as promotion
 from service.errors import SettingsError, TailGuardError
@@ -56,6 +57,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
     push.add_arguments(commands.add_parser("push", help="copy a bundle to where others fetch it"))
+    conversion.add_arguments(commands.add_parser("convert", help="write the graph for another runtime, checked"))
     review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
 
@@ -74,6 +76,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return recalibrate.main(chosen)
         if chosen.command == "push":
             return push.main(chosen)
+        if chosen.command == "convert":
+            return conversion.main(chosen)
         if chosen.command == "review":
             return review.main(chosen)
         config = settings.load()
