@@ -10,6 +10,7 @@ from service.browser import command as browser
 from service.bundles import addresses, push
 from service.contract import bundle, exemplars, outcomes
 from service.contract.bundle import BundleError
+from service.convert import command as conversion
 from service.costs import command as costs
 from service.deploy import command as promotion
 from service.errors import SettingsError, TailGuardError
@@ -58,6 +59,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     ))  # fmt: skip
     browser.add_arguments(commands.add_parser("web", help="write a bundle as a folder that classifies in the browser"))
     push.add_arguments(commands.add_parser("push", help="copy a bundle to where others fetch it"))
+    conversion.add_arguments(commands.add_parser("convert", help="write the graph for another runtime, checked"))
     review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
 
@@ -78,6 +80,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
             return browser.main(chosen)
         if chosen.command == "push":
             return push.main(chosen)
+        if chosen.command == "convert":
+            return conversion.main(chosen)
         if chosen.command == "review":
             return review.main(chosen)
         config = settings.load()

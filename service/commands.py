@@ -30,6 +30,7 @@ SECTIONS = (
         "promote": "put the shadow of a running service in force, where what is known of it allows it; or go back",
         "web": "write a bundle as a folder of web pages that classify in the browser alone",
         "push": "copy a bundle to where others fetch it: s3://, gs://, hf://, models:/",
+        "convert": "write a bundle's graph for OpenVINO, if it decides there as in ONNX Runtime",
         "review": "export what people said of kept images as folders, or import labels",
         "recalibrate": "measure the thresholds of a bundle anew on reviewed rows of a ledger",
     }),

@@ -17,7 +17,8 @@ MOST_LINES = 250
 ORDER = {
     "service": (
         "errors", "logs", "process", "settings", "commands", "contract", "costs", "bundles", "observe", "ledger",
-        "review", "inference", "score", "recalibrate", "deploy", "runtime", "web", "browser", "client", "__main__",
+        "review", "inference", "convert", "score", "recalibrate", "deploy", "runtime", "web", "browser", "client",
+        "__main__",
     ),
     "training": (
         "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",
