@@ -81,6 +81,10 @@ ANSWERED: dict[str, Any] = {
         }
     }
 }
+JSON_SCHEMA = PipelineRequest.model_json_schema()
+JSON_SCHEMA["properties"]["parameters"]["anyOf"][0] = JSON_SCHEMA.pop("$defs")[
+    "PipelineParameters"
+]  # no $ref from there
 ASKED: dict[str, Any] = {
     "parameters": BODY_HEADERS,
     "requestBody": {
@@ -88,7 +92,7 @@ ASKED: dict[str, Any] = {
         "description": "One image as it is, with its content type or none, or JSON with the image in base64.",
         "content": {
             **{media: {"schema": BINARY} for media in (*RAW_TYPES, "application/octet-stream")},
-            "application/json": {"schema": PipelineRequest.model_json_schema()},
+            "application/json": {"schema": JSON_SCHEMA},
         },
     },
 }

@@ -155,6 +155,7 @@ class Problem(BaseModel):
     detail: str
     instance: str
     request_id: str
+    error: str | None = Field(default=None, description="the detail again, under /v1 alone: its clients look for it")
 
 
 class BatchItem(BaseModel):
