@@ -7,6 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+PIPELINE_PATHS = "/v1/"  # whose clients, Hugging Face's, look for words in the field `error`
 
 
 class TailGuardError(Exception):
@@ -133,7 +134,7 @@ def kind_of(error: TailGuardError) -> ProblemKind:
 
 def problem(kind: ProblemKind, detail: str, *, instance: str, request_id: str) -> dict[str, Any]:
     """The body of an RFC 9457 answer. `instance` is the path of the request."""
-    return {
+    found = {
         "type": f"urn:tailguard:problem:{kind.slug}",
         "title": kind.title,
         "status": kind.status,
@@ -141,6 +142,7 @@ def problem(kind: ProblemKind, detail: str, *, instance: str, request_id: str) -
         "instance": instance,
         "request_id": request_id,
     }
+    return found | {"error": detail} if instance.startswith(PIPELINE_PATHS) else found
 
 
 def headers_of(error: TailGuardError) -> dict[str, str]:

@@ -22,7 +22,7 @@ ORDER = {
     ),
     "training": (
         "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",
-        "checks", "trainer", "bench", "finished", "table", "fit", "learn", "__main__",
+        "checks", "tracking", "trainer", "bench", "finished", "table", "fit", "learn", "__main__",
     ),
 }  # fmt: skip
 # What a package may import of the project beside itself, where that is less than everything above it.

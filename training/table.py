@@ -73,11 +73,15 @@ class Table(BaseModel):
     results: Path | None = None
     """Also write each run's result, without paths, to this folder. The table pretrained joins those that lie there;
     not given, those in the project's training/results."""
+    mlflow: str | None = None
+    """Also send each finished run to this MLflow, sqlite:///mlflow.db or http://host:5000 say; each is there once."""
+    tensorboard: Path | None = None
+    """Also write each finished run as a folder of events into this one, for TensorBoard."""
     render_only: bool = False
     """Train nothing: print what the finished runs say."""
 
     def cli_cmd(self) -> None:
-        from training import tables
+        from training import tables, tracking
         from training.runs import several
         from training.runs.files import write_json
         from training.tables import jobs as planned
@@ -85,6 +89,7 @@ class Table(BaseModel):
 
         table = tables.find(self.name)
         self._require_data(table)
+        tracking.require(self.mlflow, self.tensorboard)
         jobs = [job for imbalance in table.imbalances for job in self._jobs(table, imbalance)]
         if not self.render_only:
             threads = self.threads or max(1, (os.cpu_count() or 1) // self.at_once)
@@ -101,6 +106,9 @@ class Table(BaseModel):
         if table is tables.PRETRAINED:
             results = list((planned.kept(self.results or RESULTS) | named).values())
         print(tables.write(self.name, results, planned.outputs(jobs), self.out))
+        for run, result in named.items():
+            for line in tracking.send(self.out / "runs" / run, result, self.mlflow, self.tensorboard):
+                print(line, file=sys.stderr)
 
     def _require_data(self, table: Any) -> None:
         """ValueError before anything is trained when the table's runs would lack data, a device or a folder."""

@@ -24,6 +24,7 @@ from service.review import names, tables
 
 KEY = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{16})(?![0-9a-f])")
 OUTLIERS, UNSURE = {OUTLIER_LABEL, "outliers"}, {"unsure", "not sure"}
+PREDICTED = ("predictions", "prediction")  # of FiftyOne: what a model said is no label that somebody gave
 FIELDS = ("choice", "label", "class")  # of JSON-MIN: it is called as the labelling interface calls it
 FORMATS = "Label Studio's JSON or FiftyOne's labels.json or samples.json"
 
@@ -108,8 +109,12 @@ def _file(data: dict[str, Any]) -> str:
 
 
 def _sample(sample: dict[str, Any]) -> Given:
-    """Of FiftyOne: ground_truth, or else the only field that is a classification."""
-    fields = {k: v for k, v in sample.items() if isinstance(v, dict) and v.get("_cls") == "Classification"}
+    """Of FiftyOne: ground_truth, or else the only field that is a classification, and not a model's."""
+    fields = {
+        k: v
+        for k, v in sample.items()
+        if isinstance(v, dict) and v.get("_cls") == "Classification" and k not in PREDICTED
+    }
     chosen = fields.get("ground_truth") or (next(iter(fields.values())) if len(fields) == 1 else None)
     return Given(str(sample["filepath"]), chosen.get("label") if chosen else None)
 

@@ -15,7 +15,7 @@ from service import process, settings
 from service.bundles import addresses
 from service.contract import bundle
 from service.inference.engine import Engine
-from service.score import inputs, on_ray, outputs
+from service.score import inputs, labelling, on_ray, outputs
 from service.score.errors import ScoreError
 from service.score.journal import Journal
 from service.score.likeness import likeness
@@ -35,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder (with its subfolders), a pattern, a .txt or .lst file with one path per line, or - for stdin; "
         "folders and patterns of an object store too (s3://…)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="results.parquet, .csv or .jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="results.parquet, .csv or .jsonl; .json for --format")
+    parser.add_argument("--format", choices=labelling.FORMATS, help="tasks for Label Studio, or a data set of FiftyOne")
+    parser.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="with --format: the folder that the tool's paths count from"
+    )
+    parser.add_argument(
+        "--image-prefix", metavar="URL", help=f"before each path for Label Studio (default {labelling.LOCAL_FILES})"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--all-files", action="store_true", help="every file of a folder, whatever it holds")
     parser.add_argument("--probabilities", action="store_true", help="one more column for each class")
@@ -72,12 +79,16 @@ def main(args: argparse.Namespace) -> int:
 
 def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     out: Path = args.out
+    form, places = args.format, _places(args)
+    outputs.writer(out, form)
     _check(out, args.overwrite)
     if args.on == "ray":
         on_ray.require_ray()
     config = _configure(args)
-    own = (out, partial, outputs.temporary(out))
+    own = (out, partial, outputs.temporary(out), outputs.interface_path(out))
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)
+    if form is not None:
+        places.check(paths, form)
     stop.check()
     folder = addresses.fetched(config.bundle, config.bundle_cache)
     make = functools.partial(
@@ -94,11 +105,13 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     summary = Summary()
     started = perf_counter()
     try:
+        if form == "label-studio":
+            outputs.write_interface(out, [info.name for info in scorer.engine.manifest.classes], args.overwrite)
         _drop_leftover(out, partial)
         with Journal(partial, header) as journal:
             plan = Plan(journal, paths, config.max_batch_images or BATCH_IMAGES)
             with closing(rows_of(plan, run, stop)) as rows:
-                outputs.write(out, scorer.columns, summary.over(rows), header)
+                outputs.write(out, scorer.columns, summary.over(rows), header, form, places)
             journal.remove()
     except OSError as error:
         raise ScoreError(
@@ -113,11 +126,19 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
 
 def _check(out: Path, overwrite: bool) -> None:
     """Raise ScoreError for an --out that cannot be written, before anything is scored."""
-    outputs.writer(out)
     if not out.parent.is_dir():
         raise ScoreError(f"the folder {out.parent} of --out does not exist: create it first")
     if out.exists() and not (overwrite and out.is_file()):
         raise ScoreError(f"--out {out} exists already: choose another name, or give --overwrite to replace a file")
+
+
+def _places(args: argparse.Namespace) -> labelling.Places:
+    """Raises ScoreError for what goes with another format, or with none."""
+    if args.image_root is not None and args.format is None:
+        raise ScoreError("--image-root goes with --format: leave it out, or name the format")
+    if args.image_prefix is not None and args.format != "label-studio":
+        raise ScoreError("--image-prefix goes with --format label-studio: leave it out, or name that format")
+    return labelling.Places(args.image_prefix or labelling.LOCAL_FILES, args.image_root)
 
 
 def _configure(args: argparse.Namespace) -> Settings:

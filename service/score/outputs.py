@@ -1,4 +1,4 @@
-"""Writes rows to CSV, JSON lines or Parquet, by the suffix of the file, which appears complete or not at all.
+"""Writes rows to CSV, JSON lines or Parquet by the suffix of the file, or for a labelling tool; complete or not at all.
 
 A file name that is not UTF-8 keeps its bytes in CSV, is written with lone surrogates (\\udc80 to \\udcff, as Python's
 os.fsdecode gives it) in JSON, and with backslashes (\\xff) in Parquet, whose strings must be UTF-8.
@@ -8,13 +8,17 @@ import csv
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from service.score import labelling
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
+from service.score.labelling import Format, Places
 from service.score.rows import ResultRow, Type
 
 PARQUET_ROWS = 10_000  # in memory at once
@@ -22,20 +26,51 @@ PARQUET_ROWS = 10_000  # in memory at once
 Write = Callable[[Path, Mapping[str, Type], Iterable[ResultRow], Mapping[str, Any]], None]
 
 
-def writer(out: Path) -> Write:
-    """The function for that suffix. Raises ScoreError for an unknown one, or when pyarrow is not installed."""
+def writer(out: Path, form: Format | None = None, places: Places | None = None) -> Write:
+    """The function for that format, or that suffix.
+
+    Raises ScoreError for a suffix that does not go with it, or when pyarrow is not installed.
+    """
+    if form is not None:
+        if out.suffix != ".json":
+            raise ScoreError(f"--out {out}: --format {form} writes JSON: name it .json")
+        return partial(_labelling, form, places or Places())
     if out.suffix not in WRITERS:
-        raise ScoreError(f"--out {out} has no known suffix: name it {', '.join(WRITERS)}")
+        raise ScoreError(f"--out {out} has no known suffix: name it {', '.join(WRITERS)}, or give --format")
     if out.suffix == ".parquet":
         _pyarrow()
     return WRITERS[out.suffix]
 
 
-def write(out: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
+def write(
+    out: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any],
+    form: Format | None = None, places: Places | None = None,
+) -> None:  # fmt: skip
     """Write `rows` of the columns `kinds` to `out`; `about` goes where the format has a place for it."""
+    with _whole(out) as unfinished:
+        writer(out, form, places)(unfinished, kinds, rows, about)
+
+
+def write_interface(out: Path, classes: Sequence[str], overwrite: bool) -> None:
+    """The labelling interface beside the tasks of Label Studio. Raises ScoreError where another file lies there."""
+    path, text = interface_path(out), labelling.interface(classes)
+    if path.exists() and not (overwrite and path.is_file()) and path.read_text("utf-8", "replace") != text:
+        raise ScoreError(f"{path}, the labelling interface, exists already: choose another --out, or give --overwrite")
+    with _whole(path) as unfinished:
+        unfinished.write_text(text, "utf-8")
+
+
+def interface_path(out: Path) -> Path:
+    """Where the labelling interface goes."""
+    return out.with_suffix(".xml")
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """The temporary file that takes the place of `out` in the end."""
     unfinished = temporary(out)
     try:
-        writer(out)(unfinished, kinds, rows, about)
+        yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())  # its name must not outlive its content when the power fails
         os.replace(unfinished, out)
@@ -71,6 +106,17 @@ def _parquet(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], a
             data = {name: [row[name] for row in part] for name in kinds}
             data["path"] = [os.fsencode(str(p)).decode("utf-8", "backslashreplace") for p in data["path"]]
             table.write_table(arrow.table(data, schema))
+
+
+def _labelling(
+    form: Format, places: Places, path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow],
+    about: Mapping[str, Any],
+) -> None:  # fmt: skip
+    with path.open("w", encoding="ascii") as file:
+        if form == "label-studio":
+            file.writelines(labelling.tasks(rows, about, places))
+        else:
+            file.writelines(labelling.samples(rows, kinds, about, places))
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ ROLES_BY_PATH: tuple[tuple[str, Role], ...] = (  # the first that fits; any key 
     ("/admin/", "admin"),
     ("/classify", "classify"),
     ("/embed", "classify"),
+    ("/v1/", "classify"),
     ("/feedback", "feedback"),
     ("/review", "review"),
     ("/metrics", "metrics"),

@@ -23,10 +23,11 @@ from service.web.oip import routes as oip
 from service.web.origins import Origins
 from service.web.problems import Problems
 from service.web.routes import admin, classify, deploy, embed, feedback, health, model, requests, review, review_files
+from service.web.routes import image_classification as pipeline
 
 ROUTERS = (
-    classify.router, embed.router, model.router, feedback.router, requests.router, review.router, review_files.router,
-    health.router, admin.router, deploy.router, oip.router, pages.router,
+    classify.router, embed.router, pipeline.router, model.router, feedback.router, requests.router, review.router,
+    review_files.router, health.router, admin.router, deploy.router, oip.router, pages.router,
 )  # fmt: skip
 EXPOSED_HEADERS = ["Retry-After", "X-Request-Id", "X-Client-Request-Id"]
 

@@ -34,7 +34,7 @@ async def read_image(request: Request, share: BudgetShare, model: Model) -> Uplo
     several files.
     """
     content_type = request.headers.get("content-type", "")
-    media = _media_type(content_type)
+    media = media_type(content_type)
     if media.startswith("image/"):
         return Upload("", await receive_body(request, share))
     if media != MULTIPART:
@@ -51,7 +51,7 @@ async def read_image(request: Request, share: BudgetShare, model: Model) -> Uplo
 async def read_images(request: Request, share: BudgetShare, model: Model) -> list[Upload]:
     """The images of a multipart request, fields `files` (or `file`), in the order sent. Raises as read_image."""
     content_type = request.headers.get("content-type", "")
-    if (media := _media_type(content_type)) != MULTIPART:
+    if (media := media_type(content_type)) != MULTIPART:
         raise UnsupportedMedia(f"content type {media or 'none'} is not supported: send {MULTIPART} with fields 'files'")
     return await _read_form(request, share, content_type, ("files", "file"))
 
@@ -143,5 +143,6 @@ async def _read_form(request: Request, share: BudgetShare, content_type: str, fi
     return parse_form(body, content_type, fields, max_parts)
 
 
-def _media_type(content_type: str) -> str:
+def media_type(content_type: str) -> str:
+    """The media type in a Content-Type header, in lower case; empty for none."""
     return content_type.partition(";")[0].strip().lower()

@@ -25,7 +25,7 @@ from service.web.limits import BodyBudget, TokenBucket
 from service.web.origins import Origins
 from service.web.problems import Problems, unexpected
 
-PATHS_WITH_QUERY = ("/classify", "/classify/batch", "/review/groups")
+PATHS_WITH_QUERY = ("/classify", "/classify/batch", "/v1/image-classification", "/review/groups")
 UNTRACED = ("/health", "/v2/health", "/metrics")
 UNMATCHED = "unmatched"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

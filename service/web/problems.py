@@ -12,12 +12,14 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import (
     INTERNAL,
+    PIPELINE_PATHS,
     PROBLEM_MEDIA_TYPE,
     BodyTooLarge,
     ClientGone,
@@ -38,7 +40,7 @@ from service.web.context import context_of
 from service.web.limits import Pacer
 from service.web.oip.schemas import JSON_MEDIA_TYPE, is_protocol_path, protocol_problem
 from service.web.reviewed import GroupsQuery
-from service.web.schemas import ClassifyQuery
+from service.web.schemas import ClassifyQuery, PipelineQuery
 
 LINGER_S = 2.0  # how long a refused body is still read, so that the client gets to see why instead of a reset
 LINGER_BYTES = 64 * 2**20
@@ -67,8 +69,7 @@ class Problems:
             more_headers = dict(error.headers or {})
             error = _translated(request, error)
         elif isinstance(error, RequestValidationError):
-            known = GroupsQuery if request.url.path.startswith("/review/") else ClassifyQuery
-            error = InvalidParameter(sentences(error.errors(), known.model_fields))
+            error = InvalidParameter(sentences(error.errors(), _query_of(request.url.path).model_fields))
         assert isinstance(error, TailGuardError)
         self.count(error)
         if isinstance(error, ClientGone):
@@ -102,6 +103,13 @@ def _sentence(error: dict[str, Any], known: list[str]) -> str:
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
         return f"{where} is not known here: did you mean {near[0]}?"
     return f"{where}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
+
+
+def _query_of(path: str) -> type[BaseModel]:
+    """What a route with a query takes."""
+    if path.startswith(PIPELINE_PATHS):
+        return PipelineQuery
+    return GroupsQuery if path.startswith("/review/") else ClassifyQuery
 
 
 def _translated(request: Request, error: HTTPException) -> TailGuardError:

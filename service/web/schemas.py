@@ -31,6 +31,15 @@ class ClassifyQuery(BaseModel):
     set: float | None = Field(default=None, gt=0, lt=1, description="level of a conformal set of classes, 0.9 say")
 
 
+class PipelineQuery(BaseModel):
+    """What the address of POST /v1/image-classification may ask for: its clients can pass on no more."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operating_point: str | None = Field(default=None, description="one of the model's; see GET /model")
+    thresholds: Scope | None = Field(default=None, description="by group of the predicted class, or one for all")
+
+
 class ModelName(BaseModel):
     name: str
     version: str
@@ -146,6 +155,7 @@ class Problem(BaseModel):
     detail: str
     instance: str
     request_id: str
+    error: str | None = Field(default=None, description="the detail again, under /v1 alone: its clients look for it")
 
 
 class BatchItem(BaseModel):

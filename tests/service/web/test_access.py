@@ -204,6 +204,7 @@ def test_roles_open_their_paths_only() -> None:
     """Every route of the application asks for the role that stands for it."""
     needed = {
         "/classify": "classify", "/classify/batch": "classify", "/v2/models/a/infer": "classify",
+        "/v1/image-classification": "classify",
         "/v2/models/a/versions/1/infer": "classify", "/feedback": "feedback", "/metrics": "metrics",
         "/stats": "metrics", "/model/classes": "metrics", "/admin/bundle": "admin", "/admin/operating-point": "admin",
         "/admin/keys/reload": "admin", "/model": None, "/model/examples/a.png": None, "/v2": None,

@@ -27,7 +27,7 @@ Provoked = tuple[int, str, Any]  # status, media type, body
 
 def body_for(path: str, **changes: Any) -> dict[str, Any]:
     """A request to `path` that is in order but for `changes`, for httpx."""
-    if path == "/classify":
+    if path in ("/classify", "/v1/image-classification"):
         return {"content": RED, "headers": {"content-type": "image/png"}} | changes
     if path in ("/classify/batch", "/embed"):
         return {"files": form(RED, "files")} | changes
@@ -57,11 +57,12 @@ def media_type(path: str) -> str:
 def malformed(path: str) -> dict[str, Any]:
     if path in ("/classify", "/classify/batch", "/embed"):
         return {"content": b"--b\r\n\r\nx", "headers": {"content-type": "multipart/form-data; boundary=b"}}
-    return body_for(path) if path.endswith("/infer") else {"content": b"{"}
+    headers = {"headers": {"content-type": "application/json"}} if path.startswith("/v1/") else {}
+    return body_for(path) if path.endswith("/infer") else {"content": b"{", **headers}
 
 
 def invalid_parameter(path: str) -> dict[str, Any]:
-    if path in ("/classify", "/classify/batch"):
+    if path in ("/classify", "/classify/batch", "/v1/image-classification"):
         return body_for(path, params={"operating_point": "id99"})
     if path.endswith("/infer"):
         return {"json": {"inputs": [BYTES], "parameters": {"operating_point": "id99"}}}
