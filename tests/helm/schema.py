@@ -1,4 +1,4 @@
-"""The part of the chart's values.schema.json that follows from the settings: `python -m tests.helm.schema` writes it."""
+"""What follows from the settings in values.schema.json of the chart: `python -m tests.helm.schema` writes it."""
 
 import json
 from typing import Any

@@ -115,11 +115,12 @@ bundles are mounted at /models and none of them is used: set settings.TAILGUARD_
 A bundle under /models is named and nothing is mounted there: set bundles.existingClaim or bundles.image.
 {{- end }}
 {{- range $name, $source := $named }}
+{{- $shown := regexReplaceAll "://[^/?#]*@" $source "://" }}
 {{- if and (regexMatch "^https?://" $source) (not (contains "#sha256=" $source)) }}
-{{ $name }}={{ $source }} comes from a web server and is not pinned: add #sha256=… with the digest of its manifest.json.
+{{ $name }}={{ $shown }} comes from a web server and is not pinned: add #sha256=… with the digest of its manifest.json.
 {{- end }}
 {{- if and (contains "#sha256=" $source) (not (regexMatch "#sha256=[0-9a-f]{64}$" $source)) }}
-{{ $name }}={{ $source }} is pinned to what is no sha256: give its 64 digits, as tailguard push prints them.
+{{ $name }}={{ $shown }} is pinned to what is no sha256: give its 64 digits, as tailguard push prints them.
 {{- end }}
 {{- if regexMatch "://[^/?]*@" (regexReplaceAll "^hf://[^#]*" $source "") }}
 {{ $name }} holds a user or password and would be readable in the Deployment: give credentials by envFrom or a service account.

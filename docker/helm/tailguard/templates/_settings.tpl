@@ -34,7 +34,7 @@
 {{/* Which ledger: postgresql, elsewhere (a variable from a Secret), off, memory or file. */}}
 {{- define "tailguard.ledger" -}}
 {{- $given := include "tailguard.given" (list . "TAILGUARD_LEDGER") -}}
-{{- if or .Values.ledger.existingSecret .Values.ledger.url -}}postgresql
+{{- if or .Values.ledger.existingSecret .Values.ledger.url (contains "://" $given) -}}postgresql
 {{- else if eq $given "(elsewhere)" -}}elsewhere
 {{- else if eq $given "off" -}}off
 {{- else if or (eq $given ":memory:") (and (not $given) (not .Values.persistence.enabled)) -}}memory
