@@ -129,6 +129,18 @@ def test_every_setting_reaches_the_container_as_the_service_reads_it() -> None:
     assert set(schema.of_settings()) - {PREFIX + name.upper() for name in SECRETS} == free
 
 
+def test_a_value_that_is_left_empty_is_none_or_is_named() -> None:
+    """As in a file where all below a name is a comment: null, which Helm takes away."""
+    filled = KEYS | {"ingress": {"enabled": True, "hosts": ["a.org"]}, "serviceMonitor": {"enabled": True}}
+    for name, default in file(CHART / "values.yaml").items():
+        if default in ({}, []):
+            assert rendered(filled | {name: None}) == rendered(filled | {name: default}), name
+        elif isinstance(default, dict):
+            done = helm("template", "shop", str(CHART), values=filled | {name: None})
+            assert done.returncode == 0 or f"'{name}'" in done.stderr, (name, done.stderr)
+            assert "nil pointer" not in done.stderr
+
+
 def test_what_is_no_setting_can_be_a_number_in_quotes() -> None:
     quoted = rendered(KEYS | {"replicas": "1", "service": {"port": "80"}, "terminationMarginSeconds": "10"})
     assert of_kind("Deployment", quoted)["spec"]["replicas"] == 1

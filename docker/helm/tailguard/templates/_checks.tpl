@@ -166,7 +166,7 @@ KServe puts the bundle of kserve.storageUri into /mnt/models: leave out settings
 {{- end }}
 {{- end }}
 {{- range .Values.env }}
-{{- if hasKey $.Values.settings .name }}
+{{- if hasKey ($.Values.settings | default dict) .name }}
 {{ .name }} is in settings and in env: choose one.
 {{- end }}
 {{- end }}

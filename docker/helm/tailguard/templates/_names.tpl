@@ -24,7 +24,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- define "tailguard.labels" -}}
 {{- $own := dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service
   "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") -}}
-{{- mergeOverwrite $own (deepCopy .Values.labels) (include "tailguard.selector" . | fromYaml) | toYaml -}}
+{{- mergeOverwrite $own (.Values.labels | default dict) (include "tailguard.selector" . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{/* metadata of an object: (list . suffix annotations). */}}
@@ -33,7 +33,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 name: {{ include "tailguard.fullname" $root }}{{ index . 1 }}
 namespace: {{ $root.Release.Namespace }}
 labels: {{- include "tailguard.labels" $root | nindent 2 }}
-{{- with mergeOverwrite (deepCopy $root.Values.annotations) (index . 2) }}
+{{- with mergeOverwrite dict ($root.Values.annotations | default dict) (index . 2 | default dict) }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}

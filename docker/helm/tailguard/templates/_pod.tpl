@@ -123,12 +123,12 @@ topologySpreadConstraints:
 
 {{/* metadata of pods. A changed Secret that the chart made rolls the pods; an existing one does not. */}}
 {{- define "tailguard.podMetadata" -}}
-{{- $annotations := deepCopy .Values.podAnnotations -}}
+{{- $annotations := mergeOverwrite dict (.Values.podAnnotations | default dict) -}}
 {{- if or .Values.keys.toml .Values.ledger.url -}}
 {{- $_ := set $annotations "checksum/secrets" (printf "%s%s" .Values.keys.toml .Values.ledger.url | sha256sum) -}}
 {{- end -}}
 labels:
-  {{- mergeOverwrite (dict "app.kubernetes.io/version" .Chart.AppVersion) .Values.labels .Values.podLabels
+  {{- mergeOverwrite (dict "app.kubernetes.io/version" .Chart.AppVersion) (.Values.labels | default dict) (.Values.podLabels | default dict)
     (include "tailguard.selector" . | fromYaml) | toYaml | nindent 2 }}
 {{- with $annotations }}
 annotations: {{- toYaml . | nindent 2 }}

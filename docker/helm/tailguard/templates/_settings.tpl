@@ -6,7 +6,7 @@
 {{/* A setting that was given: (list . NAME). Its text; "(elsewhere)" where it comes from a Secret; empty for none. */}}
 {{- define "tailguard.given" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}
-{{- if hasKey $root.Values.settings $name -}}
+{{- if hasKey ($root.Values.settings | default dict) $name -}}
 {{- include "tailguard.text" (get $root.Values.settings $name) -}}
 {{- else -}}
 {{- range $root.Values.env -}}
