@@ -18,6 +18,11 @@ CORE = {
     "v1 Service": "io.k8s.api.core.v1.Service",
     "policy/v1 PodDisruptionBudget": "io.k8s.api.policy.v1.PodDisruptionBudget",
     "networking.k8s.io/v1 NetworkPolicy": "io.k8s.api.networking.v1.NetworkPolicy",
+    "networking.k8s.io/v1 Ingress": "io.k8s.api.networking.v1.Ingress",
+    "v1 Secret": "io.k8s.api.core.v1.Secret",
+    "v1 ServiceAccount": "io.k8s.api.core.v1.ServiceAccount",
+    "v1 PersistentVolumeClaim": "io.k8s.api.core.v1.PersistentVolumeClaim",
+    "v1 Pod": "io.k8s.api.core.v1.Pod",
 }
 CUSTOM = {  # pydantic models, generated from the CRDs
     "monitoring.coreos.com/v1 ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",

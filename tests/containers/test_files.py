@@ -47,7 +47,7 @@ def test_no_file_of_the_build_names_a_registry_of_packages(path: Path) -> None:
     assert "index-url" not in path.read_text()
 
 
-@pytest.mark.parametrize("extra", [None, "cpu", "gpu", "train", "parquet", "otel", "postgres"])
+@pytest.mark.parametrize("extra", [None, "cpu", "gpu", "train", "parquet", "otel", "postgres", "s3"])
 def test_every_dependency_is_pinned_to_a_version_that_the_project_allows(extra: str | None) -> None:
     extras = PROJECT["optional-dependencies"]
     pinned = pins("constraints.txt") | pins("constraints-gpu.txt")
