@@ -32,10 +32,11 @@ def require_tunable(config: Config, method: Method, backbone: TunedBackbone) -> 
 
 
 def _problems(config: Config, method: Method, data: Data) -> Iterator[str]:
-    if method.needs_outliers and len(data.outliers) == 0:
+    alone = len(data.train.classes) == 1  # nothing to mix
+    if not len(data.outliers) and (method.needs_outliers or (method.placeholders and alone)):
         yield f"--method {config.method} learns from outliers: give --outliers FILE, or use --method msp"
     if len(data.train.classes) == 1 and SCORES[method.score].constant_for_one_class:
-        able = (name for name, m in METHODS.items() if m.needs_outliers and not SCORES[m.score].constant_for_one_class)
+        able = (name for name, m in METHODS.items() if m.takes_outliers and not SCORES[m.score].constant_for_one_class)
         yield (
             f"--method {config.method}: with one class its loss is 0 and its score {method.score} is constant; use a "
             f"method that learns a score from outliers: {', '.join(able)}"

@@ -136,7 +136,7 @@ def first_stage(config: Config, method: Method, data: Data, network: Network, lo
     device = next(network.parameters()).device
     with standardised(network, data) as data:
         batches = Batches(
-            data.train, data.outliers if method.needs_outliers else None, config.batch_images, seed=config.seed,
+            data.train, data.outliers if method.takes_outliers else None, config.batch_images, seed=config.seed,
             stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
         )  # fmt: skip
         loop.run(

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.lines import one_line
 from service.convert.compare import Answers, Run
 from service.convert.errors import ConvertError
-from service.errors import one_line
 
 FILES = ("model.xml", "model.bin")
 IMPORTS = "import openvino as ov"

@@ -91,11 +91,11 @@ def step_seconds(config: Config, method: Method, work: Work, features: int | Non
     if features:
         images = random.normal(size=(count, 2, features)).astype(np.float32)
     labelled = ImageSet(images, np.arange(count) % work.classes, tuple(map(str, range(work.classes))))
-    outside = images if method.needs_outliers else images[:0]
+    outside = images if method.takes_outliers else images[:0]
     data = Data(labelled, labelled, labelled, outside, outside, {}, size, max(1, size // 8), True)
     network = place(build_network(method, work.classes, config.width, features), device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
-    batches = Batches(data.train, outside if method.needs_outliers else None, config.batch_images, seed=0, stage=1,
+    batches = Batches(data.train, outside if method.takes_outliers else None, config.batch_images, seed=0, stage=1,
                       device=device, sampler=method.sampler, per_image=method.outliers_per_image)  # fmt: skip
     losses = stage1_losses(config, method, data, network, device)
 
@@ -156,7 +156,7 @@ def _scratch(config: Config, work: Work) -> Estimate:
     seconds, made_of = steps * step, [f"{steps} steps of {config.batch_images} images at {step:.2f} s"]
     if method.stage2 != NONE and STAGES[method.stage2].learns and not STAGES[method.stage2].on_features:
         assert config.stage2_epochs
-        share = 1 / (method.views + method.outliers_per_image * method.needs_outliers)  # one view, no outliers
+        share = 1 / (method.views + method.outliers_per_image * method.takes_outliers)  # one view, no outliers
         more = config.stage2_epochs * work.train * share * step / config.batch_images
         seconds += more
         made_of.append(f"{config.stage2_epochs} epochs of the second stage, at most {span(more)}")

@@ -104,7 +104,7 @@ def trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
         network.begin_on(inside, labels, outside)
         with standardised(network, data) as data:
             batches = Batches(
-                data.train, data.outliers if method.needs_outliers else None, batch, seed=config.seed, stage=1,
+                data.train, data.outliers if method.takes_outliers else None, batch, seed=config.seed, stage=1,
                 device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
             )  # fmt: skip
             losses = stage1_losses(config, method, data, network, device)

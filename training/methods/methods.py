@@ -48,8 +48,13 @@ class Method:
     score_tau: float = 0.0  # scores see z − τ·log π
 
     @property
-    def needs_outliers(self) -> bool:
+    def takes_outliers(self) -> bool:
         return self.outlier_term != NONE
+
+    @property
+    def needs_outliers(self) -> bool:
+        """Whether it cannot train without a set of outliers: where it makes none itself."""
+        return self.takes_outliers and not self.placeholders
 
     @property
     def passes(self) -> int:
@@ -200,11 +205,11 @@ def _problems(method: Method, given: set[str]) -> Iterator[str]:
             f"loss {method.loss} has the class prior in training, and stage 2 la-posthoc would take it off a second "
             "time: use one of the two, --stage2 none or --loss cross-entropy"
         )
-    if method.contrast != NONE and not method.needs_outliers:
+    if method.contrast != NONE and not method.takes_outliers:
         yield f"contrast {method.contrast} pushes outliers away: give an --outlier-term (its weight may be 0)"
     if method.contrast != NONE and method.views < CONTRASTS[method.contrast].views:
         yield f"contrast {method.contrast} compares two views of an image: use --views 2"
-    if method.placeholders and not method.needs_outliers:
+    if method.placeholders and not method.takes_outliers:
         yield "--placeholders are outliers made of training images: give an --outlier-term that learns from them"
     if given & {"partial", "asymmetric"} and method.contrast != "pascl":
         yield "--partial and --asymmetric are switches of --contrast pascl"
@@ -222,7 +227,7 @@ def build_network(
         trunk = FeatureTrunk(features, adapts=method.contrast != NONE)
     return Network(
         num_classes, width, trunk=trunk,
-        reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.needs_outliers else 0,
+        reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.takes_outliers else 0,
         cosine=method.loss in COSINE,
         learned={name: term.learned for name, term in terms.items() if term and term.learned},
     )  # fmt: skip

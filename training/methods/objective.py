@@ -68,7 +68,7 @@ def stage1_losses(
     outlier_weight, outlier = outlier_term(config, method)
     contrast_weight, contrast = contrast_term(config, method, num_classes)
     projects = contrast is not None and CONTRASTS[method.contrast].projects
-    joint = method.needs_outliers and OUTLIER_TERMS[method.outlier_term].joint
+    joint = method.takes_outliers and OUTLIER_TERMS[method.outlier_term].joint
     precision = autocast(config, device)
     draw = partial(augment.view, kind=config.augment, padding_px=data.padding_px, flip=data.flip)
 

@@ -39,4 +39,5 @@ def mixtures(features: Tensor, labels: Tensor, generator: torch.Generator) -> Te
     length = features.norm(dim=1, keepdim=True)
     mixed = F.normalize(share * features + (1 - share) * features[other], dim=1)
     mixed = mixed * (share * length + (1 - share) * length[other])
-    return mixed[labels != labels[other]]
+    differ: Tensor = mixed[labels != labels[other]]
+    return differ

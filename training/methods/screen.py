@@ -12,7 +12,7 @@ def screen() -> str:
     for name, m in METHODS.items():
         stage2 = "" if m.stage2 == NONE else m.stage2
         rows.append(
-            (name, m.family, m.outlier_term if m.needs_outliers else "", str(m.views), stage2, str(m.passes), m.score,
+            (name, m.family, m.outlier_term if m.takes_outliers else "", str(m.views), stage2, str(m.passes), m.score,
              m.paper)
         )  # fmt: skip
     lines = [

@@ -133,6 +133,25 @@ def test_a_list_without_outliers(
     assert not any(name.startswith("ood") for name in manifest.operating_points)
 
 
+def test_without_outliers_a_row_that_makes_its_own_is_served(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mixtures of the classes alone teach the reject class, by which the graph can score: half apple, half kiwi."""
+    fit(capsys, photos, *arguments, "--heads", "tailguard-placeholders", "--score", "reject-mass")
+    folder = tmp_path / "models" / "fruit-stand" / "1"
+    manifest = bundle.read(folder)
+    assert manifest.deciding_score == "reject-mass"
+    assert not any(name.startswith("ood") for name in manifest.operating_points)
+    assert manifest.evaluation["accuracy"] > 0.8
+    with live.serving(folder) as url:
+        whole, halves = (
+            [ask(url, Image.blend(photograph("apple", seed), photograph("kiwi", seed), share))["scores"]["reject-mass"]
+             for seed in range(40, 46)] for share in (0, 0.5)
+        )  # fmt: skip
+    assert min(halves) > max(whole)
+    assert "learns from outliers: give --outliers" in fit(capsys, photos, *arguments, "--heads", "tailguard-joint")
+
+
 def test_killed_and_gone_on_with(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

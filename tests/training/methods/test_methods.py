@@ -54,7 +54,7 @@ def test_a_row_makes_sense(name):
 @rows
 def test_score_of_a_row_is_the_one_its_outlier_term_trains(name):
     m = find(name)
-    if m.needs_outliers:
+    if m.takes_outliers:
         assert m.score == OUTLIER_TERMS[m.outlier_term].score
     else:
         assert m.score in ("msp", "mahalanobis-pp")

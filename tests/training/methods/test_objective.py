@@ -69,7 +69,7 @@ def watch(digits, monkeypatch):
 def test_loss_is_the_weighted_sum_of_its_parts(watch, method):
     seen = watch(method=method, progress=0.9)
     m, values = seen.method, seen.values
-    assert ("outlier" in values) == m.needs_outliers
+    assert ("outlier" in values) == m.takes_outliers
     assert ("contrast" in values) == (m.contrast != "none")
     assert all(math.isfinite(v) for v in values.values())
     outlier_weight = objective.outlier_term(seen.config, m)[0]
