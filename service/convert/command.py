@@ -58,7 +58,7 @@ def convert(source: Path, out: Path, given: Path | None = None) -> str:
         record: dict[str, Any] = {
             "to": "openvino", "way": way, "properties": properties,
             "converted": datetime.now(UTC).replace(microsecond=0).isoformat(),
-            "command": shlex.join(["tailguard", "convert", str(source), "--to", "openvino", "--out", str(out)]),
+            "command": _command(source, out, given),
             "versions": openvino.versions() | {"onnxruntime": metadata.version("onnxruntime")},
             "bundle": {
                 "name": manifest.name, "version": manifest.version, "precision": manifest.precision,
@@ -75,6 +75,11 @@ def convert(source: Path, out: Path, given: Path | None = None) -> str:
         text = folder.readme(manifest, said, "openvino", openvino.IMPORTS, openvino.code(properties))
         folder.fill(made, source, manifest, record, text)
     return f"{said}\n{_by_point(found)}\n{_times(record['time'])}\nwrote {out}"
+
+
+def _command(source: Path, out: Path, given: Path | None) -> str:
+    images = [] if given is None else ["--images", str(given)]
+    return shlex.join(["tailguard", "convert", str(source), "--to", "openvino", "--out", str(out), *images])
 
 
 def _first_alike(
