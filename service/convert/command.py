@@ -53,12 +53,12 @@ def convert(source: Path, out: Path, given: Path | None = None) -> str:
         plain = compare.answered(onnx.opened(source / GRAPH_FILE, optimised=False), shown.pixels)
         own = compare.difference(manifest, answers, plain, shown.sides_px)
         openvino.convert(source / GRAPH_FILE, made)
-        way, run, tried = _first_alike(made, manifest, shown, answers, own)
+        way, run, found, refused = _first_alike(made, manifest, shown, answers, own)
         properties = openvino.ways(manifest.precision)[way]
         record: dict[str, Any] = {
             "to": "openvino", "way": way, "properties": properties,
             "converted": datetime.now(UTC).replace(microsecond=0).isoformat(),
-            "command": shlex.join(["tailguard", "convert", str(source), "--to", "openvino", "--out", str(out)]),
+            "command": _command(source, out, given),
             "versions": openvino.versions() | {"onnxruntime": metadata.version("onnxruntime")},
             "bundle": {
                 "name": manifest.name, "version": manifest.version, "precision": manifest.precision,
@@ -67,36 +67,40 @@ def convert(source: Path, out: Path, given: Path | None = None) -> str:
             "files": bundle.digests({name: (made / name).read_bytes() for name in openvino.FILES}),
             "outputs": list(answers), "left_out": [manifest.heat_map.file] if manifest.heat_map else [],
             "images": shown.described() | {"from": None if given is None else given.name},
-            "compared_with_onnxruntime": tried[way], "onnxruntime_with_itself_unoptimised": own,
-            "limits": compare.limits(manifest, own), "refused_ways": {w: f for w, f in tried.items() if w != way},
+            "compared_with_onnxruntime": found, "onnxruntime_with_itself_unoptimised": own,
+            "limits": compare.limits(manifest, own), "refused_ways": refused,
             "time": timing.measured({"onnxruntime": usual, "openvino": run}, shown.pixels),
         }  # fmt: skip
         said = _said(record)
         text = folder.readme(manifest, said, "openvino", openvino.IMPORTS, openvino.code(properties))
         folder.fill(made, source, manifest, record, text)
-    return f"{said}\n{_by_point(tried[way])}\n{_times(record['time'])}\nwrote {out}"
+    return f"{said}\n{_by_point(found)}\n{_times(record['time'])}\nwrote {out}"
+
+
+def _command(source: Path, out: Path, given: Path | None) -> str:
+    images = [] if given is None else ["--images", str(given)]
+    return shlex.join(["tailguard", "convert", str(source), "--to", "openvino", "--out", str(out), *images])
 
 
 def _first_alike(
     made: Path, manifest: Manifest, shown: pictures.Pictures, answers: Answers, own: Figures
-) -> tuple[str, Run, dict[str, Figures]]:
-    """The first way of running the graph in `made` that decides as `answers`, and the figures of every way tried.
-
-    Raises ConvertError, with the figures, where none does.
+) -> tuple[str, Run, Figures, dict[str, str]]:
+    """The first way of running the graph in `made` that decides as `answers`, its figures, and why those before it
+    were refused. Raises ConvertError, with the figures, where none does.
     """
     allowed = compare.limits(manifest, own)
-    tried: dict[str, Figures] = {}
-    said: list[str] = []
+    refused: dict[str, str] = {}
     for way, properties in openvino.ways(manifest.precision).items():
         run = openvino.opened(made, properties)
         found = compare.answered(run, shown.pixels)
         compare.require_outputs(manifest, found, answers)
-        tried[way] = compare.difference(manifest, answers, found, shown.sides_px)
-        if not (wrong := compare.beyond(tried[way], allowed)):
-            return way, run, tried
-        said.append(f"{way}, {' and '.join(wrong)}")
+        figures = compare.difference(manifest, answers, found, shown.sides_px)
+        if not (wrong := compare.beyond(figures, allowed)):
+            return way, run, figures, refused
+        refused[way] = " and ".join(wrong)
+    said = "; ".join(f"{way}, {wrong}" for way, wrong in refused.items())
     raise ConvertError(
-        f"OpenVINO decides otherwise than ONNX Runtime on {len(shown.pixels)} images: {'; '.join(said)}. ONNX Runtime "
+        f"OpenVINO decides otherwise than ONNX Runtime on {len(shown.pixels)} images: {said}. ONNX Runtime "
         f"without its optimisations changes {own['decisions_changed']:.2%} itself. Nothing was written: export the "
         "run again with --precision fp32 and convert that, or serve the bundle as it is"
     )

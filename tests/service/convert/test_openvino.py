@@ -139,7 +139,7 @@ def test_the_next_way_is_taken_where_the_quick_one_decides_otherwise(
         opened.append(properties)
         if len(opened) > broken:
             return run
-        return lambda batch: {name: values + np.float32(5) for name, values in run(batch).items()}
+        return lambda batch: {name: values + np.float32(np.nan) for name, values in run(batch).items()}
 
     monkeypatch.setattr(openvino, "opened", off)
     out = tmp_path / "ov"
@@ -151,7 +151,8 @@ def test_the_next_way_is_taken_where_the_quick_one_decides_otherwise(
         return
     made = record(out)
     assert made["properties"] == openvino.IN_FLOAT
-    assert made["refused_ways"]["with OpenVINO's int8 kernels"]["decisions_changed"] > 0.005
+    assert list(made["refused_ways"]) == ["with OpenVINO's int8 kernels"]
+    assert "energy is off by up to inf" in made["refused_ways"]["with OpenVINO's int8 kernels"]
     assert repr(openvino.IN_FLOAT) in (out / "README.md").read_text()
 
 
