@@ -19,7 +19,7 @@ from service.contract.decision import Scope, decide_row
 from service.contract.embedding import EMBEDDING
 from service.contract.reasons import QUALITY
 from service.convert.errors import ConvertError
-from service.inference.engine import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
+from service.inference.golden import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
 
 MOST_CHANGED = 0.005  # of the images, beyond what ONNX Runtime itself changes
 LESS_COSINE = 0.001  # of the embeddings, their mean

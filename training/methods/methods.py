@@ -139,10 +139,10 @@ METHODS: dict[str, Method] = {
     "tailguard-joint": Method(
         "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", score="reject-mass",
     ),
-    # Mixtures of classes beside the outliers, each side with the weight that the outliers have there.
+    # Mixtures of classes beside the outliers.
     "tailguard-placeholders": Method(
-        "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", outlier_weight=1.0,
-        placeholders=True, score="reject-mass",
+        "this project", "beyond", loss="logit-adjustment", outlier_term="outlier-class-adjusted", placeholders=True,
+        score="reject-mass",
     ),
     "mahalanobis": Method("arXiv 2605.17799", "no outliers", loss="logit-adjustment", score="mahalanobis-pp"),
 }  # fmt: skip
