@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.score.errors import ScoreError
-from service.score.on_ray import require_ray
+from service.contract.cluster import ClusterError, require_ray
 from tests.service import tiny
 from tests.service.score.test_score import score
 
@@ -49,12 +48,12 @@ def run(given: list[str]) -> subprocess.Popen[str]:
                             stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
-def workers() -> list[int]:
-    """Process ids of the actors that score, started by this user."""
+def workers(actor: str = "Scoring") -> list[int]:
+    """Process ids of the actors of this class, whoever has started them."""
     found = []
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if status.read_bytes().startswith(b"ray::MapWorker(Map(Scoring))"):
+            if status.read_bytes().startswith(f"ray::MapWorker(Map({actor}))".encode()):
                 found.append(int(status.parent.name))
         except OSError:
             continue  # it has ended
@@ -110,5 +109,5 @@ def test_the_rows_of_one_machine_with_a_worker_and_then_the_driver_killed(
 
 def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ScoreError, match=r"pip install 'tailguard\[ray\]'"):
+    with pytest.raises(ClusterError, match=r"pip install 'tailguard\[ray\]'"):
         require_ray()
