@@ -49,7 +49,7 @@ class Chunk(NamedTuple):
     places: Places
 
     @property
-    def index(self) -> slice | Places:
+    def where(self) -> slice | Places:
         """The places as a slice where they follow on each other."""
         first, last = int(self.places[0]), int(self.places[-1]) + 1
         return slice(first, last) if last - first == len(self.places) else self.places
@@ -78,7 +78,7 @@ class Looks:
 
     def features(self, images: Source, chunk: Chunk) -> Floats:
         """float32 [n, V, F] of the chunk's places, in their order."""
-        pixels = images[chunk.index]
+        pixels = images[chunk.where]
         views = (self.view(pixels, view, chunk.places) for view in range(self.views))
         return np.stack([self._session.run(None, {"images": seen})[0] for seen in views], axis=1)
 
