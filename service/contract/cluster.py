@@ -12,8 +12,10 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from service.errors import TailGuardError, one_line
@@ -67,7 +69,8 @@ def joined(cpus: int, extras: str) -> Iterator[Any]:
 def _begun(ray: Any, cpus: int) -> Iterator[None]:
     address, session = _address(), ""
     mine = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    code: dict[str, Any] = {"runtime_env": {"py_modules": _code(), "excludes": ["__pycache__", "*.json", "*.png"]}}
+    own = code if address else {"num_cpus": cpus, "include_dashboard": False}
     try:
         context = ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
         session = "" if address else context.address_info["session_dir"]
@@ -80,6 +83,11 @@ def _begun(ray: Any, cpus: int) -> Iterator[None]:
             shutil.rmtree(session, ignore_errors=True)
 
 
+def _code() -> list[str]:
+    """Our packages as they are here, which travel to the cluster: another version there would make other rows."""
+    return [str(Path(sys.modules[name].__path__[0])) for name in ("service", "training") if name in sys.modules]
+
+
 def planned(ray: Any, items: list[dict[str, Any]], actor: type, arguments: tuple[Any, ...], workers: int | None) -> Any:
     """The rows that `actor`(*arguments) makes of each item, in order, by actors of one core each.
 
@@ -90,7 +98,7 @@ def planned(ray: Any, items: list[dict[str, Any]], actor: type, arguments: tuple
     settings.enable_progress_bars = False
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    actors = min(len(items), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
     blocks = min(len(items), MOST_BLOCKS)
     return ray.data.from_items(items, override_num_blocks=blocks).map(
         actor, fn_constructor_args=arguments, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=actors)
@@ -105,6 +113,8 @@ def reason(error: BaseException, extras: str) -> str:
             f"a worker lacks the package {lacking[1]}: install on every node of the cluster what is installed here, "
             f"pip install 'tailguard[{extras}]'"
         )
+    if "AuthenticationError" in said:
+        return "the cluster asks for the token of who began it (~/.ray/auth_token): set RAY_AUTH_MODE=token"
     lines = [line.strip() for line in said.splitlines() if re.match(r"\s*[\w.]*(Error|Exception): ", line)]
     return lines[-1][:300] if lines else one_line(error)
 

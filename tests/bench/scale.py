@@ -80,12 +80,10 @@ def scored(folder: Path, images: int, *options: str) -> Way:
             log.seek(0)
             raise BenchError(f"{' '.join(command)} ended with {process.returncode}: {log.read().strip()[-2000:]}")
     whole_s = time.perf_counter() - begun
+    seen = looks[-1].rows - looks[0].rows if looks else 0
+    if seen < images / 2:
+        raise BenchError(f"{seen} of {images} images between two looks are too few: give more --images")
     first, last = looks[0], looks[-1]
-    if last.rows - first.rows < images / 2:
-        raise BenchError(
-            f"{last.rows - first.rows} of {images} images between two looks are too few: give more --images"
-        )
-    seen = last.rows - first.rows
     return Way(
         images_per_s=seen / (last.time_s - first.time_s), cpu_ms=1000 * (last.cpu_s - first.cpu_s) / seen,
         memory_mb=peak.bytes / 1e6, start_s=first.time_s, whole_s=whole_s,

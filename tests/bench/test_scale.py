@@ -35,7 +35,7 @@ def test_what_fails_or_is_too_short_is_no_figure(folder: Path) -> None:
     with pytest.raises(BenchError, match=r"ended with 2: (.|\n)*--no-such"):
         scale.scored(folder, 200, "--no-such")
     with pytest.raises(BenchError, match="too few: give more --images"):
-        scale.scored(folder, 200, "--batch-images", "150")
+        scale.scored(folder, 200, "--batch-images", "200")
 
 
 @pytest.mark.skipif(proxies.missing("nginx") is not None, reason=proxies.missing("nginx") or "")

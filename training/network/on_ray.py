@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from service.contract import cluster
-from service.errors import TailGuardError
 from training.config import Config
 from training.data.processes import usable_cpus
 from training.data.readers import DataError
@@ -67,7 +66,7 @@ def require(on: str, frozen: bool) -> None:
         )
     try:
         cluster.require_ray()
-    except TailGuardError as error:
+    except cluster.ClusterError as error:
         raise DataError(str(error)) from error
 
 
@@ -89,5 +88,5 @@ def computed(
                 places = np.frombuffer(row["places"], np.int64)
                 features = np.frombuffer(row["features"], np.float32).reshape(len(places), looks.views, -1)
                 yield Chunk(int(row["number"]), places), features
-    except TailGuardError as error:
+    except cluster.ClusterError as error:
         raise DataError(str(error)) from error

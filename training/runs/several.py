@@ -70,7 +70,7 @@ def require_same_settings(job: Job) -> None:
 def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[str]]:
     """Train (or resume), then evaluate."""
     start = [sys.executable, "-m", "training"]
-    on = ["--on", job.config.on]
+    on = ["--on", job.config.on] if job.config.on != "here" else []
     threading = [*on, *(["--threads", str(threads)] if threads else [])]
     if (job.folder / CHECKPOINT_FILE).is_file():
         train = ["--out", str(job.folder), "--resume"]
