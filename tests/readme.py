@@ -15,6 +15,7 @@ import httpx
 from service import settings
 from service.contract.bundle import read
 from tests import live
+from tests.bench import scale_table
 from tests.bench import tables as speed
 from tests.bench.peers import table as peers
 from tests.drift import report as drift
@@ -189,6 +190,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench": lambda: speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json")),
     "peers": lambda: peers.markdown(measured("peers.json")),
     "hard": lambda: speed.hard(measured("hard.json")),
+    "scale": lambda: scale_table.markdown(measured("scale.json")),
 }
 PART = re.compile(r"<!-- generated: (\w+) -->\n(.*?)\n?<!-- /generated -->", re.DOTALL)
 

@@ -14,9 +14,7 @@ Tune = Literal["frozen", "adapters", "full"]
 # A pretrained backbone's. Frozen: found on CIFAR10-LT and 953 grocery photographs; adapters: LIFT's (Shi et al. 2024).
 TUNE_DEFAULTS: dict[Tune, dict[str, Any]] = {
     "frozen": {"learning_rate": 1e-2, "weight_decay": 1e-2},
-    "adapters": {
-        "epochs": 10, "batch_images": 128, "learning_rate": 1e-2, "weight_decay": 5e-4, "augment": "photo",
-    },
+    "adapters": {"epochs": 10, "batch_images": 128, "learning_rate": 1e-2, "weight_decay": 5e-4, "augment": "photo"},
     "full": {"epochs": 10, "batch_images": 64, "weight_decay": 1e-2, "augment": "photo"},
 }  # fmt: skip
 FROZEN_STEPS, FROZEN_EPOCHS = 400, 10  # at least
@@ -34,8 +32,7 @@ def program() -> str:
 
 def _three_numbers(given: Any) -> Any:
     """ ".5,.5,.5" as numbers: the command line reads JSON, which knows no .5, and hands on the text in brackets."""
-    text = ",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
-    text = text.strip("[]() ")
+    text = (",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)).strip("[]() ")
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -162,6 +159,8 @@ class Config(BaseModel):
     """auto: bf16 autocast on a GPU and on a CPU with bf16 instructions, else fp32."""
     threads: int | None = Field(default=None, ge=1)
     """Threads per process on a CPU; not given: PyTorch's choice."""
+    on: Literal["here", "ray"] = "here"
+    """Who computes a frozen backbone's features: this machine, or Ray's workers: of RAY_ADDRESS, or local ones."""
     checkpoint_epochs: int = Field(default=1, ge=1)
     """A checkpoint every so many epochs (and always at the end and on Ctrl-C)."""
 
@@ -185,16 +184,16 @@ class Config(BaseModel):
 
     def with_absolute_paths(self) -> "Config":
         """The same settings with paths that name the same places from every working folder."""
-        paths = {key: path.resolve() for key in PATHS if (path := getattr(self, key))}
-        return self.model_copy(update=paths)
+        return self.model_copy(update={key: path.resolve() for key in PATHS if (path := getattr(self, key))})
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_a_pretrained_backbone(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("backbone", CIFAR_RESNET) == CIFAR_RESNET:
+        usual = cls.model_fields["backbone"].default
+        if not isinstance(given, Mapping) or given.get("backbone", usual) == CIFAR_RESNET:
             return given
         tune: Any = given.get("tune") or "frozen"
-        return {**TUNE_DEFAULTS.get(tune, {}), **given, "tune": tune}
+        return TUNE_DEFAULTS.get(tune, {}) | {**given, "tune": tune}
 
     @model_validator(mode="after")
     def _settings_that_fit_the_backbone(self) -> "Config":
@@ -202,11 +201,12 @@ class Config(BaseModel):
             for key in ("weights", "backbone_mean", "backbone_std", "backbone_layout", "backbone_fit", "tune"):
                 if (value := getattr(self, key)) is not None:
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
-        if self.backbone_precision != "fp32" and not self.frozen:
-            raise ValueError(
-                f"--backbone-precision {self.backbone_precision} is for a frozen backbone, on whose features a head "
-                "learns; what is trained is made int8 by export"
-            )
+        for key, plain, why in (
+            ("backbone_precision", "fp32", "on whose features a head learns; what is trained is made int8 by export"),
+            ("on", "here", "whose features are computed once; one that learns is trained here: leave it out"),
+        ):  # fmt: skip
+            if (value := getattr(self, key)) != plain and not self.frozen:
+                raise ValueError(f"{flag(key)} {value} is for a frozen backbone, {why}")
         if self.tunes and self.backbone.startswith("onnx:"):
             raise ValueError(
                 f"--tune {self.tune} trains a backbone, and {self.backbone} cannot be trained: use --tune frozen, or "

@@ -23,7 +23,7 @@ class Table(BaseModel):
     )  # fmt: skip
     PASSED: ClassVar[tuple[str, ...]] = (
         "backbone", "weights", "tune", "backbone_precision", "backbone_stages", "backbone_fit", "backbone_mean",
-        "backbone_std", "backbone_layout", "feature_views", "learning_rate",
+        "backbone_std", "backbone_layout", "feature_views", "learning_rate", "on",
     )  # fmt: skip
 
     name: CliPositionalArg[str]
@@ -59,6 +59,8 @@ class Table(BaseModel):
     learning_rate: float | None = None
     feature_cache: Path | None = None
     """Features that the runs share; not given: <out>/features."""
+    on: Literal["here", "ray"] = "here"
+    """Who computes them, as in `train`."""
     ood: list[Path] = []
     """OOD test sets, as in `evaluate`."""
     width: int | None = None
@@ -114,9 +116,11 @@ class Table(BaseModel):
         """ValueError before anything is trained when the table's runs would lack data, a device or a folder."""
         from training.checks import require_writable
         from training.methods.methods import find
+        from training.network import on_ray
         from training.network.device import find_device
 
         find_device(self.device)
+        on_ray.require(self.on, self.backbone != CIFAR_RESNET and self.tune in (None, "frozen"))
         require_writable(self.out, "--out")
         if self.results:
             require_writable(self.results, "--results")

@@ -13,7 +13,7 @@ from typing import Any
 
 from service import process, settings
 from service.bundles import addresses
-from service.contract import bundle
+from service.contract import bundle, cluster
 from service.inference.engine import Engine
 from service.score import inputs, labelling, on_ray, outputs
 from service.score.errors import ScoreError
@@ -83,7 +83,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     outputs.writer(out, form)
     _check(out, args.overwrite)
     if args.on == "ray":
-        on_ray.require_ray()
+        cluster.require_ray()
     config = _configure(args)
     own = (out, partial, outputs.temporary(out), outputs.interface_path(out))
     paths = inputs.paths(args.inputs, all_files=args.all_files, own=own)

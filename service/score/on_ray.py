@@ -2,25 +2,26 @@
 
 Each actor holds the session of one core. The driver cuts the batches, keeps the journal and writes the output, so rows,
 their order, their last bits and the resuming are those of a run without Ray. A batch whose worker is lost is run again.
+Files are read where a worker runs: their sizes are compared with those that the driver sees.
 """
 
 import json
-import logging
 import os
-import re
-import signal
+import socket
 import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+from service.contract import cluster
 from service.contract.bundle import MANIFEST_FILE, Manifest
-from service.contract.lines import one_line
+from service.process import available_cpus
+from service.score import remote
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
 from service.score.rows import ResultRow, Scorer
 
-MOST_BLOCKS = 2000  # of batches that Ray plans with
+EXTRAS = "cpu,ray"
 Files = dict[str, bytes]
 
 
@@ -39,18 +40,13 @@ class Scoring:
         self._scorer = make(Path(self._folder.name))
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """The rows of a batch of paths; both as JSON, which keeps names that are no UTF-8."""
-        return {"rows": ENCODER.encode(self._scorer.score(json.loads(row["paths"])))}
-
-
-def require_ray() -> Any:
-    """Ray with Ray Data. Raises ScoreError where it is not installed."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ScoreError(f"--on ray needs Ray Data ({one_line(error)}): pip install 'tailguard[ray]'") from error
-    return ray
+        """The rows of a batch of paths, and the sizes of its files; as JSON, which keeps names that are no UTF-8."""
+        paths: list[str] = json.loads(row["paths"])
+        return {
+            "rows": ENCODER.encode(self._scorer.score(paths)),
+            "sizes": json.dumps([size_bytes(path) for path in paths]),
+            "node": socket.gethostname(),
+        }
 
 
 def in_order(
@@ -59,54 +55,44 @@ def in_order(
     """The rows of each batch in order, by `workers` actors of one core, or as many as the cluster has cores.
 
     The cluster is that of RAY_ADDRESS, or one of this machine that ends with this. `make` makes the scorer of the
-    bundle, which was verified, wherever its folder is; it is pickled. Raises ScoreError where the cluster cannot be
-    had, or a worker fails for good.
+    bundle, which was verified, wherever its folder is; it is pickled. Raises ClusterError where the cluster cannot be
+    had, or a worker fails for good, and ScoreError where one sees other files than this machine.
     """
-    paths = [{"paths": json.dumps(batch)} for batch in batches]
-    if not paths:
+    batches = list(batches)
+    if not batches:
         return
-    ray = require_ray()
-    own = not ray.is_initialized()
-    try:
-        if own:
-            _start(ray)
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    with cluster.joined(workers or available_cpus(), EXTRAS) as ray:
         files = ray.put(_content(folder, manifest))
-        planned = ray.data.from_items(paths, override_num_blocks=min(len(paths), MOST_BLOCKS)).map(
-            Scoring, fn_constructor_args=(files, make), num_cpus=1, compute=ray.data.ActorPoolStrategy(size=actors),
-        )  # fmt: skip
-        for row in planned.iter_rows():
-            yield json.loads(row["rows"])
-    except (GeneratorExit, ScoreError):
-        raise
-    except Exception as error:  # Ray has many
-        raise ScoreError(f"the run on Ray failed: {_reason(error)}") from error
-    finally:
-        if own:
-            ray.shutdown()
+        items = [{"paths": json.dumps([_absolute(path) for path in batch])} for batch in batches]
+        rows = cluster.planned(ray, items, Scoring, (files, make), workers)
+        for batch, row in zip(batches, rows, strict=True):
+            require_same(batch, json.loads(row["sizes"]), row["node"])
+            yield [found | {"path": path} for path, found in zip(batch, json.loads(row["rows"]), strict=True)]
 
 
-def _reason(error: BaseException) -> str:
-    """The last line that names an error, of all the tracebacks that Ray passes on."""
-    said = [str(each) for each in (error, error.__cause__) if each is not None]
-    lines = [
-        line.strip() for text in said for line in text.splitlines() if re.match(r"[\w.]*(Error|Exception): ", line)
-    ]
-    return lines[-1][:300] if lines else one_line(error)
+def require_same(paths: list[str], sizes: list[int | None], node: str) -> None:
+    """ScoreError where a worker, on `node`, saw another file than this machine sees, or none."""
+    for path, size in zip(paths, sizes, strict=True):
+        here = size_bytes(path)
+        if here is not None and here != size:
+            there = "no such file" if size is None else f"one of {size} bytes"
+            raise ScoreError(
+                f"{path} has {here} bytes here, and {node}, a node of the cluster, sees {there}: put the same files at "
+                "the same paths on every node, or in an object store (s3://…), and give the same command again"
+            )
 
 
-def _start(ray: Any) -> None:
-    """Join or begin a cluster. Ray takes the signals for itself; they stay this program's."""
-    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR, configure_logging=True)
-    for number, handler in ours.items():
-        signal.signal(number, handler)
+def size_bytes(path: str) -> int | None:
+    """Of a file; None where there is none at that path, or where it is an address."""
+    try:
+        return None if remote.is_remote(path) else os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _absolute(path: str) -> str:
+    """As a worker, which has another working folder, finds it."""
+    return path if remote.is_remote(path) else os.path.abspath(path)
 
 
 def _content(folder: Path, manifest: Manifest) -> Files:

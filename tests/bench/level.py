@@ -75,7 +75,7 @@ def measure(server: Endpoint, load: Load, *, key: str | None = None, health: str
             with HealthPolls(server, health) as polls:
                 generator.stdout.readline()
             after = server_cpu_s(server, key)
-            memory = None if server.pid is None else memory_bytes(server.pid) / 1e6
+            memory = None if server.pid is None else sum(map(memory_bytes, server.roots)) / 1e6
             last = generator.stdout.readline()
             if generator.wait() or not last:
                 errors.seek(0)
@@ -104,7 +104,7 @@ def measure(server: Endpoint, load: Load, *, key: str | None = None, health: str
 def server_cpu_s(server: Endpoint, key: str | None) -> float | None:
     """CPU seconds the server has used: of its tree if we started it, else what it publishes, else None."""
     if server.pid is not None:
-        return cpu_s(server.pid)
+        return sum(map(cpu_s, server.roots))
     found = re.search(r"^process_cpu_seconds_total (\S+)$", metrics(server, key), re.MULTILINE)
     return float(found[1]) if found else None
 

@@ -115,7 +115,8 @@ class Generator:
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting.discard(task)
-        task.result()  # what it raises here ends the process, see _give_up
+        if not (self.stopping and task.cancelled()):  # still connecting when the time was over
+            task.result()  # what it raises here ends the process, see _give_up
 
     def answered(self, status: int, seconds: float) -> None:
         if self.counting:

@@ -74,11 +74,16 @@ def memory_bytes(root: int) -> int:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to send requests; `pid` leads its process tree, None when we did not start it."""
+    """Where to send requests; `pid` leads its process tree, None when we did not start it; `more` lead others of it."""
 
     host: str
     port: int
     pid: int | None
+    more: tuple[int, ...] = ()
+
+    @property
+    def roots(self) -> tuple[int, ...]:
+        return self.more if self.pid is None else (self.pid, *self.more)
 
 
 @contextmanager

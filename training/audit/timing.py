@@ -28,8 +28,8 @@ from training.network import pretrained
 from training.network.backbones import Backbone, import_timm
 from training.network.device import find_device
 from training.network.network import place
-from training.network.onnx_graph import session
 from training.network.preprocessing import Preprocessing
+from training.network.session import session
 
 ENOUGH_SECONDS = 1.5  # of measuring one thing
 STEP_IMAGES = 4  # in a measured step from scratch on a CPU, which takes seconds at full width

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.data.crops import PHOTO_AREA, PHOTO_RATIO
+
 LUMA = (0.299, 0.587, 0.114)
 CHUNK = 64  # images that share one order of the four jitters; small enough for a core's cache
-PHOTO_AREA, PHOTO_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)  # shares of the image; width to height of the window
 
 
 class Windows(NamedTuple):

@@ -5,8 +5,9 @@ images[64:128]                             # uint8 [64, target.height_px, target
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Input
+from service.contract.keys import content_key
 from training.data.decode import MAX_PIXELS, read, reason_of, resized
 from training.data.readers import DataError, Keys, Pixels
 
@@ -23,12 +25,13 @@ class Fitted:
     """N image files, or an array of N images, whose content keys are `keys`, each as the service would see it.
 
     Like an array uint8 [N, H, W, 3] that is only read: by a slice or by indices, from several threads at once where
-    that is wanted (decoding and resizing let others work meanwhile).
+    that is wanted (decoding and resizing let others work meanwhile). Files that are `checked` must have their keys.
     """
 
     source: Sequence[str] | Pixels
     keys: Keys
     target: Input
+    checked: bool = False
 
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -47,8 +50,14 @@ class Fitted:
             return resized(self.source[rows], self.target)
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for place, row in enumerate(rows.tolist()):
-            pixels[place] = _decoded(self.source[row], self.target)
+            pixels[place] = _decoded(self.source[row], self.target, int(self.keys[row]) if self.checked else None)
         return pixels
+
+    def elsewhere(self) -> "Fitted":
+        """These images for a program in another folder or on another machine, which makes sure that they are these."""
+        if isinstance(self.source, np.ndarray):
+            return replace(self, source=np.asarray(self.source))
+        return replace(self, source=[os.path.abspath(path) for path in self.source], checked=True)
 
     def fingerprint(self) -> str:
         """Changes with the images, their order and how they are brought to size; not with the names of files."""
@@ -57,8 +66,11 @@ class Fitted:
         return digest.hexdigest()
 
 
-def _decoded(path: str, target: Input) -> Pixels:
+def _decoded(path: str, target: Input, key: int | None) -> Pixels:
     try:
-        return images.load(read(path), target, max_pixels=MAX_PIXELS).pixels
+        content = read(path)
+        if key is not None and content_key(content) != key:
+            raise OSError("it is not the file that was read before")
+        return images.load(content, target, max_pixels=MAX_PIXELS).pixels
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path} cannot be read as an image ({reason_of(error)}): mend or remove it") from error

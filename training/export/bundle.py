@@ -224,7 +224,7 @@ def expected(calibration: Json) -> dict[str, Any]:
 
 def recipe(run: Run) -> Json:
     """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
-    hidden = {"data", "device", "threads", "checkpoint_epochs", "stage1_from", "split_from", "feature_cache"}
+    hidden = {"data", "device", "threads", "on", "checkpoint_epochs", "stage1_from", "split_from", "feature_cache"}
     kept = run.config.model_dump(mode="json", exclude=hidden)
     kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in FILES}
     return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}

@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from service.contract.embedding import EMBEDDING
 from training.evaluation.predict import Deployed, Predict, in_batches
 from training.network.network import Block, Trunk
-from training.network.onnx_graph import FEATURES, chained, exported, session, with_outputs
+from training.network.onnx_graph import FEATURES, chained, exported, with_outputs
+from training.network.session import session
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [N, H, W, 3] → [N, D] of length 1
 

@@ -21,7 +21,8 @@ from onnx import NodeProto, TensorProto, compose, helper, numpy_helper, version_
 from service.contract.heat_map import FILE, HEAT_MAP, MOST_SIDE, HeatMap, with_map
 from training.export.pooling import Norm, NotPooledError, Pooled, Walk
 from training.network.gains import Gains
-from training.network.onnx_graph import FEATURES, exported, opset_of, session
+from training.network.onnx_graph import FEATURES, exported, opset_of
+from training.network.session import session
 from training.runs.checkpoint import Run
 
 PREFIX = f"{HEAT_MAP}/"

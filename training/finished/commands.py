@@ -29,17 +29,21 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
     larger of one and the doubt about the class, energy|msp, so that a refusal says why. `calibrate` also takes auto."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    on: Literal["here", "ray"] = "here"
+    """As in `train`, for features that are not there yet."""
 
     def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
         """(run, data, OOD sets, deciding score); ValueError for what would fail later, before any image is read."""
         from training.checks import require_writable
         from training.data import loading
         from training.evaluation import cross_fit
+        from training.network import on_ray
         from training.network.device import find_device
         from training.runs import checkpoint
         from training.scores.either import require_score
 
         run = checkpoint.trained(self.run)
+        on_ray.require(self.on, run.config.frozen)
         score = self.named_score() or run.method.score
         for name in (score, *self.more_scores()):
             require_score(name, run.scoring.reject is not None, len(run.classes))
@@ -68,7 +72,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
             return None
         from training.network import frozen
 
-        loaded = frozen.load(run.config, self.run)
+        loaded = frozen.load(run.config.model_copy(update={"on": self.on}), self.run)
         frozen.require_same(self.run, run.provenance["backbone"], loaded.backbone)
         return loaded.as_recorded(run.provenance["backbone"])
 

@@ -42,6 +42,7 @@ CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoi
 FREE = (
     "device",
     "threads",
+    "on",
     "checkpoint_epochs",
     "unreadable",
     "feature_cache",

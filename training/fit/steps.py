@@ -18,7 +18,7 @@ from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
 from training.layout import columns, span
-from training.network import frozen, pretrained
+from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
 from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
@@ -28,6 +28,7 @@ def fit(given: Fit) -> Path:
     """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
     require_writable(given.out, "--out")
     require_writable(given.work or Path("runs"), "--work")
+    on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
     print(look(plan))
     if plans.begin(plan, given):
@@ -39,12 +40,14 @@ def fit(given: Fit) -> Path:
     record = calibration(best)
     if not is_measured(best, record["score"]):
         step("measure on the test images")
-        quietly(plan.work, Evaluate(run=best, score=record["score"], ood=list(given.ood), device=given.device))
+        quietly(plan.work, Evaluate(
+            run=best, score=record["score"], ood=list(given.ood), device=given.device, on=given.on
+        ))  # fmt: skip
     step(f"export {plan.target}")
     clear_killed_export(plan.target)
     quietly(plan.work, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
-        precision=plan.config.backbone_precision, device=given.device, thumbnails=given.thumbnails,
+        precision=plan.config.backbone_precision, device=given.device, on=given.on, thumbnails=given.thumbnails,
         data_licence=given.data_licence,
     ))  # fmt: skip
     print(f"\n{finished(plan)}")
@@ -113,7 +116,9 @@ def head(plan: Plan, name: str, given: Fit) -> Path:
             trainer.train(config, run, resume=begun)
     if not (run / CALIBRATION_FILE).is_file():
         step(f"calibrate {name}")
-        quietly(plan.work, Calibrate(run=run, score=given.score, ood=list(given.ood), device=given.device))
+        quietly(plan.work, Calibrate(
+            run=run, score=given.score, ood=list(given.ood), device=given.device, on=given.on
+        ))  # fmt: skip
     return run
 
 

@@ -59,6 +59,8 @@ class Learn(BaseModel, use_attribute_docstrings=True, populate_by_name=True):
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(default=None, ge=1)
     """Threads on a CPU; not given: those of the run."""
+    on: Literal["here", "ray"] = "here"
+    """As in `train`, for features that are not there yet."""
 
     def cli_cmd(self) -> None:
         from training.learn import steps

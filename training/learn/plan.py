@@ -29,6 +29,7 @@ from training.learn import reviewed as reading
 from training.learn.command import Learn
 from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, write
 from training.learn.reviewed import Reviewed
+from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
 from training.runs import checkpoint
 from training.runs.files import EXPORTED_FILE, Json, write_json
@@ -69,7 +70,8 @@ def make(given: Learn) -> Plan:
     config = checkpoint.config_of(given.run)
     record = calibrated(given.run)
     places = {key: place.resolve() for key in ("data", "outliers") if (place := getattr(given, key))}
-    config = config.model_copy(update=places)
+    on_ray.require(given.on, config.frozen)
+    config = config.model_copy(update={**places, "on": given.on})
     parent = _parent(given)
     name = given.name or (parent.name if parent else AboutData.of(config).slug)
     require_writable(given.out, "--out")

@@ -58,7 +58,7 @@ def learn(given: Learn) -> Path:
     record = calibrated(plan.old)
     old = Evaluate(
         run=plan.old, data=given.data, outliers=given.outliers, ood=given.ood, score=record["score"],
-        device=given.device,
+        device=given.device, on=given.on,
     )  # fmt: skip
     before = old.prepare()
     if plan.config.frozen:
@@ -69,7 +69,7 @@ def learn(given: Learn) -> Path:
     ood = [Path(p) for p in old._paths] + ([plan.compared_outliers] if plan.compared_outliers else [])
     if not is_measured(plan.run, new_record["score"]):
         step("measure on the test images")
-        quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device))
+        quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device, on=given.on))
     step("compare with the old model")
     compared = comparison(plan, given, before, ood)
     compare.refuse_worse(compared, given)
@@ -154,14 +154,15 @@ def teach(plan: Plan, given: Learn, record: Json) -> None:
         two = either.read(record.get("either"))
         unsure = two.unsure_part.share / two.refused if two else either.UNSURE_SHARE
         quietly(plan.work, Calibrate(
-            run=plan.run, score=score, level=levels, class_mix=mix, unsure_share=unsure, device=given.device
+            run=plan.run, score=score, level=levels, class_mix=mix, unsure_share=unsure, device=given.device,
+            on=given.on,
         ))  # fmt: skip
 
 
 def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, Images], str], ood: list[Path]) -> Json:
     """Print the table of old and new; the figures."""
     record = calibrated(plan.run)
-    command = Evaluate(run=plan.run, ood=ood, score=record["score"], device=given.device)
+    command = Evaluate(run=plan.run, ood=ood, score=record["score"], device=given.device, on=given.on)
     run, data, outside, _ = command.prepare()
     device = command.found_device()
     old = compare.Judge(before[0], calibrated(plan.old), before[1].train, device)
@@ -198,7 +199,8 @@ def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
     config = plan.config
     command = ExportTaught(
         run=plan.run, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=ood,
-        precision=config.backbone_precision if config.frozen else "auto", device=given.device, data_name=about.name,
+        precision=config.backbone_precision if config.frozen else "auto", device=given.device, on=given.on,
+        data_name=about.name,
     )  # fmt: skip
     command._lineage = {
         "parent": parent.model_dump() if parent else None, "added": plan.added, "comparison": compared,

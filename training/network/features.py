@@ -9,52 +9,32 @@ two processes want the same features, one computes them and the other waits. Row
 when it is on disk: what a stopped run has finished, the next one does not compute again.
 
 Views of an image: 0 the image itself, 1 its mirror, from 2 on random crops (RandomResizedCrop, half of them mirrored),
-drawn from (key, image, view) alone.
+drawn from (key, image, view) alone. Who computes a chunk, a thread or a worker of a cluster, changes nothing.
 """
 
 import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from training.data.augment import PHOTO_AREA, PHOTO_RATIO
 from training.data.processes import usable_cpus
-from training.network.onnx_graph import session
+from training.network.looks import Chunk, Floats, Looks, Run, Source
 from training.network.preprocessing import Preprocessing
+from training.network.session import session
 
 CHUNK_IMAGES = 32  # written and marked together
-Floats = NDArray[np.float32]
-
-
-class Source(Protocol):
-    """N images at the size that the trunk takes. Slices are taken by several threads at once.
-
-    `keys` uint64 [N] are those of their contents, asked for where features are known already.
-    """
-
-    @property
-    def keys(self) -> NDArray[np.uint64]: ...
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """Changes with the images, their order and how they are brought to size."""
-        ...
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        """uint8 [n, H, W, 3] of a slice; where there are `known` features, of places too."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,7 @@ class Known:
 @dataclass(frozen=True)
 class FeatureCache:
     """`graph` is ONNX, images uint8 [N, H, W, 3] → features [N, F]; `threads` None: one for each core.
+    `run` None: by threads of this process.
 
     What is `known` already is not computed again; crops are then those of the run that they were computed for.
     """
@@ -87,6 +68,7 @@ class FeatureCache:
     mirror: bool = True
     threads: int | None = None
     known: Known | None = None
+    run: Run | None = None
 
     @property
     def views(self) -> int:
@@ -138,41 +120,32 @@ class FeatureCache:
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")
         filled = self.known.fill(images.keys, rows) if self.known else np.zeros(len(images), bool)
-        opened, seed = session(self.graph), int(key, 16)  # one thread: the pool below has one for each core
+        bar = tqdm(total=len(images), unit="image", desc=f"features of {name}", disable=None, mininterval=1,
+                   initial=min(len(images), int((done != 0).sum()) * CHUNK_IMAGES))  # fmt: skip
 
-        def one(chunk: int) -> int:
-            whole = slice(chunk * CHUNK_IMAGES, min((chunk + 1) * CHUNK_IMAGES, len(images)))
-            places = np.arange(whole.start, whole.stop)[~filled[whole]]
-            if not len(places):
-                return chunk
-            pixels = images[whole if len(places) == whole.stop - whole.start else places]
-            for view in range(views):
-                seen = self._view(pixels, view, seed, places)
-                rows[places, view] = opened.run(None, {"images": seen})[0]
-            return chunk
+        def kept(number: int) -> None:
+            rows.flush()
+            done[number] = 1
+            done.flush()
+            bar.update(min(CHUNK_IMAGES, len(images) - number * CHUNK_IMAGES))
 
-        todo = np.flatnonzero(done == 0).tolist()
-        bar = tqdm(
-            total=len(images), initial=min(len(images), (chunks - len(todo)) * CHUNK_IMAGES), unit="image",
-            desc=f"features of {name}", disable=None, mininterval=1,
-        )  # fmt: skip
-        with bar, ThreadPoolExecutor(self.threads or usable_cpus(), "features") as pool:
-            for chunk in _as_done(pool, one, todo):
-                rows.flush()
-                done[chunk] = 1
-                done.flush()
-                bar.update(min(CHUNK_IMAGES, len(images) - chunk * CHUNK_IMAGES))
+        todo: list[Chunk] = []
+        for number in np.flatnonzero(done == 0).tolist():
+            places = np.arange(number * CHUNK_IMAGES, min((number + 1) * CHUNK_IMAGES, len(images)))
+            if len(wanted := places[~filled[places]]):
+                todo.append(Chunk(number, wanted))
+            else:
+                kept(number)
+        run = self.run or partial(on_threads, self.threads or usable_cpus())
+        looks = Looks(self.graph, views, self.mirror, int(key, 16))
+        with bar:
+            if todo:
+                with closing(run(looks, images, todo)) as found:
+                    for chunk, features in found:
+                        rows[chunk.places] = features
+                        kept(chunk.number)
         done._mmap.close()  # type: ignore[attr-defined]  # before its file goes
         marks.unlink()
-
-    def _view(self, pixels: NDArray[np.uint8], view: int, seed: int, places: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if view == 0:
-            return pixels
-        if view == 1 and self.mirror:
-            return np.ascontiguousarray(pixels[:, :, ::-1])
-        at = list(zip(places.tolist(), pixels, strict=True))
-        rows = [(i, cropped(image, np.random.default_rng([seed, i, view]))) for i, image in at]
-        return np.stack([row[:, ::-1] if self.mirror and (i + view) % 2 else row for i, row in rows])
 
 
 def _wait_for(file: TextIO, name: str) -> None:
@@ -184,30 +157,25 @@ def _wait_for(file: TextIO, name: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def cropped(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of an image [H, W, 3], PHOTO_AREA of its area, at its own size (Szegedy et al. 2015)."""
-    height, width = image.shape[:2]
-    area = height * width * random.uniform(*PHOTO_AREA)
-    ratio = np.exp(random.uniform(*np.log(PHOTO_RATIO)))
-    wide, high = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
-    left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
-    part = Image.fromarray(image).resize(
-        (width, height), Image.Resampling.BILINEAR, (left, top, left + wide, top + high)
-    )
-    return np.asarray(part)
+def on_threads(
+    threads: int, looks: Looks, images: Source, chunks: list[Chunk]
+) -> Generator[tuple[Chunk, Floats], None, None]:
+    """Chunks as they are done, with few in flight: an interruption ends after what has begun."""
+    looks = looks.opened()
+    waiting = iter(chunks)
+    with ThreadPoolExecutor(threads, "features") as pool:
+        pending = {pool.submit(_one, looks, images, chunk) for chunk in islice(waiting, 2 * threads)}
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+                    if (chunk := next(waiting, None)) is not None:
+                        pending.add(pool.submit(_one, looks, images, chunk))
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-def _as_done(pool: ThreadPoolExecutor, work: Any, items: list[int]) -> Iterator[int]:
-    """Results as they come, with few in flight: an interruption ends after what has begun, and keeps it."""
-    waiting = iter(items)
-    pending: set[Future[int]] = {pool.submit(work, item) for item in islice(waiting, 2 * pool._max_workers)}
-    try:
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-                if (item := next(waiting, None)) is not None:
-                    pending.add(pool.submit(work, item))
-    finally:
-        for future in pending:
-            future.cancel()
+def _one(looks: Looks, images: Source, chunk: Chunk) -> tuple[Chunk, Floats]:
+    return chunk, looks.features(images, chunk)

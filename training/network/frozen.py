@@ -14,7 +14,7 @@ from training.config import Config
 from training.data.fitted import Fitted
 from training.data.loading import Data
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
-from training.network import backbones
+from training.network import backbones, on_ray
 from training.network.backbones import Backbone
 from training.network.extractor import Layout
 from training.network.features import FeatureCache
@@ -141,6 +141,7 @@ def load(config: Config, run: Path) -> FrozenBackbone:
 
     Raises BackboneError.
     """
+    run_on = on_ray.runner(config)  # before anything is fetched
     backbone, graph = _loaded(
         config.backbone, config.weights, _stamp(config), config.image_size_px, config.backbone_mean,
         config.backbone_std, config.backbone_layout, config.backbone_stages,
@@ -150,6 +151,7 @@ def load(config: Config, run: Path) -> FrozenBackbone:
     cache = FeatureCache(
         config.feature_cache or run / CACHE_FOLDER, graph, backbone.preprocessing,
         extra_views=config.feature_views, mirror=config.augment != "none", threads=config.threads,
+        run=run_on,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)
 

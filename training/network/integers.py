@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from onnxruntime import quantization
 
-from training.network.onnx_graph import session
+from training.network.session import session
 
 BATCH_IMAGES = 16
 ELEMENTWISE = {"Transpose", "Cast", "Sub", "Div", "Mul", "Add", "Identity"}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import compose, version_converter
 from torch import Tensor, nn
@@ -91,19 +90,6 @@ def with_outputs(graph: bytes, names: Sequence[str]) -> bytes:
     model.graph.output.extend(kept)
     content: bytes = model.SerializeToString()
     return content
-
-
-def session(graph: bytes, *, optimised: bool = True) -> Any:
-    """An onnxruntime session on the CPU that uses one thread of the caller's and says nothing.
-
-    `optimised` False: the graph is run as it is written.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def opset_of(model: onnx.ModelProto) -> int:

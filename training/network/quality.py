@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from service.contract.reasons import MEASURES, QUALITY
-from training.network.onnx_graph import OPSET, session
+from training.network.onnx_graph import OPSET
+from training.network.session import session
 
 GREY = np.array([0.299, 0.587, 0.114]) / 255
 LEAST_SAMPLES = 64  # of a side; every pixel of smaller pictures

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from training.data.processes import usable_cpus
 from training.data.readers import DataError, Pixels
-from training.network.features import Source
+from training.network.looks import Source
 
 CHUNK_IMAGES = 64
 

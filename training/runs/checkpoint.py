@@ -129,7 +129,7 @@ def require_same_data(where: Path, classes: list[str], train_counts: list[int], 
 
 
 STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}
-MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision"}
+MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision", "on"}
 PLACE_KEYS = {"data", "outliers", "stage1_from", "split_from"}  # where files lie: what they hold is compared
 
 

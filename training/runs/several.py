@@ -70,16 +70,17 @@ def require_same_settings(job: Job) -> None:
 def commands(job: Job, ood: Sequence[Path], threads: int | None) -> list[list[str]]:
     """Train (or resume), then evaluate."""
     start = [sys.executable, "-m", "training"]
-    threading = ["--threads", str(threads)] if threads else []
+    on = ["--on", job.config.on] if job.config.on != "here" else []
+    threading = [*on, *(["--threads", str(threads)] if threads else [])]
     if (job.folder / CHECKPOINT_FILE).is_file():
         train = ["--out", str(job.folder), "--resume"]
     else:
-        given = job.config.model_dump(mode="json", exclude={"threads"}, exclude_defaults=True)
+        given = job.config.model_dump(mode="json", exclude={"threads", "on"}, exclude_defaults=True)
         if job.config.frozen:  # what is not given is derived, and what is given may be what is the default elsewhere
             given |= {key: getattr(job.config, key) for key in HEAD_SCHEDULE if key in job.config.model_fields_set}
         train = [*options(given), "--out", str(job.folder)]
     sets = [part for path in ood for part in ("--ood", str(path.resolve()))]
-    return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *sets]]
+    return [[*start, "train", *train, *threading], [*start, "evaluate", str(job.folder), *on, *sets]]
 
 
 def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: int | None = None) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from service.contract.cluster import ClusterError
 from service.score.errors import ScoreError
-from service.score.on_ray import require_ray
+from service.score.on_ray import require_same
 from tests.service import tiny
 from tests.service.score.test_score import score
 
@@ -46,15 +47,15 @@ def command(photos: Path, out: Path, bundle: Path) -> list[str]:
 
 def run(given: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(given, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)  # fmt: skip
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
 
 
-def workers() -> list[int]:
-    """Process ids of the actors that score, started by this user."""
+def workers(actor: str = "Scoring") -> list[int]:
+    """Process ids of the actors of this class, whoever has started them."""
     found = []
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if status.read_bytes().startswith(b"ray::MapWorker(Map(Scoring))"):
+            if status.read_bytes().startswith(f"ray::MapWorker(Map({actor}))".encode()):
                 found.append(int(status.parent.name))
         except OSError:
             continue  # it has ended
@@ -91,9 +92,12 @@ def test_the_rows_of_one_machine_with_a_worker_and_then_the_driver_killed(
     os.kill(killed[0], signal.SIGKILL)
     wait_for_rows(partial, process, partial.read_bytes().count(b"\n") + 400)
     assert killed[0] not in workers()
-    process.terminate()
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches every process that the command has started
     _, errors = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert len(errors.splitlines()) < 10, errors
+    assert workers() == []
+    assert list(Path("/tmp/ray").glob(f"session_*_{process.pid}")) == []
     kept = partial.read_bytes().count(b"\n")
     assert kept > 600
 
@@ -108,7 +112,22 @@ def test_the_rows_of_one_machine_with_a_worker_and_then_the_driver_killed(
     assert failed == {"unsupported-media", "not-found"}
 
 
-def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_with_other_files_is_refused_by_name(tmp_path: Path) -> None:
+    """Its rows would be those of other pictures, or say that there are none, and be kept."""
+    path, gone = str(tmp_path / "a.jpg"), str(tmp_path / "gone.jpg")
+    Path(path).write_bytes(b"1234")
+    require_same([path, gone, "s3://bucket/a.jpg"], [4, None, None], "node-2")
+    require_same([gone], [7], "node-2")  # only the workers see that place
+    with pytest.raises(ScoreError, match=r"a\.jpg has 4 bytes here, and node-2, .* sees no such file: put the same"):
+        require_same([path], [None], "node-2")
+    with pytest.raises(ScoreError, match="sees one of 5 bytes"):
+        require_same([path], [5], "node-2")
+
+
+def test_without_ray_nothing_is_begun(
+    photos: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ScoreError, match=r"pip install 'tailguard\[ray\]'"):
-        require_ray()
+    with pytest.raises(ClusterError, match=r"pip install 'tailguard\[ray\]'"):
+        score(photos, "--out", tmp_path / "a.csv", "--bundle", tiny_bundle, "--on", "ray")
+    assert list(tmp_path.iterdir()) == []

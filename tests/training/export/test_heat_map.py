@@ -23,9 +23,10 @@ from training.network import backbones
 from training.network.backbones import Backbone
 from training.network.gains import Gains, linear_map
 from training.network.network import CosineHead, FeatureTrunk, Network, Trunk
-from training.network.onnx_graph import FEATURES, session, with_outputs
+from training.network.onnx_graph import FEATURES, with_outputs
 from training.network.preprocessing import BackboneError, Preprocessing
 from training.network.quantized import quantize
+from training.network.session import session
 from training.network.tuned import TunedTrunk
 from training.scores.scores import fitted
 

@@ -5,18 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.network.features import FeatureCache
+from training.network.looks import Looks
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each look through a backbone took, from now on."""
     counts: list[int] = []
-    view = FeatureCache._view
+    view = Looks.view
 
-    def counted(cache: FeatureCache, pixels: np.ndarray, *rest: Any) -> np.ndarray:
+    def counted(looks: Looks, pixels: np.ndarray, *rest: Any) -> np.ndarray:
         counts.append(len(pixels))
-        return view(cache, pixels, *rest)
+        return view(looks, pixels, *rest)
 
-    monkeypatch.setattr(FeatureCache, "_view", counted)
+    monkeypatch.setattr(Looks, "view", counted)
     return counts

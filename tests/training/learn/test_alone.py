@@ -24,7 +24,7 @@ from training.learn.alone import gate
 from training.learn.alone.gate import Gate, Taught
 from training.learn.alone.graph import Grown
 from training.learn.alone.inherited import Seen, _presumed
-from training.network.onnx_graph import session
+from training.network.session import session
 
 
 @pytest.fixture(scope="module")

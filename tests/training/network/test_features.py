@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from training.network import features
-from training.network.features import CHUNK_IMAGES, FeatureCache, cropped
+from training.data.crops import PHOTO_AREA, cropped
+from training.network.features import CHUNK_IMAGES, FeatureCache
 from training.network.preprocessing import Preprocessing
 
 SIZE = 6
@@ -143,4 +143,4 @@ def test_a_crop_keeps_the_size_and_shows_a_part() -> None:
     assert all(part.shape == ramp.shape and part.dtype == np.uint8 for part in parts)
     widths = [int(part.max()) - int(part.min()) for part in parts]  # 232: the whole width is seen
     assert 232 * 0.5 < np.mean(widths) < 232 * 0.95
-    assert features.PHOTO_AREA[0] > 0
+    assert PHOTO_AREA[0] > 0

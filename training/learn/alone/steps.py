@@ -25,11 +25,11 @@ from training.learn.alone.sides import Sided, sided
 from training.learn.alone.writing import write
 from training.learn.command import Learn
 from training.learn.sides import COMPARED, TRAIN
-from training.network.onnx_graph import session
+from training.network.session import session
 from training.runs.steps import clear_killed_export, step
 
 BATCH_IMAGES = 64
-OF_RUNS = ("work", "parent", "data", "outliers", "ood", "score", "threads")
+OF_RUNS = ("work", "parent", "data", "outliers", "ood", "score", "threads", "on")
 
 
 def learn(given: Learn) -> Path:
