@@ -33,7 +33,8 @@ EXAMPLE = "models/cifar10-lt/2/examples/ship.png"
 MEASURED = ROOT / "tests" / "bench" / "results"
 VOLATILE = ("request_id", "stage_times")
 DETECTION = {
-    "msp": "MSP", "oe": "OE", "pascl-abf": "PASCL + ABF", "tailguard": "TailGuard", "tailguard-joint": "TailGuard, joint",
+    "msp": "MSP", "oe": "OE", "pascl-abf": "PASCL + ABF",
+    "tailguard": "TailGuard", "tailguard-joint": "TailGuard, joint",
 }  # fmt: skip
 DETECTION_RUNS = "cifar10-lt100-{method}-w16-e12-b128-s*.json"
 

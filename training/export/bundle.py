@@ -121,6 +121,7 @@ def export(
     candidates: list[Json] | None = None, example_images: dict[str, bytes] | None = None, scores: Sequence[str] = (),
     about: AboutData | None = None, licence: str | None = None, device: torch.device = CPU,
     frozen: FrozenBackbone | None = None, lineage: Json | None = None, thumbnails: bool = False,
+    exemplars_per_class: int = exemplars.MOST_OF_A_CLASS,
 ) -> bundle.Manifest:  # fmt: skip
     """Write the bundle of a calibrated run to `out` = <models>/<name>/<version>. All of it appears, or nothing.
 
@@ -173,7 +174,7 @@ def export(
         files[where.record.file] = where.nodes
     licence_of_pictures = about.licence if thumbnails else None
     files[exemplars.FILE], of_classes = exemplars.made(
-        onnx_embed(graph), pixels.train, known, data.calibration.labels, licence_of_pictures
+        onnx_embed(graph), pixels.train, known, data.calibration.labels, licence_of_pictures, exemplars_per_class
     )
     fields = found | {
         "name": out.parent.name,

@@ -36,22 +36,22 @@ def choose(rows: Floats, labels: Ints, most: int) -> Ints:
     return np.concatenate(found)
 
 
-def of_each_class(classes: int, dimensions: int) -> int:
-    """How many fit into the file, at least one."""
-    return max(1, min(MOST_OF_A_CLASS, MOST_BYTES // (2 * dimensions * classes)))
+def of_each_class(classes: int, dimensions: int, wanted: int = MOST_OF_A_CLASS) -> int:
+    """How many of those wanted fit into the file, at least one."""
+    return max(1, min(wanted, MOST_BYTES // (2 * dimensions * classes)))
 
 
 def made(
-    embed: Embed, train: ImageSet, known: Embedded, truth: Ints, licence: str | None
+    embed: Embed, train: ImageSet, known: Embedded, truth: Ints, licence: str | None, wanted: int = MOST_OF_A_CLASS
 ) -> tuple[bytes, ExemplarFile]:
     """(content of the file, what the manifest says of it) from the images `train`.
 
     Chosen by `known`; their embedding in the file is that of `embed`, the graph that is served. `truth` are the classes
     of the calibration images, by which they are judged. With `licence`, the terms of the pictures, they have thumbnails
-    as far as MOST_BYTES allow.
+    as far as MOST_BYTES allow. `wanted` of each class at most.
     """
     labels = train.labels[known.index]
-    most = of_each_class(len(np.unique(labels)), known.rows.shape[1])
+    most = of_each_class(len(np.unique(labels)), known.rows.shape[1], wanted)
     taken = choose(known.rows, labels, most)
     parts = [train.images[known.index[taken[s : s + BATCH_IMAGES]]] for s in range(0, len(taken), BATCH_IMAGES)]
     served = np.concatenate([embed(pixels) for pixels in parts])

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
@@ -153,6 +153,8 @@ class Export(OnRun):
     """The terms of the bundle itself, for the card."""
     thumbnails: bool = False
     """Small pictures of training images travel in the bundle, for those who review; needs --data-licence."""
+    exemplars_per_class: Annotated[int, Field(ge=1)] = 32
+    """Training images of each class that travel as embeddings, at most; with thumbnails some 4 KB each."""
 
     web: Path | None = None
     """Also write this new folder, a page that classifies with the bundle in the browser alone: see `tailguard web`."""
@@ -192,7 +194,7 @@ class Export(OnRun):
             run, data, self._ood_images if self._frozen else ood, calibration, target, precision=self.precision,
             candidates=rows, example_images=images, scores=self.scores, about=about, licence=self.licence,
             device=self._device, frozen=self._frozen, lineage=self.lineage(),
-            thumbnails=self.thumbnails,
+            thumbnails=self.thumbnails, exemplars_per_class=self.exemplars_per_class,
         )  # fmt: skip
         write_json(self.run / EXPORTED_FILE, {"bundle": str(target.resolve())})
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())

@@ -75,6 +75,8 @@ def test_exemplars_cover_their_class() -> None:
 
 def test_how_many_fit() -> None:
     assert exemplars.of_each_class(10, 256) == 32
+    assert exemplars.of_each_class(10, 256, 8) == 8
+    assert exemplars.of_each_class(1000, 256, 8) == 7
     assert exemplars.of_each_class(1000, 256) == 7
     assert exemplars.of_each_class(50_000, 256) == 1
 
