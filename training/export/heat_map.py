@@ -94,14 +94,19 @@ def _maps(model: onnx.ModelProto, parts: Sequence[Pooled]) -> list[Maps]:
 
 
 def _grid(maps: Sequence[Maps]) -> tuple[int, int]:
-    """The size of the coarsest maps, which all others must be a multiple of."""
+    """The size of the coarsest maps."""
     height, width = min(m.height for m in maps), min(m.width for m in maps)
-    for m in maps:
-        if m.height % height or m.width % width:
-            raise NotPooledError(f"maps of {m.height} x {m.width} do not average to {height} x {width} positions")
     if height * width == 1 or max(height, width) > MOST_SIDE:
         raise NotPooledError(f"the last maps have {height} x {width} positions")
     return height, width
+
+
+def overlaps(fine: int, coarse: int) -> NDArray[np.float64]:
+    """[coarse, fine] the part of each coarse cell that each fine one takes, both dividing the same length: rows sum to
+    1, columns to coarse / fine, so averages keep their mean also where one number is no multiple of the other."""
+    edges = np.arange(coarse + 1)[:, None] * fine / coarse
+    within = np.minimum(edges[1:], np.arange(1, fine + 1)) - np.maximum(edges[:-1], np.arange(fine))
+    return np.asarray(np.maximum(within, 0) * coarse / fine)
 
 
 def _gains(model: onnx.ModelProto, run: Run) -> onnx.ModelProto:
@@ -169,9 +174,10 @@ class _Writer:
         row = self.node("Unsqueeze", [share, self.constant([2 if maps.channels_last else 1])])
         both = [values, row] if maps.channels_last else [row, values]
         seen = self.node("Reshape", [self.node("MatMul", both), self.constant([0, 1, maps.height, maps.width])])
-        times = maps.height // self.grid[0], maps.width // self.grid[1]
-        if times != (1, 1):
-            seen = self.node("AveragePool", [seen], kernel_shape=times, strides=times)
+        if (maps.height, maps.width) != self.grid:
+            down, across = overlaps(maps.height, self.grid[0]), overlaps(maps.width, self.grid[1]).T
+            seen = self.node("MatMul", [seen, self.constant(across, np.float32)])
+            seen = self.node("MatMul", [self.constant(down, np.float32), seen])
         return [seen, *aside]
 
     def _behind(self, norm: Norm, share: str, values: str, positions: int) -> tuple[str, str | None]:

@@ -139,22 +139,22 @@ def timm_model(name: str) -> Any:
 
 
 @cache
-def frozen_graph(name: str, *, stages: bool = False) -> tuple[Backbone, Deployed, bytes]:
+def frozen_graph(name: str, *, stages: bool = False, side: int = SIDE) -> tuple[Backbone, Deployed, bytes]:
     module = timm_model(name)
     if hasattr(module, "set_input_size"):
-        module.set_input_size(img_size=(SIDE, SIDE))
-    plain = Backbone(name, Preprocessing(SIDE, (0.5,) * 3, (0.25,) * 3), module.num_features, module, {})
+        module.set_input_size(img_size=(side, side))
+    plain = Backbone(name, Preprocessing(side, (0.5,) * 3, (0.25,) * 3), module.num_features, module, {})
     if stages:
         plain = backbones._with_stages(plain)
     deployed = module_of(feature_trunk(plain.features, rooted=False))
-    graph = to_onnx(deployed, SIDE, plain.graph())
+    graph = to_onnx(deployed, side, plain.graph())
     return plain, deployed, with_outputs(graph, ["probabilities", "energy", "msp"])
 
 
-def raw_of(backbone: Backbone) -> Tensor:
+def raw_of(backbone: Backbone, images: NDArray[np.uint8] = IMAGES) -> Tensor:
     assert backbone.module is not None
     with torch.no_grad():
-        return backbones.Normalised(backbone.module, backbone.preprocessing)(torch.from_numpy(IMAGES))
+        return backbones.Normalised(backbone.module, backbone.preprocessing)(torch.from_numpy(images))
 
 
 @pytest.mark.parametrize("name", POOLED)
@@ -171,14 +171,26 @@ def test_the_mean_of_the_map_is_the_logit(name: str) -> None:
     np.testing.assert_allclose(alone, found, rtol=1e-3, atol=1e-3)  # whatever else is in the batch
 
 
-def test_the_stages_of_a_backbone_add_up() -> None:
-    backbone, module, graph = frozen_graph("test_efficientnet", stages=True)
+@pytest.mark.parametrize(("side", "cells"), [(64, 2), (76, 3), (130, 5)])
+def test_the_stages_of_a_backbone_add_up(side: int, cells: int) -> None:
+    """Also where no map is a multiple of the coarsest: 38, 19, 10, 5 and 3 positions at 76 px."""
+    backbone, module, graph = frozen_graph("test_efficientnet", stages=True, side=side)
+    images = np.random.default_rng(4).integers(0, 256, (3, side, side, 3), np.uint8)
     made = heat_map.made(graph, run_of(module))
     assert made.record is not None, made.reason
     assert "averaged down" in made.record.made_from
-    found = maps_of(graph, made)
-    assert found.shape[1:] == (SIDE // 32, SIDE // 32)
-    np.testing.assert_allclose(found.mean(axis=(1, 2)), brought(module, raw_of(backbone)), rtol=1e-3, atol=1e-3)
+    found = maps_of(graph, made, images)
+    assert found.shape[1:] == (cells, cells)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), brought(module, raw_of(backbone, images)), rtol=1e-3, atol=1e-3)
+
+
+def test_cells_overlap_by_hand() -> None:
+    assert heat_map.overlaps(4, 2).tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]
+    np.testing.assert_allclose(heat_map.overlaps(5, 2), [[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]])
+    for fine, coarse in ((130, 9), (17, 9), (9, 9), (33, 1)):
+        found = heat_map.overlaps(fine, coarse)
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        np.testing.assert_allclose(found.sum(axis=0), coarse / fine)
 
 
 def test_in_less_than_fp32_the_map_is_that_of_the_graph_as_it_is() -> None:
