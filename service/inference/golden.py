@@ -9,10 +9,10 @@ from service.contract.bundle import Manifest
 # computes in fp32 with weights of fp16; a GPU rounds every tensor to 11 bits as well. For EfficientNet-Lite0 either
 # moves a probability by up to .01 and a score by up to .003 of its spread.
 PROBABILITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.02}
-# In a browser int8 kernels are those of WebAssembly. On 250 test photographs of groceries/1 a probability was off by
+# In a browser int8 kernels are those of WebAssembly. On 250 test photographs of a Lite0 a probability was off by
 # .0013 in the median, .031 at 99%, .048 at most, and 2 decisions differed, both next to their threshold; on 350
 # images of cifar10-lt/2 nothing was off by .0001 (python -m tests.service.browser.compare). One CPU does as much:
-# with and without onnxruntime's optimisations an example of groceries/1 differs by .031.
+# with and without onnxruntime's optimisations one of its examples differs by .031.
 PROBABILITY_TOLERANCE_IN_BROWSER = PROBABILITY_TOLERANCE | {"int8": 0.06}
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.05}  # as a share of the score's scale
 
