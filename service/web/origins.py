@@ -15,6 +15,7 @@ from service.settings.places import is_loopback
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_SEEN = 100
+PROBES = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")  # asked by a pod's address
 FOREIGN_SITES = (b"cross-site", b"same-site")  # of Sec-Fetch-Site; other ports and names of one machine are same-site
 
 
@@ -30,13 +31,16 @@ class Origins:
         self._pages = frozenset(origin.strip() for origin in settings.cors_origins.split(",") if origin.strip())
 
     def check_host(self, scope: Scope) -> None:
-        """Raises MalformedRequest unless a request of HTTP/1.1 names one host, Forbidden when it is not allowed."""
+        """Raises MalformedRequest unless a request of HTTP/1.1 names one host, Forbidden when it is not allowed.
+
+        Whether it is alive and ready the service tells under any name: kubelet asks each pod by its address.
+        """
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             if hosts or scope["http_version"] == "1.1":
                 raise MalformedRequest(f"the request has {len(hosts)} Host headers: send one")
             return
-        if self._any_host or hosts[0] in self._seen:
+        if self._any_host or hosts[0] in self._seen or scope["path"] in PROBES:
             return
         host = _name(hosts[0].decode("latin-1"))
         if host in self._allowed or (self._only_local and is_local(host)):
