@@ -87,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--size-px", type=int)
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=4096)
     return parser.parse_args(arguments)
 
 

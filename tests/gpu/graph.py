@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def measure(
     for size in bucket_sizes(largest):
         batch = np.random.default_rng(0).integers(0, 256, (size, *image), np.uint8)
         works: dict[str, Callable[[], object]] = {
-            "alone": resident(session, batch, outputs, device),
-            "bound": lambda batch=batch: buckets.run(batch),
-            "plain": lambda batch=batch: session.run(names, {"images": batch}),
+            "alone": partial(run, session, resident(session, batch, outputs, device)),
+            "bound": partial(buckets.run, batch),
+            "plain": partial(session.run, names, {"images": batch}),
         }
         rates: dict[str, list[float]] = {kind: [] for kind in works}
         for work in works.values():
@@ -57,19 +58,20 @@ def measure(
     return found
 
 
-def resident(session: Any, batch: Any, outputs: Mapping[str, Shape], device: str) -> Callable[[], object]:
-    """A run of the graph on a batch that lies on the device, its answers left there."""
+def resident(session: Any, batch: Any, outputs: Mapping[str, Shape], device: str) -> Any:
+    """A binding of a batch that lies on the device, whose answers are left there."""
     binding = session.io_binding()
     binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(batch, device, 0))
     for name, shape in outputs.items():
         made = ort.OrtValue.ortvalue_from_shape_and_type([len(batch), *shape], np.float32, device, 0)
         binding.bind_ortvalue_output(name, made)
+    return binding
 
-    def work() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
 
-    return work
+def run(session: Any, binding: Any) -> None:
+    """Once, until the device has done it."""
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
 
 
 def rate(work: Callable[[], object], seconds: float) -> float:

@@ -1,5 +1,6 @@
 """The real steps: their commands parse, their figures are right by hand, and the rehearsal runs."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from pydantic_settings import CliApp
 
+from service.inference import providers
 from service.settings.places import ROOT
 from tests.bench import __main__ as bench
 from tests.gpu import __main__ as check
@@ -19,6 +21,7 @@ from tests.gpu.step import LIMIT_S, Command, Given, Json, output, write
 from tests.gpu.steps import STEPS
 from tests.service import tiny
 from training import __main__ as training
+from training import tables
 
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "tests.bench": bench.parse, "tests.gpu.graph": graph.parse, "tests.gpu.extraction": extraction.parse,
@@ -63,8 +66,13 @@ def test_the_recipe_is_the_full_one(given: Given, monkeypatch: pytest.MonkeyPatc
     step = next(step for step in STEPS if step.name == "cifar10-oe-pascl-abf")
     table = parsed(step.commands(given, given.work(step.name))[0], monkeypatch).table
     assert (table.budget, table.methods, table.at_once, table.device) == ("full", ["oe", "pascl-abf"], 2, "cuda")
-    configs = {job.config.method: job.config for job in table._jobs(training.Table, 100, table.methods)} if False else {}
-    assert configs == {}
+    jobs = table._jobs(tables.find("comparison"), 100.0, table.methods)
+    assert [job.config.method for job in jobs] == ["oe", "pascl", "pascl-abf"]  # the last takes the stage 1 before it
+    assert {(j.config.width, j.config.epochs, j.config.batch_images, j.config.imbalance) for j in jobs} == {
+        (64, 200, 256, 100)
+    }
+    everything = table._jobs(tables.find("comparison"), 100.0)
+    assert {job.folder for job in jobs} < {job.folder for job in everything}  # any other table finds these runs
 
 
 def test_order_of_worth_begins_with_what_is_short() -> None:
@@ -130,7 +138,8 @@ def test_accuracy_is_shown_of_trained_weights_alone(given: Given, tmp_path: Path
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     measured = figures.fine_tuning(given, tmp_path)
     assert measured["training, images/s (the last shown)"] == 123
-    assert [measured.get("accuracy on test images"), measured.get("accuracy, few")] == ([0.9, 0.8] if shown else [None] * 2)
+    assert measured.get("accuracy on test images") == (0.9 if shown else None)
+    assert measured.get("accuracy, few") == (0.8 if shown else None)
     assert measured["fp16 bundle: graph alone, images/s"] == 200
 
 
@@ -180,13 +189,10 @@ def test_a_graph_is_measured_alone_bound_and_plain() -> None:
 
 
 def test_a_run_alone_is_the_run_of_the_whole_batch() -> None:
-    from service.inference import providers
-
     session = providers.session(tiny.graph(), "cpu")
     batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    work = graph.resident(session, batch, OUTPUTS, "cpu")
-    work()
-    binding = work.__closure__[0].cell_contents  # type: ignore[index, attr-defined]
+    binding = graph.resident(session, batch, OUTPUTS, "cpu")
+    graph.run(session, binding)
     np.testing.assert_allclose(binding.get_outputs()[0].numpy(), tiny.reference(batch)[0], atol=1e-5)
 
 
@@ -197,7 +203,8 @@ def test_a_graph_on_cuda() -> None:
 
 
 def test_random_weights_say_so_and_fit_their_model(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", reason="needs timm and torchvision")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("needs timm")
     from training.network import backbones
 
     made = weights.prepare("convnext_atto", tmp_path / "w.pth", None, 32, random=True)
