@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def missing(given: Given, names: Iterable[str]) -> dict[str, str]:
     """Of the things in `names`, those that are not there: name → one sentence with the remedy."""
     checks: Mapping[str, Callable[[Given], str | None]] = {
         "gpu": _gpu, "torch": _torch, "onnxruntime": _onnxruntime, "timm": _timm, "disk": _disk,
-        **{name: lambda given, name=name: _data(given, name) for name in DATA},
+        **{name: partial(_data, name=name) for name in DATA},
     }  # fmt: skip
     return {name: why for name, check in checks.items() if name in names and (why := check(given))}
 

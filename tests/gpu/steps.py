@@ -120,7 +120,7 @@ def fine_tuning(key: str) -> Step:
 
 
 def at_once(given: Given, work: Path) -> list[Command]:
-    shape = ("--width", 64, "--batch-images", 256, "--steps", 20)
+    shape: tuple[object, ...] = ("--width", 64, "--batch-images", 256, "--steps", 20)
     if given.small:
         shape = ("--width", 8, "--batch-images", 4, "--steps", 1, "--rounds", 1)
     bench = python("training", "bench", "--device", given.device, *shape)

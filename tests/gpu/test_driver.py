@@ -15,8 +15,9 @@ from tests.gpu import __main__ as check
 from tests.gpu import driver, found, running, summary
 from tests.gpu.driver import CheckError
 from tests.gpu.step import Command, Given, Json, Step, output, printed
+from tests.gpu.steps import STEPS
 
-# Counts to 3, an interruptible second each, and keeps what it has counted: a training run in small.
+# Counts up, an interruptible second each, and keeps what it has counted: a training run in small.
 COUNTING = """
 import sys, time, pathlib
 kept = pathlib.Path(sys.argv[1])
@@ -265,7 +266,7 @@ def test_steps_are_named_and_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [s.name for s in check.chosen("c, a", (step("a"), step("b"), step("c")))] == ["a", "c"]
     assert check.main(["--list"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"| {s.name} | {s.worth} | {s.expected} |" in listed for s in check.STEPS)
+    assert all(f"| {s.name} | {s.worth} | {s.expected} |" in listed for s in STEPS)
 
 
 def test_the_table_of_nothing(tmp_path: Path) -> None:
