@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +32,8 @@ class Table(BaseModel):
     budget: Literal["full", "small"] = "small"
     """full: ResNet-18, 200 epochs, PASCL's recipe. small: width 16, 12 epochs, hours on two CPU cores. A pretrained
     backbone has its own recipe in both, that of `train`."""
+    methods: list[str] = []
+    """Train these rows alone, msp,oe say; the others are shown where an earlier call finished them."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds per row; in the small budget of MSP, OE, PASCL and TailGuard, the others have one."""
     out: Path = Path("runs/tables")
@@ -94,9 +97,10 @@ class Table(BaseModel):
         tracking.require(self.mlflow, self.tensorboard)
         jobs = [job for imbalance in table.imbalances for job in self._jobs(table, imbalance)]
         if not self.render_only:
+            trained = [job for i in table.imbalances for job in self._jobs(table, i, self.methods)]
             threads = self.threads or max(1, (os.cpu_count() or 1) // self.at_once)
             try:
-                several.run(jobs, self.ood, at_once=self.at_once, threads=threads)
+                several.run(trained, self.ood, at_once=self.at_once, threads=threads)
             except several.Interrupted:
                 sys.exit("interrupted; what was trained is kept: give the same command again to go on")
         results = planned.results(jobs, self.budget)
@@ -119,6 +123,11 @@ class Table(BaseModel):
         from training.network import on_ray
         from training.network.device import find_device
 
+        rows = dict.fromkeys(need.method for need in table.needs)
+        if unknown := [method for method in self.methods if method not in rows]:
+            raise ValueError(
+                f"--methods {','.join(unknown)}: table {self.name} has no such row; it has {', '.join(rows)}"
+            )
         find_device(self.device)
         on_ray.require(self.on, self.backbone != CIFAR_RESNET and self.tune in (None, "frozen"))
         require_writable(self.out, "--out")
@@ -137,8 +146,8 @@ class Table(BaseModel):
             return
         if self.data is None:
             raise ValueError(f"--dataset {self.dataset} needs --data DIR")
-        if self.outliers is None and (names := [n.method for n in table.needs if find(n.method).needs_outliers]):
-            raise ValueError(f"table {self.name} trains {', '.join(dict.fromkeys(names))} on outliers: give --outliers")
+        if self.outliers is None and (names := [m for m in self.methods or rows if find(m).needs_outliers]):
+            raise ValueError(f"table {self.name} trains {', '.join(names)} on outliers: give --outliers")
         if not self.ood and table.on_ood:
             raise ValueError(
                 f"table {self.name} measures OOD detection: give --ood, an array or a folder, once or more"
@@ -149,8 +158,8 @@ class Table(BaseModel):
         published = 100 if self.dataset in ("cifar10", "cifar100") else None
         return self.imbalance or published
 
-    def _jobs(self, table: Any, imbalance: float) -> list[Any]:
-        """The runs that the table needs on data of this imbalance."""
+    def _jobs(self, table: Any, imbalance: float, only: Sequence[str] = ()) -> list[Any]:
+        """The runs that the table needs on data of this imbalance, or those that the rows `only` need."""
         from training.tables import jobs
 
         balanced, scratch = imbalance <= 1, self.backbone == CIFAR_RESNET
@@ -164,7 +173,7 @@ class Table(BaseModel):
         base = Config(**settings, views=table.views)
         if base.frozen or self.feature_cache:
             base = Config(**settings, views=table.views, feature_cache=self.feature_cache or self.out / "features")
-        methods = [need.method for need in table.needs if need.imbalance == imbalance]
+        methods = [n.method for n in table.needs if n.imbalance == imbalance and (not only or n.method in only)]
         return jobs.plan(base, methods, self.seeds, self.budget, self.out)
 
 

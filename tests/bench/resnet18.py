@@ -1,6 +1,7 @@
 """A bundle whose graph is an fp32 ResNet-18 (He et al. 2016) for 224 x 224 pixels, 10 classes, with random weights.
 
-    python -m tests.bench.resnet18 FOLDER     # the new folder becomes the bundle
+    python -m tests.bench.resnet18 FOLDER            # the new folder becomes the bundle
+    python -m tests.bench.resnet18 FOLDER --fp16     # its trunk in fp16, as `export --precision fp16` makes it
 
 What it says about images means nothing; what it costs is what a ResNet-18 costs. Batch normalisation is folded into
 the convolutions, as onnxruntime does when it loads a graph.
@@ -98,10 +99,14 @@ def graph() -> bytes:
     return serialised
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, *, half: bool = False) -> Path:
     """Write the bundle to the new `folder`. Raises BundleError when it exists."""
     target = {"height_px": SIDE, "width_px": SIDE, "fit": "crop", "resampling": "bilinear"}
     model, photo = graph(), photos.photo().data
+    if half:
+        from training.export.half import halved
+
+        model = halved(model)
     pixels = images.load(photo, Input.model_validate(target), max_pixels=1_000_000).pixels
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     probabilities, energy, msp = session.run(["probabilities", "energy", "msp"], {"images": pixels[None]})
@@ -117,7 +122,8 @@ def write(folder: Path) -> Path:
          "rejected": None}
         for i, name in enumerate(names)
     ]  # fmt: skip
-    fields = tiny.manifest(name="resnet18", input=target, classes=classes, golden=[golden])
+    precision = "fp16" if half else "fp32"
+    fields = tiny.manifest(name="resnet18", input=target, classes=classes, golden=[golden], precision=precision)
     fields["calibration"]["class_shares"] = [1 / CLASSES] * CLASSES
     bundle.write(folder, fields, {"model.onnx": model, EXAMPLE: photo})
     return folder
@@ -126,4 +132,6 @@ def write(folder: Path) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    print(write(parser.parse_args().folder))
+    parser.add_argument("--fp16", action="store_true")
+    given = parser.parse_args()
+    print(write(given.folder, half=given.fp16))

@@ -102,3 +102,22 @@ def test_a_table_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_p
     monkeypatch.setattr(several, "run", None)
     with pytest.raises(ValueError, match=said):
         Table(dataset="folder", data=Path("birds"), outliers=Path("junk"), ood=[Path("ood")], **given).cli_cmd()
+
+
+def test_rows_that_are_asked_for_are_trained_alone(monkeypatch, tmp_path, capsys):
+    trained = []
+    monkeypatch.setattr(several, "run", lambda jobs, ood, **kwargs: trained.extend(j.config.method for j in jobs))
+    given = {"name": "comparison", "dataset": "digits", "imbalance": 10, "device": "cpu", "out": tmp_path}
+    Table(**given, methods=["tailguard", "pascl-abf"]).cli_cmd()
+    assert trained == ["pascl", "pascl-abf", "tailguard"]  # in the order of the table, with the stage 1 they share
+    assert "| OE |" in capsys.readouterr().out  # every row is shown
+    with pytest.raises(ValueError, match="--methods osr,: table comparison has no such row; it has msp, oe"):
+        Table(**given, methods=["oe", "osr", ""]).cli_cmd()
+
+
+def test_rows_without_outliers_need_none(tmp_path):
+    given = {"name": "comparison", "data": tmp_path, "ood": [tmp_path], "device": "cpu", "out": tmp_path}
+    tables = [Table(**given, methods=methods) for methods in (["msp"], ["msp", "oe"])]
+    tables[0]._require_data(TABLES["comparison"])
+    with pytest.raises(ValueError, match="trains oe on outliers: give --outliers"):
+        tables[1]._require_data(TABLES["comparison"])
