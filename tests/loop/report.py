@@ -52,12 +52,13 @@ def table(record: dict[str, Any]) -> str:
 
 
 def curve(axes: Axes, records: list[dict[str, Any]], key: str, title: str) -> None:
+    highest = max(100 * (day[key] or 0) for record in records for day in record["days"])
     for record in records:
         values = [100 * (day[key] or 0) for day in record["days"]]
         name = record["strategy"]
         axes.plot(range(len(values)), values, "o-", color=COLOURS[name], label=NAMES[name])
     axes.set_title(title, loc="left", fontsize=10)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 100 if highest > 40 else 40)
     axes.set_xlabel("day")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
@@ -65,7 +66,7 @@ def curve(axes: Axes, records: list[dict[str, Any]], key: str, title: str) -> No
 
 def picture(records: list[dict[str, Any]], path: Path) -> None:
     """What was learned, what was kept, and what is still refused, by day and way of labelling."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
     curve(axes[0], records, "new accuracy", "new classes that came:\nnamed right, %")
     curve(axes[1], records, "known accuracy", "known classes:\nnamed right, %")
     curve(axes[2], records, "known refused", "known classes:\nrefused, %")
