@@ -71,7 +71,7 @@ def picture(records: list[dict[str, Any]], path: Path) -> None:
     curve(axes[1], records, "known accuracy", "known classes:\nnamed right, %")
     curve(axes[2], records, "known refused", "known classes:\nrefused, %")
     curve(axes[3], records, "unknown caught", "unknown things:\nrefused, %")
-    axes[0].legend(fontsize=8, frameon=False, loc="upper left")
+    axes[1].legend(fontsize=8, frameon=False, loc="lower left")  # nothing known falls so far
     figure.suptitle(f"{records[0]['data']}: {records[0]['actions']} actions of a reviewer a day, "
                     f"{100 * records[0]['wrong']:.0f} of 100 wrong", x=0.01, ha="left", fontsize=11)  # fmt: skip
     figure.tight_layout()
