@@ -5,6 +5,7 @@ connection is used by one thread. Errors are those of the driver.
 """
 
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,11 +69,23 @@ class Sqlite:
                 self._connection.execute("PRAGMA query_only=1")
                 self._connection.execute("PRAGMA read_uncommitted=1")  # in memory: readers and the writer do not wait
                 return
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._connection.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.Error:
             self._connection.close()
             raise
+
+    def _write_ahead(self) -> None:
+        """SQLite does not wait when another connection changes the mode of a new file at the same moment: so we do."""
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """service/ledger/schema.py: the tables of earlier versions become those of this one, on both databases."""
 
+import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,19 @@ def test_new_tables_and_migrated_ones_are_the_same(tmp_path: Path, manifest: bun
         }
         columns.append((tables, read(path, "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY name")))
     assert columns[0] == columns[1]
+
+
+@pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])
+def test_a_new_file_that_another_is_at_is_waited_for(tmp_path: Path, lock: str) -> None:
+    """SQLite does not wait itself where the journal of a file is changed while another connection holds it."""
+    path = str(tmp_path / "ledger.sqlite3")
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute(f"BEGIN {lock}")
+    other.execute("CREATE TABLE t (a INTEGER)")
+    release = threading.Timer(0.2, other.execute, ["COMMIT"])
+    release.start()
+    mine = connect(path)
+    assert mine.has_table("t")
+    mine.close()
+    release.join()
+    other.close()
