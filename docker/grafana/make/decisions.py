@@ -2,14 +2,13 @@
 
 from itertools import pairwise
 
+from dashboard import VARIABLES, dashboard
 from panels import (
     GROUP,
     MODEL,
-    VARIABLES,
     Json,
     bars,
     columns,
-    dashboard,
     dashed,
     heat,
     in_force,

@@ -1,6 +1,7 @@
 """Dashboard Model: what is in service, on what, beside which shadow, in how much memory."""
 
-from panels import GROUP, MODEL, VARIABLES, Json, dashboard, lines, now, or_zero, query, share, stat, steps, table
+from dashboard import VARIABLES, dashboard
+from panels import GROUP, MODEL, Json, lines, now, or_zero, query, share, stat, steps, table
 
 RATE = "$__rate_interval"
 OF = "{{model}} {{version}}"

@@ -1,6 +1,7 @@
 """Dashboard Service: rate, errors, duration; where the time goes; how full it is; what is refused."""
 
-from panels import CLASSIFY, Json, bars, dashboard, heat, lines, now, or_zero, query, share, stat, steps
+from dashboard import dashboard
+from panels import CLASSIFY, Json, bars, heat, lines, now, or_zero, query, share, stat, steps
 
 RATE = "$__rate_interval"
 SHED = 'reason=~"overloaded|rate-limited|deadline-exceeded"'

@@ -1,14 +1,13 @@
 """Dashboard Tail: every class with its volume, its rejection and its accuracy, the worst first."""
 
+from dashboard import VARIABLES, dashboard
 from panels import (
     GROUP,
     MODEL,
     NO_LABELS,
-    VARIABLES,
     Json,
     bars,
     columns,
-    dashboard,
     dashed,
     in_force,
     lines,
