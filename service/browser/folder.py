@@ -13,10 +13,7 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service.browser.runtime import PACKAGE, VERSION
-from service.contract import bundle, exemplars
+from service.contract import bundle, exemplars, folders
 from service.contract.bundle import GRAPH_FILE, BundleError, Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.exemplars import Exemplars
@@ -82,7 +79,8 @@ def write(source: Path, out: Path, runtime: Mapping[str, bytes]) -> Written:
     said = json.dumps(described(manifest, known, loaded), ensure_ascii=False, allow_nan=False).encode()
     files |= model | {"model/model.json": said, "index.html": page(hashlib.sha256(said).hexdigest())}
     files |= _notices(manifest, source) | {".nojekyll": b""}  # GitHub Pages shall not make another site of it
-    _write_whole(out, files)
+    with folders.appearing(out) as made:
+        folders.fill(made, files)
     visited = [v for name, v in files.items() if name in loaded or name.endswith((".js", ".json", ".html"))]
     return Written(*(sum(map(len, part)) for part in (files.values(), visited, map(_zipped, visited))))
 
@@ -156,16 +154,3 @@ def _notices(manifest: Manifest, source: Path) -> dict[str, bytes]:
 
 def _zipped(content: bytes) -> bytes:
     return gzip.compress(content, 6)
-
-
-def _write_whole(out: Path, files: Mapping[str, bytes]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        for name, content in files.items():
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        os.rename(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -10,16 +10,16 @@ pinned: other files are never taken for these.
 import base64
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from service.contract import folders
 from service.contract.lines import one_line
 from service.errors import SettingsError
 
@@ -57,9 +57,8 @@ SOFTWARE.
 
 
 def cache_folder() -> Path:
-    """Where the fetched files are kept: in the user's cache folder, which XDG_CACHE_HOME names."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "tailguard" / f"{PACKAGE}-{VERSION}"
+    """Where the fetched files are kept."""
+    return folders.cache_folder() / f"{PACKAGE}-{VERSION}"
 
 
 def found(given: Path | None) -> dict[str, bytes]:
@@ -146,14 +145,6 @@ def _fetched() -> bytes:
 
 def _keep(files: Mapping[str, bytes], folder: Path) -> None:
     """Into the cache, whole; a cache that cannot be written does no harm."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
+    with suppress(OSError), folders.appearing(folder) as made:
+        folders.fill(made, files)
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(partial, folder)
-    except OSError:
-        pass
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -8,9 +8,6 @@ where the manifest says so, `embedding` float32 [N, D], each row of length 1.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -18,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from service.contract import folders
 from service.contract.manifest import (
     GRAPH_FILE,
     OUTLIER_LABEL,
@@ -105,18 +103,10 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
         raise BundleError(f"the manifest for {folder} is not valid: {error}") from error
     for name in files:
         require_inside(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        for name, content in files.items():
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    with folders.appearing(folder) as temporary:
+        folders.fill(temporary, files)
         text = json.dumps(checked.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return checked
 
 

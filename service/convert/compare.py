@@ -19,7 +19,7 @@ from service.contract.decision import Scope, decide_row
 from service.contract.embedding import EMBEDDING
 from service.contract.reasons import QUALITY
 from service.convert.errors import ConvertError
-from service.inference.golden import PROBABILITY_TOLERANCE, SCORE_TOLERANCE
+from service.inference.golden import PROBABILITY_TOLERANCE, score_tolerance
 
 MOST_CHANGED = 0.005  # of the images, beyond what ONNX Runtime itself changes
 LESS_COSINE = 0.001  # of the embeddings, their mean
@@ -95,9 +95,7 @@ def limits(manifest: Manifest, own: Figures) -> Figures:
     Of numbers as the service allows at a golden example of this precision: of a score a share of its spread.
     """
     off = own["largest_deviation"]
-    scores = {
-        name: off[name] + SCORE_TOLERANCE[manifest.precision] * _spread(manifest, name) for name in manifest.scores
-    }
+    scores = {name: off[name] + score_tolerance(manifest, name, 0.0) for name in manifest.scores}
     numbers = {"probabilities": off["probabilities"] + PROBABILITY_TOLERANCE[manifest.precision]} | scores
     if QUALITY in off:
         numbers[QUALITY] = off[QUALITY] + QUALITY_TOLERANCE
@@ -131,11 +129,6 @@ def require_outputs(manifest: Manifest, answers: Mapping[str, NDArray[Any]], lik
         got = {name: list(values.shape) for name, values in answers.items()}
         raise ConvertError(f"the converted graph of {manifest.name} {manifest.version} gives {got}: {wrong} are not as "
                            "in ONNX, so nothing was written")  # fmt: skip
-
-
-def _spread(manifest: Manifest, name: str) -> float:
-    levels = [v for row in manifest.calibration.quantiles.get(name, {}).values() for v in row]
-    return max(max(levels) - min(levels) if levels else 0.0, 1.0 if name == "msp" else 0.0, 1e-6)
 
 
 def _largest(one: NDArray[Any], two: NDArray[Any]) -> float:

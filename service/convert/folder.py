@@ -1,14 +1,13 @@
 """The folder of a converted graph: its files, what was measured, the lines that run it. It is no bundle."""
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from service.contract import folders
 from service.contract.bundle import MANIFEST_FILE, Manifest
 from service.contract.reasons import QUALITY
 from service.convert.errors import ConvertError
@@ -20,17 +19,13 @@ RECORD_FILE = "conversion.json"
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `out` at the end, whole; where an error ends it, nothing is there."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():  # rename would take the place of an empty folder
-            raise already(out)
-        os.rename(temporary, out)
+        with folders.appearing(out) as temporary:
+            yield temporary
+            if out.exists():  # rename would take the place of an empty folder
+                raise already(out)
     except OSError as error:
         raise ConvertError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def already(out: Path) -> ConvertError:

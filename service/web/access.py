@@ -17,10 +17,9 @@ from service.settings import PREFIX, Settings
 from service.web import keys_file
 from service.web.keys_file import KeyEntry, Role
 from service.web.limits import TokenBucket
+from service.web.origins import PROBES
 
-OPEN_PATHS = frozenset(
-    {"/", "/docs", "/review", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
-)
+OPEN_PATHS = frozenset({"/", "/docs", "/review", "/openapi.json", *PROBES})
 ROLES_BY_PATH: tuple[tuple[str, Role], ...] = (  # the first that fits; any key may ask for the rest
     ("/admin/", "admin"),
     ("/classify", "classify"),

@@ -16,6 +16,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from service.contract.folders import cache_folder
 from training.network.preprocessing import BackboneError
 
 
@@ -72,12 +73,6 @@ def find(name: str) -> Pretrained | None:
 def known(sha256: str | None) -> Pretrained | None:
     """The weights in a file of this hash, however the file came here and whatever it is called."""
     return next((one for one in PRETRAINED.values() if one.file_sha256 == sha256), None)
-
-
-def cache_folder() -> Path:
-    """Where fetched weights are kept: tailguard in the user's cache folder, which XDG_CACHE_HOME names."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "tailguard"
 
 
 def fetch(wanted: Pretrained, folder: Path | None = None) -> Path:

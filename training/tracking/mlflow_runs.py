@@ -9,6 +9,7 @@ import re
 import time
 from typing import Any
 
+from service.contract.lines import one_line
 from training.tracking.record import Point, Record
 
 EXPERIMENT = "tailguard"
@@ -29,7 +30,7 @@ def send(record: Record, uri: str) -> str:
         return _sent(record, client)
     except Exception as error:  # each kind of place has its own
         raise ValueError(
-            f"--mlflow {uri}: {record.name} was not sent whole ({_said(error)}): what was trained is kept, give the "
+            f"--mlflow {uri}: {record.name} was not sent whole ({one_line(error)}): what was trained is kept, give the "
             "same command again"
         ) from error
 
@@ -75,9 +76,5 @@ def _client(uri: str) -> Any:
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # each kind of place has its own
-        raise ValueError(f"--mlflow {uri} cannot be used: {_said(error)}") from error
+        raise ValueError(f"--mlflow {uri} cannot be used: {one_line(error)}") from error
     return client
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,6 +1,5 @@
 """`--on ray` on a real local cluster: the very features of one machine, whoever is killed."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service.contract import bundle
-from tests.service.score.test_on_ray import workers
+from tests.service.score.test_on_ray import LIMIT_S, needs_ray, run, workers
 from tests.training.network.test_features import PLAIN, graph
 from tests.training.network.test_frozen import write_extractor
 from training import trainer
@@ -26,11 +25,8 @@ from training.fit.command import Fit
 from training.network import on_ray
 from training.network.features import FeatureCache
 
-ROOT = Path(__file__).resolve().parents[3]
 IMAGES = 960
 SIDE_PX = 640
-LIMIT_S = 240.0
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (ray[data])")
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +50,6 @@ def command(photos: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "training", "train", "--dataset", "folder", "--data", str(photos / "data"),
             "--backbone", f"onnx:{photos / 'means.onnx'}", "--method", "msp", "--group-by", "none", "--device", "cpu",
             "--threads", "2", "--feature-views", "1", "--epochs", "1", "--out", str(out), *more]  # fmt: skip
-
-
-def run(given: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(given, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            start_new_session=True)  # fmt: skip
 
 
 def marked(folder: Path) -> int:
