@@ -13,9 +13,11 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from service.contract.lines import one_line
@@ -28,6 +30,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 MOST_BLOCKS = 2000  # of items that Ray Data plans with
+_interrupted = threading.Event()  # by Ctrl-C, since this program has begun its work on the cluster
 
 
 class ClusterError(TailGuardError):
@@ -77,11 +80,21 @@ def _begun(ray: Any, cpus: int) -> Iterator[None]:
         session = "" if address else context.address_info["session_dir"]
         for number, handler in mine.items():  # Ray takes them for itself
             signal.signal(number, handler)
+        if mine[signal.SIGINT] is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
         yield
     finally:
+        signal.signal(signal.SIGINT, mine[signal.SIGINT])
+        _interrupted.clear()
         ray.shutdown()
         if session:
             shutil.rmtree(session, ignore_errors=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Python does; `planned` raises again where the exception is lost in a destructor that Ray runs just then."""
+    _interrupted.set()
+    signal.default_int_handler(number, frame)
 
 
 def _code() -> list[str]:
@@ -89,7 +102,10 @@ def _code() -> list[str]:
     return [str(Path(sys.modules[name].__path__[0])) for name in ("service", "training") if name in sys.modules]
 
 
-def planned(ray: Any, items: list[dict[str, Any]], actor: type, arguments: tuple[Any, ...], workers: int | None) -> Any:
+@contextmanager
+def planned(
+    ray: Any, items: list[dict[str, Any]], actor: type, arguments: tuple[Any, ...], workers: int | None
+) -> Iterator[Iterator[dict[str, Any]]]:
     """The rows that `actor`(*arguments) makes of each item, in order, by actors of one core each.
 
     `workers` None: as many as the cluster has cores. An item whose worker is lost is given to another.
@@ -101,9 +117,21 @@ def planned(ray: Any, items: list[dict[str, Any]], actor: type, arguments: tuple
         logging.getLogger(name).setLevel(logging.ERROR)
     actors = min(len(items), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
     blocks = min(len(items), MOST_BLOCKS)
-    return ray.data.from_items(items, override_num_blocks=blocks).map(
+    rows = ray.data.from_items(items, override_num_blocks=blocks).map(
         actor, fn_constructor_args=arguments, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=actors)
     ).iter_rows()  # fmt: skip
+    with closing(_until_interrupted(rows)) as held:  # Ray's work ends here, while the cluster that it asks still is
+        del rows
+        yield held
+
+
+def _until_interrupted(rows: Iterator[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
+    for row in rows:
+        if _interrupted.is_set():
+            break
+        yield row
+    if _interrupted.is_set():  # also where the loss has ended Ray's rows early
+        raise KeyboardInterrupt
 
 
 def reason(error: BaseException, extras: str) -> str:

@@ -64,10 +64,10 @@ def in_order(
     with cluster.joined(workers or available_cpus(), EXTRAS) as ray:
         files = ray.put(_content(folder, manifest))
         items = [{"paths": json.dumps([_absolute(path) for path in batch])} for batch in batches]
-        rows = cluster.planned(ray, items, Scoring, (files, make), workers)
-        for batch, row in zip(batches, rows, strict=True):
-            require_same(batch, json.loads(row["sizes"]), row["node"])
-            yield [found | {"path": path} for path, found in zip(batch, json.loads(row["rows"]), strict=True)]
+        with cluster.planned(ray, items, Scoring, (files, make), workers) as rows:
+            for batch, row in zip(batches, rows, strict=True):
+                require_same(batch, json.loads(row["sizes"]), row["node"])
+                yield [found | {"path": path} for path, found in zip(batch, json.loads(row["rows"]), strict=True)]
 
 
 def require_same(paths: list[str], sizes: list[int | None], node: str) -> None:

@@ -82,11 +82,13 @@ def computed(
     try:
         with cluster.joined(cpus, EXTRAS) as ray:
             arguments = ray.put(looks), ray.put(images.elsewhere())
-            for row in cluster.planned(ray, items, Looking, arguments, None):
-                if row["wrong"]:
-                    raise cluster.ClusterError(f"{row['wrong']}; every node must have the same files at the same paths")
-                places = np.frombuffer(row["places"], np.int64)
-                features = np.frombuffer(row["features"], np.float32).reshape(len(places), looks.views, -1)
-                yield Chunk(int(row["number"]), places), features
+            with cluster.planned(ray, items, Looking, arguments, None) as rows:
+                for row in rows:
+                    if row["wrong"]:
+                        wrong = f"{row['wrong']}; every node must have the same files at the same paths"
+                        raise cluster.ClusterError(wrong)
+                    places = np.frombuffer(row["places"], np.int64)
+                    features = np.frombuffer(row["features"], np.float32).reshape(len(places), looks.views, -1)
+                    yield Chunk(int(row["number"]), places), features
     except cluster.ClusterError as error:
         raise DataError(str(error)) from error

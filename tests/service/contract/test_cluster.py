@@ -1,5 +1,6 @@
 """The way to a Ray cluster: what a stranger would trip over is said in one line, before Ray is asked."""
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def test_an_address_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.
         assert cluster._address() == f"127.0.0.1:{port}"
     with pytest.raises(ClusterError, match=rf"127\.0\.0\.1:{port} does not answer \(Connection refused\)"):
         cluster._address()
+
+
+LOSING = """
+import signal
+from service.contract import cluster
+class Work:
+    def __call__(self, row): return row
+items = [{"i": i} for i in range(40)]
+with cluster.joined(1, "ray") as ray, cluster.planned(ray, items, Work, (), None) as rows:
+    for row in rows:
+        print(row["i"], flush=True)
+        if row["i"] == 3:
+            try: signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt: pass
+"""
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (ray[data])")
+def test_an_interrupt_that_was_lost_ends_the_rows_all_the_same() -> None:
+    """As in a destructor, where Python prints the exception and goes on."""
+    done = subprocess.run([sys.executable, "-c", LOSING], cwd=ROOT, capture_output=True, text=True)
+    rows = [line for line in done.stdout.splitlines() if line.isdecimal()]  # Ray may say there what it gave up
+    assert rows == ["0", "1", "2", "3"], done.stderr
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert done.returncode != 0
 
 
 def test_of_all_tracebacks_the_last_error_is_said() -> None:

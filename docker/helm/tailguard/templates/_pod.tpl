@@ -18,11 +18,11 @@ envFrom: {{- toYaml . | nindent 2 }}
 securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 resources: {{- toYaml (ternary .Values.gpu.resources .Values.resources .Values.gpu.enabled) | nindent 2 }}
 startupProbe:
-  {{- include "tailguard.ask" (list . (printf "%s/ready" $health) $asked .Values.probes.startup) | nindent 2 }}
+  {{- include "tailguard.ask" (list (printf "%s/ready" $health) $asked .Values.probes.startup) | nindent 2 }}
 readinessProbe:
-  {{- include "tailguard.ask" (list . (printf "%s/ready" $health) $asked .Values.probes.readiness) | nindent 2 }}
+  {{- include "tailguard.ask" (list (printf "%s/ready" $health) $asked .Values.probes.readiness) | nindent 2 }}
 livenessProbe:
-  {{- include "tailguard.ask" (list . (printf "%s/live" $health) $asked .Values.probes.liveness) | nindent 2 }}
+  {{- include "tailguard.ask" (list (printf "%s/live" $health) $asked .Values.probes.liveness) | nindent 2 }}
 volumeMounts:
   - {name: tmp, mountPath: /tmp}
   {{- if or .Values.keys.existingSecret .Values.keys.toml }}
@@ -46,16 +46,12 @@ volumeMounts:
 {{- end -}}
 {{- end -}}
 
-{{/* A probe: (list . path port times). Where only some host names are served, it calls the service by one of them. */}}
+{{/* A probe: (list path port times). The service answers probes under any host name. */}}
 {{- define "tailguard.ask" -}}
-{{- $hosts := include "tailguard.given" (list (index . 0) "TAILGUARD_ALLOWED_HOSTS") | nospace -}}
 httpGet:
-  path: {{ index . 1 }}
-  port: {{ index . 2 }}
-  {{- if and $hosts (not (has "*" (splitList "," $hosts))) }}
-  httpHeaders: [{name: Host, value: {{ splitList "," $hosts | first | quote }}}]
-  {{- end }}
-{{ toYaml (index . 3) }}
+  path: {{ index . 0 }}
+  port: {{ index . 1 }}
+{{ toYaml (index . 2) }}
 {{- end -}}
 
 {{- define "tailguard.volumes" -}}
