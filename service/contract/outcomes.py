@@ -21,34 +21,43 @@ from service.contract.manifest import Manifest
 FILE = "calibration.npz"
 OUTLIER = -1
 MOST_BYTES = 256 * 2**20
-DTYPES = {"label": "<i4", "predicted": "<i4", "score": "<f4", "weight": "<f4"}
+REQUIRED = {"label": "<i4", "predicted": "<i4", "score": "<f4", "weight": "<f4"}
+DTYPES = REQUIRED | {"unfit": "|u1"}  # 0 or 1; bundles of earlier versions do not say it
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of N calibration images: true class (OUTLIER for one of none), predicted class, deciding score, and how much each
-    counts for the expected mix of classes, 1 on average over those of a class."""
+    """Of N calibration images: true class (OUTLIER for one of none), predicted class, deciding score as thresholds come
+    from it, how much each counts for the expected mix of classes, 1 on average over those of a class, and whether it is
+    unfit, so that it is refused whatever it scores; None where nobody noted that."""
 
     label: NDArray[np.int64]
     predicted: NDArray[np.int64]
     score: NDArray[np.float64]
     weight: NDArray[np.float64]
+    unfit: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, inside: Weighted, outside: Weighted) -> "Outcomes":
-        """Of in-distribution images and of outliers, which follow them."""
+    def of(cls, inside: Weighted, outside: Weighted, unfit: NDArray[np.bool_]) -> "Outcomes":
+        """Of in-distribution images and of outliers, which follow them, here and in `unfit`."""
         assert inside.images.labels is not None
         return cls(
             label=np.append(inside.images.labels, np.full(len(outside.weights), OUTLIER)),
             predicted=np.append(inside.images.predicted, outside.images.predicted),
             score=np.append(inside.images.scores, outside.images.scores),
             weight=np.append(inside.weights, outside.weights),
+            unfit=unfit,
         )
 
     @property
     def known(self) -> NDArray[np.bool_]:
         """bool [N]: in-distribution."""
         return np.asarray(self.label != OUTLIER)
+
+    @property
+    def refused_anyway(self) -> NDArray[np.bool_]:
+        """bool [N]: refused at any threshold, as far as it was noted."""
+        return np.zeros(len(self.label), bool) if self.unfit is None else self.unfit
 
     def described(self) -> OutcomesFile:
         known = int(self.known.sum())
@@ -58,14 +67,15 @@ class Outcomes:
 def encode(found: Outcomes) -> bytes:
     """The content of the file, the same for the same outcomes."""
     buffer = io.BytesIO()
-    columns = {name: np.asarray(getattr(found, name), dtype) for name, dtype in DTYPES.items()}
+    given = {name: getattr(found, name) for name in DTYPES}
+    columns = {name: np.asarray(values, DTYPES[name]) for name, values in given.items() if values is not None}
     np.savez(buffer, allow_pickle=False, **columns)
     return buffer.getvalue()
 
 
 def decode(content: bytes, classes: int) -> Outcomes:
     """What `encode` wrote. Raises ValueError naming what is wrong with it."""
-    columns = arrays.read(content, DTYPES, set(DTYPES), MOST_BYTES)
+    columns = arrays.read(content, DTYPES, set(REQUIRED), MOST_BYTES)
     shapes = {name: values.shape for name, values in columns.items()}
     if len(set(shapes.values())) != 1 or columns["label"].ndim != 1:
         raise ValueError(f"its columns are {shapes}: they must be one of the same length each")
@@ -78,7 +88,9 @@ def decode(content: bytes, classes: int) -> Outcomes:
     score, weight = columns["score"].astype(np.float64), columns["weight"].astype(np.float64)
     if not np.isfinite(score).all() or not np.isfinite(weight).all() or weight.min() < 0:
         raise ValueError("a score or weight is not finite, or a weight is below 0")
-    return Outcomes(label, predicted, score, weight)
+    if (unfit := columns.get("unfit")) is not None and unfit.astype(np.int64).max() > 1:
+        raise ValueError("unfit holds more than 0 and 1")
+    return Outcomes(label, predicted, score, weight, None if unfit is None else unfit.astype(bool))
 
 
 def read(folder: str | Path, manifest: Manifest) -> Outcomes | None:

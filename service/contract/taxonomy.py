@@ -81,6 +81,11 @@ class Node(NamedTuple):
     depth: int
     probability: float
 
+    @property
+    def joined(self) -> str:
+        """Its path in one text, fruit/citrus: no name holds a /."""
+        return "/".join(self.path)
+
 
 class Nodes:
     """The nodes of one depth: `paths` of K of them, `of_class` int [C] the node above each class, -1 where none is."""

@@ -1,7 +1,9 @@
 """Thresholds of least expected cost: one for all images, one for a group of predicted classes, one for a class.
 
-A narrower threshold is taken only where images support it: chosen on four fifths of the images predicted so and paid on
-the last fifth, five times, it must save more than the wider one by two standard errors of the difference.
+An unfit image is refused whatever the threshold, as the service refuses it: it costs a refusal, and no threshold is
+chosen on it. A narrower threshold is taken only where images support it: chosen on four fifths of the images predicted
+so and paid on the last fifth, five times, it must save more than the wider one by two standard errors of the
+difference.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ SEED = 0
 @dataclass(frozen=True)
 class Bill:
     """Of N calibration images: predicted class, deciding score, what accepting and refusing costs, which `share` of all
-    images each stands for (summing to 1), whether it is known, and whether accepting it is wrong."""
+    images each stands for (summing to 1), whether it is known, whether accepting it is wrong, whether it is unfit."""
 
     predicted: Ints
     score: Floats
@@ -35,13 +37,22 @@ class Bill:
     share: Floats
     known: NDArray[np.bool_]
     wrong: NDArray[np.bool_]
+    unfit: NDArray[np.bool_]
 
     def take(self, rows: NDArray[np.generic]) -> "Bill":
         return Bill(*(values[rows] for values in vars(self).values()))
 
+    def fit(self) -> "Bill":
+        """Those that a threshold decides on."""
+        return self.take(~self.unfit)
+
+    def refused(self, limits: Floats | float) -> NDArray[np.bool_]:
+        """bool [N]: those with a score above their limit, and the unfit ones."""
+        return np.asarray((self.score > limits) | self.unfit)
+
     def paid(self, limits: Floats | float) -> Floats:
-        """[N] the cost of each image where those with a score above their limit are refused."""
-        return np.where(self.score > limits, self.refuse, self.accept)
+        """[N] the cost of each image at these limits."""
+        return np.where(self.refused(limits), self.refuse, self.accept)
 
 
 def bill(manifest: Manifest, found: Outcomes, costs: Costs) -> Bill:
@@ -58,7 +69,7 @@ def bill(manifest: Manifest, found: Outcomes, costs: Costs) -> Bill:
     share = np.where(known, found.weight, 0.0) * (1 - costs.unknown_share) / found.weight[known].sum()
     if not known.all():
         share = np.where(known, share, costs.unknown_share * found.weight / found.weight[~known].sum())
-    return Bill(found.predicted, found.score, accept, refuse, share, known, wrong)
+    return Bill(found.predicted, found.score, accept, refuse, share, known, wrong, found.refused_anyway)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class Saving(NamedTuple):
 
 
 def choose(found: Bill, groups: Sequence[str]) -> Rule:
-    """The rule of least cost on these images; `groups` [C] of the classes."""
+    """The rule of least cost on these images, some of which must be fit; `groups` [C] of the classes."""
+    found = found.fit()
     rule = Rule(best(found), {}, {})
     for group in dict.fromkeys(groups):
         own = found.take(np.isin(found.predicted, [i for i, g in enumerate(groups) if g == group]))
@@ -137,8 +149,8 @@ def supported(saved: float, error: float) -> bool:
 
 
 def savings(found: Bill, rule: Rule, names: Sequence[str], groups: Sequence[str]) -> list[Saving]:
-    """Of each class that images were predicted as."""
-    out = []
+    """Of each class that fit images were predicted as."""
+    found, out = found.fit(), []
     for place, (name, group) in enumerate(zip(names, groups, strict=True)):
         own = found.take(found.predicted == place)
         if len(own.score):
@@ -149,7 +161,8 @@ def savings(found: Bill, rule: Rule, names: Sequence[str], groups: Sequence[str]
 
 def cross_fitted(found: Bill, groups: Sequence[str]) -> Floats:
     """[N] the limit of each image under the rule that the other images choose."""
-    fold, limits = folds(len(found.score)), np.zeros(len(found.score))
+    limits, rows, fit = np.zeros(len(found.score)), np.flatnonzero(~found.unfit), found.fit()
+    fold = folds(len(rows))  # of those alone, so that every part has some where there are two
     for k in range(FOLDS):
-        limits[fold == k] = choose(found.take(fold != k), groups).limits(found.predicted[fold == k], groups)
+        limits[rows[fold == k]] = choose(fit.take(fold != k), groups).limits(fit.predicted[fold == k], groups)
     return limits

@@ -35,6 +35,8 @@ def main(folder: Path, file: Path, out: Path | None, name: str) -> int:
     if found is None:
         raise BundleError(f"{folder} does not say how its calibration images turned out: export it again")
     names, groups = [c.name for c in manifest.classes], [c.group for c in manifest.classes]
+    if (~found.refused_anyway).sum() < 2:
+        raise BundleError(f"{folder} has fewer than two calibration images that are fit: no threshold can be weighed")
     costs = given.read(file, names)
     if costs.unknown_share and found.known.all():
         raise SettingsError(
@@ -44,10 +46,10 @@ def main(folder: Path, file: Path, out: Path | None, name: str) -> int:
     paid = choose.bill(manifest, found, costs)
     rule = choose.choose(paid, groups)
     rows, saved = report.rows(manifest, paid, rule), choose.savings(paid, rule, names, groups)
-    known = int(found.known.sum())
-    print("\n".join(report.lines(rows, rule, saved, known, len(found.label) - known)))
+    of_unfit = report.unfit(manifest, found)
+    print("\n".join(report.lines(rows, rule, saved, found, of_unfit)))
     if out is not None:
-        section = report.card(name, rows, rule, saved, costs.in_words())
+        section = report.card(name, rows, rule, saved, costs.in_words(), of_unfit)
         made = write(folder, out, manifest, name, point(manifest, found, rule, costs.in_words()), section)
         print(f"{out}: the graph {made.sha256[:16]} with the operating point {name}")
     return 0
@@ -70,7 +72,7 @@ def point(manifest: Manifest, found: Outcomes, rule: Rule, words: str) -> dict[s
     for kind, limits in (
         ("global", np.full(len(found.label), rule.threshold)), ("group", rule.limits(found.predicted, of_class))
     ):  # fmt: skip
-        flags = (found.score > limits).astype(np.float64)
+        flags = ((found.score > limits) | found.refused_anyway).astype(np.float64)
         inside = Scored(flags[found.known], found.predicted[found.known], found.label[found.known])
         outside = Scored(flags[~found.known], found.predicted[~found.known])
         cost = calibrate.cost(decided, kind, groups, inside, [outside], found.weight[found.known])

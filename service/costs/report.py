@@ -8,6 +8,7 @@ import numpy as np
 from service.contract.bundle import Manifest
 from service.contract.decision import class_limit
 from service.contract.intervals import Z95
+from service.contract.outcomes import Outcomes
 from service.costs.choose import FOLDS, LEAST_IMAGES, Bill, Floats, Rule, Saving, cross_fitted
 
 
@@ -36,7 +37,7 @@ def rows(manifest: Manifest, found: Bill, rule: Rule) -> list[Row]:
 
 
 def _row(name: str, found: Bill, limits: Floats | float) -> Row:
-    paid, refused = found.paid(limits), found.score > limits
+    paid, refused = found.paid(limits), found.refused(limits)
     cost = float((found.share * paid).sum())
     variance = 0.0
     for part in (found.known, ~found.known):
@@ -54,13 +55,38 @@ def _row(name: str, found: Bill, limits: Floats | float) -> Row:
     )  # fmt: skip
 
 
-def lines(found: list[Row], rule: Rule, saved: list[Saving], images: int, outliers: int) -> Iterator[str]:
-    yield f"on {images} known calibration images and {outliers} unknown ones, for an image:"
+def unfit(manifest: Manifest, turned_out: Outcomes) -> str:
+    """What is to be said of unfit images; nothing where there are none, or the bundle knows no such images."""
+    anyway, inside = turned_out.refused_anyway, turned_out.known
+    if anyway.any():
+        return (
+            f"{(anyway & inside).sum()} of the known and {(anyway & ~inside).sum()} of the unknown ones are unfit: "
+            "refused whatever the threshold, each costs a refusal"
+        )
+    if turned_out.unfit is None and manifest.reasons is not None:
+        measured = manifest.reasons.measured
+        tested = manifest.evaluation.get("ood") or {}  # no part of the calibration images
+        known = measured.calibration.all.unfit
+        unknown = max((shares.unfit for name, shares in measured.outliers.items() if name not in tested), default=0.0)
+        if known or unknown:
+            return (
+                f"which images are unfit (dark, blank, blurred, small: {known:.2%} of the known and {unknown:.2%} of "
+                "the unknown ones) is not in this bundle: they count by their scores here, and the service refuses "
+                "them whatever they score; export it again"
+            )
+    return ""
+
+
+def lines(found: list[Row], rule: Rule, saved: list[Saving], turned_out: Outcomes, of_unfit: str) -> Iterator[str]:
+    known = int(turned_out.known.sum())
+    yield f"on {known} known calibration images and {len(turned_out.label) - known} unknown ones, for an image:"
     yield f"{'':<14}{'cost':>8}{'95%':>18}{'refused':>10}{'wrong':>8}{'unknown refused':>17}"
     for row in found:
         caught = "-" if row.caught is None else f"{row.caught:.1%}"
         interval = f"{row.low:.4g} to {row.high:.4g}"
         yield f"{row.name:<14}{row.cost:>8.4g}{interval:>18}{row.refused:>10.1%}{row.wrong:>8.1%}{caught:>17}"
+    if of_unfit:
+        yield of_unfit
     yield f"least cost: chosen on {FOLDS - 1} of {FOLDS} parts of the images, paid on the other, for each part"
     yield f"one threshold for all: {rule.threshold:.6g}" + "".join(
         f"; {group}: {limit:.6g}" for group, limit in rule.groups.items()
@@ -75,7 +101,7 @@ def lines(found: list[Row], rule: Rule, saved: list[Saving], images: int, outlie
     )
 
 
-def card(name: str, found: list[Row], rule: Rule, saved: list[Saving], words: str) -> str:
+def card(name: str, found: list[Row], rule: Rule, saved: list[Saving], words: str, of_unfit: str) -> str:
     """The section that is appended to the card."""
     own = ", ".join(s.name for s in saved if s.taken) or "none"
     head = "| | cost for an image | 95% | known refused | known wrongly accepted | unknown refused |\n"
@@ -85,8 +111,9 @@ def card(name: str, found: list[Row], rule: Rule, saved: list[Saving], words: st
         f"{'-' if r.caught is None else f'{r.caught:.1%}'} |\n"
         for r in found
     )
+    note = f"Unfit images: {of_unfit}. " if of_unfit else ""
     return (
         f"\n## Costs\n\n`{name}` has the thresholds of least expected cost where {words}. On the calibration images "
-        f"(least cost: on images that did not choose it):\n\n{head}{table}\nClasses with a threshold of their own, "
-        f"which their calibration images support: {own}.\n"
+        f"(least cost: on images that did not choose it):\n\n{head}{table}\n{note}Classes with a "
+        f"threshold of their own, which their calibration images support: {own}.\n"
     )

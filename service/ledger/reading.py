@@ -22,7 +22,7 @@ from service.ledger.store import Store
 CHUNK_ROWS = 1000
 SELECT = """SELECT d.row, d.time, d.request_id, d.position, m.name, m.version, m.sha256, d.operating_point, d.scope,
     d.by_deployment, d.label, d.class_group, d.decision, d.score, d.threshold, d.p_value, d.scores, d.api_key,
-    d.image_key, d.embedding, d.sample_rate, d.keep_probability, d.reason,
+    d.image_key, d.embedding, d.sample_rate, d.keep_probability, d.reason, d.node,
     f.kind, f.label, f.source, f.group_id, f.api_key, f.time
     FROM decisions d JOIN models m ON m.model = d.model LEFT JOIN feedback f
     ON f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = d.row) """
@@ -68,6 +68,9 @@ class DecidedRow(NamedTuple):
     sample_rate: float | None  # of the audit sample, for a row in it
     keep_probability: float | None  # None: not kept
     reason: Reason | None  # of a refusal, where the bundle told it
+    node: (
+        str | None
+    )  # path of the node that a refusal was told, '' for none; None: none was asked for, or nobody noted it
     label: Label | None
 
     @property

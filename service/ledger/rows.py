@@ -39,6 +39,7 @@ class Entry(NamedTuple):
     embedding: bytes | None = None  # float16, little-endian, unit-norm; of a kept row whose bundle gives one
     sample_rate: float | None = None  # of the audit sample, for a row that is in it
     keep_probability: float | None = None  # with which a row like this one is kept; None: it is not
+    node: str | None = None  # the path of the node that a refused image was told; '': nothing can be promised
 
 
 class Truth(NamedTuple):

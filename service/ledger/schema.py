@@ -1,9 +1,11 @@
 """The ledger's tables in SQL, their version, and the way from each earlier version to this one.
 
     ledger      one row: the version of the schema, the bytes of its rows, and an id that its image store holds
-    decisions   one row for each classified image. Of a kept one: keep_probability, with which a row like it was kept
-                (1 for what the setting `keep` keeps, else the rate of the audit sample), image_key, embedding; sampled
-                and sample_rate for those in the audit sample. `image` holds what versions 1 and 2 kept
+    decisions   one row for each classified image. `node`: the path (fruit/citrus) that a refused one was told of a
+                taxonomy; '' where nothing could be promised, NULL where no node was asked for or nobody noted it. Of a
+                kept one: keep_probability, with which a row like it was kept (1 for what the setting `keep` keeps, else
+                the rate of the audit sample), image_key, embedding; sampled and sample_rate for those in the audit
+                sample. `image` holds what versions 1 and 2 kept
     feedback    one row for each true label; of several for one image the last one counts, the others are history
     images      one row for each file in the image store: its bytes, when it last came, and whether it is still on its
                 way there ('arriving'), is there ('kept') or nothing refers to it and it is being deleted ('leaving')
@@ -23,7 +25,7 @@ import uuid
 from service.contract.bundle import OUTLIER_LABEL
 from service.ledger.database import Database
 
-VERSION = 4
+VERSION = 5
 ROW_BYTES = 512  # of a decision without its image, with its part of the indexes: measured, rounded up
 TABLE_NAMES = (
     "ledger", "decisions", "feedback", "tallies", "refusals", "models", "images", "review_groups", "claims",
@@ -70,7 +72,7 @@ CREATE = (
         scores TEXT NOT NULL, api_key TEXT, image {blob},
         client_id TEXT, by_deployment INTEGER NOT NULL DEFAULT 1, image_key TEXT, embedding {blob},
         sampled INTEGER NOT NULL DEFAULT 0, sample_rate DOUBLE PRECISION, keep_probability DOUBLE PRECISION,
-        reason TEXT)""",
+        reason TEXT, node TEXT)""",
     "CREATE INDEX decisions_request ON decisions (request_id, position{newest})",
     CLIENT_INDEX,
     """CREATE TABLE feedback (
@@ -106,7 +108,8 @@ FROM_2 = (
     *KEPT,
 )
 FROM_3 = ("ALTER TABLE decisions ADD COLUMN reason TEXT", *REASONS)
-MIGRATIONS = {1: FROM_1, 2: FROM_2, 3: FROM_3}  # from a version to the next
+FROM_4 = ("ALTER TABLE decisions ADD COLUMN node TEXT",)  # of earlier rows nobody noted it
+MIGRATIONS = {1: FROM_1, 2: FROM_2, 3: FROM_3, 4: FROM_4}  # from a version to the next
 
 
 class SchemaError(Exception):

@@ -35,8 +35,8 @@ from service.ledger.store import key_of as store_key
 CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
     decision, score, threshold, p_value, scores, api_key, client_id, by_deployment,
-    image_key, embedding, sampled, sample_rate, keep_probability, reason)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    image_key, embedding, sampled, sample_rate, keep_probability, reason, node)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
     by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
 COUNT_REFUSAL = """INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
@@ -185,7 +185,7 @@ class Tables:
                 (e.time, e.request_id, e.position, number, point, scope, info.name, info.group, decision,
                  finite[e.manifest.deciding_score], e.verdict.threshold, e.verdict.p_value, json.dumps(finite), e.key,
                  e.client_id, int(e.by_deployment), self._arrive(e, written), e.embedding,
-                 int(e.sample_rate is not None), e.sample_rate, e.keep_probability, e.verdict.reason)
+                 int(e.sample_rate is not None), e.sample_rate, e.keep_probability, e.verdict.reason, e.node)
             )  # fmt: skip
             size += schema.ROW_BYTES + len(e.embedding or b"")
             key = TallyKey(point, scope, e.by_deployment, info.name, decision, "")

@@ -12,6 +12,7 @@ from service.contract.calibration import calibrate, conformal
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
+from service.contract.calibration.unfit import Flags, counted, refused
 from service.contract.intervals import effective
 from service.contract.outcomes import Outcomes
 from service.contract.reference import ALL, false_alarms
@@ -39,7 +40,19 @@ class Sample:
 
     def outcomes(self) -> Outcomes:
         """Every reviewed image, in-distribution ones first."""
-        return Outcomes.of(self.inside, self.outliers)
+        return Outcomes.of(self.inside, self.outliers, np.append(_unfit(self.known), _unfit(self.strangers)))
+
+    def decided(self) -> tuple[Scored, Scored]:
+        """In-distribution images and outliers with scores for what an operating point refuses of them."""
+        return refused(self.inside.images, _unfit(self.known)), refused(self.outliers.images, _unfit(self.strangers))
+
+
+def _unfit(rows: Sequence[Row]) -> Flags:
+    return np.array([row.unfit for row in rows], bool)
+
+
+def _scores(manifest: Manifest, rows: Sequence[Row]) -> Floats:
+    return np.array([row.scores[manifest.deciding_score] for row in rows], np.float64)
 
 
 def groups_of(manifest: Manifest) -> Groups:
@@ -62,11 +75,6 @@ def sample(manifest: Manifest, rows: Rows) -> Sample:
 
 def _weighted(manifest: Manifest, groups: Groups, rows: Sequence[Row]) -> Weighted:
     place = {c.name: i for i, c in enumerate(manifest.classes)}
-    scores = np.array([row.scores[manifest.deciding_score] for row in rows], np.float64)
-    unfit = np.array([row.unfit for row in rows], bool)
-    if (~unfit).any():  # above all that are fit: as in calibration, they are refused at any threshold
-        highest = float(scores[~unfit].max())
-        scores[unfit] = highest + 1e-3 * max(abs(highest), 1e-6)
     predicted = np.array([place[row.predicted] for row in rows], np.int64)
     labels = np.array([place[row.truth] if row.truth is not None else 0 for row in rows], np.int64)
     weights = np.array([row.weight for row in rows], np.float64)
@@ -76,7 +84,8 @@ def _weighted(manifest: Manifest, groups: Groups, rows: Sequence[Row]) -> Weight
     for group in groups.names:  # a new image may stand for as many as the one that stands for most
         own = weights[groups.of_class[predicted] == group] if len(rows) else weights
         of_class[groups.of_class == group] = own.max(initial=0.0)
-    return Weighted(Scored(scores, predicted, labels), weights, of_class)
+    scored = Scored(_scores(manifest, rows), predicted, labels)
+    return Weighted(counted(scored, _unfit(rows)), weights, of_class)
 
 
 def require_sample(rows: Rows) -> None:
@@ -136,9 +145,10 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
     points = calibrate.keep_points(references, inside, groups, levels, mix)
     points = {_name_of(manifest, point["level"]): point for point in points.values()}
     points |= _catching(manifest, found)
+    known, strangers = found.decided()
     for point in points.values():
         for kind in ("global", "group"):
-            paid = calibrate.cost(point, kind, groups, inside.images, [found.outliers.images], inside.weights)
+            paid = calibrate.cost(point, kind, groups, known, [strangers], inside.weights)
             point[f"{kind}_cost"] = {"calibration": paid, "test": None}
     ordered = {name: points[name] for name in manifest.operating_points if name in points}
     old = manifest.calibration
@@ -150,7 +160,7 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
         "class_mix": mix.name, "class_shares": mix.shares.tolist(),
         "presumed_shares": old.presumed_shares,  # of the graph, which stays
         "references": {name: reference.model_dump() for name, reference in references.items()},
-        "id_scores": calibrate.distribution(inside.images.scores, inside.weights),
+        "id_scores": calibrate.distribution(_scores(manifest, found.known), inside.weights),
         "quantile_levels": calibrate.QUANTILE_LEVELS,
         "quantiles": {name: _quantiles(name, found, true_groups) for name in manifest.scores},
     }  # fmt: skip

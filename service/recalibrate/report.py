@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 def compare(manifest: Manifest, points: dict[str, Any], sample: Sample) -> list[Compared]:
     """By operating point with thresholds by group, then each group."""
     found = []
-    scores, weights = sample.inside.images.scores, sample.inside.weights
+    scores, weights = sample.decided()[0].scores, sample.inside.weights
     groups = sample.groups.of_class[sample.inside.images.predicted]
     for name, point in points.items():
         before = manifest.operating_points[name].model_dump()

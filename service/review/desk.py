@@ -54,6 +54,12 @@ class Group:
         return Counter(item.reason for item in self.items if item.reason is not None)
 
     @property
+    def node(self) -> str | None:
+        """The node of a taxonomy that more than half of the images were told; None where there is none such."""
+        common = Counter(item.node for item in self.items if item.node).most_common(1)
+        return common[0][0] if common and 2 * common[0][1] > len(self.items) else None
+
+    @property
     def may_be_new(self) -> bool:
         """Whether they are a candidate for a new class: most of them unknown, and not unsure or unfit. Where no reason
         was told nothing speaks against it."""

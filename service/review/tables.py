@@ -22,8 +22,8 @@ LOOK_BACK = 5000  # labels, for the last one that can be undone
 LOOKED_AT = "image_key IS NOT NULL AND keep_probability IS NOT NULL AND (decision = 'reject' OR sampled = 1)"
 NEWEST = f"SELECT row FROM decisions WHERE {LOOKED_AT} ORDER BY row DESC LIMIT ?"
 ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_group, d.decision, d.score, d.p_value,
-    d.image_key, d.embedding, d.sampled, d.keep_probability, d.api_key, m.name, m.version, m.sha256,
-    d.reason FROM decisions d JOIN models m ON m.model = d.model WHERE d.row IN ({marks}) AND d.image_key IS NOT NULL
+    d.image_key, d.embedding, d.sampled, d.keep_probability, d.api_key, m.name, m.version, m.sha256, d.reason, d.node
+    FROM decisions d JOIN models m ON m.model = d.model WHERE d.row IN ({marks}) AND d.image_key IS NOT NULL
     ORDER BY d.row"""
 TRUTHS = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE row > ? AND decision_row >= ? ORDER BY row LIMIT ?"""
@@ -60,6 +60,7 @@ class Item(NamedTuple):
     sender: str | None  # the name of the API key
     model: ModelKey
     reason: Reason | None = None  # of a rejection, where the bundle told it
+    node: str | None = None  # of a taxonomy, told of a rejection; '': nothing could be promised
 
 
 class Label(NamedTuple):
@@ -92,9 +93,9 @@ def items(database: Database, rows: Iterable[int]) -> list[Item]:
     found = []
     for chunk in _chunks(rows):
         for values in database.fetch(ITEMS.format(marks=_marks(chunk)), chunk):
-            *first, embedding, sampled, probability, sender, name, version, sha256, reason = values
+            *first, embedding, sampled, probability, sender, name, version, sha256, reason, node = values
             vector = None if embedding is None else np.frombuffer(embedding, "<f2")
-            last = (vector, bool(sampled), probability, sender, ModelKey(name, version, sha256), reason)
+            last = (vector, bool(sampled), probability, sender, ModelKey(name, version, sha256), reason, node)
             found.append(Item._make((*first, *last)))
     return found
 

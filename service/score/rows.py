@@ -160,7 +160,7 @@ class Scorer:
         """The values of the columns on taxonomy and set, where there are such; of an unfit picture no node is told."""
         if self._tree is not None:
             node = self._tree.deepest(probabilities) if verdict.asks_for_node else None
-            yield from ("/".join(node.path), node.probability) if node else (None, None)
+            yield from (node.joined, node.probability) if node else (None, None)
         if self._sets is not None and self.set is not None:
             chosen = self._sets.of(probabilities, self.set)
             names = [self.engine.manifest.classes[i].name for i in chosen]

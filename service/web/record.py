@@ -48,11 +48,10 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     assert context.received is not None  # admit has set it
 
     model.metrics.count_decision(row.scores, verdict, by_deployment=parameters.is_default)
-    node = None
-    if verdict.asks_for_node and model.tree is not None:
-        node = model.tree.deepest(row.probabilities)
-        if parameters.is_default:
-            model.metrics.told.count(node)
+    tree = model.tree if verdict.asks_for_node else None
+    node = None if tree is None else tree.deepest(row.probabilities)
+    if tree is not None and parameters.is_default:
+        model.metrics.told.count(node)
     if verdict.decision == "accept":
         model.metrics.stream.class_mix.observe(row.probabilities)
     file = image if isinstance(image, bytes) else None  # pixels fit this model only, and are no file to keep
@@ -60,7 +59,8 @@ def decide_image(admitted: Admitted[Any], position: int, image: Image, row: Row,
     if runtime.shadow is not None and parameters.is_default and file is not None:
         runtime.shadow.offer(file, label, verdict, model.class_names)
     if runtime.ledger is not None:
-        runtime.ledger.record(_entry(runtime.ledger, admitted, position, row, verdict, file))
+        told = None if tree is None else node.joined if node else ""
+        runtime.ledger.record(_entry(runtime.ledger, admitted, position, row, verdict, told, file))
     if runtime.tracer is not None:
         inferred = done - row.inference_s
         decoded = inferred - row.decode_s
@@ -89,8 +89,9 @@ def count_row(admitted: Admitted[Any], row: Row, done: float) -> float:
 
 
 def _entry(
-    ledger: Ledger, admitted: Admitted[Any], position: int, row: Row, verdict: Verdict, file: bytes | None
-) -> Entry:
+    ledger: Ledger, admitted: Admitted[Any], position: int, row: Row, verdict: Verdict, told: str | None,
+    file: bytes | None,
+) -> Entry:  # fmt: skip
     """The row for the ledger, with file and embedding if they are to be kept. Hashing and writing are its threads'."""
     context = admitted.context
     choice = NOT_KEPT if ledger.policy is None or file is None else ledger.policy.choose(verdict.decision)
@@ -109,4 +110,5 @@ def _entry(
         row.embedding.astype("<f2").tobytes() if kept and row.embedding is not None else None,
         choice.sample_rate,
         choice.keep_probability,
+        told,
     )

@@ -47,6 +47,9 @@ class GroupSummary(BaseModel):
     said: Said | None = Field(description="what most labelled images of this group are said to show")
     claim: ClaimShown | None = Field(description="who looks at it now")
     reasons: dict[Reason, int] = Field(description="images by why they were rejected, where the bundle told it")
+    node: str | None = Field(
+        description="of a taxonomy, as its path: what more than half of the images were told; null where there is none"
+    )
     may_be_new: bool = Field(description="a candidate for a new class: not mostly unsure or unfit")
     keys: list[str] = Field(description="image keys of the most typical, for GET /review/thumbnails/{key}")
 
@@ -66,6 +69,10 @@ class ImageShown(BaseModel):
     predicted: str
     decision: str
     reason: Reason | None
+    node: str | None = Field(
+        description="of a taxonomy, as its path (fruit/citrus): what was told of a rejected image; empty where nothing "
+        "could be promised, null where no node was asked for"
+    )
     score: float | None
     p_value: float
     time: float

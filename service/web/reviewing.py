@@ -98,6 +98,7 @@ def summary(group: Group, claimed: Mapping[str, Claim]) -> bodies.GroupSummary:
         said=None if said is None else bodies.Said(kind=said[0].kind, label=said[0].label, images=said[1]),
         claim=claim_shown(claimed[group.id]) if group.id in claimed else None,
         reasons=dict(group.reasons),
+        node=group.node,
         may_be_new=group.may_be_new,
         keys=list(dict.fromkeys(item.image_key for item in group.items))[:MOST_KEYS],
     )
@@ -106,6 +107,6 @@ def summary(group: Group, claimed: Mapping[str, Claim]) -> bodies.GroupSummary:
 def shown(item: Item, distance: float) -> bodies.ImageShown:
     return bodies.ImageShown(
         row=item.row, key=item.image_key, predicted=item.predicted, decision=item.decision, reason=item.reason,
-        score=item.score, p_value=item.p_value, time=item.time, request_id=item.request_id, index=item.position,
-        distance=distance,
+        node=item.node, score=item.score, p_value=item.p_value, time=item.time,
+        request_id=item.request_id, index=item.position, distance=distance,
     )  # fmt: skip

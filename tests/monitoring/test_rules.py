@@ -1,5 +1,6 @@
 """Prometheus' configuration, rules and alerts through the real promtool."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -60,6 +61,31 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
         assert alert["labels"]["severity"] in ("info", "warning", "critical")
         assert set(alert["annotations"]) == {"summary", "description", "action"}
         assert all(len(text) > 15 for text in alert["annotations"].values())
+
+
+def test_the_panel_of_what_refused_images_are_told_shows_shares(promtool: str, tmp_path: Path) -> None:
+    """Two replicas: of each eight refused images four are told nothing, three a node below the root, one a deeper."""
+    dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-decisions.json"
+    [panel] = [p for p in json.loads(dashboard.read_text())["panels"] if p["title"].startswith("What can still")]
+    expr = panel["targets"][0]["expr"].replace("$model", ".*").replace("$version", ".*")
+    series = 'tailguard_refused_told_total{{instance="{}",model="m",version="1",depth="{}"}}'
+    asked = {
+        "expr": expr,
+        "eval_time": "2h",
+        "exp_samples": [
+            {"labels": f'{{depth="{depth}"}}', "value": share}
+            for depth, share in (("nothing", 0.5), ("1", 0.375), ("2", 0.125))
+        ],
+    }
+    given = [
+        {"series": series.format(instance, depth), "values": f"0+{step}x120"}
+        for instance, steps in {"i": (1, 3, 1), "j": (3, 0, 0)}.items()
+        for depth, step in enumerate(steps)
+    ]
+    test = {"interval": "1m", "input_series": given, "promql_expr_test": [asked]}
+    path = tmp_path / "told.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    run(promtool, "test", "rules", path)
 
 
 def test_an_alert_that_no_longer_fires_is_noticed(promtool: str, tmp_path: Path) -> None:

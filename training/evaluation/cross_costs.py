@@ -7,10 +7,10 @@ from service.contract.calibration import calibrate
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
+from service.contract.calibration.unfit import counted
+from service.contract.calibration.unfit import refused as refused_too
 from service.contract.decision import Scope
 from training.evaluation.cross_fit import FOLDS, Judged, mean
-from training.evaluation.fitness import counted
-from training.evaluation.fitness import refused as refused_too
 from training.evaluation.reasons import Found, mean_shares, shares
 from training.runs.files import Json
 

@@ -5,14 +5,14 @@ the limits have not seen these, what a threshold promises holds for refusals of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.bundle import Input
-from service.contract.calibration.calibrate import Scored
+from service.contract.calibration.unfit import Flags
 from service.contract.images import heif
 from service.contract.reasons import MEASURES, Limits
 from training.data.fitted import Fitted
@@ -27,7 +27,6 @@ RARE = 0.001  # of the training images lie below the value that the limits are t
 MARGINS = {"brightness": 0.5, "contrast": 0.5, "sharpness": 0.1}
 SIDE_PART = 4  # of the smaller of the input's side and a small upload in training
 MOST_IMAGES = 2000
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,3 @@ def unfit_of(fitness: Fitness | None, outputs: Outputs | None, images: Images) -
     if fitness is None or outputs is None or outputs.quality is None:
         return np.zeros(0 if outputs is None else len(outputs.predictions), bool)
     return fitness.unfit(outputs.quality, images)
-
-
-def counted(scored: Scored, unfit: Flags) -> Scored:
-    """Calibration scores in which an unfit image lies just above all that are fit: it is refused whatever it scores."""
-    fit = scored.scores[~unfit]
-    if not unfit.any() or not len(fit):
-        return scored
-    above = float(fit.max()) + 1e-3 * max(float(np.ptp(fit)), 1e-6 * abs(float(fit.max())), 1e-9)
-    return replace(scored, scores=np.where(unfit, above, scored.scores))
-
-
-def refused(scored: Scored, unfit: Flags) -> Scored:
-    """Scores for what an operating point costs: an unfit image is refused at any threshold."""
-    return replace(scored, scores=np.where(unfit, np.inf, scored.scores)) if unfit.any() else scored

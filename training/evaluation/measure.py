@@ -11,6 +11,7 @@ from service.contract.calibration.groups import Groups, group_classes
 from service.contract.calibration.mix import TRAIN, ClassMix, class_mix
 from service.contract.calibration.prior import presumed_shares
 from service.contract.calibration.taxonomy import ERROR
+from service.contract.calibration.unfit import counted, refused
 from service.contract.decision import Scope
 from service.contract.outcomes import Outcomes
 from training.data.loading import Data
@@ -19,7 +20,7 @@ from training.evaluation import cross_fit
 from training.evaluation.answers import sets_of, taxonomy_of
 from training.evaluation.cross_costs import costs
 from training.evaluation.evaluate import evaluate
-from training.evaluation.fitness import Fitness, counted, refused, unfit_of
+from training.evaluation.fitness import Fitness, unfit_of
 from training.evaluation.metrics import class_accuracy, ood_metrics
 from training.evaluation.pairs import fold_pairs, pair
 from training.evaluation.predict import Outputs, Predict
@@ -66,9 +67,9 @@ def measured(
         data.folds.require_same_scores(score, split.scores[score], either)
         judged = data.folds.judge(score, temperature, either, fitness.judged if fitness else None)
         predicted, labels, unfit = judged.outputs, judged.labels, judged.unfit
-    scored = _scored(predicted, score, labels)
-    inside = Weighted.by_mix(counted(scored, unfit), mix, groups)
-    outliers = _scored(held, score)
+    inside = Weighted.by_mix(counted(scored := _scored(predicted, score, labels), unfit), mix, groups)
+    unfit_outliers = unfit_of(fitness, held, data.calibration_outliers)
+    outliers = counted(_scored(held, score), unfit_outliers)
     kept_levels = calibrate.supported_levels(levels, inside)
     references = calibrate.references(inside, groups, kept_levels)
     keep = calibrate.keep_points(references, inside, groups, kept_levels, mix)
@@ -88,7 +89,6 @@ def measured(
         results, flags, test, outside = _tested(predict, data, ood, score, points, groups, scope, fitness, told)
         tested = data.test.labels
         pairs = [pair(inside, predicted, tested, test, outside, flags[default], refuses)]
-    unfit_outliers = unfit_of(fitness, held, data.calibration_outliers)
     for point in points.values():
         for kind in ("global", "group"):
             point[f"{kind}_cost"]["calibration"] = calibrate.cost(
@@ -127,7 +127,7 @@ def measured(
         ),
         "reasons": told.record(predicted, unfit, labels, points, judged.named if judged else "the calibration images"),
     }
-    return fields, Outcomes.of(inside, Weighted.alike(outliers, len(groups.of_class)))
+    return fields, Outcomes.of(inside, Weighted.alike(outliers, len(groups.of_class)), np.append(unfit, unfit_outliers))
 
 
 Flags = dict[str, NDArray[np.bool_]]  # by operating point

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from service.contract.calibration import calibrate
 from service.contract.calibration.groups import Groups
+from service.contract.calibration.unfit import Flags
 from service.contract.reasons import REASONS
-from training.evaluation.fitness import Fitness, Flags
+from training.evaluation.fitness import Fitness
 from training.evaluation.predict import Outputs
 from training.runs.files import Json
 from training.scores.either import Either

@@ -31,7 +31,7 @@ BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def made() -> Json:
-    panels = [*_glance(), *_rejection(), *_reasons(), *_scores(), *_drift(), *_classes()]
+    panels = [*_glance(), *_rejection(), *_reasons(), *_told(), *_scores(), *_drift(), *_classes()]
     return dashboard("Decisions", "Do live decisions keep the promises of calibration?", VARIABLES, panels)
 
 
@@ -100,6 +100,17 @@ def _reasons() -> list[Json]:
               "predicted class: rising, new things come; falling, pictures or classes are the matter. "
               "Empty for a bundle that gives no reasons.", "percentunit",
               query(share(f"sum by (group) ({unknown})", f"sum by (group) ({rejected})"), "{{group}}")),
+    ]  # fmt: skip
+
+
+def _told() -> list[Json]:
+    told = f"increase(tailguard_refused_told_total{{{MODEL}}}[1h])"
+    by_depth = f'sum by (depth) (label_replace({told}, "depth", "nothing", "depth", "0"))'
+    return [
+        lines("What can still be said, by depth", "Share of an hour's rejected images, unfit ones left out, that were "
+              "told a node of the taxonomy: 1 is next to the root, deeper says more, nothing says that none could be "
+              "promised. Empty for a bundle that has no taxonomy.", "percentunit",
+              query(f"{by_depth} / scalar(clamp_min(sum({told}), 1))", "{{depth}}"), width=24),
     ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def columns(
         "decision": [verdict.decision for verdict in verdicts],
         "threshold": [verdict.threshold for verdict in verdicts],
         "p_value": [verdict.p_value for verdict in verdicts],
-        "taxonomy": ["/".join(one.node.path) if one.node else "" for one in decided],
+        "taxonomy": [one.node.joined if one.node else "" for one in decided],
         "set": []
         if sets is None or level is None
         else [inside for row in rows for inside in sets.contains(row.probabilities[None], level)[0].tolist()],

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ GOOD = Outcomes(np.array([0, 1, 2, -1]), np.array([0, 1, 1, 0]), np.array([-9.0,
 
 def npz(**changes: Any) -> bytes:
     """A good file but for `changes`; None leaves an array out."""
-    arrays = {name: np.asarray(getattr(GOOD, name), dtype) for name, dtype in outcomes.DTYPES.items()} | changes
+    arrays = {name: np.asarray(getattr(GOOD, name), dtype) for name, dtype in outcomes.REQUIRED.items()} | changes
     buffer = io.BytesIO()
     np.savez(buffer, **{name: value for name, value in arrays.items() if value is not None})
     return buffer.getvalue()
@@ -26,10 +27,15 @@ def npz(**changes: Any) -> bytes:
 
 def test_what_is_written_is_read_back():
     found = outcomes.decode(outcomes.encode(GOOD), 3)
-    for name in outcomes.DTYPES:
+    for name in outcomes.REQUIRED:
         np.testing.assert_array_equal(getattr(found, name), getattr(GOOD, name))
     assert found.known.tolist() == [True, True, True, False]
     assert outcomes.encode(GOOD) == outcomes.encode(GOOD)
+    assert (found.unfit, found.refused_anyway.tolist()) == (None, [False] * 4)  # as earlier versions wrote it
+    told = outcomes.decode(outcomes.encode(replace(GOOD, unfit=np.array([False, True, False, True]))), 3)
+    assert told.unfit is not None
+    assert told.unfit.dtype == bool
+    assert told.refused_anyway.tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,9 @@ def test_what_is_written_is_read_back():
         (npz(label=np.full(4, -1, np.int32)), "no in-distribution image"),
         (npz(score=np.array([0, 1, 2, np.nan], np.float32)), "not finite"),
         (npz(weight=np.array([1, 1, 1, -1], np.float32)), "below 0"),
+        (npz(unfit=np.array([0, 1, 2, 0], np.uint8)), "unfit holds more than 0 and 1"),
+        (npz(unfit=np.zeros(4, bool)), "unfit is [|]b1"),
+        (npz(unfit=np.zeros(5, np.uint8)), "the same length"),
         (npz(score=np.zeros(4)), "score is <f8"),
         (npz(score=np.zeros(3, np.float32)), "the same length"),
         (npz(**{name: np.zeros((2, 2), dtype) for name, dtype in outcomes.DTYPES.items()}), "the same length"),

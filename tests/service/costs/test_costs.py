@@ -86,6 +86,7 @@ def bill(score: Any, accept: Any, predicted: Any = None, refuse: float = 1.0) ->
     return Bill(
         np.zeros(n, np.int64) if predicted is None else np.asarray(predicted), np.asarray(score, np.float64),
         np.asarray(accept, np.float64), np.full(n, refuse), np.full(n, 1 / n), np.ones(n, bool), np.asarray(accept) > 0,
+        np.zeros(n, bool),
     )  # fmt: skip
 
 

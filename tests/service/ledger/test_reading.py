@@ -97,7 +97,7 @@ def test_a_reader_neither_changes_nor_delays(place: str, manifest: bundle.Manife
 def test_tables_of_another_version_and_none(tmp_path: Path, manifest: bundle.Manifest) -> None:
     old = str(tmp_path / "old")
     write_version_1(old, manifest)
-    with pytest.raises(SchemaError, match="schema version 1, this reads version 4: start this version of the service"):
+    with pytest.raises(SchemaError, match="schema version 1, this reads version 5: start this version of the service"):
         Reader(old)
     connect(str(tmp_path / "empty")).close()
     with pytest.raises(SchemaError, match="no service has written it"):

@@ -70,7 +70,7 @@ def test_version_1_is_migrated_and_goes_on(where: str, manifest: bundle.Manifest
     assert tally is not None
     red = TallyKey("id95", "group", True, "red", "accept", "")
     assert +tally.images == {red: 3, red._replace(truth="red"): 1, red._replace(truth="green"): 1}
-    assert read(where, "SELECT version, bytes FROM ledger") == [(4, 3 * schema.ROW_BYTES + 1000)]
+    assert read(where, "SELECT version, bytes FROM ledger") == [(5, 3 * schema.ROW_BYTES + 1000)]
     assert read(where, "SELECT request_id, client_id, by_deployment FROM decisions ORDER BY row") == [
         ("a", None, 1), ("b", None, 1), ("c", "a", 1)
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_version_2_is_migrated_with_its_bytes_and_its_outliers(where: str, manif
     with Kept(where) as kept:
         assert kept.label("b", 0, "outlier", key="ci").outcome == "outlier"  # as before: nothing is appended
         assert kept.labelled == []
-    assert read(where, "SELECT version, bytes, length(id) FROM ledger") == [(4, 7, 32)]
+    assert read(where, "SELECT version, bytes, length(id) FROM ledger") == [(5, 7, 32)]
     assert read(where, "SELECT label, kind, source, group_id FROM feedback ORDER BY row") == [
         ("red", "class", "feedback", None), ("outlier", "outlier", "feedback", None)
     ]  # fmt: skip
@@ -112,13 +112,36 @@ def test_version_3_is_migrated_with_its_id_and_counts_reasons_from_then_on(
     assert tally is not None
     expected = {RefusalKey("id95", "group", True, manifest.classes[refused.verdict.class_index].group, "unsure"): 2}
     assert tally.refusals == expected
-    assert read(where, "SELECT id, version FROM ledger") == [("the image store knows it", 4)]
+    assert read(where, "SELECT id, version FROM ledger") == [("the image store knows it", 5)]
     assert read(where, "SELECT reason FROM decisions ORDER BY row") == [(None,), (None,), ("unsure",), ("unsure",)]
     with Kept(where) as again:  # what was counted is there after a start
         again.label("d", 0, "green")
         found = again.ledger.tally(manifest)
     assert found is not None
     assert found.refusals == expected
+
+
+def test_version_4_is_migrated_and_its_rows_are_read_as_before(where: str, manifest: bundle.Manifest) -> None:
+    write_version_1(where, manifest)
+    database = connect(where)
+    for statement in (*schema.FROM_1, *schema.FROM_2, *schema.FROM_3, "UPDATE ledger SET version = 4, id = 'kept'"):
+        database.execute(statement.format(**database.words))
+    database.execute("UPDATE decisions SET decision = 'reject', reason = 'unsure', keep_probability = 1 WHERE row = 1")
+    database.close()
+    told = {"c": "warm/red", "d": "", "e": None}  # a node; nothing that could be promised; none was asked for
+    with Kept(where) as kept:
+        for request_id, node in told.items():
+            kept.ledger.record(entry(manifest, request_id, node=node, keep_probability=1.0))
+        kept.label("e", 0, "green")
+        reader = kept.ledger.reader()
+        rows = reader.kept()
+        reader.close()
+    assert [(row.request_id, row.reason, row.node) for row in rows] == [
+        ("a", "unsure", None), ("c", None, "warm/red"), ("d", None, ""), ("e", None, None)
+    ]  # fmt: skip
+    assert rows[0].label is not None
+    assert rows[0].label.label == "red"
+    assert read(where, "SELECT version, id FROM ledger") == [(5, "kept")]
 
 
 def test_a_migration_that_fails_changes_nothing(
@@ -140,8 +163,8 @@ def test_a_later_version_is_refused_in_words(tmp_path: Path) -> None:
     where = str(tmp_path / "ledger.sqlite3")
     Tables(connect(where)).close()
     database = connect(where)
-    database.execute("UPDATE ledger SET version = 5")
-    with pytest.raises(schema.SchemaError, match="schema version 5, this service knows versions up to 4"):
+    database.execute("UPDATE ledger SET version = 6")
+    with pytest.raises(schema.SchemaError, match="schema version 6, this service knows versions up to 5"):
         schema.prepare(database)
     database.close()
 

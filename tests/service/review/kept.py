@@ -26,6 +26,7 @@ class Given(NamedTuple):
     decision: str = "reject"
     sampled: bool = False
     predicted: int = 0
+    node: str | None = None  # that it was told
 
 
 def picture(colour: tuple[int, int, int], number: int = 0) -> bytes:
@@ -58,7 +59,7 @@ def fill(where: str, store: Path, manifest: Manifest, given: Sequence[Given], st
         entries.append(
             Entry(now - 100 + number / 1000, f"r{number}", 0, manifest, {"energy": -3.0, "msp": 0.4}, verdict, None,
                   None, embedding=embedding, sample_rate=0.01 if one.sampled else None,
-                  keep_probability=0.01 if one.sampled else 1.0)
+                  keep_probability=0.01 if one.sampled else 1.0, node=one.node)
         )  # fmt: skip
     database = connect(where)
     try:

@@ -22,7 +22,9 @@ def ledger(tmp_path: Path, manifest: Manifest) -> Path:
     """Two groups, made already, and two images of the audit sample."""
     where = tmp_path / "ledger.sqlite3"
     sample = [Given(picture(GREY, 900 + i), None, "accept", sampled=True) for i in range(2)]
-    fill(str(where), tmp_path / "store", manifest, [*colours({VIOLET: 9, ORANGE: 4}), *sample])
+    refused = colours({VIOLET: 9, ORANGE: 4})
+    refused[:5] = [one._replace(node="warm/dark") for one in refused[:5]]  # most of the violets, none of the oranges
+    fill(str(where), tmp_path / "store", manifest, [*refused, *sample])
     database = connect(str(where))
     tables.write_groups(database, {row: "violets" if row <= 9 else "oranges" for row in range(1, 14)})
     tables.claim(database, ["grouping"], "a replica that groups elsewhere", 0, 2e10)  # nothing is regrouped meanwhile
@@ -75,7 +77,7 @@ def test_a_review_by_keys_alone(
     with serving(embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected") as url:
         page = Page(browser, url, "/review", width_px, scheme)
         page.shows("#title", "What do these 9 images show?")
-        page.shows("#about", "mostly predicted red")
+        page.shows("#about", "mostly predicted red; at least warm › dark")
         page.page.wait_for_selector("#images img[src^='blob:']")
         page.press("i", "ArrowRight", "x")  # leave the second out
         assert page.page.locator("#images button[aria-pressed=false]").count() == 1
@@ -89,6 +91,7 @@ def test_a_review_by_keys_alone(
         page.press("Enter")
         page.shows("#saidtext", "1 image: green.")
         page.shows("#title", "What do these 4 images show?")
+        assert "at least" not in page.page.locator("#about").inner_text()
         page.press("o")
         page.shows("#saidtext", "4 images: outlier.")
         page.shows("#title", "Nothing waits")

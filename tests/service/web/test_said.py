@@ -1,6 +1,7 @@
 """Sets of classes and nodes of a taxonomy in every answer: HTTP, batch, inference protocol, bulk scoring, metrics."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.client import Client
+from service.ledger import work
 from service.score.errors import ScoreError
 from service.settings import Settings
 from service.web.app import create_app
 from service.web.schemas import Answer
-from tests.service import tiny
+from tests.service import refusing, tiny
 from tests.service.asgi import assert_problem, form
+from tests.service.ledger.test_ledger import read
 from tests.service.score.test_score import rows_of, score
 from tests.service.web.oip.test_oip import BYTES, INFER, TEXTS, ask, columns
 
@@ -119,6 +122,37 @@ def test_refused_images_are_counted_by_depth(bundle: Path) -> None:
         text = client.get("/metrics").text
     assert f"{series[0]} 1.0" in text
     assert f"{series[1]} 2.0" in text
+
+
+def test_ledger_and_review_hold_what_was_told(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "TICK_S", 0.05)
+    ledger = str(tmp_path / "ledger")
+    settings = Settings(bundle=bundle, inference_threads=1, ledger=ledger, keep="rejected")
+    nothing = tiny.photo((2, 2, 20))
+    with TestClient(create_app(settings)) as client:
+        for image in (RED, DIM, nothing):
+            client.post("/classify", content=image, headers=PNG).raise_for_status()
+        deadline = time.monotonic() + 30
+        while len(groups := client.get("/review/groups").json()["groups"]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        one, other = (client.get(f"/review/groups/{group['id']}").json() for group in groups)
+    assert read(ledger, "SELECT decision, node FROM decisions ORDER BY row") == [
+        ("accept", None), ("reject", "warm"), ("reject", "")
+    ]  # fmt: skip
+    assert {(g["node"], g["shown"][0]["node"]) for g in (one, other)} == {("warm", "warm"), (None, "")}
+
+
+def test_no_node_is_noted_where_none_is_asked_for(tmp_path: Path) -> None:
+    """Of an unfit picture, and by a bundle without a tree."""
+    unfit = refusing.write(tmp_path / "unfit" / "1", {"brightness": 0.1}, taxonomy=tiny.said()["taxonomy"])
+    plain = tiny.write(tmp_path / "plain" / "1")
+    black, grey = tiny.photo(refusing.BLACK), tiny.photo(refusing.GREY)
+    for folder, image, told in ((unfit, black, None), (unfit, grey, "warm"), (plain, DIM, None)):
+        ledger = str(tmp_path / f"{folder.parent.name}-{told}.sqlite3")
+        with TestClient(create_app(Settings(bundle=folder, inference_threads=1, ledger=ledger))) as client:
+            assert client.post("/classify", content=image, headers=PNG).json()["decision"] == "reject"
+        assert read(ledger, "SELECT node FROM decisions") == [(told,)]
 
 
 def test_the_inference_protocol_gives_a_mask_and_a_path(said: TestClient) -> None:

@@ -1,16 +1,21 @@
 """What `measure` finds of sets and taxonomies is what the service would answer, image by image."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from service.contract.reasons import Limits
 from service.contract.sets import PredictionSets, Sets
 from service.contract.taxonomy import Taxonomy, Tree
+from service.recalibrate import measured as recalibrate
+from service.recalibrate.rows import Row
 from tests.training import tiny
 from training.data import loading
 from training.data.taxonomy import Taxonomy as Found
-from training.evaluation import measure, predict
+from training.evaluation import fitness, measure, predict
+from training.evaluation.fitness import Fitness
 from training.runs.files import jsonable
 
 PARITY = {str(d): ("even" if d % 2 == 0 else "odd", "small" if d < 4 else "large") for d in range(8)}
@@ -109,6 +114,43 @@ def test_outcomes_are_those_of_the_calibration_images(digits, found):
     assert point["global_cost"]["calibration"]["id_rejected"] == pytest.approx(
         np.average(refused, weights=outcomes.weight[outcomes.known])
     )
+
+
+def test_training_and_recalibration_count_unfit_images_alike(digits):
+    """The same images, of which one in ten is dark: as training measures them, and as a ledger's rows tell of them."""
+    data, predictor = digits
+    parts = [data.calibration.images, data.calibration_outliers]
+    bright = [fitness.quality(images)[:, 0] for images in parts]
+    least = Limits(brightness=float(np.quantile(np.concatenate(bright), 0.1)), contrast=0, sharpness=0, side_px=1,
+                   images=1, chosen="by hand")  # fmt: skip
+    unfit = [values < least.brightness for values in bright]
+    assert all(flags.any() and not flags.all() for flags in unfit)
+
+    fields, trained = measure.measured(
+        lambda images: replace(predictor(images), quality=fitness.quality(images)), data, {},
+        fitness=Fitness(least), **SETTINGS,
+    )  # fmt: skip
+    names = list(PARITY)
+    manifest = SimpleNamespace(deciding_score="msp", classes=[SimpleNamespace(name=name) for name in names])
+    recalibrated = []
+    for images, flags, truth in zip(parts, unfit, (data.calibration.labels.tolist(), None), strict=True):
+        out = predictor(images)
+        rows = [
+            Row(
+                names[out.predictions[i]], truth and names[truth[i]], {"msp": float(out.scores["msp"][i])}, 1.0, bool(f)
+            )
+            for i, f in enumerate(flags)
+        ]
+        recalibrated += recalibrate._weighted(manifest, measure.data_groups(data), rows).images.scores.tolist()
+    assert trained.unfit.tolist() == np.concatenate(unfit).tolist()
+    assert trained.score.tolist() == recalibrated
+    known = trained.score[trained.known]
+    assert known[unfit[0]].min() > known[~unfit[0]].max()
+    for point in fields["operating_points"].values():
+        cost = point["global_cost"]["calibration"]
+        for where, told in ((trained.known, cost["id_rejected"]), (~trained.known, cost["outliers_caught"])):
+            refused = (trained.score[where] > point["threshold"]) | trained.unfit[where]
+            assert told == pytest.approx(np.average(refused, weights=trained.weight[where])), point["description"]
 
 
 def test_without_a_tree_there_is_no_taxonomy(digits):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from service.contract import bundle, images
+from service.contract import bundle, images, outcomes
 from service.contract.bundle import Input
 from service.contract.calibration import calibrate
 from service.contract.calibration.calibrate import Scored
 from service.contract.calibration.groups import group_classes
+from service.contract.calibration.unfit import counted, refused
 from service.contract.decision import Verdict, decide_row
 from service.contract.reasons import Limits, Part
 from service.inference.engine import Engine
@@ -20,7 +21,7 @@ from tests.training import tiny
 from training import finished, trainer
 from training.data import loading
 from training.evaluation import fitness
-from training.evaluation.fitness import Fitness, counted, refused
+from training.evaluation.fitness import Fitness
 from training.evaluation.predict import Outputs
 from training.evaluation.reasons import Teller
 from training.runs import checkpoint
@@ -159,6 +160,13 @@ def test_the_bundle_says_how_refusals_are_told_apart(made: tuple[Path, Path]) ->
         total = shares.all.unknown + shares.all.unsure + shares.all.unfit
         assert total == pytest.approx(costed.id_rejected)
     assert set(told.outliers) == {"training outliers held back", "nine"}
+    turned_out = outcomes.read(folder, manifest)
+    assert turned_out is not None
+    assert turned_out.unfit is not None
+    assert turned_out.unfit[turned_out.known].mean() == pytest.approx(told.calibration.all.unfit)
+    assert turned_out.unfit[~turned_out.known].mean() == pytest.approx(
+        told.outliers["training outliers held back"].unfit
+    )
     card = (folder / "CARD.md").read_text()
     assert "## Why it refuses" in card
     assert "| blurred | the variance of its Laplacian |" in card
