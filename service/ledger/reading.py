@@ -68,9 +68,7 @@ class DecidedRow(NamedTuple):
     sample_rate: float | None  # of the audit sample, for a row in it
     keep_probability: float | None  # None: not kept
     reason: Reason | None  # of a refusal, where the bundle told it
-    node: (
-        str | None
-    )  # path of the node that a refusal was told, '' for none; None: none was asked for, or nobody noted it
+    node: str | None  # the path that a refusal was told, '' for none; None: not asked for, or not noted
     label: Label | None
 
     @property
