@@ -65,7 +65,7 @@ class Config(BaseModel):
     imbalance: float | None = Field(default=None, ge=1)
     """Cut the training set to this ratio of the largest class to the smallest; 1 = balanced; not given: as it is."""
     outliers: Path | None = None
-    """Training outliers: a .npy or .npz array uint8 [N, H, W, 3], or a folder of images."""
+    """Training outliers: a .npy or .npz array uint8 [N, H, W, 3], a folder, or a list, of its rows the outliers."""
     image_size_px: int | None = Field(default=None, ge=8)
     """Side of the square the network sees (folder data only; default 32)."""
     augment: Literal["none", "flip", "crop", "paper", "photo"] = "paper"

@@ -8,7 +8,7 @@ where the manifest says so, `embedding` float32 [N, D], each row of length 1.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,11 +67,11 @@ def parse(text: bytes, where: str | Path) -> Manifest:
 
 def derive(
     source: Path, out: Path, parent: Manifest, changed: Mapping[str, Any], *, files: Mapping[str, bytes], card: str,
-    added: Mapping[str, Any], command: str,
+    added: Mapping[str, Any], command: str, gone: Collection[str] = (),
 ) -> Manifest:  # fmt: skip
     """Write the bundle `out` = <models>/<name>/<version> that has files and fields of its `parent`, which lies in
-    `source`, but for those given; `card` is appended to the card. Raises as `write`."""
-    content = {name: (source / name).read_bytes() for name in parent.files} | dict(files)
+    `source`, but for those given and the files that are `gone`; `card` is appended to the card. Raises as `write`."""
+    content = {name: (source / name).read_bytes() for name in parent.files if name not in gone} | dict(files)
     if "CARD.md" in content:
         content["CARD.md"] += card.encode()
     fields = parent.model_dump(exclude={"format", "files"}) | dict(changed)

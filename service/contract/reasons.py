@@ -11,7 +11,7 @@ operating point promises holds for all three together.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ LEAST_DOUBT = 1e-4  # of 1 - p: below it the rounding of p, 6e-8, would show in 
 
 Reason = Literal["unknown", "unsure", "unfit"]
 Unfit = Literal["small", "dark", "blank", "blurred"]
-REASONS: tuple[Reason, ...] = ("unknown", "unsure", "unfit")
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Part(Frozen):

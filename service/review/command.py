@@ -3,16 +3,18 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
 
+from service.contract import bundle
 from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
 from service.ledger.rows import FeedbackRecord, Labels
 from service.ledger.store import store_at
 from service.ledger.tables import Tables
-from service.review import export, imports
+from service.review import export, imports, listing
 from service.review.tables import CHUNK_ROWS
 
 MOST_SHOWN = 5  # of the files that are no kept image
@@ -27,20 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     out = actions.add_parser("export", help="write what people said as folders that fit and train read")
     into = actions.add_parser("import", help="take labels from Label Studio's or FiftyOne's JSON")
-    for one in (out, into):
-        one.add_argument("--ledger", required=True, help="an SQLite file or a postgresql:// URL, as the service has it")
+    ledger = "an SQLite file or a postgresql:// URL, as the service has it"
+    out.add_argument("--ledger", required=True, help=ledger)
     out.add_argument("--store", help="of the images (default: the folder beside an SQLite ledger)")
     out.add_argument("--out", required=True, type=Path, help="a new folder")
     out.add_argument("--unlabelled", action="store_true", help="the images without a label, to label them elsewhere")
     out.add_argument("--list", choices=("csv", "parquet"), default="csv", help="of the images (default %(default)s)")
-    into.add_argument("file", type=Path, help="images are known by the names that an export gave them")
+    into.add_argument("file", type=Path, help="images are known by the names that an export or score gave them")
+    where = into.add_mutually_exclusive_group(required=True)
+    where.add_argument("--ledger", help=f"{ledger}: label its kept images")
+    where.add_argument("--out", type=Path, metavar="LIST", help="a new .csv or .jsonl of the files that were scored, "
+                       "which fit, train and learn read")  # fmt: skip
+    into.add_argument("--image-root", type=Path, metavar="DIR", help="with --out: as for score")
+    into.add_argument("--bundle", metavar="DIR", help="with --out: whose classes are known; others are new")
     into.add_argument("--reviewer", help="who gave the labels, to be noted beside them")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it, and say in one line what was done. Raises TailGuardError."""
+    if args.action == "import" and args.out:
+        return _list(args)
     _check(args.ledger)
-    return _export(args) if args.action == "export" else _import(args)
+    if args.action == "export":
+        return _export(args)
+    if args.image_root or args.bundle:
+        raise ReviewError("--image-root and --bundle go with --out: a ledger knows its images and classes")
+    return _import(args)
 
 
 def _check(where: str) -> None:
@@ -65,11 +79,41 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _import(args: argparse.Namespace) -> int:
+def _given(file: Path) -> list[imports.Given]:
     try:
-        given = imports.read(args.file.read_bytes())
+        return imports.read(file.read_bytes())
     except OSError as error:
-        raise ReviewError(f"{args.file} cannot be read: {error.strerror}") from error
+        raise ReviewError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _list(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    if out.suffix.lower() not in listing.SUFFIXES:
+        raise ReviewError(f"--out {out}: name it {' or '.join(listing.SUFFIXES)}")
+    if args.image_root and not args.image_root.is_dir():
+        raise ReviewError(f"--image-root {args.image_root} is not a folder")
+    classes = [known.name for known in bundle.read(args.bundle).classes] if args.bundle else None
+    plan = listing.plan(_given(args.file), args.image_root, classes)
+    if plan.unknown:
+        print(f"{len(plan.unknown)} files are not here, see --image-root: {', '.join(plan.unknown[:MOST_SHOWN])}",
+              file=sys.stderr)  # fmt: skip
+    if not plan.labels:
+        raise ReviewError(f"{args.file} has no label of a file that is here: nothing is written")
+    try:
+        listing.write(out, plan.labels, args.reviewer)
+    except FileExistsError as error:
+        raise ReviewError(f"{out} exists: name a new list, an import never changes one") from error
+    except OSError as error:
+        raise ReviewError(f"{out} cannot be written: {error.strerror}") from error
+    kinds = Counter(shown.kind for shown in plan.labels.values())
+    new = f", {kinds['new']} of new ones" if classes is not None else ""
+    print(f"written: {out}, {len(plan.labels)} images, {kinds['outlier']} of them outliers{new}; "
+          f"{plan.skipped} entries have no label")  # fmt: skip
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    given = _given(args.file)
     database = connect(args.ledger)
     count = 0
     try:

@@ -23,6 +23,7 @@ from service.ledger.rows import Truth
 from service.review import names, tables
 
 KEY = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{16})(?![0-9a-f])")
+LOCAL_FILES = "/data/local-files/?d="  # of Label Studio, followed by a path below its LOCAL_FILES_DOCUMENT_ROOT
 OUTLIERS, UNSURE = {OUTLIER_LABEL, "outliers"}, {"unsure", "not sure"}
 PREDICTED = ("predictions", "prediction")  # of FiftyOne: what a model said is no label that somebody gave
 FIELDS = ("choice", "label", "class")  # of JSON-MIN: it is called as the labelling interface calls it
@@ -34,6 +35,7 @@ class Given(NamedTuple):
 
     file: str
     label: str | None
+    also: tuple[str, ...] = ()  # what `tailguard score` has named the file by, the surest first
 
 
 class Plan(NamedTuple):
@@ -71,35 +73,46 @@ def plan(database: Database, given: list[Given]) -> Plan:
     for entry in given:
         if entry.label is None:
             continue
-        truth = _truth(entry.label, classes)
+        meant = truth(entry.label, classes)
         rows = [row for key in KEY.findall(entry.file.lower())[-1:] for row in tables.rows_of(database, key)]
         if not rows:
             made.unknown.append(entry.file)
         last = {row: labels[-1] for row, labels in tables.history(database, rows).items()}
         free = [row for row in rows if row not in last or last[row].kind == "withdrawn"]
         already += bool(rows) and not free
-        made.labels.setdefault(truth, []).extend(free)
-    return made._replace(already=already, labels={truth: rows for truth, rows in made.labels.items() if rows})
+        made.labels.setdefault(meant, []).extend(free)
+    return made._replace(already=already, labels={meant: rows for meant, rows in made.labels.items() if rows})
 
 
-def _truth(label: str, classes: set[str]) -> Truth:
+def way_out(label: str) -> bool:
+    """Whether a label names no class, but an outlier or somebody's doubt."""
+    return label.casefold() in OUTLIERS | UNSURE
+
+
+def truth(label: str, classes: set[str]) -> Truth:
+    """What a label means, where there are these classes. InvalidParameter for what can be no new class's name."""
     if label in classes:
         return Truth("class", label)
     if label.casefold() in OUTLIERS:
         return Truth("outlier", OUTLIER_LABEL)
     if label.casefold() in UNSURE:
         return Truth("unsure", "")
-    return Truth("new", names.checked(label, classes))
+    name = names.checked(label, classes)
+    return Truth("class" if name in classes else "new", name)  # Cat is cat, where there is such a class
 
 
 def _task(task: dict[str, Any]) -> Given:
     """Of Label Studio. The last annotation counts; one that was cancelled does not."""
     if "data" not in task:
         label = next((task[field] for field in FIELDS if field in task), None)
-        return Given(_file(task), label if isinstance(label, str) else None)
+        return Given(_file(task), label if isinstance(label, str) else None, _scored(task))
     done = [a for a in task.get("annotations", task.get("completions", [])) if not a.get("was_cancelled")]
     choices = [c for r in (done[-1]["result"] if done else []) for c in r["value"].get("choices", [])]
-    return Given(_file(task["data"]), choices[0] if len(choices) == 1 else None)
+    return Given(_file(task["data"]), choices[0] if len(choices) == 1 else None, _scored(task["data"]))
+
+
+def _scored(data: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(text for name in ("image", "path") if isinstance(text := data.get(name), str))
 
 
 def _file(data: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from service.contract.bundle import OUTLIER_LABEL
+from service.review import imports
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
 from service.score.remote import is_remote
@@ -27,7 +28,7 @@ from service.score.rows import ResultRow, Type
 
 Format = Literal["label-studio", "fiftyone"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-LOCAL_FILES = "/data/local-files/?d="  # of Label Studio, followed by a path below its LOCAL_FILES_DOCUMENT_ROOT
+LOCAL_FILES = imports.LOCAL_FILES
 IMAGE, CHOICE, PREDICTIONS = "image", "choice", "predictions"  # the names that review import looks for
 UNSURE = "unsure"
 HIDDEN = ("path", "label", "class_index", "embedding")  # of a row: shown under another name, or of no use to a reader

@@ -6,8 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-from tqdm import tqdm
-
+from service.contract.progress import Progress
 from service.score.journal import Journal
 from service.score.rows import ResultRow, Scorer
 from service.score.stopping import Stop
@@ -39,7 +38,7 @@ def rows_of(plan: Plan, run: Run, stop: Stop) -> Generator[ResultRow, None, None
     if kept:
         print(f"tailguard: {kept} of {plan.images} images are in {plan.journal.path} already", file=sys.stderr)
     fresh = run([batch for batch, done in zip(plan.batches, plan.done, strict=True) if not done])
-    bar = tqdm(total=plan.images, initial=kept, unit="image", disable=None)
+    bar = Progress(total=plan.images, initial=kept, unit="image", disable=None)
     try:
         for batch, done in zip(plan.batches, plan.done, strict=True):
             stop.check()

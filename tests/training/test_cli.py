@@ -63,6 +63,15 @@ def test_unknown_option_of_the_real_command():
     assert "Traceback" not in done.stderr
 
 
+def test_the_command_line_is_there_before_torch_and_says_the_defaults_of_what_it_runs():
+    ask = "import sys; from training.__main__ import Export; from training.export.exemplars import MOST_OF_A_CLASS\n"
+    ask += "default = Export.model_fields['exemplars_per_class'].default\n"
+    ask += "print(default == MOST_OF_A_CLASS, sorted({'torch', 'onnx', 'timm'} & set(sys.modules)))"
+    for changed in ("", "import training.export.exemplars as e; e.MOST_OF_A_CLASS = 7\n"):
+        done = subprocess.run([sys.executable, "-c", changed + ask], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == "True []\n", done
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

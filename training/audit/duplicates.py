@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from service.contract.progress import Progress
 from training.data.readers import Labels, Pixels
 from training.data.thumbnails import Vectors, thumbnails, unit
 
@@ -70,7 +70,7 @@ def near(first: ImagePart, second: ImagePart) -> list[Near]:
     known, wanted = first.thumbnails, second.thumbnails
     found: list[Near] = []
     starts = range(0, len(wanted), BLOCK_IMAGES)
-    for start in tqdm(starts, desc=f"{first.name} against {second.name}", unit="block", leave=False, delay=1):
+    for start in Progress(starts, desc=f"{first.name} against {second.name}", unit="block", leave=False, delay=1):
         cosines = wanted[start : start + BLOCK_IMAGES] @ known.T
         best = cosines.argmax(axis=1)
         values = np.take_along_axis(cosines, best[:, None], axis=1)[:, 0]

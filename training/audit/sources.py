@@ -168,7 +168,8 @@ def _of_files(name: str, root: Path, listing: Listing, found: Scan, *, labelled:
 
 def _unlabelled(name: str, path: Path, size_px: int) -> Source:
     notes: list[str] = []
-    if path.is_dir() and (paths := [str(p) for p in folders.image_files(path, notes)]):
+    paths = [str(p) for p in folders.image_files(path, notes)] if path.is_dir() else []
+    if paths := lists.outliers(path) if lists.is_list(path) else paths:
         found = scan(paths, size_px=size_px, title=f"read {name}")
         listing = Listing.unlabelled(paths).take(found.index)
         return replace(_of_files(name, path, listing, found, labelled=False), notes=notes)

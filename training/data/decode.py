@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from service.contract import images
 from service.contract.bundle import Input
+from service.contract.progress import Progress
 from training.data.processes import AHEAD, forks, in_processes, usable_cpus
 from training.data.readers import DataError, Pixels
 
@@ -91,7 +91,7 @@ def decode(
     starts = range(0, len(paths), batch_images)
     tasks = ((number, paths[start : start + batch_images]) for number, start in enumerate(starts))
     results = in_processes(partial(_decode, target), tasks, count, start=partial(_use, ring))
-    bar = tqdm(total=len(paths), desc=title, unit="file", disable=title is None, leave=False, delay=1)
+    bar = Progress(total=len(paths), desc=title, unit="file", disable=title is None, leave=False, delay=1)
     with bar:
         for number, (start, (good, pixels, bad)) in enumerate(zip(starts, results, strict=True)):
             if bad and failures is None:
@@ -151,7 +151,7 @@ def iterate(
         )  # fmt: skip
         return
     starts = range(0, len(source), batch_images)
-    for start in tqdm(starts, desc=title, unit="batch", disable=title is None, leave=False):
+    for start in Progress(starts, desc=title, unit="batch", disable=title is None, leave=False):
         part = source[start : start + batch_images]
         yield Decoded(start + np.arange(len(part)), resized(part, target))
 

@@ -4,8 +4,8 @@
     shelf/0001.jpg,apple,train,visit-17
 
 `path` (relative to the list's own folder, or absolute) and `label` are needed; `split` is train, val or test; every
-other column may be named by --group-by column:NAME. The list of `review export` is one: its rows of the kind `outlier`
-have no label and are left out, as they lie in outliers/ beside it.
+other column may be named by --group-by column:NAME. The lists of `review export` and `review import` are such: their
+rows of the kind `outlier` have no label, and are in no class.
 """
 
 import csv
@@ -36,7 +36,7 @@ def read_list(path: Path) -> Parts:
     columns: dict[str, dict[str, list[str]]] = {}
     outliers = 0
     for number, row in enumerate(rows(path), start=1):
-        if row.get("kind") == OUTLIER_LABEL and not row.get("label"):
+        if is_outlier(row):
             outliers += 1
             continue
         for needed in ("path", "label"):
@@ -60,8 +60,21 @@ def read_list(path: Path) -> Parts:
     for part, named in columns.items():
         for values in named.values():
             values += [""] * (len(labelled[part]) - len(values))
-    left_out = [f"{path}: left out {outliers} rows of outliers: give outliers/ beside it as --outliers"]
+    left_out = [f"{path}: {outliers} rows are outliers, in no class: --outliers {path} trains on them"]
     return Parts(by_frequency(labelled, columns), left_out if outliers else [])
+
+
+def is_outlier(row: ListRow) -> bool:
+    """Whether a row is of an image of no class."""
+    return row.get("kind") == OUTLIER_LABEL and not row.get("label")
+
+
+def outliers(path: Path) -> list[str]:
+    """The files of the rows that are outliers. DataError where it is no list, or one without such rows."""
+    found = [str(path.parent / str(row["path"])) for row in rows(path) if is_outlier(row) and row.get("path")]
+    if not found:
+        raise DataError(f"{path} has no row of the kind {OUTLIER_LABEL} with an empty label: name other outliers")
+    return found
 
 
 def rows(path: Path) -> Iterable[ListRow]:

@@ -216,4 +216,6 @@ def _outlier_source(path: Path | None, notes: list[str]) -> Source:
         return Listing.unlabelled([])
     if path.is_dir():
         return Listing.unlabelled(folders.unlabelled_files(path, notes))
+    if lists.is_list(path):
+        return Listing.unlabelled(lists.outliers(path))
     return readers.array(path)

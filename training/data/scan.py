@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from service.contract import images
 from service.contract.keys import content_key
+from service.contract.progress import Progress
 from training.data.decode import MAX_PIXELS, Unreadable, processes_for, read, reason_of, square
 from training.data.processes import in_processes
 from training.data.readers import Keys, Pixels
@@ -78,7 +78,7 @@ def scan(
     missing = [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in rows]
     chunks = [(size_px, missing[i : i + CHUNK_FILES]) for i in range(0, len(missing), CHUNK_FILES)]
     fresh: list[ScannedFile] = []
-    with tqdm(total=len(missing), desc=title, unit="file", disable=title is None, leave=False, delay=1) as bar:
+    with Progress(total=len(missing), desc=title, unit="file", disable=title is None, leave=False, delay=1) as bar:
         for found in in_processes(_look, chunks, processes_for(len(missing), processes)):
             fresh += found
             bar.update(len(found))

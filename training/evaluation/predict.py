@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from service.contract.progress import Progress
 from service.contract.reasons import QUALITY
 from training.data.readers import Images, ImageSet
 from training.network.network import FeatureTrunk, Network, Trunk, place, to_input
@@ -143,7 +143,7 @@ def refer(network: Network, train: ImageSet, shift: Tensor | None, device: torch
 def embed(network: Network, images: Images, device: torch.device) -> NDArray[np.float32]:
     """Features [N, F] of images as they are, in eval mode and full precision."""
     trunk = network.eval().trunk.to(device)
-    starts = tqdm(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
+    starts = Progress(range(0, len(images), BATCH_IMAGES), desc="embed", leave=False, disable=len(images) < 2000)
     batches = (torch.from_numpy(np.ascontiguousarray(images[s : s + BATCH_IMAGES])) for s in starts)
     features = [trunk(to_input(batch.to(device))).float().cpu().numpy() for batch in batches]
     return np.concatenate(features) if features else np.empty((0, trunk.features), np.float32)
@@ -173,7 +173,9 @@ def in_batches(
             return run(np.ascontiguousarray(images[start : start + BATCH_IMAGES]))
 
         starts = range(0, len(images), BATCH_IMAGES)
-        bar = partial(tqdm, total=len(starts), desc="predict", unit="batch", leave=False, disable=len(images) < 2000)
+        bar = partial(
+            Progress, total=len(starts), desc="predict", unit="batch", leave=False, disable=len(images) < 2000
+        )
         if workers == 1:
             parts = [*bar(map(part, starts))]
         else:

@@ -6,7 +6,10 @@ taken whole. The nearest of 32 chosen so told the class of test images as well a
 better; random ones, herding and k-centre lost up to 18 points (training/LOG.md).
 """
 
+from __future__ import annotations
+
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +17,11 @@ from PIL import Image
 
 from service.contract import exemplars
 from service.contract.embedding import ExemplarFile
-from training.data.readers import ImageSet, Pixels
-from training.export.embedding import Embedded, Floats, Ints
-from training.export.graph import Embed
+
+if TYPE_CHECKING:  # they load torch, which the command line that names MOST_OF_A_CLASS does without
+    from training.data.readers import ImageSet, Pixels
+    from training.export.embedding import Embedded, Floats, Ints
+    from training.export.graph import Embed
 
 FILE = "exemplars.npz"
 MOST_OF_A_CLASS = 32

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
+from training.export.exemplars import MOST_OF_A_CLASS
 from training.layout import summary
 from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, with_suffix, write_json
 
@@ -153,7 +154,7 @@ class Export(OnRun):
     """The terms of the bundle itself, for the card."""
     thumbnails: bool = False
     """Small pictures of training images travel in the bundle, for those who review; needs --data-licence."""
-    exemplars_per_class: Annotated[int, Field(ge=1)] = 32
+    exemplars_per_class: Annotated[int, Field(ge=1)] = MOST_OF_A_CLASS
     """Training images of each class that travel as embeddings, at most; with thumbnails some 4 KB each."""
 
     web: Path | None = None

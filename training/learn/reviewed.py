@@ -100,10 +100,11 @@ def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
     """(path, class, side) of every image of a class."""
     if not where.exists():
         raise DataError(f"--from {where} is missing: name the folder of `review export`, or a folder of classes")
-    if not lists.is_list(where) and not _has_classes(where):
+    if not _has_classes(where):
         return
     parts = read_parts(where)
-    notes += parts.notes
+    if not lists.is_list(where):  # a list's note is on its outliers, which are taken here
+        notes += parts.notes
     names = parts.parts["train"].classes
     if OUTLIER_LABEL in names:
         raise DataError(f"{where}: images of no class belong into {OUTLIERS_FOLDER}/ beside train/, not into a class "
@@ -117,7 +118,9 @@ def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
 
 
 def _has_classes(where: Path) -> bool:
-    """Whether images lie in class folders; an export of outliers alone has none."""
+    """Whether images have a class; an export of outliers alone has none."""
+    if lists.is_list(where):
+        return not all(map(lists.is_outlier, lists.rows(where)))
     root = where / "train" if (where / "train").is_dir() else where
     inside = (e for e in root.iterdir() if e.is_dir() and not files.is_hidden(e.name))
     return any(files.find(e).paths for e in inside if root != where or e.name not in folders.BESIDE)
@@ -125,9 +128,10 @@ def _has_classes(where: Path) -> bool:
 
 def _outliers(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
     folder = exported(where) / OUTLIERS_FOLDER
-    if folder.is_dir():
-        for path in folders.image_files(folder, notes):
-            yield str(path), "", ""
+    inside = [str(path) for path in folders.image_files(folder, notes)] if folder.is_dir() else []
+    listed = lists.outliers(where) if lists.is_list(where) and any(map(lists.is_outlier, lists.rows(where))) else []
+    for path in dict.fromkeys([*inside, *listed]):
+        yield path, "", ""
 
 
 def _without_contradictions(found: Reviewed, notes: list[str]) -> Reviewed:

@@ -27,8 +27,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from service.contract.progress import Progress
 from training.data.processes import usable_cpus
 from training.network.looks import Chunk, Floats, Looks, Run, Source
 from training.network.preprocessing import Preprocessing
@@ -120,7 +120,7 @@ class FeatureCache:
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")
         filled = self.known.fill(images.keys, rows) if self.known else np.zeros(len(images), bool)
-        bar = tqdm(total=len(images), unit="image", desc=f"features of {name}", disable=None, mininterval=1,
+        bar = Progress(total=len(images), unit="image", desc=f"features of {name}", disable=None, mininterval=1,
                    initial=min(len(images), int((done != 0).sum()) * CHUNK_IMAGES))  # fmt: skip
 
         def kept(number: int) -> None:

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from service.contract.progress import Progress
 from training.data.processes import usable_cpus
 from training.data.readers import DataError, Pixels
 from training.network.looks import Source
@@ -29,7 +29,7 @@ def written(images: Source, folder: Path) -> Pixels:
 
         starts = range(0, len(images), CHUNK_IMAGES)
         with ThreadPoolExecutor(usable_cpus()) as pool:
-            for _ in tqdm(pool.map(one, starts), total=len(starts), desc="resize", unit="batch", disable=None):
+            for _ in Progress(pool.map(one, starts), total=len(starts), desc="resize", unit="batch", disable=None):
                 pass
         rows.flush()
         begun.rename(path)

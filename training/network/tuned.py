@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from service.contract.bundle import Input
+from service.contract.progress import Progress
 from training.config import Config
 from training.data.fitted import Fitted
 from training.data.loading import Data
@@ -153,7 +153,7 @@ def first_features(trunk: TunedTrunk, data: Data, device: torch.device) -> tuple
 
     def of(images: Pixels, name: str) -> Tensor:
         starts = range(0, len(images), FIRST_IMAGES)
-        bar = tqdm(starts, desc=f"first features of {name}", unit="batch", disable=None, mininterval=1)
+        bar = Progress(starts, desc=f"first features of {name}", unit="batch", disable=None, mininterval=1)
         batches = (torch.from_numpy(np.ascontiguousarray(images[s : s + FIRST_IMAGES])) for s in bar)
         found = [trunk.raw(to_input(batch.to(device))).float() for batch in batches]
         features = torch.cat(found) if found else torch.empty(0, trunk.features, device=device)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from service.contract.progress import Progress
 from training.config import TRUNK_RATE, Config, flag
 from training.data.batches import Batch, Batches, Easiness
 from training.methods.objective import Losses
@@ -85,7 +85,7 @@ class Loop:
             if distributed.rank() == 0:
                 checkpoint.save(self.out, state)
 
-        bar = tqdm(
+        bar = Progress(
             total=epochs * batches.steps, initial=first_epoch * batches.steps + first_step, unit="step",
             desc=self.stage, disable=distributed.rank() > 0, mininterval=1, dynamic_ncols=True,
         )  # fmt: skip

@@ -6,6 +6,7 @@ finished stage 1 of another run, so that no stage is trained twice.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from service.contract.progress import EVERY, Progress
 from training.config import HEAD_SCHEDULE, Config, options
 from training.methods.methods import NONE, find
 from training.runs import checkpoint
@@ -24,6 +24,9 @@ from training.runs.files import LOG_FILE, RESULTS_FILE
 from training.runs.signals import on_stop
 
 POLL_SECONDS = 0.5
+WATCHED_S = "5"  # between the lines of a run's progress in its log, while somebody watches them on a terminal
+TAIL_BYTES = 2000  # of a log, which hold its last line
+STAGE_BAR = re.compile(r"stage([12]): +(\d+)%")
 
 
 class Interrupted(Exception):
@@ -94,8 +97,10 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
     running: dict[Job, _Process] = {}
     failed: list[str] = []
     asked_to_stop: list[int] = []
-    with on_stop(lambda number, frame: asked_to_stop.append(number)), tqdm(
-        total=len(jobs), initial=len(jobs) - len(waiting), unit="run", dynamic_ncols=True
+    done = finished = len(jobs) - len(waiting)
+    begun: dict[Job, float] = {}  # with which share each run began
+    with on_stop(lambda number, frame: asked_to_stop.append(number)), Progress(
+        total=len(jobs), initial=finished, unit="run", dynamic_ncols=True
     ) as bar:  # fmt: skip
         while waiting or running:
             ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
@@ -109,8 +114,12 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
                 del running[job]
                 if not job.done:
                     failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
-                bar.update()
-            bar.set_postfix_str("; ".join(p.last_line() for p in running.values()))
+                done += 1
+            said = "; ".join(process.last_line() for process in running.values())
+            begun |= {job: p.share for job, p in running.items() if p.share is not None and job not in begun}
+            bar.initial = finished + sum(begun.values())  # what a resumed run had done tells nothing about the speed
+            bar.n = round(done + sum(p.share or 0 for p in running.values()), 2)
+            bar.set_postfix_str(said)
             if asked_to_stop:
                 for process in running.values():
                     process.stop()
@@ -121,16 +130,24 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
 
 
 class _Process:
-    """Runs the commands of one job one after another and appends their output to its log file."""
+    """Runs the commands of one job one after another and appends their output to its log file.
+
+    `share`: how much of its training is done, 0 to 1, by the last bar that `last_line` met; None before the first.
+    """
 
     def __init__(self, job: Job, steps: list[list[str]]) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         self.job, self.steps = job, steps
         self.path = job.folder / LOG_FILE
+        self.begins = self.path.stat().st_size if self.path.exists() else 0  # before it, what was interrupted
+        self.share: float | None = None
+        self.stages = 2 if job.after is None and find(job.config.method).stage2 != NONE else 1
         self._next()
 
     def _next(self) -> None:
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if sys.stderr.isatty():
+            environment.setdefault(EVERY, WATCHED_S)
         with self.path.open("ab") as log:  # its own session: Ctrl-C reaches it through stop() alone
             self.process = subprocess.Popen(
                 self.steps.pop(0), stdout=log, stderr=log, env=environment, start_new_session=True
@@ -147,9 +164,13 @@ class _Process:
     def last_line(self) -> str:
         """The method and its progress, from the last progress bar in the log."""
         with self.path.open("rb") as log:
-            log.seek(max(0, self.path.stat().st_size - 400))
-            last = log.read().decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1]
-        return f"{self.job.config.method} {last.split('|')[0].strip()[:30]}"
+            log.seek(max(self.begins, self.path.stat().st_size - TAIL_BYTES))
+            tail = log.read().decode(errors="replace").replace("\r", "\n")
+        if bars := STAGE_BAR.findall(tail):
+            stage, percent = bars[-1]
+            before = int(stage) - 1 if self.stages == 2 else 0
+            self.share = (before + int(percent) / 100) / self.stages
+        return f"{self.job.config.method} {tail.strip().split(chr(10))[-1].split('|')[0].strip()[:30]}"
 
     def stop(self) -> None:
         """Ask for a checkpoint and wait for it."""

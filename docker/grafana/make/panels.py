@@ -6,7 +6,7 @@ Json = dict[str, Any]
 
 DATASOURCE = {"type": "prometheus", "uid": "tailguard-prometheus"}
 COLUMNS = 24
-CLASSIFY = 'route=~"/classify.*|/v2/models/.*infer"'
+CLASSIFY = 'route=~"/classify.*|/v1/image-classification|/v2/models/.*infer"'
 MODEL = 'model=~"$model",version=~"$version"'
 GROUP = MODEL + ',group=~"$group"'
 LINES = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 8, "showPoints": "auto", "spanNulls": False}

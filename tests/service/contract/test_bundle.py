@@ -91,3 +91,22 @@ def test_manifest_cannot_point_outside(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="is not a path inside a bundle"):
         bundle.read(folder)
+
+
+def test_derived_has_what_its_parent_has_but_for_what_is_changed_or_gone(tmp_path: Path) -> None:
+    source = tiny.write(tmp_path / "tiny" / "1")
+    parent = bundle.read(source)
+    lost, kept = (example.file for example in parent.golden)
+    made = bundle.derive(
+        source, tmp_path / "tiny" / "2", parent, {"golden": parent.model_dump()["golden"][1:]},
+        files={"new.txt": b"new"}, card="", added={"rows": 3}, command="made by hand", gone=[lost],
+    )  # fmt: skip
+    assert bundle.read(tmp_path / "tiny" / "2") == made
+    assert set(made.files) == set(parent.files) - {lost} | {"new.txt"}
+    assert not (tmp_path / "tiny" / "2" / lost).exists()
+    assert (tmp_path / "tiny" / "2" / kept).read_bytes() == (source / kept).read_bytes()
+    assert [example.file for example in made.golden] == [kept]
+    assert (made.name, made.version, made.classes) == ("tiny", "2", parent.classes)
+    assert made.provenance.parent is not None
+    assert made.provenance.parent.sha256 == parent.sha256
+    assert (made.provenance.added, made.provenance.command) == ({"rows": 3}, "made by hand")

@@ -1,20 +1,31 @@
 """service/contract/reasons.py against values worked out by hand."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from service import web
 from service.contract import bundle
 from service.contract.decision import decide_row
-from service.contract.reasons import Limits, Part, doubt
+from service.contract.reasons import REASONS, Limits, Part, Shares, doubt
 from service.inference.engine import Engine, EngineError
 from tests.service import refusing, tiny
 from tests.service.refusing import BLACK, EITHER, GREY, RED
 
 FIT = np.array([0.5, 0.2, 0.01], np.float32)
+
+
+def test_every_reason_has_its_share_in_a_manifest_and_its_words_on_the_pages() -> None:
+    assert set(Shares.model_fields) - {"images"} == set(REASONS)
+    pages = Path(web.__file__).parent / "pages"
+    words = re.search(r"const REASONS = \{(.*)\};", (pages / "review.html").read_text())
+    assert words is not None
+    assert re.findall(r"(\w+): \"", words[1]) == list(REASONS)
+    assert set(re.findall(r'answer\.reason === "(\w+)"\)', (pages / "index.html").read_text())) == set(REASONS)
 
 
 def probabilities(best: float) -> np.ndarray:

@@ -28,6 +28,7 @@ from service.review import export, imports
 from service.review.names import folders
 from tests.live import ROOT, serving
 from tests.service.review.kept import Given, colours, fill, picture
+from training.data import lists
 from training.data.folders import read_folders
 from training.data.lists import read_list
 from training.learn import reviewed
@@ -104,12 +105,13 @@ def test_the_list_of_an_export_is_read_as_it_is(labelled: str, tmp_path: Path, k
     assert said == {"green": "green", "red": "red", "jelly fish": "jelly fish"}
     assert all(Path(path).is_file() for path in train.paths)
     assert set(train.columns["reviewer"]) == {"eva"}
-    assert parts.notes == [f"{listed}: left out 1 rows of outliers: give outliers/ beside it as --outliers"]
+    assert parts.notes == [f"{listed}: 1 rows are outliers, in no class: --outliers {listed} trains on them"]
+    assert lists.outliers(listed) == [str(next((out / "outliers").iterdir()))]
     for where in (out, listed):
         found = reviewed.read(where, ["red"], tmp_path / f"{where.name}.npz", notes := [])
         assert sorted(found.labels.tolist()) == ["", "green", "jelly fish", "red"]
         assert set(found.groups.tolist()) == {"g1"}
-    assert len(notes) == 1
+        assert notes == []
     if kind == "parquet":
         from pyarrow import parquet
 
@@ -191,7 +193,7 @@ def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: s
                   {"filepath": "data/b.jpg", "ground_truth": None}]}, [("data/a.jpg", "cat"), ("data/b.jpg", None)]),
 ])  # fmt: skip
 def test_formats(content: Any, expected: list[tuple[str, str | None]]) -> None:
-    assert [tuple(given) for given in imports.read(json.dumps(content).encode())] == expected
+    assert [(one.file, one.label) for one in imports.read(json.dumps(content).encode())] == expected
 
 
 @pytest.mark.parametrize("content", [

@@ -1,6 +1,7 @@
 """The runs of a table: which are needed, in which order, what is skipped, resumed, refused and reported."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import progress
 from tests.training import tiny
 from training import __main__ as commands
 from training.config import Config
+from training.methods.methods import METHODS, NONE
 from training.runs import checkpoint, files, several
 from training.tables import jobs as planned
 from training.tables.compact import compact
@@ -129,6 +132,57 @@ def test_a_failing_run_is_reported_while_the_others_finish(scripted):
     scripted.failing.clear()
     several.run(jobs, [])
     assert all(job.done for job in jobs)
+
+
+def shown(share, stage=1):
+    """What a stage's bar says in a run's log."""
+    return f"stage{stage}: {share:3d}%|####      | {share}/100 [00:10<00:15,  4.00step/s, loss=0.5]"
+
+
+def test_progress_in_a_log_has_an_estimate_from_the_runs_own(monkeypatch, tmp_path, capfd):
+    """Before any run has ended; what a run had done before it was interrupted is not counted as speed."""
+    monkeypatch.setattr(several, "POLL_SECONDS", 0.01)
+    monkeypatch.setenv(progress.EVERY, "0.1")
+    job = plan(["msp"], out=tmp_path)[0]
+    job.folder.mkdir(parents=True)
+    (job.folder / files.LOG_FILE).write_text(shown(95) + "\n")
+    content = json.dumps({"config": job.config.model_dump(mode="json")})
+    script = f"echo '{shown(40)}'; sleep .4; echo '{shown(50)}'; sleep .4; echo 'reading'; sleep .3; "
+    script += f"cat > {job.folder / files.RESULTS_FILE} <<'END'\n{content}\nEND"
+    monkeypatch.setattr(several, "commands", lambda *_: [["sh", "-c", script]])
+    several.run([job], [])
+    said = capfd.readouterr().err
+    assert "\r" not in said
+    assert "95%" not in said
+    lines = said.splitlines()
+    assert lines[0].startswith("  0%|")
+    assert lines[-1].startswith("100%|")
+    half = [line for line in lines if "| 0.5/1 " in line]
+    assert any("msp stage1:  50%]" in line for line in half)
+    assert any("msp reading]" in line for line in half)
+    assert [line for line in lines if "| 0.4/1 " in line]
+    left = [int(re.search(r"<00:(\d\d),", line)[1]) for line in half]
+    assert all(2 <= seconds <= 10 for seconds in left), half  # five times as long as the 0.1 of the run took
+
+
+def test_share_of_a_run_with_two_stages(tmp_path):
+    alone = next(name for name, method in METHODS.items() if method.stage2 != NONE)
+    job = several.Job(CONFIG.model_copy(update={"method": alone}), tmp_path, None)
+    started = several._Process(job, [["true"]])
+    assert started.last_line().strip() == alone
+    assert started.share is None
+    for stage, share, expected in ((1, 50, 0.25), (1, 100, 0.5), (2, 50, 0.75)):
+        with started.path.open("a") as log:
+            log.write(shown(share, stage) + "\n" + "\r".join(["x" * 100] * 3) + "\n")
+        started.last_line()
+        assert started.share == expected
+    started.process.wait()
+    second = several._Process(several.Job(job.config, tmp_path, tmp_path), [["true"]])
+    with second.path.open("a") as log:
+        log.write(shown(50, 2))
+    assert second.last_line() == f"{alone} stage2:  50%"
+    assert second.share == 0.5
+    second.process.wait()
 
 
 def test_signal_handlers_are_put_back(scripted):

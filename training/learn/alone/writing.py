@@ -1,6 +1,5 @@
 """The bundle that learned alone: its parent's files, the grown graph, and what was measured."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +24,14 @@ from training.runs.files import Json
 def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Json, compared: Json) -> Manifest:
     """All of it appears, or nothing."""
     parent = learned.parent
-    files = {name: (given.run / name).read_bytes() for name in parent.files}
-    files[bundle.GRAPH_FILE] = graph
-    for gone in (parent.outcomes, parent.heat_map):
-        if gone:
-            del files[gone.file]
     assert parent.exemplars is not None
-    files[parent.exemplars.file], count = _exemplars(learned)
-    shown = {Path(example.file).name: files.pop(example.file) for example in parent.golden}
+    content, count = _exemplars(learned)
+    shown = {Path(example.file).name: (given.run / example.file).read_bytes() for example in parent.golden}
     drawn, golden = examples.golden(graph, parent.input, tuple(c["name"] for c in fields["classes"]), shown)
-    files |= drawn
     added = _added(given, learned)
     held = [f for f in compared["figures"] if f["name"] == "accuracy, reviewed images of new classes"]
     now = checkpoint.provenance()
-    whole = parent.model_dump(exclude={"format", "files"}) | fields | {
-        "name": target.parent.name, "version": target.name, "created": datetime.now(UTC).replace(microsecond=0),
+    changed = fields | {
         "evaluation": {
             "measured_on": "reviewed images of new classes that were not taught", "accuracy": held[0]["new"],
             "images": held[0]["images"], "comparison": compared, "of_the_parent": parent.evaluation,
@@ -50,21 +42,20 @@ def write(given: Learn, target: Path, learned: Learned, graph: bytes, fields: Js
             "count": count, "chosen": f"{parent.exemplars.chosen}. Of new classes at most {choosing.MOST_OF_A_CLASS} "
             "reviewed images that were taught, chosen likewise",
         },
-    }  # fmt: skip
-    whole |= {
         "sets": parent.sets and parent.sets.model_dump() | {"measured": ()},  # the new group has none of its own
         "taxonomy": parent.taxonomy and parent.taxonomy.grown(learned.new).model_dump(),
         "outcomes": None,  # of other classes than there are now
         "heat_map": None,  # new classes are told by the embedding, not by the head
-    }
-    whole["provenance"] |= {
-        "command": now["command"], "commit": now["commit"], "versions": parent.provenance.versions | now["versions"],
-        "added": added,
-        "parent": {"name": parent.name, "version": parent.version, "sha256": parent.sha256},
+        "provenance": parent.provenance.model_dump() | {
+            "commit": now["commit"], "versions": parent.provenance.versions | now["versions"],
+        },
     }  # fmt: skip
-    if "CARD.md" in files:
-        files["CARD.md"] += _card(learned, added, compared).encode()
-    return bundle.write(target, whole, files)
+    return bundle.derive(
+        given.run, target, parent, changed,
+        files={bundle.GRAPH_FILE: graph, parent.exemplars.file: content, **drawn},
+        gone=[part.file for part in (*parent.golden, parent.outcomes, parent.heat_map) if part],
+        card=_card(learned, added, compared), added=added, command=now["command"],
+    )  # fmt: skip
 
 
 def _exemplars(learned: Learned) -> tuple[bytes, int]:
