@@ -168,6 +168,8 @@ def _duplicates(report: Report) -> list[str]:
             + (f", {n.alike_in_full} at full size too (cosine above {SAME_COSINE})" if n.images else "")
         )
         lines += [f"    {p.full_cosine:.3f} {p.first} ~ {p.second}" for p in n.pairs[:SHOWN_EXAMPLES]]
+    if not report.look_alikes:
+        lines.append("none, as there is one part alone")
     return lines
 
 

@@ -19,11 +19,10 @@ import numpy as np
 from service.contract import files
 from service.contract.files import ImageFiles
 from training.data.decode import Unreadable, decode, resized, square
-from training.data.listing import Labelled, Parts, by_frequency
+from training.data.listing import SHOWN, Labelled, Parts, by_frequency
 from training.data.readers import DataError, Pixels, array
 
 PARTS = ("train", "val", "test")
-SHOWN = 5  # unreadable files that a note names
 OnUnreadable = Literal["skip", "stop"]
 BESIDE = ("outliers", "ood")  # folders beside the classes that hold none
 

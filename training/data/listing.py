@@ -1,7 +1,8 @@
 """Image files with their labels: what a data set on disk is before a pixel is read."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import require_class_names
 from training.data.readers import DataError, Labels
+
+SHOWN = 5  # of what a note names
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,23 @@ class Parts:
             raise DataError(
                 f"{data}: no training image of class {', '.join(empty[:5])}: add some, or remove the class everywhere"
             )
+
+
+def spelling(name: str) -> str:
+    """A class name without what people write now so and now so: case, blanks, underscores, forms of one letter."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+
+
+def alike_notes(data: Path, classes: Sequence[str]) -> list[str]:
+    """Classes that may be one, written in two ways: nothing else tells that each takes the other's images for wrong."""
+    written: dict[str, list[str]] = {}
+    for name in classes:
+        written.setdefault(spelling(name), []).append(name)
+    pairs = [" and ".join(map(repr, sorted(names))) for names in written.values() if len(names) > 1]
+    if not pairs:
+        return []
+    shown = f"{'; '.join(pairs[:SHOWN])}{' ...' if len(pairs) > SHOWN else ''}"
+    return [f"{data}: classes of one name in two spellings stay two classes: {shown}; write them alike if they are one"]
 
 
 Labelled = dict[str, list[tuple[str, str]]]  # part → (path, class name) of each image

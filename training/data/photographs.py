@@ -6,7 +6,7 @@
 Read once (scan.py), grouped so that near duplicates share a side (grouping.py), split by content (splits.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from training.data import folders, lists, readers
 from training.data.choice import Choice, Part
 from training.data.decode import Unreadable
 from training.data.grouping import group, units
-from training.data.listing import Listing, Parts
+from training.data.listing import SHOWN, Listing, Parts, alike_notes
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import Scan, scan
 from training.data.splits import held_back, long_tail_rows, salted
@@ -86,10 +86,12 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
 def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
     """The parts of a folder or a list, whichever `data` is."""
     if lists.is_list(data):
-        return lists.read_list(data)
-    if data.is_file():
+        found = lists.read_list(data)
+    elif data.is_file():
         raise DataError(f"{data} is no list: name a folder, or a file ending in {', '.join(lists.SUFFIXES)}")
-    return folders.read_folders(data, class_level=class_level)
+    else:
+        found = folders.read_folders(data, class_level=class_level)
+    return replace(found, notes=[*found.notes, *alike_notes(data, found.parts["train"].classes)])
 
 
 def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
@@ -99,7 +101,7 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
     if not untested or not len(test.labels):  # without any test image there is a note already
         return []
-    names = f"{', '.join(untested[: folders.SHOWN])}{' ...' if len(untested) > folders.SHOWN else ''}"
+    names = f"{', '.join(untested[: SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
     return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
 
 

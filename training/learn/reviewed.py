@@ -1,7 +1,6 @@
 """The images that people have labelled, as they are on disk, before it is decided what becomes of each."""
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from service.contract import files
 from service.contract.bundle import OUTLIER_LABEL
 from training.data import folders, lists
+from training.data.listing import spelling
 from training.data.photographs import read_parts
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan
@@ -150,16 +150,12 @@ def _without_contradictions(found: Reviewed, notes: list[str]) -> Reviewed:
 
 def _require_class_names(reviewed: Iterable[str], known: Sequence[str]) -> None:
     """DataError where a class is one of the run's in another spelling: case, Unicode form, blanks or underscores."""
-    spelled = {_plain(name): name for name in known}
+    spelled = {spelling(name): name for name in known}
     for name in reviewed:
-        other = spelled.setdefault(_plain(name), name)
+        other = spelled.setdefault(spelling(name), name)
         if other != name:
             raise DataError(f"the class {name!r} is another spelling of {other!r}: give both the same name (rename the "
                             "folder), as two classes of the same things are never told apart")  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 def _some(names: Sequence[str]) -> str:

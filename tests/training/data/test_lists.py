@@ -4,8 +4,10 @@ import csv
 import json
 
 import pytest
+from PIL import Image
 
 from training.data import lists
+from training.data.photographs import read_parts
 from training.data.readers import DataError
 
 ROWS = [
@@ -82,3 +84,21 @@ def test_faults_are_named(tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=rf"{name}.*{message}"):
         lists.read_list(path)
+
+
+def test_a_class_in_two_spellings_is_named(tmp_path):
+    labels = ("Sea Slug", "sea_slug", "sea  slug", "ant", "ſea slug", "slug")
+    rows = [{"path": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+    notes = read_parts(write(tmp_path / "list.csv", rows)).notes
+    assert len(notes) == 1
+    assert "'Sea Slug' and 'sea  slug' and 'sea_slug' and 'ſea slug'" in notes[0]
+    assert "ant" not in notes[0]
+
+
+def test_a_class_in_two_spellings_is_named_in_folders_too(tmp_path):
+    for name in ("Cat", "cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    assert any("'Cat' and 'cat'" in note for note in read_parts(tmp_path).notes)
+    (tmp_path / "Cat").rename(tmp_path / "cow")
+    assert not any("cat" in note for note in read_parts(tmp_path).notes)
