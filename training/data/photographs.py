@@ -101,7 +101,7 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
     if not untested or not len(test.labels):  # without any test image there is a note already
         return []
-    names = f"{', '.join(untested[: SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
+    names = f"{', '.join(untested[:SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
     return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
 
 
