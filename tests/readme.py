@@ -7,7 +7,7 @@ import ast
 import json
 import re
 from collections.abc import Callable
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import httpx
@@ -19,24 +19,15 @@ from tests.bench import scale_table
 from tests.bench import tables as speed
 from tests.bench.peers import table as peers
 from tests.drift import report as drift
-from training import tables
-from training.tables.cells import SCRATCH, backbone_of, data_of
+from tests.measured import BUNDLE, candidates, detection, grids, lines, longer, percent
 
 ROOT = live.ROOT
 README = ROOT / "README.md"
 FOLDERS = ("models", "service", "training", "training/results", "docker", "tests/bench", "tests/loop")
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *(ROOT / folder / "README.md" for folder in FOLDERS))
-BUNDLE = ROOT / settings.Settings.model_fields["bundle"].default
-FROM_SCRATCH = ROOT / "models" / "cifar10-lt" / "1"
-RESULTS = ROOT / "training" / "results"
 EXAMPLE = "models/cifar10-lt/2/examples/ship.png"
 MEASURED = ROOT / "tests" / "bench" / "results"
 VOLATILE = ("request_id", "stage_times")
-DETECTION = {
-    "msp": "MSP", "oe": "OE", "pascl-abf": "PASCL + ABF",
-    "tailguard": "TailGuard", "tailguard-joint": "TailGuard, joint",
-}  # fmt: skip
-DETECTION_RUNS = "cifar10-lt100-{method}-w16-e12-b128-s*.json"
 
 
 def answer(url: str) -> dict[str, Any]:
@@ -74,35 +65,6 @@ def close(one: object, two: object) -> bool:
     return one == two
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def lines(*columns: str, rows: list[list[str]]) -> str:
-    """A markdown table; numbers stand to the right."""
-    head = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
-    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def detection() -> str:
-    """Four methods under the small budget, and the two bundles of CIFAR10-LT that ship."""
-    rows = []
-    for method, name in DETECTION.items():
-        runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(DETECTION_RUNS.format(method=method)))]
-        figures = [[r["mean"][k] for r in runs] for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
-        figures += [[r["accuracy"] for r in runs], [r["group_accuracy"]["few"] for r in runs]]
-        rows.append([f"{name}, {len(runs)} seeds"] + [f"{percent(mean(f))} ± {100 * stdev(f):.1f}" for f in figures])
-    for bundle, name in (
-        (FROM_SCRATCH, "models/cifar10-lt/1, from scratch"),
-        (BUNDLE, "models/cifar10-lt/2, pretrained"),
-    ):
-        found = read(bundle).evaluation
-        values = [found["mean"][k] for k in ("auroc", "aupr", "fpr95", "fpr95_id_positive")]
-        values += [found["accuracy"], found["group_accuracy"]["few"]]
-        rows.append([name, *map(percent, values)])
-    return lines("CIFAR10-LT", "AUROC", "AUPR", "FPR95", "FPR95 (ID)", "accuracy", "accuracy, few", rows=rows)
-
-
 def fairness() -> str:
     """What the default operating point of the default bundle rejects of good images, by group."""
     manifest = read(BUNDLE)
@@ -120,34 +82,6 @@ def fairness() -> str:
         rejected = [percent(cost.id_rejected_by_group[g]) for g in groups]
         rows.append([f"rejected, {name}", percent(cost.id_rejected), *rejected, percent(cost.outliers_caught)])
     return lines("CIFAR-10 test, `id95`", "all", *groups, "OOD caught", rows=rows)
-
-
-def candidates() -> str:
-    """The runs among which the bundle from scratch was chosen."""
-    names = {
-        "name": "run", "width": "width", "passes": "passes", "int8_bytes": "int8 KB", "ms_per_image": "ms/image",
-        "accuracy": "ACC", "mean_class_accuracy": "class mean ACC", "auroc": "AUROC", "fpr95": "FPR95",
-    }  # fmt: skip
-
-    def cell(key: str, value: Any) -> str:
-        if key == "int8_bytes":
-            return f"{value / 1000:.0f}"
-        return percent(value) if key in ("accuracy", "mean_class_accuracy", "auroc", "fpr95") else str(value)
-
-    rows = [[cell(key, run[key]) for key in names] for run in read(FROM_SCRATCH).evaluation["candidates"]]
-    return lines(*names.values(), rows=rows)
-
-
-def grids() -> str:
-    """The tables of the committed results: the first one open, the others folded."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    short = [run for run in results if data_of(run) == "cifar10" and backbone_of(run) == SCRATCH]
-    first, *others = tables.TABLES
-    parts = [tables.markdown(first, short)]
-    for name, runs in [*((name, short) for name in others), ("pretrained", results)]:
-        summary = f"<summary>{tables.find(name).title}</summary>"
-        parts.append(f"<details>{summary}\n\n{tables.markdown(name, runs)}\n</details>")
-    return "\n".join(part.rstrip() + "\n" for part in parts).rstrip()
 
 
 def measured(name: str) -> Any:
@@ -188,6 +122,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "packages": packages,
     "candidates": candidates,
     "grids": grids,
+    "longer": longer,
     "settings": settings_table,
     "drift": drift.block,
     "bench": lambda: speed.bench(measured("service.json"), measured("resnet18.json"), measured("framework.json")),

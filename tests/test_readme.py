@@ -6,6 +6,7 @@ import pytest
 
 from service.contract.bundle import read
 from tests import live, readme
+from tests.measured import BUNDLE
 
 LONGEST_README = 200
 NAMES = [str(path.relative_to(readme.ROOT)) for path in readme.DOCUMENTS]
@@ -15,7 +16,7 @@ def test_the_request_gives_the_answer_that_is_printed() -> None:
     block = readme.parts(readme.README.read_text())["answer"]
     shown = readme.shown_answer(block)
     assert block == readme.answer_block(shown)
-    with live.serving(readme.BUNDLE) as url:
+    with live.serving(BUNDLE) as url:
         real = readme.answer(url)
     assert all(shown[key].__class__ is real[key].__class__ for key in readme.VOLATILE)
     assert readme.same(shown, real), f"README: {shown}\nservice: {real}"
@@ -60,8 +61,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_embedded_bundle_is_small_and_names_no_data_set_image() -> None:
-    files = [p for p in readme.BUNDLE.rglob("*") if p.is_file()]
+    files = [p for p in BUNDLE.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 16_000_000
-    assert 8 <= len(list((readme.BUNDLE / "examples").iterdir())) <= 12
-    manifest = read(readme.BUNDLE)
-    assert {p.relative_to(readme.BUNDLE).as_posix() for p in files} == set(manifest.files) | {"manifest.json"}
+    assert 8 <= len(list((BUNDLE / "examples").iterdir())) <= 12
+    manifest = read(BUNDLE)
+    assert {p.relative_to(BUNDLE).as_posix() for p in files} == set(manifest.files) | {"manifest.json"}
