@@ -196,10 +196,12 @@ def _from_timm(
     provenance = {
         "backbone": name,
         "library": f"timm {timm.__version__}",
-        "licence": str(module.pretrained_cfg.get("license") or "not stated by timm"),
+        "licence": "not stated by the file",  # timm's entry is on the weights that it would fetch
     }
     if weights is None:
-        provenance |= {"weights": str(module.pretrained_cfg.get("hf_hub_id") or module.pretrained_cfg.get("url"))}
+        theirs = module.pretrained_cfg
+        provenance |= {"licence": str(theirs.get("license") or "not stated by timm"),
+                       "weights": str(theirs.get("hf_hub_id") or theirs.get("url"))}  # fmt: skip
     else:
         provenance |= fill(module, name, weights)
     if facts := pretrained.known(provenance.get("weights_sha256")):  # wherever the file lay

@@ -76,6 +76,7 @@ def test_features_are_those_of_the_model_in_the_file(timm_module: Any, tmp_path:
     np.testing.assert_allclose(got, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
     assert backbone.provenance["weights"] == path.name
     assert "by name" in backbone.provenance["tensors"]
+    assert backbone.provenance["licence"] == "not stated by the file"  # timm's entry is on other weights
 
 
 def test_names_of_another_library_are_matched_by_order(timm_module: Any, tmp_path: Path) -> None:
