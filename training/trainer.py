@@ -6,7 +6,6 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 (joint BatchNorm statistics), and loss + λ1·outlier term + λ2·contrast. Stage 2 trains part of a copy, or solves for it.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from training.checks import require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load, with_taxonomy
+from training.data.notes import say
 from training.data.photographs import CACHE, TEST_FRACTION
 from training.data.readers import ImageSet
 from training.evaluation.predict import embed
@@ -71,7 +71,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         config = frozen_backbones.with_side(config, pretrained.target)
     data = with_taxonomy(load(config, sides, out / CACHE, target=pretrained.target if pretrained else None), config)
     if distributed.rank() == 0:
-        print(*data.notes, sep="\n", end="\n" if data.notes else "", file=sys.stderr)
+        say(data.notes)
     config = config.with_schedule(len(data.train.labels))
     require_trainable(config, method, data)
     if frozen:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
 from training.config import program
+from training.data.notes import say
 from training.export.exemplars import MOST_OF_A_CLASS
 from training.layout import summary
 from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, with_suffix, write_json
@@ -60,7 +61,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         paths = self.ood or self._last_ood_sets()
         self._paths = [str(p.resolve()) for p in paths]
         loaded = loading.with_ood_sets(loaded, paths, config, self.run, target)
-        print(*loaded.notes, sep="\n", end="\n" if loaded.notes else "", file=sys.stderr)
+        say(loaded.notes)
         self._ood_images = dict(loaded.ood)
         if pretrained:
             loaded = pretrained.data(loaded)

@@ -11,6 +11,7 @@ from training import trainer
 from training.audit import timing
 from training.checks import require_writable
 from training.config import program
+from training.data.notes import said_once
 from training.data.photographs import CACHE
 from training.data.splits import FEWEST_IMAGES
 from training.finished import Calibrate, Evaluate, Export
@@ -34,6 +35,11 @@ def fit(given: Fit) -> Path:
     if plans.begin(plan, given):
         print(f"\n{finished(plan)}")
         return plan.target
+    with said_once(plan.files.notes):
+        return _made(plan, given)
+
+
+def _made(plan: Plan, given: Fit) -> Path:
     prepare(plan)
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
@@ -130,8 +136,11 @@ def choose(plan: Plan, runs: list[Path]) -> Path:
         split, auroc = record["evaluation"]["calibration_split"], detection(record)
         shown = [split["accuracy"], split["mean_class_accuracy"], auroc]
         rows.append([run.name, *("-" if v is None else f"{v:.1%}" for v in shown), record["score"]])
-    best = max(runs, key=lambda run: quality(calibration(run)))
-    print("\n" + "\n".join([*columns(rows), f"on calibration images {best.name} does best: it is taken"]), flush=True)
+    worth = {run: quality(calibration(run)) for run in runs}
+    best = max(runs, key=worth.__getitem__)  # of equals the first
+    equals = sum(value == worth[best] for value in worth.values()) > 1
+    why = "no head does better on calibration images" if equals else "it does best on calibration images"
+    print("\n" + "\n".join([*columns(rows), f"{best.name} is taken: {why}"]), flush=True)
     return best
 
 

@@ -16,6 +16,7 @@ from training import trainer
 from training.data.choice import Choice
 from training.data.fitted import Fitted
 from training.data.loading import Data, load
+from training.data.notes import said_once
 from training.data.photographs import CACHE, SCAN_FILE
 from training.data.readers import Images, Keys
 from training.export.about import AboutData
@@ -46,6 +47,7 @@ class ExportTaught(Export):
         return self._lineage
 
 
+@said_once()
 def learn(given: Learn) -> Path:
     """The folder of the bundle. ValueError where something does not do, or became worse; KeyboardInterrupt."""
     if (given.run / bundle.MANIFEST_FILE).is_file():

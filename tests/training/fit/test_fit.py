@@ -124,9 +124,10 @@ def test_a_list_without_outliers(
         rows = csv.writer(file)
         rows.writerow(("path", "label"))
         rows.writerows((path, path.parent.name) for path in sorted((photos / "train").rglob("*.png")))
-    printed = fit(capsys, listed, *arguments, "--heads", "logit-adjustment")
+    commands.main(["fit", *map(str, (listed, *arguments, "--heads", "logit-adjustment"))])
+    printed, beside = capsys.readouterr()
     manifest = bundle.read(tmp_path / "models" / "fruit" / "1")
-    assert "no test part" in printed
+    assert (printed + beside).count(f"{listed}: no test part") == 1  # every step reads the data, and only the first says it
     assert NAMED in printed
     assert "they would add a class for what is to be refused" in printed
     assert manifest.evaluation["accuracy"] > 0.8
