@@ -1,10 +1,15 @@
 """Fixtures that several packages of tests share."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.service import tiny
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
