@@ -21,7 +21,7 @@ DETECTION = {
     "tailguard": "TailGuard", "tailguard-joint": "TailGuard, joint",
 }  # fmt: skip
 DETECTION_RUNS = "cifar10-lt100-{method}-w16-e12-b128-s*.json"
-LONGER = {"oe": "OE", "pascl-abf": "PASCL + ABF"}
+LONGER = {"oe": "OE", "pascl-abf": "PASCL + ABF", "tailguard-joint": "TailGuard, joint"}
 LONGER_READ: dict[str, Callable[[Json], float]] = {
     "AUROC": lambda run: float(run["mean"]["auroc"]), "FPR95": lambda run: float(run["mean"]["fpr95"]),
     "AUROC, CIFAR-100": lambda run: float(run["ood"]["cifar100"]["auroc"]), "ACC": lambda run: float(run["accuracy"]),
@@ -89,7 +89,7 @@ def longer() -> str:
 
     rows = [
         [LONGER[method], str(epochs), str(len(found)), *(cell(found, read) for read in LONGER_READ.values())]
-        for (epochs, method), found in sorted(cells.items(), key=lambda one: one[0])  # oe, then pascl-abf
+        for (epochs, method), found in sorted(cells.items(), key=lambda one: one[0])  # methods in the order of letters
     ]  # fmt: skip
     return lines("method", "epochs", "seeds", *LONGER_READ, rows=rows)
 

@@ -127,7 +127,7 @@ def test_a_list_without_outliers(
     commands.main(["fit", *map(str, (listed, *arguments, "--heads", "logit-adjustment"))])
     printed, beside = capsys.readouterr()
     manifest = bundle.read(tmp_path / "models" / "fruit" / "1")
-    assert (printed + beside).count(f"{listed}: no test part") == 1  # every step reads the data, and only the first says it
+    assert (printed + beside).count(f"{listed}: no test part") == 1  # though every step reads the data
     assert NAMED in printed
     assert "they would add a class for what is to be refused" in printed
     assert manifest.evaluation["accuracy"] > 0.8
