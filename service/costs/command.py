@@ -15,7 +15,7 @@ from service.contract.calibration.calibrate import Scored
 from service.contract.calibration.groups import Groups
 from service.contract.outcomes import Outcomes
 from service.costs import choose, given, report
-from service.costs.choose import Rule
+from service.costs.choose import Bill, Rule
 from service.errors import SettingsError
 
 POINT = "costs"
@@ -50,12 +50,12 @@ def main(folder: Path, file: Path, out: Path | None, name: str) -> int:
     print("\n".join(report.lines(rows, rule, saved, found, of_unfit)))
     if out is not None:
         section = report.card(name, rows, rule, saved, costs.in_words(), of_unfit)
-        made = write(folder, out, manifest, name, point(manifest, found, rule, costs.in_words()), section)
+        made = write(folder, out, manifest, name, point(manifest, found, paid, rule, costs.in_words()), section)
         print(f"{out}: the graph {made.sha256[:16]} with the operating point {name}")
     return 0
 
 
-def point(manifest: Manifest, found: Outcomes, rule: Rule, words: str) -> dict[str, Any]:
+def point(manifest: Manifest, found: Outcomes, paid: Bill, rule: Rule, words: str) -> dict[str, Any]:
     """The operating point, with its costs in the terms of every other one."""
     names, of_class = [c.name for c in manifest.classes], [c.group for c in manifest.classes]
     fields: dict[str, Any] = {
@@ -72,7 +72,7 @@ def point(manifest: Manifest, found: Outcomes, rule: Rule, words: str) -> dict[s
     for kind, limits in (
         ("global", np.full(len(found.label), rule.threshold)), ("group", rule.limits(found.predicted, of_class))
     ):  # fmt: skip
-        flags = ((found.score > limits) | found.refused_anyway).astype(np.float64)
+        flags = paid.refused(limits).astype(np.float64)
         inside = Scored(flags[found.known], found.predicted[found.known], found.label[found.known])
         outside = Scored(flags[~found.known], found.predicted[~found.known])
         cost = calibrate.cost(decided, kind, groups, inside, [outside], found.weight[found.known])

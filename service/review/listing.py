@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from service.contract.bundle import require_class_names
 from service.errors import InvalidParameter
 from service.ledger.rows import Truth
+from service.review import names
 from service.review.imports import LOCAL_FILES, Given, truth, way_out
 
 COLUMNS = ("path", "label", "kind", "source", "reviewer")
@@ -96,7 +97,7 @@ def _check(labels: set[str]) -> None:
             require_class_names([label])
         except ValueError as error:
             raise InvalidParameter(str(error)) from error
-        other = alike.setdefault(" ".join(label.split()).casefold(), label)
+        other = alike.setdefault(names.spelling(label), label)
         if other != label:
             raise InvalidParameter(f"two classes are called {other!r} and {label!r}: write them alike")
 

@@ -41,8 +41,12 @@ def checked(name: str, known: Iterable[str] = ()) -> str:
         raise InvalidParameter(f"label={shown} means something else here: say what the images show")
     if name[0] in ".-" or name[-1] == "." or folded.partition(".")[0] in DEVICES or folded in SYSTEM:
         raise InvalidParameter(f"label={shown} cannot be the name of a folder on every system: call it otherwise")
-    alike = {" ".join(other.split()).casefold(): other for other in known}
-    return alike.get(" ".join(name.split()).casefold(), name)
+    return {spelling(other): other for other in known}.get(spelling(name), name)
+
+
+def spelling(name: str) -> str:
+    """What names that differ by case and blanks only have in common."""
+    return " ".join(name.split()).casefold()
 
 
 def folders(labels: Iterable[str]) -> dict[str, str]:

@@ -168,8 +168,10 @@ def _of_files(name: str, root: Path, listing: Listing, found: Scan, *, labelled:
 
 def _unlabelled(name: str, path: Path, size_px: int) -> Source:
     notes: list[str] = []
-    paths = [str(p) for p in folders.image_files(path, notes)] if path.is_dir() else []
-    if paths := lists.outliers(path) if lists.is_list(path) else paths:
+    paths = lists.outliers(path) if lists.is_list(path) else []
+    if path.is_dir():
+        paths = [str(p) for p in folders.image_files(path, notes)]
+    if paths:
         found = scan(paths, size_px=size_px, title=f"read {name}")
         listing = Listing.unlabelled(paths).take(found.index)
         return replace(_of_files(name, path, listing, found, labelled=False), notes=notes)

@@ -19,7 +19,7 @@ import numpy as np
 from service.contract import files
 from service.contract.files import ImageFiles
 from training.data.decode import Unreadable, decode, resized, square
-from training.data.listing import SHOWN, Labelled, Parts, by_frequency
+from training.data.listing import Labelled, Parts, by_frequency, some
 from training.data.readers import DataError, Pixels, array
 
 PARTS = ("train", "val", "test")
@@ -146,5 +146,4 @@ def unreadable_notes(bad: list[Unreadable]) -> list[str]:
     """The count, and the first of them with their reasons."""
     if not bad:
         return []
-    shown = "; ".join(f"{one.path} ({one.reason})" for one in bad[:SHOWN])
-    return [f"left out {len(bad)} unreadable files: {shown}{' ...' if len(bad) > SHOWN else ''}"]
+    return [f"left out {len(bad)} unreadable files: {some([f'{one.path} ({one.reason})' for one in bad], '; ')}"]

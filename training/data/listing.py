@@ -71,6 +71,11 @@ class Parts:
             )
 
 
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """The first of many, for a note."""
+    return f"{between.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
+
+
 def spelling(name: str) -> str:
     """A class name without what people write now so and now so: case, blanks, underscores, forms of one letter."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
@@ -84,8 +89,8 @@ def alike_notes(data: Path, classes: Sequence[str]) -> list[str]:
     pairs = [" and ".join(map(repr, sorted(names))) for names in written.values() if len(names) > 1]
     if not pairs:
         return []
-    shown = f"{'; '.join(pairs[:SHOWN])}{' ...' if len(pairs) > SHOWN else ''}"
-    return [f"{data}: classes of one name in two spellings stay two classes: {shown}; write them alike if they are one"]
+    return [f"{data}: classes of one name in two spellings stay two classes: {some(pairs, '; ')}; write them alike if "
+            "they are one"]  # fmt: skip
 
 
 Labelled = dict[str, list[tuple[str, str]]]  # part → (path, class name) of each image

@@ -17,7 +17,7 @@ from training.data import folders, lists, readers
 from training.data.choice import Choice, Part
 from training.data.decode import Unreadable
 from training.data.grouping import group, units
-from training.data.listing import SHOWN, Listing, Parts, alike_notes
+from training.data.listing import Listing, Parts, alike_notes, some
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import Scan, scan
 from training.data.splits import held_back, long_tail_rows, salted
@@ -101,8 +101,7 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
     if not untested or not len(test.labels):  # without any test image there is a note already
         return []
-    names = f"{', '.join(untested[:SHOWN])}{' ...' if len(untested) > SHOWN else ''}"
-    return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {names}"]
+    return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {some(untested)}"]
 
 
 # ---- Splitting ----

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from service.contract.bundle import OUTLIER_LABEL
 from training.config import Config
 from training.data.fitted import Fitted
+from training.data.listing import SHOWN
 from training.data.loading import Data, load
-from training.learn.reviewed import SHOWN, Reviewed
+from training.learn.reviewed import Reviewed
 from training.network import frozen
 from training.runs import checkpoint
 from training.runs.files import replacing

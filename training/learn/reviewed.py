@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.contract import files
 from service.contract.bundle import OUTLIER_LABEL
 from training.data import folders, lists
-from training.data.listing import spelling
+from training.data.listing import some, spelling
 from training.data.photographs import read_parts
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan
@@ -20,7 +20,6 @@ from training.data.scan import scan
 OUTLIERS_FOLDER = "outliers"
 LABELS_FILES = ("labels.csv", "labels.parquet")  # of `review export`
 SIDES = {"train": "", "val": "calibration", "test": "test"}  # part of a folder or list → side, where that is given
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
                         f"called {OUTLIER_LABEL!r}: move them")  # fmt: skip
     seen = {names[label] for listing in parts.parts.values() for label in listing.labels.tolist()}
     if empty := [name for name in names if name not in seen]:
-        notes.append(f"{where}: left out {len(empty)} classes without images ({_some(empty)})")
+        notes.append(f"{where}: left out {len(empty)} classes without images ({some(empty)})")
     for part, listing in parts.parts.items():
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
             yield path, names[label], SIDES[part]
@@ -142,7 +141,7 @@ def _without_contradictions(found: Reviewed, notes: list[str]) -> Reviewed:
     twice = {key: names for key, names in labels.items() if len(names) > 1}
     if twice:
         examples = [" and ".join(sorted(names)) for names in twice.values()]
-        notes.append(f"left out {len(twice)} images that have two labels ({_some(examples)}): decide, and learn again")
+        notes.append(f"left out {len(twice)} images that have two labels ({some(examples)}): decide, and learn again")
     first = np.zeros(len(found), bool)
     first[np.unique(found.keys, return_index=True)[1]] = True
     return found.take(first & np.array([key not in twice for key in found.keys.tolist()], bool))
@@ -156,7 +155,3 @@ def _require_class_names(reviewed: Iterable[str], known: Sequence[str]) -> None:
         if other != name:
             raise DataError(f"the class {name!r} is another spelling of {other!r}: give both the same name (rename the "
                             "folder), as two classes of the same things are never told apart")  # fmt: skip
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
