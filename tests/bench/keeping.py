@@ -57,7 +57,7 @@ class Made:
     def record(self, ledger: Ledger, i: int, file: bytes) -> None:
         """What a request pays: the policy, the row, the embedding's half precision, the queue."""
         self.context.request_id = request_id(i)
-        ledger.record(_entry(ledger, self.admitted, 0, self.row, self.verdict(i), file))
+        ledger.record(_entry(ledger, self.admitted, 0, self.row, self.verdict(i), None, file))
 
 
 def picture(i: int, side: int = 32) -> bytes:
@@ -114,7 +114,7 @@ def fill(made: Made, ledger: Ledger, metrics: Metrics, numbers: range, every: in
             own = i % every == 0
             wanted += own
             ledger.record(
-                _entry(ledger, made.admitted, 0, made.row, made.verdict(1), picture(i) if own else None)
+                _entry(ledger, made.admitted, 0, made.row, made.verdict(1), None, picture(i) if own else None)
                 ._replace(request_id=request_id(i))
             )  # fmt: skip
         while len(ledger._queue) > 4 * WAVE or wanted - count(metrics, "kept", "dropped", "failed") > 4 * WAVE:
