@@ -23,13 +23,14 @@ from service.contract.manifest import (
     Input,
     Manifest,
     require_class_names,
+    spelling,
 )
 from service.contract.points import Cost, Measured, OperatingPoint
 
 __all__ = [
     "FORMAT", "GRAPH_FILE", "MANIFEST_FILE", "OUTLIER_LABEL", "BundleError", "ClassInfo", "Cost", "Input", "Manifest",
     "Measured", "OperatingPoint", "derive", "digests", "parse", "read", "require_class_names",
-    "require_inside", "write",
+    "require_inside", "spelling", "write",
 ]  # fmt: skip
 FORMAT = 2  # what is written; every earlier format is read
 MANIFEST_FILE = "manifest.json"

@@ -1,5 +1,6 @@
 """The manifest of a bundle: everything that is needed to decide, and what was measured about it."""
 
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -221,3 +222,11 @@ def require_class_names(names: Sequence[str]) -> None:
             raise ValueError(f"a class is called {name!r}, which is how feedback names an image of no class: rename it")
     if len(set(names)) != len(names):
         raise ValueError(f"class names repeat: {sorted({n for n in names if list(names).count(n) > 1})[:5]}")
+
+
+def spelling(name: str) -> str:
+    """What one class name has in common with another that people may take for it, and file systems too.
+
+    Case, blanks and underscores, and Unicode's forms of one letter (NFKC) make no difference.
+    """
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())

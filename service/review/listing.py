@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
 
-from service.contract.bundle import require_class_names
+from service.contract.bundle import require_class_names, spelling
 from service.errors import InvalidParameter
 from service.ledger.rows import Truth
-from service.review import names
 from service.review.imports import LOCAL_FILES, Given, truth, way_out
 
 COLUMNS = ("path", "label", "kind", "source", "reviewer")
@@ -41,7 +40,7 @@ def plan(given: Sequence[Given], root: Path | None, classes: Sequence[str] | Non
     """What each file is said to show. `root`: the folder that names count from; None: the root of the file system in
     addresses of Label Studio's local files, elsewhere the current folder. `classes`: of a bundle; None: all are known.
 
-    Raises InvalidParameter for a label that can be no class's name, for names that differ by case and blanks only, and
+    Raises InvalidParameter for a label that can be no class's name, for two spellings of one name, and
     for a file that is said to show two things.
     """
     said = [(one, unicodedata.normalize("NFC", one.label.strip())) for one in given if one.label is not None]
@@ -97,7 +96,7 @@ def _check(labels: set[str]) -> None:
             require_class_names([label])
         except ValueError as error:
             raise InvalidParameter(str(error)) from error
-        other = alike.setdefault(names.spelling(label), label)
+        other = alike.setdefault(spelling(label), label)
         if other != label:
             raise InvalidParameter(f"two classes are called {other!r} and {label!r}: write them alike")
 

@@ -5,9 +5,9 @@ the reason. A class that a model has already may be called anything: what no fol
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from service.contract.bundle import OUTLIER_LABEL
+from service.contract.bundle import OUTLIER_LABEL, spelling
 from service.errors import InvalidParameter
 
 MAX_CHARACTERS = 100
@@ -18,8 +18,8 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt")
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}  # readers skip them
 
 
-def checked(name: str, known: Iterable[str] = ()) -> str:
-    """A new class name in Unicode's form NFC, or the known name that it differs from by case and blanks only.
+def checked(name: str, known: Collection[str] = ()) -> str:
+    """A new class name in Unicode's form NFC, or the known name of which it is another spelling.
 
     Raises InvalidParameter, naming what is wrong, for a name that cannot be shown or stored safely.
     """
@@ -41,12 +41,7 @@ def checked(name: str, known: Iterable[str] = ()) -> str:
         raise InvalidParameter(f"label={shown} means something else here: say what the images show")
     if name[0] in ".-" or name[-1] == "." or folded.partition(".")[0] in DEVICES or folded in SYSTEM:
         raise InvalidParameter(f"label={shown} cannot be the name of a folder on every system: call it otherwise")
-    return {spelling(other): other for other in known}.get(spelling(name), name)
-
-
-def spelling(name: str) -> str:
-    """What names that differ by case and blanks only have in common."""
-    return " ".join(name.split()).casefold()
+    return name if name in known else {spelling(other): other for other in known}.get(spelling(name), name)
 
 
 def folders(labels: Iterable[str]) -> dict[str, str]:

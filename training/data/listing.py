@@ -1,6 +1,5 @@
 """Image files with their labels: what a data set on disk is before a pixel is read."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import require_class_names
+from service.contract.bundle import require_class_names, spelling
 from training.data.readers import DataError, Labels
 
 SHOWN = 5  # of what a note names
@@ -74,11 +73,6 @@ class Parts:
 def some(names: Sequence[str], between: str = ", ") -> str:
     """The first of many, for a note."""
     return f"{between.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
-
-
-def spelling(name: str) -> str:
-    """A class name without what people write now so and now so: case, blanks, underscores, forms of one letter."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 def alike_notes(data: Path, classes: Sequence[str]) -> list[str]:

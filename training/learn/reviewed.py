@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import files
-from service.contract.bundle import OUTLIER_LABEL
+from service.contract.bundle import OUTLIER_LABEL, spelling
 from training.data import folders, lists
-from training.data.listing import some, spelling
+from training.data.listing import some
 from training.data.photographs import read_parts
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan

@@ -35,6 +35,8 @@ def test_what_is_a_name(name: str) -> None:
 def test_a_name_that_differs_by_case_blanks_or_form_is_the_known_one() -> None:
     assert names.checked("jelly FISH", ["Jelly Fish"]) == "Jelly Fish"
     assert names.checked("jelly  fish", ["Jelly Fish"]) == "Jelly Fish"
+    assert names.checked("jelly fish", ["jelly_fish"]) == "jelly_fish"  # training refuses the two beside each other
+    assert names.checked("jelly fish", ["jelly fish", "Jelly_Fish"]) == "jelly fish"  # it is one of them
     assert names.checked(unicodedata.normalize("NFD", "crème"), []) == "crème"
     assert names.checked("jellyfish", ["Jelly Fish"]) == "jellyfish"
 
