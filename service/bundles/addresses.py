@@ -167,7 +167,9 @@ def reader(address: str) -> Copy:
 
 def file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it. BundleError names the package that is missing."""
-    scheme = address.partition("://")[0]
+    scheme, _, behind = address.partition("://")
+    if not behind.strip("/"):  # fsspec takes s3: for a folder of that name, here
+        raise BundleError(f"{shown(address)} names nothing behind its kind: give an address such as s3://models/shop/3")
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

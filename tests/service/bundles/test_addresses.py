@@ -59,6 +59,21 @@ def test_pushed_and_fetched(tiny_bundle: Path, tmp_path: Path, memory: Any) -> N
         fetched("memory://models/tiny/2", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("address", ["memory://", "memory:///", "s3://"])
+def test_an_address_that_names_nothing(
+    address: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder called s3: appears here, and nobody is told that the bundle is at s3:#sha256=…"""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        BundleError, match=r"(memory|s3):\S* names nothing behind its kind: give an address such as s3:"
+    ):
+        push(tiny_bundle, address)
+    with pytest.raises(BundleError, match="names nothing behind its kind"):
+        fetched(address, tmp_path / "cache")
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
 def test_an_address_whose_bundle_changes(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
     first = push(tiny_bundle, "memory://models/latest")
     old = fetched("memory://models/latest", tmp_path / "cache")
