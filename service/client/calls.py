@@ -159,8 +159,8 @@ class Calls:
                 items[i] = item
         return items
 
-    def feedback(self, request_id: str, label: str, index: int) -> Flow[FeedbackAnswer]:
-        body = {"request_id": request_id, "label": label, "index": index}
+    def feedback(self, request_id: str, label: str, index: int | None) -> Flow[FeedbackAnswer]:
+        body = {"request_id": request_id, "label": label} | ({} if index is None else {"index": index})
         response = yield from self._sent("POST", "/feedback", json=body)
         return _parsed(FeedbackAnswer, response)
 
