@@ -110,7 +110,10 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     target = copies / digest[:16]
     if not target.is_dir():
         _copy_files(place, bundle.parse(text, f"{shown(place.address)}/{MANIFEST_FILE}"), copy, partial)
-        bundle.read(partial)
+        try:
+            bundle.read(partial)
+        except BundleError as error:  # of a folder that nobody finds: the file at the address is the one to restore
+            raise BundleError(str(error).replace(str(partial), shown(place.address))) from error
         try:
             os.rename(partial, target)
         except OSError:

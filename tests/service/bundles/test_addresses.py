@@ -115,7 +115,7 @@ def test_what_is_no_whole_bundle_never_enters_the_cache(
         memory.pipe_file(manifest, json.dumps(content).encode())
     else:
         monkeypatch.setattr(addresses, "MOST_BYTES", 100)
-    with pytest.raises(BundleError, match=r"memory://models/tiny/1|not a path inside|has sha256"):
+    with pytest.raises(BundleError, match=r"memory://models/tiny/1|not a path inside"):
         fetched("memory://models/tiny/1", tmp_path / "cache")
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
     assert not (tmp_path / "outside").exists()
