@@ -59,6 +59,18 @@ def test_pushed_and_fetched(tiny_bundle: Path, tmp_path: Path, memory: Any) -> N
         fetched("memory://models/tiny/2", tmp_path / "cache")
 
 
+def test_the_same_bundle_again_restores_what_is_damaged(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    """Push said where the bundle is, and nobody could fetch it from there."""
+    push(tiny_bundle, "memory://models/tiny/1")
+    graph, example = "/models/tiny/1/model.onnx", next(iter((tiny_bundle / "examples").iterdir())).name
+    memory.pipe_file(graph, memory.cat_file(graph)[:-1] + b"x")
+    memory.rm(f"/models/tiny/1/examples/{example}")
+    with pytest.raises(BundleError):
+        fetched("memory://models/tiny/1", tmp_path / "cache")
+    push(tiny_bundle, "memory://models/tiny/1")
+    assert bundle.read(fetched("memory://models/tiny/1", tmp_path / "cache")) == bundle.read(tiny_bundle)
+
+
 @pytest.mark.parametrize("address", ["memory://", "memory:///", "s3://"])
 def test_an_address_that_names_nothing(
     address: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
