@@ -98,7 +98,7 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
-        if (last := _last(copies)) is None:
+        if place.pin or (last := _last(copies)) is None:  # another copy is not what an address is pinned to
             raise BundleError(f"{shown(place.address)} cannot be fetched: {one_line(error)}") from error
         log.warning("the bundle cannot be fetched: the copy fetched last is served", bundle=shown(place.address),
                     copy=str(last), error=one_line(error))  # fmt: skip

@@ -103,6 +103,9 @@ def test_an_address_whose_bundle_changes(tiny_bundle: Path, tmp_path: Path, memo
     memory.pipe_file("/models/latest/manifest.json", (tiny_bundle / MANIFEST_FILE).read_bytes())
     with pytest.raises(BundleError, match="is pinned to"):
         fetched(f"memory://models/latest#sha256={digest_of(second)}", tmp_path / "other")
+    memory.store.clear()  # whoever is pinned to what is not here is not served what happens to be
+    with pytest.raises(BundleError, match="memory://models/latest cannot be fetched"):
+        fetched(f"memory://models/latest#sha256={'0' * 64}", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("broken", ["missing", "changed", "cut", "no manifest", "no json", "outside", "huge"])
