@@ -108,6 +108,18 @@ def test_an_address_whose_bundle_changes(tiny_bundle: Path, tmp_path: Path, memo
         fetched(f"memory://models/latest#sha256={'0' * 64}", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_copy_that_is_damaged_is_fetched_anew(pinned: bool, tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    """A failure of power leaves a file cut; the service then never started again, until somebody emptied the cache."""
+    source = push(tiny_bundle, "memory://models/tiny/1").partition("#" if not pinned else "?")[0]
+    copy = fetched(source, tmp_path / "cache")
+    for damaged in ("model.onnx", MANIFEST_FILE):
+        (copy / damaged).write_bytes((copy / damaged).read_bytes()[:100])
+        assert fetched(source, tmp_path / "cache") == copy
+        assert bundle.read(copy) == bundle.read(tiny_bundle)
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
 @pytest.mark.parametrize("broken", ["missing", "changed", "cut", "no manifest", "no json", "outside", "huge"])
 def test_what_is_no_whole_bundle_never_enters_the_cache(
     broken: str, tiny_bundle: Path, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
