@@ -76,7 +76,7 @@ def fetched(source: Source, cache: Path) -> Path:
         return source
     place = Place.of(source)
     copies = cache.expanduser() / hashlib.sha256(place.address.encode()).hexdigest()[:16]
-    if place.pin and (copies / place.pin[:16]).is_dir():
+    if place.pin and _is_whole(copies / place.pin[:16], place.pin):
         return copies / place.pin[:16]
     copy = reader(place.address)
     try:
@@ -98,7 +98,7 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
-        if (last := _last(copies)) is None:
+        if place.pin or (last := _last(copies)) is None:  # another copy is not what an address is pinned to
             raise BundleError(f"{shown(place.address)} cannot be fetched: {one_line(error)}") from error
         log.warning("the bundle cannot be fetched: the copy fetched last is served", bundle=shown(place.address),
                     copy=str(last), error=one_line(error))  # fmt: skip
@@ -108,14 +108,18 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     if place.pin not in (None, digest):
         raise BundleError(f"{shown(place.address)} has a manifest of sha256 {digest}, it is pinned to {place.pin}")
     target = copies / digest[:16]
-    if not target.is_dir():
+    if not _is_whole(target, digest):
         _copy_files(place, bundle.parse(text, f"{shown(place.address)}/{MANIFEST_FILE}"), copy, partial)
-        bundle.read(partial)
+        try:
+            bundle.read(partial)
+        except BundleError as error:  # of a folder that nobody finds: the file at the address is the one to restore
+            raise BundleError(str(error).replace(str(partial), shown(place.address))) from error
         try:
             os.rename(partial, target)
-        except OSError:
-            if not target.is_dir():  # another process was first
-                raise
+        except OSError:  # another process was first, or what is there is damaged
+            if not _is_whole(target, digest):
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(partial, target)
     os.utime(target)  # so that the last one is known
     return target
 
@@ -134,6 +138,19 @@ def _copy_files(place: Place, manifest: Manifest, copy: "Copy", partial: Path) -
         except Exception as error:
             raise BundleError(f"{shown(place.address)}: {name} cannot be fetched: {one_line(error)}") from error
         left -= target.stat().st_size
+
+
+def _is_whole(copy: Path, sha256: str) -> bool:
+    """Whether the cache has the bundle with this digest as it was fetched: a failure of power leaves files cut."""
+    manifest = copy / MANIFEST_FILE
+    if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).hexdigest() != sha256:
+        return False
+    try:
+        bundle.read(copy)
+    except BundleError as error:
+        log.warning("a copy in the cache is damaged", copy=str(copy), error=str(error))
+        return False
+    return True
 
 
 def _last(copies: Path) -> Path | None:
@@ -167,7 +184,9 @@ def reader(address: str) -> Copy:
 
 def file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it. BundleError names the package that is missing."""
-    scheme = address.partition("://")[0]
+    scheme, _, behind = address.partition("://")
+    if not behind.strip("/"):  # fsspec takes s3: for a folder of that name, here
+        raise BundleError(f"{shown(address)} names nothing behind its kind: give an address such as s3://models/shop/3")
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

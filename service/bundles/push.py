@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from service.bundles.addresses import PIN, WEB, file_system, shown
 from service.contract import bundle
@@ -26,8 +27,8 @@ def main(args: argparse.Namespace) -> int:
 def push(folder: Path, address: str) -> str:
     """Copy the bundle in `folder` to `address`; its address there, pinned to its manifest.
 
-    The same bundle may be pushed again. Raises BundleError where `folder` is no bundle, another one is there already,
-    or it cannot be written.
+    The same bundle may be pushed again, which restores files that are missing there or damaged. Raises BundleError
+    where `folder` is no bundle, another one is there already, or it cannot be written.
     """
     manifest = bundle.read(folder)
     if not is_address(address) or address.startswith(WEB):
@@ -39,18 +40,24 @@ def push(folder: Path, address: str) -> str:
     address = address.rstrip("/")
     system, root = file_system(address)
     try:
+        files = manifest.files | {MANIFEST_FILE: digest}
         if system.exists(f"{root}/{MANIFEST_FILE}"):
             if system.cat_file(f"{root}/{MANIFEST_FILE}") != text:
                 raise BundleError(f"{shown(address)} holds another bundle: push to a new version")
-        else:
-            for name in [*manifest.files, MANIFEST_FILE]:
-                system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-                system.put_file(str(folder / name), f"{root}/{name}")
+            files = {name: sha256 for name, sha256 in files.items() if not _holds(system, f"{root}/{name}", sha256)}
+        for name in files:
+            system.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            system.put_file(str(folder / name), f"{root}/{name}")
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
         raise BundleError(f"{shown(address)} cannot be written: {one_line(error)}") from error
     return address + PIN + digest
+
+
+def _holds(system: Any, path: str, sha256: str) -> bool:
+    """Whether the file is there as it should be."""
+    return bool(system.exists(path)) and hashlib.sha256(system.cat_file(path)).hexdigest() == sha256
 
 
 def _to_mlflow(folder: Path, address: str) -> str:

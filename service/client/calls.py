@@ -9,6 +9,7 @@ seconds in Retry-After. A connection that breaks is tried again as well: to clas
 and feedback given twice counts once.
 """
 
+import os
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,13 @@ class Many(Generic[Item]):
     items: Callable[[httpx.Response], list[Item]]
     item: Callable[..., Item]
 
+    def named(self, response: httpx.Response, images: Sequence[Named]) -> list[Item]:
+        """The items of an answer under the names of their images: a form says %22 for a quote in one."""
+        items = self.items(response)
+        for item, image in zip(items, images, strict=True):
+            item.file = image.name
+        return items
+
 
 class Parts:
     """Images read from the disk as few at a time as fit into one request."""
@@ -147,20 +155,20 @@ class Calls:
             half = len(images) // 2
             first = yield from self.part(route, images[:half], query)
             return first + (yield from self.part(route, images[half:], query))
-        items = route.items(response)
+        items = route.named(response, images)
         for attempt in range(1, self.retries.attempts + 1):
             shed = [i for i, item in enumerate(items) if item.problem and item.problem.status in SHED]
             if not shed:
                 break
             yield Wait(self.retries.pause(attempt))
-            again = [("files", images[i]) for i in shed]
-            response = yield from self._sent("POST", route.path, files=again, **sent)
-            for i, item in zip(shed, route.items(response), strict=True):
+            again = [images[i] for i in shed]
+            response = yield from self._sent("POST", route.path, files=[("files", image) for image in again], **sent)
+            for i, item in zip(shed, route.named(response, again), strict=True):
                 items[i] = item
         return items
 
-    def feedback(self, request_id: str, label: str, index: int) -> Flow[FeedbackAnswer]:
-        body = {"request_id": request_id, "label": label, "index": index}
+    def feedback(self, request_id: str, label: str, index: int | None) -> Flow[FeedbackAnswer]:
+        body = {"request_id": request_id, "label": label} | ({} if index is None else {"index": index})
         response = yield from self._sent("POST", "/feedback", json=body)
         return _parsed(FeedbackAnswer, response)
 
@@ -199,10 +207,9 @@ class Calls:
 def _read(image: Image, place: int) -> Flow[Named]:
     if isinstance(image, bytes):
         return Named(str(place), image)
-    if isinstance(image, str | Path):
-        path = Path(image)
-        return Named(path.name, (yield Load(path)))
-    return Named(Path(str(getattr(image, "name", place))).name, image.read())
+    path = Path(image if isinstance(image, str | Path) else str(getattr(image, "name", place)))
+    name = os.fsencode(path.name).decode("utf-8", "backslashreplace")  # other bytes are \xff, as in tables of `score`
+    return Named(name, (yield Load(path)) if isinstance(image, str | Path) else image.read())
 
 
 def _parsed(model: type[M], response: httpx.Response) -> M:

@@ -70,8 +70,12 @@ class Client:
         while part := self._do(parts.read()):
             yield from self._do(self._calls.part(EMBED, part, {}))
 
-    def feedback(self, request_id: str, label: str, *, index: int = 0) -> FeedbackAnswer:
-        """Tell the true label of an image: a class of the model, or "outlier" for none of them."""
+    def feedback(self, request_id: str, label: str, *, index: int | None = None) -> FeedbackAnswer:
+        """Tell the true label of an image: a class of the model, or "outlier" for none of them.
+
+        An image of classify_batch is one of its request's: `index` is its item's, since which images went together,
+        and which were sent again, only the client knows.
+        """
         return self._do(self._calls.feedback(request_id, label, index))
 
     def model(self) -> ModelSummary:
@@ -141,7 +145,7 @@ class AsyncClient:
             for item in await self._do(self._calls.part(EMBED, part, {})):
                 yield item
 
-    async def feedback(self, request_id: str, label: str, *, index: int = 0) -> FeedbackAnswer:
+    async def feedback(self, request_id: str, label: str, *, index: int | None = None) -> FeedbackAnswer:
         """As Client.feedback."""
         return await self._do(self._calls.feedback(request_id, label, index))
 

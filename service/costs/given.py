@@ -104,13 +104,18 @@ def _of_csv(path: Path, text: str) -> dict[str, Any]:
             "unknown_accept,missed"
         )
     content: dict[str, Any] = {"classes": {}}
+    seen: set[str] = set()
     for row in reader:
+        if None in row:  # 0,05 for 0.05: the share would be 0, and nothing would say so
+            raise SettingsError(
+                f"--costs {path}: line {reader.line_num} has more values than columns: write 0.05, not 0,05"
+            )
         values = {name: row[name].strip() for name in COLUMNS if (row.get(name) or "").strip()}
-        name = str(row["class"]).strip()
+        if (name := str(row["class"]).strip()) in seen:
+            raise SettingsError(f"--costs {path} names the class {name!r} twice: one line for each")
+        seen.add(name)
         if name == ALL:
             content |= values
-        elif name in content["classes"]:
-            raise SettingsError(f"--costs {path} names the class {name!r} twice: one line for each")
         else:
             content["classes"][name] = values
     return content

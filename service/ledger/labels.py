@@ -21,6 +21,8 @@ FIND = """SELECT d.api_key, d.row, d.model, d.operating_point, d.scope, d.by_dep
 BY_ROW = FIND.format(which="d.row = ?")
 BY_REQUEST_ID = FIND.format(which="d.request_id = ? AND d.position = ?")
 BY_CLIENT_ID = FIND.format(which="d.client_id = ? AND (? OR COALESCE(d.api_key, '') = ?) AND d.position = ?")
+OTHERS = """SELECT 1 FROM decisions WHERE request_id = (SELECT request_id FROM decisions WHERE row = ?)
+    AND position > 0 LIMIT 1"""
 INSERT = """INSERT INTO feedback (time, decision_row, label, api_key, kind, source, group_id)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
 NO_TRUTH = Truth("withdrawn", "")
@@ -53,7 +55,11 @@ class Labeller:
 
     def feedback(self, given: Feedback, written: Written) -> FeedbackRecord:
         """Label one image by its request. Raises NotFound, Forbidden, or InvalidParameter for a label not known."""
-        found = self._of_request(given)
+        found = self._of_request(given, given.position or 0)
+        if given.position is None and self._database.fetch(OTHERS, (found.row,)):  # its first would get what is not its
+            raise InvalidParameter(
+                f"request {given.request_id} had several images: send index too, which of them in the order sent"
+            )
         truth = Truth("outlier" if given.truth == OUTLIER_LABEL else "class", given.truth)
         self._check(found, truth)
         return self._label(found, truth, given.time, "feedback", None, given.key, written)
@@ -89,19 +95,19 @@ class Labeller:
         *decided, kind, label = rows[0]
         return Found._make([*decided, NO_TRUTH if kind is None else Truth(kind, label)])
 
-    def _of_request(self, given: Feedback) -> Found:
+    def _of_request(self, given: Feedback, position: int) -> Found:
         key = given.key or ""
-        if found := self._one(BY_REQUEST_ID, given.request_id, given.position):
+        if found := self._one(BY_REQUEST_ID, given.request_id, position):
             if (found.api_key or "") != key and not given.may_review:
                 raise Forbidden(
                     f"request {given.request_id} was sent with another API key: send feedback with that key, or with "
                     "one that has the review role"
                 )
             return found
-        if found := self._one(BY_CLIENT_ID, given.request_id, given.may_review, key, given.position):
+        if found := self._one(BY_CLIENT_ID, given.request_id, given.may_review, key, position):
             return found
         raise NotFound(
-            f"the ledger holds no image {given.position} of request {given.request_id}: send the request_id of an "
+            f"the ledger holds no image {position} of request {given.request_id}: send the request_id of an "
             "answer, and index for an image of a batch; old rows are deleted"
         )
 

@@ -61,7 +61,7 @@ class Feedback(NamedTuple):
 
     time: float
     request_id: str  # the service's, or the client's
-    position: int
+    position: int | None  # in the request; None: not said, as of its only image
     truth: str
     key: str | None  # of whoever gives it
     may_review: bool  # and so may label what other keys sent

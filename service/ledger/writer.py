@@ -112,13 +112,14 @@ class Ledger:
                 self._images.labels("dropped").inc()
 
     async def record_feedback(
-        self, request_id: str, position: int, truth: str, *, key: str | None, may_review: bool = False
+        self, request_id: str, position: int | None, truth: str, *, key: str | None, may_review: bool = False
     ) -> FeedbackRecord:
         """Write the true label of an image, and return once it is committed. The same label again changes nothing.
 
         `request_id` is the service's, or the one that the client gave. `key` is the name of the caller's API key, which
         must be that of the request unless `may_review`. Raises NotFound, Forbidden, InvalidParameter for a label that
-        the deciding model does not have, and NotReady when it cannot be written within the request timeout.
+        the deciding model does not have and for no `position` in a request of several images, and NotReady when it
+        cannot be written within the request timeout.
         """
         answer: Future[FeedbackRecord] = Future()
         self._queue.ask(Feedback(time.time(), request_id, position, truth, key, may_review, answer))

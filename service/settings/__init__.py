@@ -65,9 +65,9 @@ class Settings(BaseSettings):
     """Images admitted and not yet answered; beyond it a request is answered 429."""
     request_timeout_s: float = Field(default=10.0, gt=0)
     """Of a request; also the longest that X-Request-Timeout-Ms can ask for."""
-    drain_grace_s: float = Field(default=2.0, ge=0)
+    drain_grace_s: float = Field(default=2.0, ge=0, le=86_400)
     """After TERM: not ready, and still serving, so that balancers notice."""
-    drain_s: float = Field(default=20.0, ge=0)
+    drain_s: float = Field(default=20.0, ge=0, le=86_400)
     """After the grace: answer what is in flight, then end."""
 
     # Engine

@@ -162,6 +162,7 @@ class BatchItem(BaseModel):
     """Either an answer or a problem, never both."""
 
     file: str = Field(description="the file name of the part, or its position")
+    index: int | None = Field(default=None, description="its place in the request, which POST /feedback asks for")
     answer: Answer | None = None
     problem: Problem | None = None
 

@@ -64,6 +64,9 @@ def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
         ("REQUESTS_PER_S", "0"),
         ("REQUESTS_PER_S", "inf"),
         ("DRAIN_S", "-1"),
+        ("DRAIN_S", "inf"),  # no timer takes it: the service broke at its start, or never ended
+        ("DRAIN_GRACE_S", "inf"),
+        ("DRAIN_GRACE_S", "1e10"),
     ],
 )
 def test_bad_value_is_named(name: str, value: str) -> None:

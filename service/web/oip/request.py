@@ -5,6 +5,7 @@ binary, a little-endian uint32 length and its content; in JSON an image file is 
 """
 
 import base64
+import difflib
 import struct
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -26,6 +27,7 @@ from service.web.oip.answer import further_types, output_types
 PIXELS, FILES = "images", "image"
 MAX_JSON_VALUES = 2**19  # 10 to 40 ms of parsing; a 384 x 384 image has 442,368
 JSON_WEIGHTS = {b",": 1, b"[": 4, b"{": 64}  # lists and objects cost more, and an honest request has few of them
+PARAMETERS = ("operating_point", "thresholds", "set", "binary_data_output")
 MAX_ID_CHARACTERS = 128  # as in POST /feedback
 LENGTH = struct.Struct("<I")
 
@@ -68,6 +70,9 @@ def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:
 
 
 def _chosen(parameters: dict[str, Any], model: Model) -> DecisionParameters:
+    for name in [name for name in parameters if name not in PARAMETERS][:8]:  # clients of the protocol have their own
+        if near := difflib.get_close_matches(name[:32].lower(), PARAMETERS, n=1, cutoff=0.75):
+            raise InvalidParameter(f"{name[:100]} is not known here: did you mean {near[0]}?")
     point, scope = parameters.get("operating_point"), parameters.get("thresholds")
     if point is not None and not isinstance(point, str):
         raise InvalidParameter(f"operating_point is {_shown(point)}: send the name of one")
@@ -145,8 +150,7 @@ def _shape(name: str, shape: Any, manifest: Manifest, max_images: int) -> list[i
         raise MalformedRequest(
             f"input {name} has shape {_shown(shape)}, the model takes {known} with N from 1 to {max_images}"
         )
-    found: list[int] = shape
-    return found
+    return list(shape)
 
 
 def _flat(name: str, data: Any, shape: list[int]) -> list[Any]:
@@ -188,8 +192,7 @@ def _decoded(values: list[Any], content_type: Any) -> list[bytes]:
 
 
 def _binary_pixels(body: bytes, start: int, shape: list[int]) -> NDArray[np.uint8]:
-    size, count = len(body) - start, prod(shape)
-    if size != count:
+    if (size := len(body) - start) != (count := prod(shape)):
         raise MalformedRequest(f"input {PIXELS} has {size} bytes of data, its shape {_shown(shape)} takes {count}")
     return np.frombuffer(body, np.uint8, count, start).reshape(shape)  # a view: no copy of the pixels
 

@@ -89,7 +89,12 @@ async def _item(
     request: Request, admitted: Admitted[list[Upload]], position: int, upload: Upload, failures: list[TailGuardError]
 ) -> dict[str, Any]:
     """The answer for one image of a batch, or its problem; what is not the client's fault is appended to `failures`."""
-    item: dict[str, Any] = {"file": upload.filename or str(position), "answer": None, "problem": None}
+    item: dict[str, Any] = {
+        "file": upload.filename or str(position),
+        "index": position,
+        "answer": None,
+        "problem": None,
+    }
     try:
         row = await admitted.submit(upload.data)
         item["answer"] = await answer_with_more(admitted, decide_image(admitted, position, upload.data, row))

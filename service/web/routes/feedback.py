@@ -34,7 +34,12 @@ class FeedbackBody(BaseModel):
         description="of the answer; or the X-Request-Id or the id of the inference protocol that the request was sent "
         "with, of the latest where it was used twice",
     )
-    index: int = Field(default=0, ge=0, le=MAX_POSITION, description="which image of the request, in the order sent")
+    index: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_POSITION,
+        description="which image of the request, in the order sent; may be left out where it had one",
+    )
     label: str = Field(min_length=1, max_length=1000, description='a class of the model, or "outlier" for none of them')
 
 
@@ -84,7 +89,7 @@ async def feedback(request: Request) -> FeedbackAnswer:
     assert record.outcome is not None  # a class or an outlier has one
     return FeedbackAnswer(
         request_id=given.request_id,
-        index=given.index,
+        index=given.index or 0,
         model=ModelName(name=record.model.name, version=record.model.version),
         predicted=record.label,
         group=record.group,

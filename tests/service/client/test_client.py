@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def test_a_batch_is_cut_by_number_and_by_bytes_and_keeps_its_order(made: Callabl
     assert [item.answer.label for item in items] == [str(i) for i in range(8)]
     assert [named(request) for request in service.requests] == [["0", "1"], ["2"], ["3"], ["4", "5", "6"], ["7"]]
     assert made(Service(batch)).call("classify_batch", []) == []
+
+
+def test_a_file_may_have_any_name(made: Callable[..., Any], tmp_path: Path) -> None:
+    """One that was no UTF-8 ended the whole batch, and one with a quote came back as another."""
+    names = {b'12" pizza.jpg': '12" pizza.jpg', b"new\nline.jpg": "new\nline.jpg", b"caf\xe9.jpg": "caf\\xe9.jpg"}
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    images = [tmp_path / os.fsdecode(name) for name in names]
+    items = made(Service(batch)).call("classify_batch", images)
+    assert [item.file for item in items] == list(names.values())
+    assert made(Service(httpx.Response(200, json=ANSWER))).call("classify", images[2]).label == "cat"
+    with images[2].open("rb") as opened:
+        assert [item.file for item in made(Service(batch)).call("classify_batch", [opened])] == ["caf\\xe9.jpg"]
 
 
 def test_images_are_read_when_their_turn_comes(made: Callable[..., Any]) -> None:

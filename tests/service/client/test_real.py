@@ -44,10 +44,16 @@ def test_one_image_many_and_feedback(url: str) -> None:
         assert (answer.label, len(answer.top_k)) == ("red", 1)
         told = client.feedback(answer.request_id, "blue")
         assert (told.predicted, told.label, told.outcome) == ("red", "blue", "wrong")
-        items = list(client.classify_batch([RED, BLUE, b"no image", RED], batching=Batching(images=3)))
+        items = list(client.classify_batch([RED, BLUE, b"no image", RED], batching=Batching(images=4)))
         assert [item.answer and item.answer.label for item in items] == ["red", "blue", None, "red"]
         assert items[2].problem
         assert items[2].problem.status == 415
+        for item in items:  # sent in halves, as the queue has room for two, and each label goes to its own image
+            if item.answer:
+                told = client.feedback(item.answer.request_id, "green", index=item.index)
+                assert (told.index, told.predicted) == (item.index, item.answer.label)
+        with pytest.raises(ProblemError, match="had several images: send index too"):
+            client.feedback(items[1].answer.request_id, "green")  # type: ignore[union-attr]
 
 
 def test_what_an_image_is_like_and_where(url: str) -> None:

@@ -62,6 +62,21 @@ def test_a_bad_file_is_refused_by_value(tmp_path: Path, content: Any, reason: st
         given.read(wrote(tmp_path, "class,wrong_accept,refusal,unknown_share\nred,1,,\nred,2,,\n", "y.csv"), CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("*,10,1,20,,0,05\n", "line 2 has more values than columns: write 0.05, not 0,05"),
+        ("*,10,1,20,,0.05\nred,1,,,,,\n", "line 3 has more values"),
+        ("*,10,1,20,,0.05\n*,1,1,20,,0.05\n", r"names the class '\*' twice"),
+    ],
+)
+def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: str) -> None:
+    """With a decimal comma the share of unknown images was 0, and thresholds were chosen for that."""
+    head = "class,wrong_accept,refusal,unknown_accept,missed,unknown_share\n"
+    with pytest.raises(SettingsError, match=reason):
+        given.read(wrote(tmp_path, head + lines, "costs.csv"), CLASSES)
+
+
 # ---- The bill and the best threshold ----
 
 

@@ -92,6 +92,19 @@ def test_images_of_a_batch_and_of_the_inference_protocol_have_an_index(client: T
     assert tell(client, "oip", "red", index=2).status_code == 404
 
 
+def test_of_several_images_none_is_labelled_without_an_index(client: TestClient) -> None:
+    """The first of them took the label, whichever was meant; an id used again means the latest request."""
+    files = [("files", (name, data, "image/png")) for name, data in (("r", RED), ("b", BLUE))]
+    body = client.post("/classify/batch", files=files, headers={"x-request-id": "a"}).raise_for_status().json()
+    assert [item["index"] for item in body["results"]] == [0, 1]
+    for request_id in ("a", body["request_id"]):
+        answer = tell(client, request_id, "blue")
+        assert (answer.status_code, counted(client)) == (422, {})
+        assert f"request {request_id} had several images: send index too" in answer.json()["detail"]
+    classify(client, RED, "a")
+    assert tell(client, "a", "red").json()["outcome"] == "correct"
+
+
 def test_refusals(client: TestClient, document: dict[str, Any]) -> None:
     classify(client, RED, "a")
     assert_problem(tell(client, "b", "red"), 404, "no image 0 of request b", document)

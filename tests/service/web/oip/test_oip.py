@@ -90,7 +90,9 @@ def test_json_says_what_classify_says(oip: TestClient, sent: dict[str, Any]) -> 
 
 
 def test_head_of_an_answer(oip: TestClient) -> None:
-    response = ask(oip, BYTES, id="7", outputs=[{"name": "label"}], parameters={"operating_point": "ood95"}).json()
+    others = {"priority": 1, "sequence_id": 4, "sequence_start": True, "timeout": 5}  # what tritonclient has names for
+    asked = {"operating_point": "ood95", **others}
+    response = ask(oip, BYTES, id="7", outputs=[{"name": "label"}], parameters=asked).json()
     assert response == {
         "model_name": "tiny",
         "model_version": "1",
@@ -141,6 +143,9 @@ def test_binary_requests(oip: TestClient) -> None:
         ({"inputs": [BYTES], "parameters": {"binary_data_output": "yes"}}, 'binary_data_output is "yes"'),
         ({"inputs": [BYTES], "parameters": {"operating_point": 7}}, "operating_point is 7"),
         ({"inputs": [BYTES], "parameters": {"operating_point": "id99"}}, "none of this model's: id95, ood95"),
+        # Decided by the group's thresholds, where the global one was asked for
+        ({"inputs": [BYTES], "parameters": {"threshold": "global"}}, "threshold is not known here: did you"),
+        ({"inputs": [BYTES], "parameters": {"Operating-Point": "ood95"}}, "did you mean operating_point"),
         ({"inputs": [BYTES], "outputs": 7}, "outputs must be a list"),
         ({"inputs": [BYTES], "outputs": [{"name": ["label"]}]}, 'output ["label"] is none'),
         ({"inputs": [BYTES | {"name": "input"}]}, 'input "input" is none of this model\'s'),
