@@ -277,6 +277,18 @@ def test_names_that_are_none(kept: str, opened: Open) -> None:
     assert client.get("/review/progress").json()["labelled"] == {"class": 1}
 
 
+def test_numbers_and_words_that_no_database_holds(kept: str, opened: Open) -> None:
+    client = opened()
+    document = client.get("/openapi.json").json()
+    row = client.get("/review/audit").json()["shown"][0]["row"]
+    for wrong in (2**63, 10**400, -1):
+        answer = label(client, [row, wrong], "outlier")
+        assert_problem(answer, 422, "rows[1]=", document)
+    assert_problem(label(client, [row], "outlier", group="a\0"), 422, "group=", document)
+    assert_problem(client.post("/review/claims", json={"items": ["a\0"], "desk": "one"}), 422, "items[0]=", document)
+    assert client.get("/review/progress").json()["labelled"] == {}
+
+
 def test_who_may_review(kept: str, opened: Open, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
