@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from service.errors import NotFound, NotReady, Refused
+from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.ledger.rows import Source, Truth
 from service.ledger.schema import SchemaError
 from service.ledger.writer import Ledger
@@ -83,6 +83,8 @@ class Front:
         Images that have a label by now keep it, unless `again`. Raises Refused where another reviewer has claimed the
         group or one of the images, and what Ledger.label raises.
         """
+        if group == UNDO:  # an undo would pass this label by, and take back another
+            raise InvalidParameter(f"group={UNDO} is no group: name the one in which the images were seen")
         rows = list(dict.fromkeys(rows))
         async with self._labelling:
             open_rows, done = await self.ask(lambda desk: _open(desk, rows, group, reviewer, again))

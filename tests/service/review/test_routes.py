@@ -289,6 +289,16 @@ def test_numbers_and_words_that_no_database_holds(kept: str, opened: Open) -> No
     assert client.get("/review/progress").json()["labelled"] == {}
 
 
+def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
+    """It is the mark of what an undo has written, which the next undo passes by."""
+    client = opened()
+    document = client.get("/openapi.json").json()
+    first, second = (image["row"] for image in client.get("/review/audit").json()["shown"][:2])
+    label(client, [first], "outlier").raise_for_status()
+    assert_problem(label(client, [second], "outlier", group="undo"), 422, "group=undo is no group", document)
+    assert client.post("/review/undo", json={}).json() == {"rows": [first], "changed": []}
+
+
 def test_who_may_review(kept: str, opened: Open, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
