@@ -203,15 +203,25 @@ def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, st
     changed = []
     history = tables.history(desk.database, [label.decision_row for label in mine])
     for label in mine:
-        labels = history.get(label.decision_row, [])
-        if not labels or (labels[-1].kind, labels[-1].label, labels[-1].key) != (label.kind, label.label, label.key):
+        standing = _standing(history.get(label.decision_row, []))
+        if not standing or standing[-1].row != label.row:
             changed.append(label.decision_row)
             continue
-        earlier = [other for other in labels if other.row < label.row]
-        if earlier:
-            last = earlier[-1]
+        if len(standing) > 1:
+            last = standing[-2]
             key = (Truth(last.kind, last.label), last.source, last.key)
         else:
             key = (Truth("withdrawn", ""), "review", label.key)
         found.setdefault(key, []).append(label.decision_row)
     return found, changed
+
+
+def _standing(labels: Sequence[Label]) -> list[Label]:
+    """Those of an image that no undo has taken back; the last one counts. An undo writes an earlier one again."""
+    standing: list[Label] = []
+    for label in labels:
+        if label.group_id != UNDO:
+            standing.append(label)
+        elif standing:
+            standing.pop()
+    return standing

@@ -262,6 +262,20 @@ def test_undo_goes_back_step_by_step_and_leaves_others_labels(kept: str, opened:
     assert now(first) == ("new", "w", "ben")
 
 
+def test_undo_of_a_label_that_was_given_twice_does_not_go_round(kept: str, opened: Open) -> None:
+    """x, y, x again: what the first undo writes looks like the second label, and the second one like the first."""
+    client = opened()
+    row = client.get("/review/audit").json()["shown"][0]["row"]
+    for name in ("x", "y", "x"):
+        label(client, [row], "new", name, again=True).raise_for_status()
+    said = []
+    for _ in range(3):
+        assert client.post("/review/undo", json={}).json()["rows"] == [row]
+        said.append(client.get("/review/progress").json()["new_classes"])
+    assert said == [{"y": 1}, {"x": 1}, {}]
+    assert client.post("/review/undo", json={}).status_code == 404
+
+
 def test_names_that_are_none(kept: str, opened: Open) -> None:
     client = opened()
     document = client.get("/openapi.json").json()
