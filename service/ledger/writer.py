@@ -133,10 +133,12 @@ class Ledger:
         source: Source,
         group_id: str | None = None,
         key: str | None = None,
+        again: bool = True,
     ) -> list[FeedbackRecord]:
         """Give rows one true label, in one transaction, and return once it is committed.
 
-        The records are those of the rows that are still held, in the order given. `label` is "" for the kinds 'unsure'
+        The records are those of the rows that are still held, in the order given, and have no label yet, or `again`;
+        others keep theirs. `label` is "" for the kinds 'unsure'
         and 'withdrawn', and is not read for 'outlier'. A 'new' class that the deciding model of a row has is an
         ordinary class there. Raises InvalidParameter for a 'class' that the deciding model of a row lacks, and then no
         row is labelled; and NotReady as record_feedback does.
@@ -147,7 +149,7 @@ class Ledger:
         else:
             label = OUTLIER_LABEL if kind == "outlier" else ""
         answer: Future[list[FeedbackRecord]] = Future()
-        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer))
+        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer, again))
         return await self._answered(answer)
 
     async def forget(self, request_id: str, *, key: str | None, may_review: bool = False) -> int:

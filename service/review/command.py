@@ -123,7 +123,7 @@ def _import(args: argparse.Namespace) -> int:
             for start in range(0, len(rows), CHUNK_ROWS):  # each in one transaction: what is done stays done
                 answer: Future[list[FeedbackRecord]] = Future()
                 part = rows[start : start + CHUNK_ROWS]
-                written = tables.write([Labels(time.time(), part, truth, "import", None, args.reviewer, answer)])
+                written = tables.write([Labels(time.time(), part, truth, "import", None, args.reviewer, answer, False)])
                 done = written.answers[0][1]
                 if isinstance(done, TailGuardError):
                     raise done

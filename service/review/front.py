@@ -92,10 +92,13 @@ class Front:
                 return done
             kind, label = truth
             records = await self._ledger.label(
-                open_rows, kind=kind, label=label, source="review", group_id=group, key=reviewer.key
+                open_rows, kind=kind, label=label, source="review", group_id=group, key=reviewer.key, again=again
             )
             written = [record.row for record in records]
-            done.gone.extend(row for row in open_rows if row not in set(written))
+            if left := [row for row in open_rows if row not in set(written)]:  # deleted, or labelled by another replica
+                late = await self.ask(lambda desk: tables.history(desk.database, left))
+                done.already.extend(labels[-1] for labels in late.values())
+                done.gone.extend(row for row in left if row not in late)
             action = await self.ask(lambda desk: _action(desk, written, reviewer, truth), now=True)
             return done._replace(action=action, rows=written)
 
@@ -125,7 +128,7 @@ class Front:
                 for start in range(0, len(rows), tables.CHUNK_ROWS):
                     records = await self._ledger.label(
                         rows[start : start + tables.CHUNK_ROWS], kind=kind, label=label, source="import",
-                        key=reviewer.key,
+                        key=reviewer.key, again=False,
                     )  # fmt: skip
                     count += len(records)
             await self.ask(lambda desk: None, now=True)

@@ -96,3 +96,16 @@ def test_a_label_of_another_process_can_be_taken_back(where: str, manifest: bund
         tally = kept.ledger.tally(manifest)
         assert tally is not None
         assert tally.images == {RED: 1, RED._replace(truth="blue"): 0, RED._replace(truth="red"): 1}
+
+
+def test_a_label_that_came_in_between_stays_unless_it_is_to_be_replaced(where: str, manifest: bundle.Manifest) -> None:
+    """Whoever looked before may write after another replica: what counts is known in the transaction alone."""
+    with Kept(where) as kept:
+        for i in range(2):
+            kept.ledger.record(entry(manifest, "a", i))
+        kept.mark(1, kind="class", label="red", key="ann")
+        kept.mark(2, kind="unsure")
+        kept.mark(2, kind="withdrawn")
+        assert [r.row for r in kept.mark(1, 2, kind="new", label="violet", key="ben", again=False)] == [2]
+        assert [r.row for r in kept.mark(1, 2, kind="outlier", again=True)] == [1, 2]
+    assert read(where, "SELECT label FROM feedback WHERE decision_row = 1 ORDER BY row") == [("red",), ("outlier",)]

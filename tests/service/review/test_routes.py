@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.contract.bundle import Manifest
 from service.ledger.database import connect
-from service.review import regroup
+from service.review import front, regroup
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service.asgi import assert_problem
@@ -166,6 +166,27 @@ def test_what_was_labelled_meanwhile_keeps_its_label(kept: str, opened: Open) ->
     again = label(client, rows[:3], "class", "blue", again=True).raise_for_status().json()
     assert again["rows"] == rows[:3]
     assert client.get("/review/progress").json()["labelled"] == {"class": len(rows)}
+
+
+def test_what_another_replica_labels_in_between_keeps_its_label(
+    kept: str, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what has a label and the label, another replica gives one."""
+    client, other = opened(), opened()
+    rows = [image["row"] for image in client.get("/review/audit").json()["shown"][:2]]
+    open_before = front._open
+
+    def then_other(*given: Any) -> Any:
+        found = open_before(*given)
+        if given[2] == "one":
+            label(other, rows[:1], "new", "violet", group="two").raise_for_status()
+        return found
+
+    monkeypatch.setattr(front, "_open", then_other)
+    answer = label(client, rows, "outlier", group="one").raise_for_status().json()
+    assert (answer["rows"], answer["gone"]) == (rows[1:], [])
+    assert answer["already"] == [{"row": rows[0], "kind": "new", "label": "violet", "by": None}]
+    assert client.get("/review/progress").json()["labelled"] == {"new": 1, "outlier": 1}
 
 
 def test_rows_that_retention_or_somebody_has_deleted(kept: str, opened: Open) -> None:
