@@ -191,6 +191,8 @@ def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: s
      [("a", "dog"), ("b", "cat"), ("c", None), ("d", "dog")]),
     ({"samples": [{"filepath": "data/a.jpg", "ground_truth": {"_cls": "Classification", "label": "cat"}},
                   {"filepath": "data/b.jpg", "ground_truth": None}]}, [("data/a.jpg", "cat"), ("data/b.jpg", None)]),
+    ({"samples": [{"filepath": "a", "ground_truth": {"_cls": "Classification", "label": 5}}]}, [("a", None)]),
+    ([{"data": {"image": "a"}, "annotations": [{"result": [{"value": {"choices": [["cat"]]}}]}]}], [("a", None)]),
 ])  # fmt: skip
 def test_formats(content: Any, expected: list[tuple[str, str | None]]) -> None:
     assert [(one.file, one.label) for one in imports.read(json.dumps(content).encode())] == expected
@@ -217,6 +219,40 @@ def test_a_bad_name_labels_nothing(labelled: str, tmp_path: Path) -> None:
     assert "no folder may" in done.stderr
     reader = Reader(labelled)
     assert all(row.image_key not in keys for row in reader.labelled())
+    reader.close()
+
+
+def test_an_import_knows_the_classes_of_every_model_and_one_spelling_of_each(
+    where: str, tmp_path: Path, manifest: Manifest
+) -> None:
+    """Two bundles have decided: a class of one is a new class to the other, and no reason to label nothing."""
+    later = manifest.classes[0].model_copy(update={"name": "sea slug"})
+    other = manifest.model_copy(update={"version": "2", "classes": [later, *manifest.classes[1:]]})
+    given = colours({VIOLET: 5})
+    fill(where, tmp_path / "store", manifest, given[:4])
+    fill(where, tmp_path / "store", other, given[4:], start=4)
+    mark(where, [1], "new", "Jelly")
+    said = ("Sea Slug", "JELLY", "Sea Slug", "red")
+    labels = {key_of(one.file): name for one, name in zip(given[1:], said, strict=True)}
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": labels}))
+    done = tailguard("review", "import", "--ledger", where, tmp_path / "labels.json")
+    assert done.stdout.startswith("labelled: 4 images"), done.stderr
+    reader = Reader(where)
+    assert [(row.label.kind, row.label.label) for row in reader.labelled() if row.label] == [
+        ("new", "Jelly"), ("new", "sea slug"), ("new", "Jelly"), ("new", "sea slug"), ("new", "red")
+    ]  # fmt: skip
+    reader.close()
+
+
+def test_an_import_that_says_two_things_of_an_image_labels_nothing(labelled: str, tmp_path: Path) -> None:
+    key = key_of(picture(VIOLET, 5))
+    entries = [{"image": f"{key[:16]}.png", "choice": "blue"}, {"image": f"copy/{key}.png", "choice": "red"}]
+    (tmp_path / "tasks.json").write_text(json.dumps(entries))
+    done = tailguard("review", "import", "--ledger", labelled, tmp_path / "tasks.json")
+    assert done.returncode == 1
+    assert f"'copy/{key}.png' is said to show 'blue' and 'red'" in done.stderr
+    reader = Reader(labelled)
+    assert all(row.image_key != key for row in reader.labelled())
     reader.close()
 
 

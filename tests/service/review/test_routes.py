@@ -334,6 +334,17 @@ def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
     assert client.post("/review/undo", json={}).json() == {"rows": [first], "changed": []}
 
 
+def test_an_import_with_text_that_is_none(kept: str, opened: Open) -> None:
+    """A lone surrogate stands in JSON and can stand in no answer."""
+    client = opened()
+    sent = '{"classes": ["red"], "labels": {"\\ud800": %d}}'
+    answer = client.post("/review/import", content=sent % 0).raise_for_status().json()
+    assert (answer["unknown"], answer["labelled"]) == (["\\ud800"], 0)
+    assert_problem(
+        client.post("/review/import", content=sent % 7), 422, "there are 1 classes", client.get("/openapi.json").json()
+    )
+
+
 def test_who_may_review(kept: str, opened: Open, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
