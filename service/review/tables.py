@@ -153,12 +153,12 @@ def has_image(database: Database, key: str) -> bool:
     return bool(database.fetch("SELECT 1 FROM decisions WHERE image_key = ? LIMIT 1", (key,)))
 
 
-def classes_of(database: Database, rows: Sequence[int]) -> set[str]:
-    """The classes that every model which decided one of the rows has."""
+def classes_of(database: Database, rows: Sequence[int]) -> list[set[str]]:
+    """The classes of each model that decided one of the rows."""
     found = database.fetch(
         f"SELECT classes FROM models WHERE model IN (SELECT model FROM decisions WHERE row IN ({_marks(rows)}))", rows
     )
-    return set.intersection(*({*json.loads(classes)} for (classes,) in found)) if found else set()
+    return [{*json.loads(classes)} for (classes,) in found]
 
 
 def rows_of(database: Database, key: str) -> list[int]:

@@ -334,6 +334,18 @@ def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
     assert client.post("/review/undo", json={}).json() == {"rows": [first], "changed": []}
 
 
+def test_a_class_of_the_model_that_decided_is_none_that_is_new(
+    where: str, opened: Open, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The bundle was swapped between refusal and label: the one in force lacks the class."""
+    slug = manifest.classes[0].model_copy(update={"name": "sea slug"})
+    before = manifest.model_copy(update={"version": "0", "classes": [slug, *manifest.classes[1:]]})
+    fill(where, tmp_path / "store", before, [Given(picture(GREY), None)])
+    client = opened()
+    assert label(client, [1], "new", "Sea  Slug").json()["rows"] == [1]
+    assert client.get("/review/progress").json()["labelled"] == {"class": 1}
+
+
 def test_an_import_with_text_that_is_none(kept: str, opened: Open) -> None:
     """A lone surrogate stands in JSON and can stand in no answer."""
     client = opened()
