@@ -53,7 +53,8 @@ class File(NamedTuple):
 def files(reader: Reader, text: IO[str], *, unlabelled: bool = False) -> Iterator[File]:
     """The image files, one after the other; the list goes to `text` meanwhile. `unlabelled`: those without a label.
 
-    An image that is deleted meanwhile, or whose label is taken back, is in neither.
+    An image that is deleted meanwhile, whose label is taken back, or that gets one of a class without a folder, is in
+    neither.
     """
     chosen, classes = _chosen(reader, unlabelled)
     paths = folders(classes)
@@ -66,7 +67,9 @@ def files(reader: Reader, text: IO[str], *, unlabelled: bool = False) -> Iterato
             continue
         assert row.image_key is not None
         label = "" if row.label is None or row.label.kind == "outlier" else row.label.label
-        where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label in paths else "outliers"
+        if label and label not in paths:
+            continue  # given a moment ago: no folder was chosen for it, and the outliers' is not its
+        where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label else "outliers"
         path = f"{where}/{row.image_key[:KEY_DIGITS]}{kind_of(data)[0]}"
         table.writerow(_line(path, label, row))
         yield File(path, data, row.time)

@@ -157,6 +157,20 @@ def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> 
     }
 
 
+def test_a_class_that_comes_while_an_export_is_written_is_no_outlier(labelled: str, tmp_path: Path) -> None:
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    text = io.StringIO()
+    written = export.files(reader, text)
+    first = next(written)
+    mark(labelled, [3], "new", "sea slug")
+    rest = list(written)
+    reader.close()
+    assert not any(key_of(picture(VIOLET, 2))[:16] in file.path for file in [first, *rest])
+    assert {line["path"]: line["kind"] for line in lines(text.getvalue()).values() if "outliers" in line["path"]} == {
+        f"outliers/{key_of(picture(VIOLET, 3))[:16]}.png": "outlier"
+    }
+
+
 def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: str, tmp_path: Path) -> None:
     out = tmp_path / "todo"
     arguments = ("--ledger", labelled, "--store", tmp_path / "store", "--out", out, "--unlabelled")
