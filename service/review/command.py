@@ -70,12 +70,16 @@ def _export(args: argparse.Namespace) -> int:
     if "://" not in address and not Path(address).is_dir():
         raise ReviewError(f"{address} is not a folder: name the store of the ledger's images with --store")
     reader = Reader(args.ledger, store_at(address))
+    lost: list[str] = []
     try:
-        count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet")
+        count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet", lost=lost)
     finally:
         reader.close()
     listed = export.PARQUET_LIST if args.list == "parquet" else export.LIST
     print(f"written: {args.out}, {count} images and {listed}")
+    if lost:
+        print(f"{len(lost)} images are left out, {address} does not hold them as they were sent: "
+              f"{', '.join(lost[:MOST_SHOWN])}", file=sys.stderr)  # fmt: skip
     return 0
 
 

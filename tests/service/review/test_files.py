@@ -160,7 +160,7 @@ def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> 
 def test_a_class_that_comes_while_an_export_is_written_is_no_outlier(labelled: str, tmp_path: Path) -> None:
     reader = Reader(labelled, store_at(str(tmp_path / "store")))
     text = io.StringIO()
-    written = export.files(reader, text)
+    written = export.files(reader, text, [])
     first = next(written)
     mark(labelled, [3], "new", "sea slug")
     rest = list(written)
@@ -169,6 +169,28 @@ def test_a_class_that_comes_while_an_export_is_written_is_no_outlier(labelled: s
     assert {line["path"]: line["kind"] for line in lines(text.getvalue()).values() if "outliers" in line["path"]} == {
         f"outliers/{key_of(picture(VIOLET, 3))[:16]}.png": "outlier"
     }
+
+
+def test_an_export_says_which_labelled_images_it_lacks(
+    labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (tmp_path / "store" / k[:2] / k[2:4] / k for k in (key_of(picture(VIOLET, i)) for i in (1, 2)))
+    first.unlink()
+    second.write_bytes(b"cut short")
+    arguments = ("review", "export", "--ledger", labelled, "--store", tmp_path / "store", "--out")
+    done = tailguard(*arguments, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'out'}, 2 images and labels.csv\n")
+    assert "2 images are left out" in done.stderr
+    assert first.name in done.stderr
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    b"".join(export.tar(reader))
+    reader.close()
+    assert "an export lacks labelled images" in capsys.readouterr().out
+    second.unlink()
+    second.mkdir()  # a store that cannot be read is not the folder that cannot be written
+    done = tailguard(*arguments, tmp_path / "again")
+    assert (done.returncode, "the store of the images cannot be read" in done.stderr) == (1, True)
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: str, tmp_path: Path) -> None:
