@@ -394,6 +394,16 @@ def test_images_are_served_as_what_they_are(kept: str, opened: Open) -> None:
         assert client.get(f"/review/images/{wrong}").status_code == 404
 
 
+def test_a_store_that_cannot_be_read_is_asked_again_later(kept: str, opened: Open, tmp_path: Path) -> None:
+    client = opened()
+    key = client.get("/review/audit").json()["shown"][0]["key"]
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("a file where the folder was")
+    for kind in ("images", "thumbnails"):
+        answer = client.get(f"/review/{kind}/{key}")
+        assert_problem(answer, 503, "the image store cannot be read now", client.get("/openapi.json").json())
+
+
 def test_without_a_ledger_or_kept_images(opened: Open, tmp_path: Path) -> None:
     assert opened(ledger="off", keep="none", store=None).get("/review/groups").status_code == 404
     client = opened(ledger=":memory:", keep="none", store=None)
