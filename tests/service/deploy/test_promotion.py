@@ -92,6 +92,21 @@ def test_a_shadow_that_agrees_is_promoted_and_the_one_before_comes_back(versions
     asyncio.run(body())
 
 
+def test_the_bundle_of_the_start_is_gone_back_to_by_name(versions: list[Path], tmp_path: Path) -> None:
+    """It was put in force by the setting, and stands in no deployment."""
+
+    async def body() -> None:
+        async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (_, client):
+            client.headers.update(KEY)
+            for path in versions[1:]:
+                assert (await client.put("/admin/bundle", json={"path": str(path)})).status_code == 200
+            assert "were: tiny/1, tiny/2, tiny/3" in (await client.post("/admin/back", json={"to": "a/1"})).text
+            assert (await client.post("/admin/back", json={"to": "tiny/1"})).json()["version"] == "1"
+            assert (await client.post("/admin/back", json={})).status_code == 409
+
+    asyncio.run(body())
+
+
 def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Path], tmp_path: Path) -> None:
     async def body() -> None:
         async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (app, client):
