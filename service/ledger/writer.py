@@ -45,12 +45,14 @@ from service.ledger.rows import (
     Tally,
     Truth,
 )
+from service.ledger.schema import of_database
 from service.ledger.store import open_store
 from service.ledger.work import OnFeedback, Worker
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 OFF = "off"
+UNREADABLE = "the ledger cannot be read now, the service's log says why: send the request again later"
 CLOSE_LEDGER_S = 1.5  # less than service/web/server.py leaves after the drain
 
 Answer = TypeVar("Answer")
@@ -88,8 +90,14 @@ class Ledger:
         return None if settings.ledger == OFF else cls(settings, metrics, on_feedback)
 
     def reader(self) -> Reader:
-        """A connection of its own that reads what this ledger holds. Raises the driver's errors."""
-        return Reader(self._where, self.store)
+        """A connection of its own that reads what this ledger holds. Raises NotReady where the database fails."""
+        try:
+            return Reader(self._where, self.store)
+        except Exception as error:  # each driver has its own
+            if not of_database(error):
+                raise
+            log.error("the ledger cannot be read", error=" ".join(str(error).split()))
+            raise NotReady(UNREADABLE) from error
 
     @property
     def where(self) -> str:

@@ -12,6 +12,7 @@ from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
 from service.ledger.rows import FeedbackRecord, Labels
+from service.ledger.schema import of_database
 from service.ledger.store import store_at
 from service.ledger.tables import Tables
 from service.review import export, imports, listing
@@ -50,11 +51,17 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "import" and args.out:
         return _list(args)
     _check(args.ledger)
-    if args.action == "export":
-        return _export(args)
-    if args.image_root or args.bundle:
+    if args.action == "import" and (args.image_root or args.bundle):
         raise ReviewError("--image-root and --bundle go with --out: a ledger knows its images and classes")
-    return _import(args)
+    try:
+        return _export(args) if args.action == "export" else _import(args)
+    except Exception as error:  # each driver has its own
+        if not of_database(error):
+            raise
+        why = " ".join(str(error).split())
+        raise ReviewError(
+            f"the ledger cannot be used ({why}): name the one that the service writes, or try again"
+        ) from error
 
 
 def _check(where: str) -> None:

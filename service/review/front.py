@@ -8,7 +8,6 @@ await front.undo(done.action, reviewer)
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import structlog
 
 from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.ledger.rows import Source, Truth
-from service.ledger.schema import SchemaError
+from service.ledger.schema import of_database
 from service.ledger.writer import Ledger
 from service.review import tables
 from service.review.desk import SINGLE, Desk
@@ -146,7 +145,7 @@ class Front:
                 self._desk.look(now=now)
                 return question(self._desk)
             except Exception as error:
-                if not _of_database(error):
+                if not of_database(error):
                     raise
                 with contextlib.suppress(Exception):
                     self._desk.close()
@@ -155,14 +154,6 @@ class Front:
                     raise NotReady(UNAVAILABLE) from error
                 time.sleep(RETRY_S)
         raise AssertionError
-
-
-def _of_database(error: Exception) -> bool:
-    """Whether the database or its driver has failed; psycopg is not there everywhere."""
-    return (
-        isinstance(error, sqlite3.Error | OSError | SchemaError)
-        or type(error).__module__.partition(".")[0] == "psycopg"
-    )
 
 
 def _open(

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import closing
 
+import structlog
 from fastapi import APIRouter, Request
 
 from service.bundles import addresses
@@ -12,8 +13,9 @@ from service.contract.bundle import BundleError
 from service.deploy import evidence
 from service.deploy.deployments import Action, stack
 from service.deploy.evidence import Evidence, Limits
-from service.errors import EngineError, InvalidParameter, Refused, SettingsError
+from service.errors import EngineError, InvalidParameter, NotReady, Refused, SettingsError
 from service.inference.shadow import Shadow
+from service.ledger.writer import UNREADABLE
 from service.runtime import Runtime
 from service.settings.places import Source, bundle_source
 from service.web.admission import admit
@@ -38,6 +40,8 @@ NO_LEAST = "least_compared=-1 is not valid: Input should be greater than or equa
 NO_TO = "to=1 is not valid: Input should be a valid string"
 
 router = APIRouter(prefix="/admin", tags=["admin"])
+
+log = structlog.get_logger()
 
 
 @router.put(
@@ -115,7 +119,11 @@ async def back(request: Request) -> InForce:
     runtime = runtime_of(request)
     async with admit(request, json_reader(BackAsked)) as admitted:
         to = admitted.body.to
-    history = await asyncio.to_thread(runtime.deployments.history)
+    try:
+        history = await asyncio.to_thread(runtime.deployments.history)
+    except Exception as error:  # each driver has its own
+        log.error("what was deployed cannot be read", error=" ".join(str(error).split()))
+        raise NotReady(UNREADABLE) from error
     before = stack(history, runtime.settings.bundle)[:-1]
     if to is not None:
         deployed = [(one.path, f"{one.name}/{one.version}") for one in history]

@@ -92,6 +92,20 @@ def test_a_shadow_that_agrees_is_promoted_and_the_one_before_comes_back(versions
     asyncio.run(body())
 
 
+def test_what_was_deployed_cannot_be_read(versions: list[Path], tmp_path: Path) -> None:
+    async def body() -> None:
+        none = tmp_path / "ledger.sqlite3"
+        none.write_bytes(b"not a database" * 1000)
+        async with asgi.running(kept(versions[0], none)) as (_, client):
+            client.headers.update(KEY)
+            await client.put("/admin/shadow", json={"path": str(versions[1]), "share": 1})
+            for path in ("back", "promote"):
+                answer = await client.post(f"/admin/{path}", json={})
+                assert (answer.status_code, "the ledger cannot be read now" in answer.text) == (503, True)
+
+    asyncio.run(body())
+
+
 def test_the_bundle_of_the_start_is_gone_back_to_by_name(versions: list[Path], tmp_path: Path) -> None:
     """It was put in force by the setting, and stands in no deployment."""
 

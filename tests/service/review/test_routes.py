@@ -394,6 +394,15 @@ def test_images_are_served_as_what_they_are(kept: str, opened: Open) -> None:
         assert client.get(f"/review/images/{wrong}").status_code == 404
 
 
+def test_a_ledger_that_cannot_be_read_is_asked_again_later(opened: Open, tmp_path: Path) -> None:
+    none = tmp_path / "none.sqlite3"
+    none.write_bytes(b"not a database" * 1000)
+    client = opened(ledger=str(none))
+    document = client.get("/openapi.json").json()
+    for path in ("groups", "export"):
+        assert_problem(client.get(f"/review/{path}"), 503, "ledger", document)
+
+
 def test_a_store_that_cannot_be_read_is_asked_again_later(kept: str, opened: Open, tmp_path: Path) -> None:
     client = opened()
     key = client.get("/review/audit").json()["shown"][0]["key"]
