@@ -324,6 +324,14 @@ def test_numbers_and_words_that_no_database_holds(kept: str, opened: Open) -> No
     assert client.get("/review/progress").json()["labelled"] == {}
 
 
+def test_no_request_has_an_id_that_no_database_holds(kept: str, opened: Open) -> None:
+    """PostgreSQL refused the transaction, and with it the labels of others; any key may ask for this."""
+    client = opened()
+    document = client.get("/openapi.json").json()
+    for wrong in ("a%00b", "x" * 200):
+        assert_problem(client.delete(f"/requests/{wrong}"), 404, "is no id of a request", document)
+
+
 def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
     """It is the mark of what an undo has written, which the next undo passes by."""
     client = opened()
