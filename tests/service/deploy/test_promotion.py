@@ -147,6 +147,37 @@ def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Pa
     asyncio.run(body())
 
 
+def test_what_another_bundle_or_operating_point_decided_tells_nothing(versions: list[Path], tmp_path: Path) -> None:
+    """Versions 1 and 2 are the same graph, as a bundle and the one that `recalibrate` makes of it."""
+
+    async def body() -> None:
+        async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (app, client):
+            client.headers.update(KEY)
+            await client.put("/admin/shadow", json={"path": str(versions[2]), "share": 1})
+
+            async def told(compared: int, reviewed: int) -> None:
+                for _ in range(100):  # images reach the store after their answers
+                    detail = (await client.post("/admin/promote", json={})).json()["detail"]
+                    if f"{reviewed} reviewed images tell of it" in detail:
+                        break
+                    await asyncio.sleep(0.05)
+                assert f"compared on {compared} images" in detail
+                assert f"{reviewed} reviewed images tell of it" in detail
+
+            await label(client, await send(app, client, 3), "red")
+            other = await client.post("/classify?thresholds=global", content=RED, headers={"content-type": "image/png"})
+            await label(client, [other.json()["request_id"]], "red")
+            await told(3, 3)
+            await client.put("/admin/bundle", json={"path": str(versions[1])})
+            await told(0, 0)
+            await label(client, await send(app, client, 2), "red")
+            await told(2, 2)
+            await client.put("/admin/operating-point", json={"threshold_scope": "global"})
+            await told(0, 0)
+
+    asyncio.run(body())
+
+
 def test_images_that_it_was_trained_on_tell_nothing(tmp_path: Path, versions: list[Path]) -> None:
     provenance = tiny.manifest()["provenance"] | {"added": {"trained_keys": [key_text(content_key(RED))]}}
     taught = tiny.write(tmp_path / "taught", version="4", provenance=provenance)
