@@ -13,13 +13,14 @@ from service.errors import InvalidParameter
 MAX_CHARACTERS = 100
 MAX_BYTES = 200  # as UTF-8; file systems take 255
 SEPARATORS = '/\\:*?"<>|%'  # of paths on one system or another; % because folder names are written with it
+FORMULA = "=+@\uff1d\uff0b\uff20"  # and - below; the wide forms count as well
 RESERVED = {OUTLIER_LABEL, "outliers", "ood", "unsure", "not sure", "withdrawn", "new", "none", "train", "val", "test"}
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # of Windows
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}  # readers skip them
 
 
 def checked(name: str, known: Iterable[str] = ()) -> str:
-    """A new class name in Unicode's form NFC, or the known name that it differs from by case and blanks only.
+    """A new class name in Unicode's form NFC, or the known name that it differs from by case, blanks and form only.
 
     Raises InvalidParameter, naming what is wrong, for a name that cannot be shown or stored safely.
     """
@@ -36,6 +37,8 @@ def checked(name: str, known: Iterable[str] = ()) -> str:
         raise InvalidParameter(f"label={shown} holds {bad[0]!a}, which cannot be seen: leave it out")
     if found := [c for c in name if c in SEPARATORS]:
         raise InvalidParameter(f"label={shown} holds {found[0]!r}, which no folder may: leave it out")
+    if name[0] in FORMULA:  # it stands at the beginning of a field in labels.csv
+        raise InvalidParameter(f"label={shown} is a formula to a spreadsheet: begin it with another character")
     folded = name.casefold()
     if folded in RESERVED:
         raise InvalidParameter(f"label={shown} means something else here: say what the images show")
@@ -45,8 +48,8 @@ def checked(name: str, known: Iterable[str] = ()) -> str:
 
 
 def spelling(name: str) -> str:
-    """What names that differ by case and blanks only have in common."""
-    return " ".join(name.split()).casefold()
+    """What names that differ by case, blanks and Unicode's form only have in common."""
+    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
 
 
 def folders(labels: Iterable[str]) -> dict[str, str]:
