@@ -124,6 +124,25 @@ def test_the_list_of_an_export_is_read_as_it_is(labelled: str, tmp_path: Path, k
         assert rows[""]["kind"] == "outlier"
 
 
+@pytest.mark.parametrize("name", ["Acacia sp.", "milk 3.5%", "a:b"])
+def test_a_known_class_that_no_folder_may_be_called_is_learned_as_itself(
+    where: str, tmp_path: Path, manifest: Manifest, name: str
+) -> None:
+    """Its folder is called otherwise: without the list the class would be a new one."""
+    odd = manifest.classes[0].model_copy(update={"name": name})
+    changed = manifest.model_copy(update={"classes": [odd, *manifest.classes[1:]]})
+    fill(where, tmp_path / "store", changed, colours({VIOLET: 3}))
+    mark(where, [1, 2], "class", name)
+    reader = Reader(where, store_at(str(tmp_path / "store")))
+    assert export.folder(reader, tmp_path / "out") == 2
+    reader.close()
+    moved = next((tmp_path / "out" / "train").rglob("*.png"))
+    (tmp_path / "out" / "train" / "blue").mkdir()
+    moved.rename(tmp_path / "out" / "train" / "blue" / moved.name)  # somebody has put it right: what the folder says
+    found = reviewed.read(tmp_path / "out", [name, "blue"], tmp_path / "scan.npz", [])
+    assert sorted(found.labels.tolist()) == sorted([name, "blue"])
+
+
 def test_a_list_as_parquet_without_pyarrow_is_refused(
     labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
