@@ -27,6 +27,7 @@ ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_grou
     ORDER BY d.row"""
 TRUTHS = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE row > ? AND decision_row >= ? ORDER BY row LIMIT ?"""
+LABEL = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback WHERE row = ?"""
 HISTORY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE decision_row IN ({marks}) ORDER BY row"""
 GIVEN_BY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
@@ -105,6 +106,12 @@ def labels_after(database: Database, label_row: int, oldest_decision: int) -> It
     while page := database.fetch(TRUTHS, (label_row, oldest_decision, CHUNK_ROWS)):
         yield from (Label(*values) for values in page)
         label_row = page[-1][0]
+
+
+def label(database: Database, label_row: int) -> Label | None:
+    """The label of this number; None where it was forgotten with its image."""
+    found = database.fetch(LABEL, (label_row,))
+    return Label(*found[0]) if found else None
 
 
 def history(database: Database, rows: Iterable[int]) -> dict[int, list[Label]]:

@@ -332,6 +332,18 @@ def test_no_request_has_an_id_that_no_database_holds(kept: str, opened: Open) ->
         assert_problem(client.delete(f"/requests/{wrong}"), 404, "is no id of a request", document)
 
 
+def test_a_label_after_one_that_was_forgotten_is_seen(kept: str, opened: Open) -> None:
+    """SQLite gives the number of the last row again once that is deleted: what was read up to it is not all."""
+    client = opened()
+    first, second = client.get("/review/audit").json()["shown"][:2]
+    label(client, [first["row"]], "outlier").raise_for_status()
+    assert client.delete(f"/requests/{first['request_id']}").status_code == 200
+    label(client, [second["row"]], "new", "grey").raise_for_status()
+    progress = client.get("/review/progress").json()
+    assert (progress["labelled"], progress["audit_labelled"]) == ({"new": 1}, 1)
+    assert second["row"] not in [image["row"] for image in client.get("/review/audit").json()["shown"]]
+
+
 def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
     """It is the mark of what an undo has written, which the next undo passes by."""
     client = opened()
