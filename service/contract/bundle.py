@@ -48,8 +48,9 @@ def read(path: str | Path) -> Manifest:
     folder = Path(path)
     try:
         text = (folder / MANIFEST_FILE).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} cannot be read ({why})") from error
     manifest = parse(text, folder / MANIFEST_FILE)
     for name, digest in manifest.files.items():
         _verify(folder, name, digest)

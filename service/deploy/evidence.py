@@ -28,6 +28,7 @@ from service.errors import TailGuardError
 from service.inference.model import Model
 from service.inference.shadow import Shadow
 from service.ledger.reading import DecidedRow, Reader
+from service.ledger.rows import key_of
 from service.observe.metrics import SHADOW_OUTCOMES
 
 MOST_REVIEWED = 500  # the latest
@@ -126,7 +127,7 @@ def _claimed(model: Model) -> float | None:
 
 async def reviewed(shadow: Shadow, in_force: Model, reader: Reader) -> list[Answered]:
     """The latest reviewed images that the model in force decided, each decided by the shadow in its own thread."""
-    found = await asyncio.to_thread(_rows, reader, in_force.manifest.sha256)
+    found = await asyncio.to_thread(_rows, reader, in_force)
     taught = set((shadow.model.manifest.provenance.added or {}).get("trained_keys", ()))
     answered = []
     for row in found:
@@ -147,9 +148,16 @@ async def reviewed(shadow: Shadow, in_force: Model, reader: Reader) -> list[Answ
     return answered
 
 
-def _rows(reader: Reader, sha256: str) -> list[DecidedRow]:
-    """The latest of the rows of this graph that somebody has said something about."""
-    return [row for row in _labelled(reader) if row.model.sha256 == sha256 and row.image_key][-MOST_REVIEWED:]
+def _rows(reader: Reader, in_force: Model) -> list[DecidedRow]:
+    """The latest rows that somebody has said something about, decided as the model in force decides now: a recalibrated
+    bundle has the same graph and other thresholds, and a request may name an operating point of its own."""
+    decided_by = (key_of(in_force.manifest), True, in_force.operating_point, in_force.scope)
+    found = [
+        row
+        for row in _labelled(reader)
+        if (row.model, row.by_deployment, row.operating_point, row.scope) == decided_by and row.image_key
+    ]
+    return found[-MOST_REVIEWED:]
 
 
 def _labelled(reader: Reader) -> Iterator[DecidedRow]:

@@ -40,7 +40,7 @@ class Shadow:
         self.model = loaded
         self.taught = taught_classes(loaded.manifest)
         self._share = settings.shadow_share if share is None else share
-        self.seen: Counter[str] = Counter()  # images by outcome, since this shadow was loaded
+        self.seen: Counter[str] = Counter()  # images by outcome, since what answers is what it is now
         self._timeout_s = settings.request_timeout_s
         self._images = metrics.shadow_images
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,14 +58,16 @@ class Shadow:
         if self._draw() >= self._share:
             return
         if self.model.pipeline.held >= self.model.pipeline.queue_images:
-            self._count("skipped")
+            self._count("skipped", self.seen)
             return
-        task = asyncio.get_running_loop().create_task(self._compare(data, label, answered, known))
+        task = asyncio.get_running_loop().create_task(self._compare(data, label, answered, known, self.seen))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def follow(self, deciding: Deciding) -> None:
-        """Decide from now on as the deployment does, as far as the shadow's bundle has that operating point."""
+        """Decide from now on as the deployment does, as far as the shadow's bundle has that operating point. What it
+        was compared with until now, another bundle or operating point, says nothing of what answers from now on."""
+        self.seen = Counter()
         current = self.model
         try:
             point, scope = deciding.within(current.folder, current.manifest)
@@ -91,19 +93,21 @@ class Shadow:
             row.quality, min(row.width_px, row.height_px),
         )  # fmt: skip
 
-    def _count(self, outcome: str) -> None:
+    def _count(self, outcome: str, seen: Counter[str]) -> None:
         self._images.labels(outcome).inc()
-        self.seen[outcome] += 1
+        seen[outcome] += 1
 
-    async def _compare(self, data: bytes, label: str, answered: Verdict, known: Container[str]) -> None:
+    async def _compare(
+        self, data: bytes, label: str, answered: Verdict, known: Container[str], seen: Counter[str]
+    ) -> None:
         pipeline = self.model.pipeline
         try:
             with pipeline.reserve(1):
                 row = await pipeline.submit(data, asyncio.get_running_loop().time() + self._timeout_s)
         except TailGuardError:
-            self._count("failed")
+            self._count("failed", seen)
             return
-        self._count(self._outcome(row, label, answered, known))
+        self._count(self._outcome(row, label, answered, known), seen)
 
     def _outcome(self, row: Row, label: str, answered: Verdict, known: Container[str]) -> str:
         verdict = self.verdict(row)

@@ -65,12 +65,15 @@ class Labeller:
         return self._label(found, truth, given.time, "feedback", None, given.key, written)
 
     def labels(self, given: Labels, written: Written) -> list[FeedbackRecord]:
-        """Label rows, all or none; the records of those that are still held, in the order given.
+        """Label rows, all or none; the records of those that are still held, in the order given, without those that
+        keep a label: here, within the transaction, since another replica may have given it a moment ago.
 
         A new class that the deciding model of a row has is an ordinary class there. Raises InvalidParameter for a class
         that the deciding model of one of the rows lacks.
         """
         rows = [found for row in dict.fromkeys(given.decision_rows) if (found := self._one(BY_ROW, row)) is not None]
+        if not given.again:
+            rows = [found for found in rows if found.truth.kind == "withdrawn"]
         for found in rows:
             self._check(found, given.truth)
         records = []

@@ -78,6 +78,7 @@ class Labels(NamedTuple):
     group_id: str | None
     key: str | None  # of whoever gives it
     answer: Future[list["FeedbackRecord"]]
+    again: bool = True  # for rows that have a label too; else they keep it and have no record
 
 
 class Forget(NamedTuple):

@@ -20,6 +20,7 @@
 Statements hold {id}, {blob} and {newest} where SQLite and PostgreSQL differ; see database.py.
 """
 
+import sqlite3
 import uuid
 
 from service.contract.bundle import OUTLIER_LABEL
@@ -116,6 +117,14 @@ class SchemaError(Exception):
     """The tables are of a version that this service does not know."""
 
 
+def of_database(error: Exception) -> bool:
+    """Whether a ledger's database or its driver has failed, and not this program; psycopg is not there everywhere."""
+    return (
+        isinstance(error, sqlite3.Error | OSError | SchemaError)
+        or type(error).__module__.partition(".")[0] == "psycopg"
+    )
+
+
 def prepare(database: Database) -> None:
     """Make the tables, or bring those of an earlier version to this one, in one transaction.
 
@@ -125,11 +134,7 @@ def prepare(database: Database) -> None:
         version = _version(database)
         if version == VERSION:
             return
-        if version > VERSION:
-            raise SchemaError(
-                f"the ledger has schema version {version}, this service knows versions up to {VERSION}: "
-                "run the version that wrote it, or name another ledger"
-            )
+        _refuse_later(version)
         statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
@@ -139,12 +144,24 @@ def prepare(database: Database) -> None:
 def check(database: Database) -> None:
     """Raise SchemaError unless the tables are of this version, without changing anything."""
     if (version := _version(database)) != VERSION:
+        _refuse_later(version)
         remedy = "no service has written it" if version == 0 else "start this version of the service on it once"
         raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
+
+
+def _refuse_later(version: int) -> None:
+    if version > VERSION:
+        raise SchemaError(
+            f"the ledger has schema version {version}, this service knows versions up to {VERSION}: "
+            "run the version that wrote it, or name another ledger"
+        )
 
 
 def _version(database: Database) -> int:
     """Of the tables that are there; 0 for none. Version 1 had no table of its own for it."""
     if database.has_table("ledger"):
-        return int(database.fetch("SELECT version FROM ledger")[0][0])
+        rows = database.fetch("SELECT version FROM ledger")
+        if not rows:
+            raise SchemaError("the table ledger has no row, as no service leaves it: name another ledger")
+        return int(rows[0][0])
     return 1 if database.has_table("decisions") else 0

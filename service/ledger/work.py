@@ -149,9 +149,7 @@ class Worker:
             stale = tables.stale_images()
             self._keeper.look_for(stale.arriving)
             self._delete(stale.leaving)
-        tallies = tables.tallies()
-        with self._lock:
-            self._tallies = tallies
+        self._read_tallies(tables)
         self._look_at_sample(tables)
         self._store_bytes = tables.images.size_bytes()
         self._metrics.store_bytes.set(self._store_bytes)
@@ -180,16 +178,29 @@ class Worker:
                 self._keeper.room.give_back(size)
                 self._metrics.store_images.labels("dropped").inc()
             self._delete(written.leaving)  # after what is to be stored first
-        for number, images in written.tallies.items():
-            model, since = tables.model(number)
-            with self._lock:
-                tally = self._tallies.setdefault(model, Tally(since, Counter(), Counter()))
-                tally.images.update(images)
-                tally.refusals.update(written.refusals.get(number, {}))
+        if not all(self._count(tables, number, written) for number in written.tallies):
+            self._read_tallies(tables)
         for record, change in written.feedback:
             self._on_feedback(record, change)
         for item, answer in written.answers:  # last: whoever is answered finds it counted
             settle(item, answer)
+
+    def _count(self, tables: Tables, number: int, written: Written) -> bool:
+        """Add what was written of a model to its tally. False where that would be less than nothing: a label was taken
+        back that another process has given, a replica or `review import`, since the last look."""
+        model, since = tables.model(number)
+        with self._lock:
+            tally = self._tallies.setdefault(model, Tally(since, Counter(), Counter()))
+            if any(tally.images[key] + change < 0 for key, change in written.tallies[number].items()):
+                return False
+            tally.images.update(written.tallies[number])
+            tally.refusals.update(written.refusals.get(number, {}))
+        return True
+
+    def _read_tallies(self, tables: Tables) -> None:
+        tallies = tables.tallies()
+        with self._lock:
+            self._tallies = tallies
 
     def _fail(self, error: Exception) -> None:
         self._metrics.ledger_failures.inc()

@@ -45,12 +45,14 @@ from service.ledger.rows import (
     Tally,
     Truth,
 )
+from service.ledger.schema import of_database
 from service.ledger.store import open_store
 from service.ledger.work import OnFeedback, Worker
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 OFF = "off"
+UNREADABLE = "the ledger cannot be read now, the service's log says why: send the request again later"
 CLOSE_LEDGER_S = 1.5  # less than service/web/server.py leaves after the drain
 
 Answer = TypeVar("Answer")
@@ -88,8 +90,14 @@ class Ledger:
         return None if settings.ledger == OFF else cls(settings, metrics, on_feedback)
 
     def reader(self) -> Reader:
-        """A connection of its own that reads what this ledger holds. Raises the driver's errors."""
-        return Reader(self._where, self.store)
+        """A connection of its own that reads what this ledger holds. Raises NotReady where the database fails."""
+        try:
+            return Reader(self._where, self.store)
+        except Exception as error:  # each driver has its own
+            if not of_database(error):
+                raise
+            log.error("the ledger cannot be read", error=" ".join(str(error).split()))
+            raise NotReady(UNREADABLE) from error
 
     @property
     def where(self) -> str:
@@ -134,10 +142,12 @@ class Ledger:
         source: Source,
         group_id: str | None = None,
         key: str | None = None,
+        again: bool = True,
     ) -> list[FeedbackRecord]:
         """Give rows one true label, in one transaction, and return once it is committed.
 
-        The records are those of the rows that are still held, in the order given. `label` is "" for the kinds 'unsure'
+        The records are those of the rows that are still held, in the order given, and have no label yet, or `again`;
+        others keep theirs. `label` is "" for the kinds 'unsure'
         and 'withdrawn', and is not read for 'outlier'. A 'new' class that the deciding model of a row has is an
         ordinary class there. Raises InvalidParameter for a 'class' that the deciding model of a row lacks, and then no
         row is labelled; and NotReady as record_feedback does.
@@ -148,7 +158,7 @@ class Ledger:
         else:
             label = OUTLIER_LABEL if kind == "outlier" else ""
         answer: Future[list[FeedbackRecord]] = Future()
-        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer))
+        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer, again))
         return await self._answered(answer)
 
     async def forget(self, request_id: str, *, key: str | None, may_review: bool = False) -> int:

@@ -12,6 +12,7 @@ from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
 from service.ledger.rows import FeedbackRecord, Labels
+from service.ledger.schema import of_database
 from service.ledger.store import store_at
 from service.ledger.tables import Tables
 from service.review import export, imports, listing
@@ -50,11 +51,17 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "import" and args.out:
         return _list(args)
     _check(args.ledger)
-    if args.action == "export":
-        return _export(args)
-    if args.image_root or args.bundle:
+    if args.action == "import" and (args.image_root or args.bundle):
         raise ReviewError("--image-root and --bundle go with --out: a ledger knows its images and classes")
-    return _import(args)
+    try:
+        return _export(args) if args.action == "export" else _import(args)
+    except Exception as error:  # each driver has its own
+        if not of_database(error):
+            raise
+        why = " ".join(str(error).split())
+        raise ReviewError(
+            f"the ledger cannot be used ({why}): name the one that the service writes, or try again"
+        ) from error
 
 
 def _check(where: str) -> None:
@@ -70,12 +77,16 @@ def _export(args: argparse.Namespace) -> int:
     if "://" not in address and not Path(address).is_dir():
         raise ReviewError(f"{address} is not a folder: name the store of the ledger's images with --store")
     reader = Reader(args.ledger, store_at(address))
+    lost: list[str] = []
     try:
-        count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet")
+        count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet", lost=lost)
     finally:
         reader.close()
     listed = export.PARQUET_LIST if args.list == "parquet" else export.LIST
     print(f"written: {args.out}, {count} images and {listed}")
+    if lost:
+        print(f"{len(lost)} images are left out, {address} does not hold them as they were sent: "
+              f"{', '.join(lost[:MOST_SHOWN])}", file=sys.stderr)  # fmt: skip
     return 0
 
 
@@ -123,7 +134,7 @@ def _import(args: argparse.Namespace) -> int:
             for start in range(0, len(rows), CHUNK_ROWS):  # each in one transaction: what is done stays done
                 answer: Future[list[FeedbackRecord]] = Future()
                 part = rows[start : start + CHUNK_ROWS]
-                written = tables.write([Labels(time.time(), part, truth, "import", None, args.reviewer, answer)])
+                written = tables.write([Labels(time.time(), part, truth, "import", None, args.reviewer, answer, False)])
                 done = written.answers[0][1]
                 if isinstance(done, TailGuardError):
                     raise done

@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import structlog
+
 from service.errors import TailGuardError
 from service.ledger.reading import DecidedRow, Reader
 from service.review.kinds import kind_of
@@ -37,6 +39,8 @@ KINDS = ("class", "new", "outlier")
 IN_MEMORY_BYTES = 2**20  # of the list, before it goes to a temporary file
 KEY_DIGITS = 16
 
+log = structlog.get_logger()
+
 
 class ExportError(TailGuardError):
     """The folder cannot be written."""
@@ -50,10 +54,12 @@ class File(NamedTuple):
     time: float
 
 
-def files(reader: Reader, text: IO[str], *, unlabelled: bool = False) -> Iterator[File]:
+def files(reader: Reader, text: IO[str], lost: list[str], *, unlabelled: bool = False) -> Iterator[File]:
     """The image files, one after the other; the list goes to `text` meanwhile. `unlabelled`: those without a label.
+    To `lost` go the keys of those that the store does not hold, or not as they were sent.
 
-    An image that is deleted meanwhile, or whose label is taken back, is in neither.
+    An image that is deleted meanwhile, whose label is taken back, or that gets one of a class without a folder, is in
+    neither.
     """
     chosen, classes = _chosen(reader, unlabelled)
     paths = folders(classes)
@@ -61,22 +67,33 @@ def files(reader: Reader, text: IO[str], *, unlabelled: bool = False) -> Iterato
     table.writerow(COLUMNS)
     for number in chosen:
         row = reader.row(number)
-        data = None if row is None or row.image_key is None else reader.image(row.image_key)
-        if row is None or data is None or not _wanted(row, unlabelled):
+        if row is None or row.image_key is None or not _wanted(row, unlabelled):
             continue
-        assert row.image_key is not None
+        if (data := _image(reader, row.image_key)) is None:
+            lost.append(row.image_key)
+            continue
         label = "" if row.label is None or row.label.kind == "outlier" else row.label.label
-        where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label in paths else "outliers"
+        if label and label not in paths:
+            continue  # given a moment ago: no folder was chosen for it, and the outliers' is not its
+        where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label else "outliers"
         path = f"{where}/{row.image_key[:KEY_DIGITS]}{kind_of(data)[0]}"
         table.writerow(_line(path, label, row))
         yield File(path, data, row.time)
 
 
+def _image(reader: Reader, key: str) -> bytes | None:
+    try:
+        return reader.image(key)
+    except Exception as error:  # of a disk, a network, a driver
+        raise ExportError(f"the store of the images cannot be read: {error}") from error
+
+
 def tar(reader: Reader) -> Iterator[bytes]:
     """The labelled images and their list as a tar file, piece by piece: one image is in memory at a time."""
+    lost: list[str] = []
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
         text = io.TextIOWrapper(spooled, "utf-8", newline="", write_through=True)
-        for file in files(reader, text):
+        for file in files(reader, text, lost):
             yield _header(file.path, len(file.data), file.time)
             yield file.data
             yield _padding(len(file.data))
@@ -88,10 +105,14 @@ def tar(reader: Reader) -> Iterator[bytes]:
         yield _padding(size)
         yield bytes(2 * tarfile.BLOCKSIZE)
         text.detach()
+    if lost:
+        log.warning("an export lacks labelled images that the store does not hold", images=len(lost), first=lost[0])
 
 
-def folder(reader: Reader, out: Path, *, unlabelled: bool = False, parquet: bool = False) -> int:
-    """Write the export to a new folder, which appears when it is whole; the number of images.
+def folder(
+    reader: Reader, out: Path, *, unlabelled: bool = False, parquet: bool = False, lost: list[str] | None = None
+) -> int:
+    """Write the export to a new folder, which appears when it is whole; the number of images. `lost`: as for files.
 
     Raises ExportError where it exists already, where there is nothing to write, and where a list as `parquet` is asked
     for and pyarrow is missing.
@@ -106,7 +127,7 @@ def folder(reader: Reader, out: Path, *, unlabelled: bool = False, parquet: bool
     count = 0
     try:
         with (partial / LIST).open("w", encoding="utf-8", newline="") as text:
-            for file in files(reader, text, unlabelled=unlabelled):
+            for file in files(reader, text, [] if lost is None else lost, unlabelled=unlabelled):
                 path = partial / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(file.data)

@@ -8,7 +8,6 @@ await front.undo(done.action, reviewer)
 
 import asyncio
 import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from service.errors import NotFound, NotReady, Refused
+from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.ledger.rows import Source, Truth
-from service.ledger.schema import SchemaError
+from service.ledger.schema import of_database
 from service.ledger.writer import Ledger
 from service.review import tables
 from service.review.desk import SINGLE, Desk
@@ -83,6 +82,8 @@ class Front:
         Images that have a label by now keep it, unless `again`. Raises Refused where another reviewer has claimed the
         group or one of the images, and what Ledger.label raises.
         """
+        if group == UNDO:  # an undo would pass this label by, and take back another
+            raise InvalidParameter(f"group={UNDO} is no group: name the one in which the images were seen")
         rows = list(dict.fromkeys(rows))
         async with self._labelling:
             open_rows, done = await self.ask(lambda desk: _open(desk, rows, group, reviewer, again))
@@ -90,10 +91,13 @@ class Front:
                 return done
             kind, label = truth
             records = await self._ledger.label(
-                open_rows, kind=kind, label=label, source="review", group_id=group, key=reviewer.key
+                open_rows, kind=kind, label=label, source="review", group_id=group, key=reviewer.key, again=again
             )
             written = [record.row for record in records]
-            done.gone.extend(row for row in open_rows if row not in set(written))
+            if left := [row for row in open_rows if row not in set(written)]:  # deleted, or labelled by another replica
+                late = await self.ask(lambda desk: tables.history(desk.database, left))
+                done.already.extend(labels[-1] for labels in late.values())
+                done.gone.extend(row for row in left if row not in late)
             action = await self.ask(lambda desk: _action(desk, written, reviewer, truth), now=True)
             return done._replace(action=action, rows=written)
 
@@ -123,7 +127,7 @@ class Front:
                 for start in range(0, len(rows), tables.CHUNK_ROWS):
                     records = await self._ledger.label(
                         rows[start : start + tables.CHUNK_ROWS], kind=kind, label=label, source="import",
-                        key=reviewer.key,
+                        key=reviewer.key, again=False,
                     )  # fmt: skip
                     count += len(records)
             await self.ask(lambda desk: None, now=True)
@@ -141,7 +145,7 @@ class Front:
                 self._desk.look(now=now)
                 return question(self._desk)
             except Exception as error:
-                if not _of_database(error):
+                if not of_database(error):
                     raise
                 with contextlib.suppress(Exception):
                     self._desk.close()
@@ -150,14 +154,6 @@ class Front:
                     raise NotReady(UNAVAILABLE) from error
                 time.sleep(RETRY_S)
         raise AssertionError
-
-
-def _of_database(error: Exception) -> bool:
-    """Whether the database or its driver has failed; psycopg is not there everywhere."""
-    return (
-        isinstance(error, sqlite3.Error | OSError | SchemaError)
-        or type(error).__module__.partition(".")[0] == "psycopg"
-    )
 
 
 def _open(
@@ -201,15 +197,25 @@ def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, st
     changed = []
     history = tables.history(desk.database, [label.decision_row for label in mine])
     for label in mine:
-        labels = history.get(label.decision_row, [])
-        if not labels or (labels[-1].kind, labels[-1].label, labels[-1].key) != (label.kind, label.label, label.key):
+        standing = _standing(history.get(label.decision_row, []))
+        if not standing or standing[-1].row != label.row:
             changed.append(label.decision_row)
             continue
-        earlier = [other for other in labels if other.row < label.row]
-        if earlier:
-            last = earlier[-1]
+        if len(standing) > 1:
+            last = standing[-2]
             key = (Truth(last.kind, last.label), last.source, last.key)
         else:
             key = (Truth("withdrawn", ""), "review", label.key)
         found.setdefault(key, []).append(label.decision_row)
     return found, changed
+
+
+def _standing(labels: Sequence[Label]) -> list[Label]:
+    """Those of an image that no undo has taken back; the last one counts. An undo writes an earlier one again."""
+    standing: list[Label] = []
+    for label in labels:
+        if label.group_id != UNDO:
+            standing.append(label)
+        elif standing:
+            standing.pop()
+    return standing

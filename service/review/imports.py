@@ -28,6 +28,8 @@ OUTLIERS, UNSURE = {OUTLIER_LABEL, "outliers"}, {"unsure", "not sure"}
 PREDICTED = ("predictions", "prediction")  # of FiftyOne: what a model said is no label that somebody gave
 FIELDS = ("choice", "label", "class")  # of JSON-MIN: it is called as the labelling interface calls it
 FORMATS = "Label Studio's JSON or FiftyOne's labels.json or samples.json"
+NEW = """SELECT DISTINCT f.label FROM feedback f WHERE f.kind = 'new'
+    AND f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = f.decision_row)"""
 
 
 class Given(NamedTuple):
@@ -66,20 +68,30 @@ def read(text: bytes) -> list[Given]:
 
 
 def plan(database: Database, given: list[Given]) -> Plan:
-    """Which rows get which label. Raises InvalidParameter for a label that can be no class's name."""
+    """Which rows get which label. A class is named as a new one: where the deciding model has it, the ledger takes it
+    as that class. Raises InvalidParameter for a label that can be no class's name, and for an image with two."""
     classes = {name for (held,) in database.fetch("SELECT classes FROM models") for name in json.loads(held)}
+    classes.update(name for (name,) in database.fetch(NEW))
     made = Plan({}, 0, [], sum(entry.label is None for entry in given))
     already = 0
+    said: dict[int, Truth] = {}
     for entry in given:
         if entry.label is None:
             continue
         meant = truth(entry.label, classes)
+        if meant.kind in ("class", "new"):
+            meant = Truth("new", meant.label)
+            classes.add(meant.label)  # Sea slug is the sea slug of the line before
         rows = [row for key in KEY.findall(entry.file.lower())[-1:] for row in tables.rows_of(database, key)]
         if not rows:
             made.unknown.append(entry.file)
         last = {row: labels[-1] for row, labels in tables.history(database, rows).items()}
         free = [row for row in rows if row not in last or last[row].kind == "withdrawn"]
         already += bool(rows) and not free
+        for row in free:
+            if (before := said.setdefault(row, meant)) != meant:
+                raise InvalidParameter(f"{entry.file[:100]!a} is said to show {before.label!a} and {meant.label!a}: "
+                                       "give it one label")  # fmt: skip
         made.labels.setdefault(meant, []).extend(free)
     return made._replace(already=already, labels={meant: rows for meant, rows in made.labels.items() if rows})
 
@@ -104,11 +116,14 @@ def truth(label: str, classes: set[str]) -> Truth:
 def _task(task: dict[str, Any]) -> Given:
     """Of Label Studio. The last annotation counts; one that was cancelled does not."""
     if "data" not in task:
-        label = next((task[field] for field in FIELDS if field in task), None)
-        return Given(_file(task), label if isinstance(label, str) else None, _scored(task))
+        return Given(_file(task), _text(next((task[field] for field in FIELDS if field in task), None)), _scored(task))
     done = [a for a in task.get("annotations", task.get("completions", [])) if not a.get("was_cancelled")]
     choices = [c for r in (done[-1]["result"] if done else []) for c in r["value"].get("choices", [])]
-    return Given(_file(task["data"]), choices[0] if len(choices) == 1 else None, _scored(task["data"]))
+    return Given(_file(task["data"]), _text(choices[0]) if len(choices) == 1 else None, _scored(task["data"]))
+
+
+def _text(label: object) -> str | None:
+    return label if isinstance(label, str) else None
 
 
 def _scored(data: dict[str, Any]) -> tuple[str, ...]:
@@ -129,7 +144,7 @@ def _sample(sample: dict[str, Any]) -> Given:
         if isinstance(v, dict) and v.get("_cls") == "Classification" and k not in PREDICTED
     }
     chosen = fields.get("ground_truth") or (next(iter(fields.values())) if len(fields) == 1 else None)
-    return Given(str(sample["filepath"]), chosen.get("label") if chosen else None)
+    return Given(str(sample["filepath"]), _text(chosen.get("label")) if chosen else None)
 
 
 def _classification(found: dict[str, Any]) -> Iterator[Given]:
@@ -138,6 +153,6 @@ def _classification(found: dict[str, Any]) -> Iterator[Given]:
         label = target.get("label") if isinstance(target, dict) else target
         if isinstance(label, int) and not isinstance(label, bool):
             if not 0 <= label < len(classes):
-                raise InvalidParameter(f"the label of {file[:100]} is {label}, and there are {len(classes)} classes")
+                raise InvalidParameter(f"the label of {file[:100]!a} is {label}, and there are {len(classes)} classes")
             label = classes[label]
-        yield Given(str(file), label if isinstance(label, str) else None)
+        yield Given(str(file), _text(label))

@@ -13,6 +13,7 @@ from service.errors import InvalidParameter
 MAX_CHARACTERS = 100
 MAX_BYTES = 200  # as UTF-8; file systems take 255
 SEPARATORS = '/\\:*?"<>|%'  # of paths on one system or another; % because folder names are written with it
+FORMULA = "=+@\uff1d\uff0b\uff20"  # and - below; the wide forms count as well
 RESERVED = {OUTLIER_LABEL, "outliers", "ood", "unsure", "not sure", "withdrawn", "new", "none", "train", "val", "test"}
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # of Windows
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}  # readers skip them
@@ -36,6 +37,8 @@ def checked(name: str, known: Collection[str] = ()) -> str:
         raise InvalidParameter(f"label={shown} holds {bad[0]!a}, which cannot be seen: leave it out")
     if found := [c for c in name if c in SEPARATORS]:
         raise InvalidParameter(f"label={shown} holds {found[0]!r}, which no folder may: leave it out")
+    if name[0] in FORMULA:  # it stands at the beginning of a field in labels.csv
+        raise InvalidParameter(f"label={shown} is a formula to a spreadsheet: begin it with another character")
     folded = name.casefold()
     if folded in RESERVED:
         raise InvalidParameter(f"label={shown} means something else here: say what the images show")

@@ -23,7 +23,7 @@ class Pile:
         self.labels: dict[int, Label] = {}  # the last of each image: the one that counts
         self.group_of: dict[int, str] = {}
         self._most = most_rows
-        self._read_label = 0
+        self._last: Label | None = None  # that was read
 
     def refresh(self, database: Database) -> bool:
         """Read what is new and forget what is gone; whether the groups have changed since the last time."""
@@ -40,8 +40,14 @@ class Pile:
             if known:  # an image may have its label before it comes here
                 for row, labels in tables.history(database, fresh).items():
                     self.labels[row] = labels[-1]
-            for label in tables.labels_after(database, self._read_label, min(self.items)):
-                self._read_label = label.row
+            if self._last is not None and tables.label(database, self._last.row) != self._last:
+                self._last, self.labels = (
+                    None,
+                    {},
+                )  # forgotten: SQLite gives its number to another, so all are read again
+            after = 0 if self._last is None else self._last.row
+            for label in tables.labels_after(database, after, min(self.items)):
+                self._last = label
                 if label.decision_row in self.items:
                     self.labels[label.decision_row] = label
         groups = {row: group for row, group in tables.groups(database).items() if row in self.items}

@@ -27,6 +27,7 @@ ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_grou
     ORDER BY d.row"""
 TRUTHS = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE row > ? AND decision_row >= ? ORDER BY row LIMIT ?"""
+LABEL = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback WHERE row = ?"""
 HISTORY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
     WHERE decision_row IN ({marks}) ORDER BY row"""
 GIVEN_BY = """SELECT row, decision_row, time, kind, label, api_key, source, group_id FROM feedback
@@ -107,6 +108,12 @@ def labels_after(database: Database, label_row: int, oldest_decision: int) -> It
         label_row = page[-1][0]
 
 
+def label(database: Database, label_row: int) -> Label | None:
+    """The label of this number; None where it was forgotten with its image."""
+    found = database.fetch(LABEL, (label_row,))
+    return Label(*found[0]) if found else None
+
+
 def history(database: Database, rows: Iterable[int]) -> dict[int, list[Label]]:
     """All labels of each decision in the order given; decisions without one are left out."""
     found: dict[int, list[Label]] = {}
@@ -153,12 +160,12 @@ def has_image(database: Database, key: str) -> bool:
     return bool(database.fetch("SELECT 1 FROM decisions WHERE image_key = ? LIMIT 1", (key,)))
 
 
-def classes_of(database: Database, rows: Sequence[int]) -> set[str]:
-    """The classes that every model which decided one of the rows has."""
+def classes_of(database: Database, rows: Sequence[int]) -> list[set[str]]:
+    """The classes of each model that decided one of the rows."""
     found = database.fetch(
         f"SELECT classes FROM models WHERE model IN (SELECT model FROM decisions WHERE row IN ({_marks(rows)}))", rows
     )
-    return set.intersection(*({*json.loads(classes)} for (classes,) in found)) if found else set()
+    return [{*json.loads(classes)} for (classes,) in found]
 
 
 def rows_of(database: Database, key: str) -> list[int]:

@@ -18,9 +18,16 @@ def bundle_source(named: Source) -> Source:
     if is_address(str(named)):
         return str(named)
     path = Path(named)
-    if path.is_absolute() or path.exists() or not (ROOT / path).exists():
+    if path.is_absolute() or _exists(path) or not _exists(ROOT / path):
         return path
     return ROOT / path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte: what reads it says so
+        return False
 
 
 def without_password(address: str) -> str:

@@ -98,11 +98,18 @@ def sentences(errors: Sequence[Any], known: Iterable[str]) -> str:
 
 
 def _sentence(error: dict[str, Any], known: list[str]) -> str:
-    where = str(error["loc"][-1] if error["loc"] else "the body")[:100]
+    where = _place(error["loc"])[:100]
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
         return f"{where} is not known here: did you mean {near[0]}?"
     return f"{where}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
+
+
+def _place(loc: Sequence[Any]) -> str:
+    """The field; of a list also which of its values, counted from 0: rows[3]."""
+    if not loc:
+        return "the body"
+    return f"{loc[-2]}[{loc[-1]}]" if isinstance(loc[-1], int) and len(loc) > 1 else str(loc[-1])
 
 
 def _query_of(path: str) -> type[BaseModel]:

@@ -1,6 +1,6 @@
 """The bodies of the routes under /review. Distances are 1 - cosine; times are seconds since the epoch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,7 +9,11 @@ from service.ledger.rows import Kind
 
 SAID = Literal["class", "new", "outlier", "unsure"]
 MOST_ROWS = 200  # of one label: as many as one answer shows
-Item = str  # what can be claimed: the id of a group, or "row-" and the number of an image
+LAST = 2**62  # of rows; from 2**63 on SQLite and PostgreSQL have no number
+WORD = r"^[^\x00-\x1f\x7f]*$"  # PostgreSQL holds no text with a zero
+Row = Annotated[int, Field(ge=0, le=LAST)]
+Item = Annotated[str, Field(max_length=100, pattern=WORD)]
+"""What can be claimed: the id of a group, or "row-" and the number of an image."""
 
 
 class GroupsQuery(BaseModel):
@@ -101,10 +105,12 @@ class LabelsBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"rows": [41, 42], "kind": "new", "label": "jellyfish"}]}
     )
 
-    rows: list[int] = Field(min_length=1, max_length=MOST_ROWS, description="of the images that were seen")
+    rows: list[Row] = Field(min_length=1, max_length=MOST_ROWS, description="of the images that were seen")
     kind: SAID
     label: str = Field(default="", max_length=1000, description="the class, for the kinds class and new")
-    group: str | None = Field(default=None, max_length=100, description="in which they were seen; or audit")
+    group: str | None = Field(
+        default=None, max_length=100, pattern=WORD, description="in which they were seen; or audit"
+    )
     desk: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$", description="which page of this reviewer labels")
     again: bool = Field(default=False, description="replace labels that the images have by now")
 
@@ -128,7 +134,7 @@ class LabelsAnswer(BaseModel):
 class UndoBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    action: int | None = Field(default=None, ge=0, le=2**62, description="of a label; null: your last that stands")
+    action: int | None = Field(default=None, ge=0, le=LAST, description="of a label; null: your last that stands")
 
 
 class UndoAnswer(BaseModel):

@@ -64,10 +64,13 @@ async def truth_of(front: Front, given: bodies.LabelsBody, model: Model) -> Trut
     if given.label not in classes:
         made = (await front.ask(lambda desk: desk.counts())).new_classes
         decided = await front.ask(lambda desk: tables.classes_of(desk.database, given.rows))
-        if given.kind == "class" and given.label not in decided and given.label not in made:
+        common, some = set.intersection(*decided) if decided else set(), set().union(*decided)
+        if given.kind == "class" and given.label not in common and given.label not in made:
             raise InvalidParameter(f"label={given.label[:100]!a} is no class of this model: send it as the kind new")
-        if given.label not in decided:
-            return Truth("new", names.checked(given.label, [*classes, *made]))
+        if (
+            given.label not in some
+        ):  # the model may have been swapped since: a class of the one that decided is none new
+            return Truth("new", names.checked(given.label, [*classes, *made, *some]))
     return Truth("new", given.label)  # for a row whose model has the class the ledger takes it as that class
 
 

@@ -1,6 +1,7 @@
 """The images that people have labelled, as they are on disk, before it is decided what becomes of each."""
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,16 @@ def _groups(where: Path) -> dict[str, str]:
     return {os.path.abspath(exported(where) / path): group for path, group in rows if path and group}
 
 
+def _said(where: Path) -> dict[str, str]:
+    """Path → the class that an export's list says: a folder writes as %XX what no folder may be called."""
+    rows = [(row.get("path"), row.get("label")) for row in provenance(where)]
+    return {
+        os.path.abspath(exported(where) / path): unicodedata.normalize("NFC", str(label).strip())
+        for path, label in rows
+        if path and label
+    }
+
+
 def exported(where: Path) -> Path:
     """The folder of an export, which may be named by its list."""
     return where.parent if where.name in LABELS_FILES else where
@@ -111,9 +122,10 @@ def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
     seen = {names[label] for listing in parts.parts.values() for label in listing.labels.tolist()}
     if empty := [name for name in names if name not in seen]:
         notes.append(f"{where}: left out {len(empty)} classes without images ({some(empty)})")
+    said = _said(where)
     for part, listing in parts.parts.items():
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-            yield path, names[label], SIDES[part]
+            yield path, said.get(os.path.abspath(path), names[label]), SIDES[part]
 
 
 def _has_classes(where: Path) -> bool:

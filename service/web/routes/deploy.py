@@ -3,15 +3,19 @@
 import asyncio
 from contextlib import closing
 
+import structlog
 from fastapi import APIRouter, Request
 
+from service.bundles import addresses
 from service.bundles.addresses import named
+from service.contract import bundle
 from service.contract.bundle import BundleError
 from service.deploy import evidence
 from service.deploy.deployments import Action, stack
 from service.deploy.evidence import Evidence, Limits
-from service.errors import EngineError, InvalidParameter, Refused, SettingsError
+from service.errors import EngineError, InvalidParameter, NotReady, Refused, SettingsError
 from service.inference.shadow import Shadow
+from service.ledger.writer import UNREADABLE
 from service.runtime import Runtime
 from service.settings.places import Source, bundle_source
 from service.web.admission import admit
@@ -36,6 +40,8 @@ NO_LEAST = "least_compared=-1 is not valid: Input should be greater than or equa
 NO_TO = "to=1 is not valid: Input should be a valid string"
 
 router = APIRouter(prefix="/admin", tags=["admin"])
+
+log = structlog.get_logger()
 
 
 @router.put(
@@ -113,18 +119,34 @@ async def back(request: Request) -> InForce:
     runtime = runtime_of(request)
     async with admit(request, json_reader(BackAsked)) as admitted:
         to = admitted.body.to
-    history = await asyncio.to_thread(runtime.deployments.history)
+    try:
+        history = await asyncio.to_thread(runtime.deployments.history)
+    except Exception as error:  # each driver has its own
+        log.error("what was deployed cannot be read", error=" ".join(str(error).split()))
+        raise NotReady(UNREADABLE) from error
     before = stack(history, runtime.settings.bundle)[:-1]
     if to is not None:
-        named = [(one.path, f"{one.name}/{one.version}") for one in history]
-        found = [path for path, name in named if name == to]
+        deployed = [(one.path, f"{one.name}/{one.version}") for one in history]
+        if to not in [name for _, name in deployed]:
+            deployed[:0] = await asyncio.to_thread(_of_settings, runtime)
+        found = [path for path, name in deployed if name == to]
         if not found:
-            known = ", ".join(dict.fromkeys(name for _, name in named)) or "none"
+            known = ", ".join(dict.fromkeys(name for _, name in deployed)) or "none"
             raise Refused(f"to={to[:100]} was never deployed here; these were: {known}")
         return await _swap(runtime, request, found[-1], "back")
     if not before:
         raise Refused(NOTHING_BEFORE)
     return await _swap(runtime, request, before[-1][0], "back")
+
+
+def _of_settings(runtime: Runtime) -> list[tuple[str, str]]:
+    """(path, "name/version") of the bundle with which the service started, which nobody wrote down as a deployment."""
+    settings = runtime.settings
+    try:
+        manifest = bundle.read(addresses.fetched(settings.bundle, settings.bundle_cache))
+    except BundleError:
+        return []
+    return [(named(settings.bundle), f"{manifest.name}/{manifest.version}")]
 
 
 async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> Evidence:

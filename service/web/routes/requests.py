@@ -7,6 +7,7 @@ from service.errors import NotFound
 from service.settings import PREFIX
 from service.web.context import context_of
 from service.web.openapi import EXAMPLE_ID, MODEL_ROUTE, path_parameters, problems
+from service.web.routes.feedback import MAX_ID_CHARACTERS
 
 UNKNOWN = f"the ledger holds no image of request {EXAMPLE_ID}: nothing of it is kept"
 
@@ -37,6 +38,8 @@ async def forget(request: Request) -> ForgetAnswer:
     ledger, key, given = context.runtime.ledger, context.key, request.path_params["id"]
     if ledger is None:
         raise NotFound(f"this service keeps no ledger, so it knows no request: {PREFIX}LEDGER is off")
+    if len(given) > MAX_ID_CHARACTERS or not given.isprintable():  # PostgreSQL would refuse all that is written with it
+        raise NotFound(f"{given[:MAX_ID_CHARACTERS]!a} is no id of a request: nothing of it is kept")
     may_review = key is not None and "review" in key.roles
     images = await ledger.forget(given, key=None if key is None else key.name, may_review=may_review)
     return ForgetAnswer(request_id=given, images=images)

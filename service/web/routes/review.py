@@ -6,9 +6,10 @@ Reviewers have the role review, or are anybody where the service has no keys.
 import asyncio
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 
-from service.errors import InvalidParameter, NotFound, Refused
+from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.review import tables
 from service.review.desk import Desk
 from service.review.front import CLAIM_S
@@ -41,6 +42,7 @@ from service.web.reviewing import (
 
 MOST_GROUPS, AUDIT_IMAGES = 100, 12
 CLAIMED = "ann is looking at g2f1c: take another, or come back in 180 s"
+AWAY = "the image store cannot be read now, the service's log says why: try again"
 PRIVATE = {"cache-control": "private, max-age=3600", "content-security-policy": "default-src 'none'; sandbox"}
 READS = (*MODEL_ROUTE, NotFound)
 WRITES = (*BODY_ROUTE, NotFound)
@@ -48,6 +50,8 @@ SAID: dict[Failure, str] = {NotFound: OFF, **SMALL_JSON}
 NO_SUCH: dict[Failure, str] = {InvalidParameter: "verbose is not known here: did you mean reason?"}
 
 router = APIRouter(prefix="/review", tags=["review"])
+
+log = structlog.get_logger()
 
 
 @router.get("/groups", responses=problems("/review/groups", READS, SAID | NO_SUCH))
@@ -216,7 +220,11 @@ async def _file(request: Request, *, small: bool) -> Response:
     store = ledger.store
     data = None
     if len(key) == 64 and key.isalnum() and await front.ask(lambda desk: tables.has_image(desk.database, key)):
-        data = None if store is None else await asyncio.to_thread(store.thumbnail if small else store.get, key)
+        try:
+            data = None if store is None else await asyncio.to_thread(store.thumbnail if small else store.get, key)
+        except Exception as error:  # of a disk, a network, a driver
+            log.error("the image store cannot be read", error=" ".join(str(error).split()))
+            raise NotReady(AWAY) from error
     if data is None:
         raise NotFound(f"no image {key[:64]!a} is kept: it may have been deleted")
     return Response(data, media_type="image/jpeg" if small else kind_of(data)[1], headers=PRIVATE)

@@ -71,7 +71,7 @@ async def import_labels(request: Request) -> ImportAnswer:
     return ImportAnswer(
         labelled=labelled,
         already=plan.already,
-        unknown=plan.unknown[:MOST_SHOWN],
+        unknown=[file.encode("utf-8", "backslashreplace").decode() for file in plan.unknown[:MOST_SHOWN]],
         unknown_count=len(plan.unknown),
         skipped=plan.skipped,
     )

@@ -92,6 +92,35 @@ def test_a_shadow_that_agrees_is_promoted_and_the_one_before_comes_back(versions
     asyncio.run(body())
 
 
+def test_what_was_deployed_cannot_be_read(versions: list[Path], tmp_path: Path) -> None:
+    async def body() -> None:
+        none = tmp_path / "ledger.sqlite3"
+        none.write_bytes(b"not a database" * 1000)
+        async with asgi.running(kept(versions[0], none)) as (_, client):
+            client.headers.update(KEY)
+            await client.put("/admin/shadow", json={"path": str(versions[1]), "share": 1})
+            for path in ("back", "promote"):
+                answer = await client.post(f"/admin/{path}", json={})
+                assert (answer.status_code, "the ledger cannot be read now" in answer.text) == (503, True)
+
+    asyncio.run(body())
+
+
+def test_the_bundle_of_the_start_is_gone_back_to_by_name(versions: list[Path], tmp_path: Path) -> None:
+    """It was put in force by the setting, and stands in no deployment."""
+
+    async def body() -> None:
+        async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (_, client):
+            client.headers.update(KEY)
+            for path in versions[1:]:
+                assert (await client.put("/admin/bundle", json={"path": str(path)})).status_code == 200
+            assert "were: tiny/1, tiny/2, tiny/3" in (await client.post("/admin/back", json={"to": "a/1"})).text
+            assert (await client.post("/admin/back", json={"to": "tiny/1"})).json()["version"] == "1"
+            assert (await client.post("/admin/back", json={})).status_code == 409
+
+    asyncio.run(body())
+
+
 def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Path], tmp_path: Path) -> None:
     async def body() -> None:
         async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (app, client):
@@ -114,6 +143,37 @@ def test_a_worse_one_is_refused_with_its_numbers_unless_forced(versions: list[Pa
             assert gone.json()["path"] is None
             bad = await client.put("/admin/shadow", json={"path": str(tmp_path / "none")})
             assert bad.status_code == 409
+
+    asyncio.run(body())
+
+
+def test_what_another_bundle_or_operating_point_decided_tells_nothing(versions: list[Path], tmp_path: Path) -> None:
+    """Versions 1 and 2 are the same graph, as a bundle and the one that `recalibrate` makes of it."""
+
+    async def body() -> None:
+        async with asgi.running(kept(versions[0], tmp_path / "ledger.sqlite3")) as (app, client):
+            client.headers.update(KEY)
+            await client.put("/admin/shadow", json={"path": str(versions[2]), "share": 1})
+
+            async def told(compared: int, reviewed: int) -> None:
+                for _ in range(100):  # images reach the store after their answers
+                    detail = (await client.post("/admin/promote", json={})).json()["detail"]
+                    if f"{reviewed} reviewed images tell of it" in detail:
+                        break
+                    await asyncio.sleep(0.05)
+                assert f"compared on {compared} images" in detail
+                assert f"{reviewed} reviewed images tell of it" in detail
+
+            await label(client, await send(app, client, 3), "red")
+            other = await client.post("/classify?thresholds=global", content=RED, headers={"content-type": "image/png"})
+            await label(client, [other.json()["request_id"]], "red")
+            await told(3, 3)
+            await client.put("/admin/bundle", json={"path": str(versions[1])})
+            await told(0, 0)
+            await label(client, await send(app, client, 2), "red")
+            await told(2, 2)
+            await client.put("/admin/operating-point", json={"threshold_scope": "global"})
+            await told(0, 0)
 
     asyncio.run(body())
 

@@ -1,10 +1,15 @@
 """service/ledger/labels.py on both databases: labels of several rows, new classes, not sure, taken back."""
 
+import time
+from concurrent.futures import Future
+
 import pytest
 
 from service.contract import bundle
 from service.errors import InvalidParameter
-from service.ledger.rows import TallyKey
+from service.ledger.database import connect
+from service.ledger.rows import Labels, TallyKey, Truth
+from service.ledger.tables import Tables
 from tests.service.ledger.test_ledger import Kept, entry, read
 
 RED = TallyKey("id95", "group", True, "red", "accept", "")
@@ -77,3 +82,30 @@ def test_rows_that_are_gone_are_left_out_and_a_bad_name_labels_none(where: str, 
             with pytest.raises(InvalidParameter, match="is no name of a class"):
                 kept.mark(1, kind="new", label=name)
     assert read(where, "SELECT kind FROM feedback") == [("unsure",)]
+
+
+def test_a_label_of_another_process_can_be_taken_back(where: str, manifest: bundle.Manifest) -> None:
+    """`review import`, or a replica: this process has not counted it yet, and no count may fall below nothing."""
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        kept.mark(1, kind="unsure")
+        other = connect(where)
+        Tables(other).write([Labels(time.time(), [1], Truth("class", "blue"), "import", None, "eva", Future())])
+        other.close()
+        kept.mark(1, kind="class", label="red")
+        tally = kept.ledger.tally(manifest)
+        assert tally is not None
+        assert tally.images == {RED: 1, RED._replace(truth="blue"): 0, RED._replace(truth="red"): 1}
+
+
+def test_a_label_that_came_in_between_stays_unless_it_is_to_be_replaced(where: str, manifest: bundle.Manifest) -> None:
+    """Whoever looked before may write after another replica: what counts is known in the transaction alone."""
+    with Kept(where) as kept:
+        for i in range(2):
+            kept.ledger.record(entry(manifest, "a", i))
+        kept.mark(1, kind="class", label="red", key="ann")
+        kept.mark(2, kind="unsure")
+        kept.mark(2, kind="withdrawn")
+        assert [r.row for r in kept.mark(1, 2, kind="new", label="violet", key="ben", again=False)] == [2]
+        assert [r.row for r in kept.mark(1, 2, kind="outlier", again=True)] == [1, 2]
+    assert read(where, "SELECT label FROM feedback WHERE decision_row = 1 ORDER BY row") == [("red",), ("outlier",)]

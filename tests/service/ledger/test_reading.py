@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.contract import bundle
+from service.ledger import schema
 from service.ledger.database import MEMORY, connect
 from service.ledger.reading import Label, Reader
 from service.ledger.schema import SchemaError
@@ -99,6 +100,16 @@ def test_tables_of_another_version_and_none(tmp_path: Path, manifest: bundle.Man
     write_version_1(old, manifest)
     with pytest.raises(SchemaError, match="schema version 1, this reads version 5: start this version of the service"):
         Reader(old)
+    later = str(tmp_path / "later")
+    database = connect(later)
+    schema.prepare(database)
+    database.execute("UPDATE ledger SET version = 6")
+    with pytest.raises(SchemaError, match="knows versions up to 5: run the version that wrote it"):
+        Reader(later)
+    database.execute("DELETE FROM ledger")
+    database.close()
+    with pytest.raises(SchemaError, match="the table ledger has no row"):
+        Reader(later)
     connect(str(tmp_path / "empty")).close()
     with pytest.raises(SchemaError, match="no service has written it"):
         Reader(str(tmp_path / "empty"))

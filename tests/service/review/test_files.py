@@ -124,6 +124,25 @@ def test_the_list_of_an_export_is_read_as_it_is(labelled: str, tmp_path: Path, k
         assert rows[""]["kind"] == "outlier"
 
 
+@pytest.mark.parametrize("name", ["Acacia sp.", "milk 3.5%", "a:b"])
+def test_a_known_class_that_no_folder_may_be_called_is_learned_as_itself(
+    where: str, tmp_path: Path, manifest: Manifest, name: str
+) -> None:
+    """Its folder is called otherwise: without the list the class would be a new one."""
+    odd = manifest.classes[0].model_copy(update={"name": name})
+    changed = manifest.model_copy(update={"classes": [odd, *manifest.classes[1:]]})
+    fill(where, tmp_path / "store", changed, colours({VIOLET: 3}))
+    mark(where, [1, 2], "class", name)
+    reader = Reader(where, store_at(str(tmp_path / "store")))
+    assert export.folder(reader, tmp_path / "out") == 2
+    reader.close()
+    moved = next((tmp_path / "out" / "train").rglob("*.png"))
+    (tmp_path / "out" / "train" / "blue").mkdir()
+    moved.rename(tmp_path / "out" / "train" / "blue" / moved.name)  # somebody has put it right: what the folder says
+    found = reviewed.read(tmp_path / "out", [name, "blue"], tmp_path / "scan.npz", [])
+    assert sorted(found.labels.tolist()) == sorted([name, "blue"])
+
+
 def test_a_list_as_parquet_without_pyarrow_is_refused(
     labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +174,42 @@ def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> 
     assert held == {
         str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
     }
+
+
+def test_a_class_that_comes_while_an_export_is_written_is_no_outlier(labelled: str, tmp_path: Path) -> None:
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    text = io.StringIO()
+    written = export.files(reader, text, [])
+    first = next(written)
+    mark(labelled, [3], "new", "sea slug")
+    rest = list(written)
+    reader.close()
+    assert not any(key_of(picture(VIOLET, 2))[:16] in file.path for file in [first, *rest])
+    assert {line["path"]: line["kind"] for line in lines(text.getvalue()).values() if "outliers" in line["path"]} == {
+        f"outliers/{key_of(picture(VIOLET, 3))[:16]}.png": "outlier"
+    }
+
+
+def test_an_export_says_which_labelled_images_it_lacks(
+    labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (tmp_path / "store" / k[:2] / k[2:4] / k for k in (key_of(picture(VIOLET, i)) for i in (1, 2)))
+    first.unlink()
+    second.write_bytes(b"cut short")
+    arguments = ("review", "export", "--ledger", labelled, "--store", tmp_path / "store", "--out")
+    done = tailguard(*arguments, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'out'}, 2 images and labels.csv\n")
+    assert "2 images are left out" in done.stderr
+    assert first.name in done.stderr
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    b"".join(export.tar(reader))
+    reader.close()
+    assert "an export lacks labelled images" in capsys.readouterr().out
+    second.unlink()
+    second.mkdir()  # a store that cannot be read is not the folder that cannot be written
+    done = tailguard(*arguments, tmp_path / "again")
+    assert (done.returncode, "the store of the images cannot be read" in done.stderr) == (1, True)
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: str, tmp_path: Path) -> None:
@@ -191,6 +246,8 @@ def test_what_is_unlabelled_goes_out_and_comes_back_from_other_tools(labelled: s
      [("a", "dog"), ("b", "cat"), ("c", None), ("d", "dog")]),
     ({"samples": [{"filepath": "data/a.jpg", "ground_truth": {"_cls": "Classification", "label": "cat"}},
                   {"filepath": "data/b.jpg", "ground_truth": None}]}, [("data/a.jpg", "cat"), ("data/b.jpg", None)]),
+    ({"samples": [{"filepath": "a", "ground_truth": {"_cls": "Classification", "label": 5}}]}, [("a", None)]),
+    ([{"data": {"image": "a"}, "annotations": [{"result": [{"value": {"choices": [["cat"]]}}]}]}], [("a", None)]),
 ])  # fmt: skip
 def test_formats(content: Any, expected: list[tuple[str, str | None]]) -> None:
     assert [(one.file, one.label) for one in imports.read(json.dumps(content).encode())] == expected
@@ -217,6 +274,52 @@ def test_a_bad_name_labels_nothing(labelled: str, tmp_path: Path) -> None:
     assert "no folder may" in done.stderr
     reader = Reader(labelled)
     assert all(row.image_key not in keys for row in reader.labelled())
+    reader.close()
+
+
+def test_a_ledger_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    none, labels = tmp_path / "ledger.sqlite3", tmp_path / "labels.json"
+    none.write_bytes(b"not a database" * 1000)
+    labels.write_text('{"labels": {}}')
+    (tmp_path / "store").mkdir()
+    for arguments in (("export", "--store", tmp_path / "store", "--out", tmp_path / "out"), ("import", labels)):
+        done = tailguard("review", arguments[0], "--ledger", none, *arguments[1:])
+        assert done.returncode == 1
+        assert done.stderr.startswith("tailguard: the ledger cannot be used (file is not a database): name the one")
+        assert done.stderr.count("\n") == 1
+
+
+def test_an_import_knows_the_classes_of_every_model_and_one_spelling_of_each(
+    where: str, tmp_path: Path, manifest: Manifest
+) -> None:
+    """Two bundles have decided: a class of one is a new class to the other, and no reason to label nothing."""
+    later = manifest.classes[0].model_copy(update={"name": "sea slug"})
+    other = manifest.model_copy(update={"version": "2", "classes": [later, *manifest.classes[1:]]})
+    given = colours({VIOLET: 5})
+    fill(where, tmp_path / "store", manifest, given[:4])
+    fill(where, tmp_path / "store", other, given[4:], start=4)
+    mark(where, [1], "new", "Jelly")
+    said = ("Sea Slug", "JELLY", "Sea Slug", "red")
+    labels = {key_of(one.file): name for one, name in zip(given[1:], said, strict=True)}
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": labels}))
+    done = tailguard("review", "import", "--ledger", where, tmp_path / "labels.json")
+    assert done.stdout.startswith("labelled: 4 images"), done.stderr
+    reader = Reader(where)
+    assert [(row.label.kind, row.label.label) for row in reader.labelled() if row.label] == [
+        ("new", "Jelly"), ("new", "sea slug"), ("new", "Jelly"), ("new", "sea slug"), ("new", "red")
+    ]  # fmt: skip
+    reader.close()
+
+
+def test_an_import_that_says_two_things_of_an_image_labels_nothing(labelled: str, tmp_path: Path) -> None:
+    key = key_of(picture(VIOLET, 5))
+    entries = [{"image": f"{key[:16]}.png", "choice": "blue"}, {"image": f"copy/{key}.png", "choice": "red"}]
+    (tmp_path / "tasks.json").write_text(json.dumps(entries))
+    done = tailguard("review", "import", "--ledger", labelled, tmp_path / "tasks.json")
+    assert done.returncode == 1
+    assert f"'copy/{key}.png' is said to show 'blue' and 'red'" in done.stderr
+    reader = Reader(labelled)
+    assert all(row.image_key != key for row in reader.labelled())
     reader.close()
 
 

@@ -15,7 +15,7 @@ from service.review import names
     "", " ", " cat", "cat ", "\t", ".", "..", ".hidden", "-rf", "a/b", "a\\b", "../../etc", "C:", "nul", "COM1.txt",
     "outlier", "Outlier", "OUTLIERS", "ood", "unsure", "x" * 101, "x" * 1000, "ü" * 100 + "x", "猫" * 70, "a\nb",
     "a\0b", "\u202ecat", "cat\u200f", "a\u2028b", "\ud800", "\ue000", "<script>", 'say "cat"', "50%", "Thumbs.db",
-    "cat.",
+    "cat.", "=cmd()", "+1", "@SUM(A1)", "\uff1d1",
 ])  # fmt: skip
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(InvalidParameter) as refused:
@@ -38,6 +38,8 @@ def test_a_name_that_differs_by_case_blanks_or_form_is_the_known_one() -> None:
     assert names.checked("jelly fish", ["jelly_fish"]) == "jelly_fish"  # training refuses the two beside each other
     assert names.checked("jelly fish", ["jelly fish", "Jelly_Fish"]) == "jelly fish"  # it is one of them
     assert names.checked(unicodedata.normalize("NFD", "crème"), []) == "crème"
+    known = unicodedata.normalize("NFD", "crème")  # of a bundle that was not made here
+    assert names.checked("Crème", [known]) == known
     assert names.checked("jellyfish", ["Jelly Fish"]) == "jellyfish"
 
 

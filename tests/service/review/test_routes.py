@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.contract.bundle import Manifest
 from service.ledger.database import connect
-from service.review import regroup
+from service.review import front, regroup
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service.asgi import assert_problem
@@ -168,6 +168,27 @@ def test_what_was_labelled_meanwhile_keeps_its_label(kept: str, opened: Open) ->
     assert client.get("/review/progress").json()["labelled"] == {"class": len(rows)}
 
 
+def test_what_another_replica_labels_in_between_keeps_its_label(
+    kept: str, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what has a label and the label, another replica gives one."""
+    client, other = opened(), opened()
+    rows = [image["row"] for image in client.get("/review/audit").json()["shown"][:2]]
+    open_before = front._open
+
+    def then_other(*given: Any) -> Any:
+        found = open_before(*given)
+        if given[2] == "one":
+            label(other, rows[:1], "new", "violet", group="two").raise_for_status()
+        return found
+
+    monkeypatch.setattr(front, "_open", then_other)
+    answer = label(client, rows, "outlier", group="one").raise_for_status().json()
+    assert (answer["rows"], answer["gone"]) == (rows[1:], [])
+    assert answer["already"] == [{"row": rows[0], "kind": "new", "label": "violet", "by": None}]
+    assert client.get("/review/progress").json()["labelled"] == {"new": 1, "outlier": 1}
+
+
 def test_rows_that_retention_or_somebody_has_deleted(kept: str, opened: Open) -> None:
     client = opened()
     group = grouped(client)[0]
@@ -262,6 +283,20 @@ def test_undo_goes_back_step_by_step_and_leaves_others_labels(kept: str, opened:
     assert now(first) == ("new", "w", "ben")
 
 
+def test_undo_of_a_label_that_was_given_twice_does_not_go_round(kept: str, opened: Open) -> None:
+    """x, y, x again: what the first undo writes looks like the second label, and the second one like the first."""
+    client = opened()
+    row = client.get("/review/audit").json()["shown"][0]["row"]
+    for name in ("x", "y", "x"):
+        label(client, [row], "new", name, again=True).raise_for_status()
+    said = []
+    for _ in range(3):
+        assert client.post("/review/undo", json={}).json()["rows"] == [row]
+        said.append(client.get("/review/progress").json()["new_classes"])
+    assert said == [{"y": 1}, {"x": 1}, {}]
+    assert client.post("/review/undo", json={}).status_code == 404
+
+
 def test_names_that_are_none(kept: str, opened: Open) -> None:
     client = opened()
     document = client.get("/openapi.json").json()
@@ -275,6 +310,71 @@ def test_names_that_are_none(kept: str, opened: Open) -> None:
         assert_problem(client.post("/review/labels", json=body), 422, "", document)
     assert label(client, [row], "new", "Red").json()["rows"] == [row]  # the class red, called otherwise
     assert client.get("/review/progress").json()["labelled"] == {"class": 1}
+
+
+def test_numbers_and_words_that_no_database_holds(kept: str, opened: Open) -> None:
+    client = opened()
+    document = client.get("/openapi.json").json()
+    row = client.get("/review/audit").json()["shown"][0]["row"]
+    for wrong in (2**63, 10**400, -1):
+        answer = label(client, [row, wrong], "outlier")
+        assert_problem(answer, 422, "rows[1]=", document)
+    assert_problem(label(client, [row], "outlier", group="a\0"), 422, "group=", document)
+    assert_problem(client.post("/review/claims", json={"items": ["a\0"], "desk": "one"}), 422, "items[0]=", document)
+    assert client.get("/review/progress").json()["labelled"] == {}
+
+
+def test_no_request_has_an_id_that_no_database_holds(kept: str, opened: Open) -> None:
+    """PostgreSQL refused the transaction, and with it the labels of others; any key may ask for this."""
+    client = opened()
+    document = client.get("/openapi.json").json()
+    for wrong in ("a%00b", "x" * 200):
+        assert_problem(client.delete(f"/requests/{wrong}"), 404, "is no id of a request", document)
+
+
+def test_a_label_after_one_that_was_forgotten_is_seen(kept: str, opened: Open) -> None:
+    """SQLite gives the number of the last row again once that is deleted: what was read up to it is not all."""
+    client = opened()
+    first, second = client.get("/review/audit").json()["shown"][:2]
+    label(client, [first["row"]], "outlier").raise_for_status()
+    assert client.delete(f"/requests/{first['request_id']}").status_code == 200
+    label(client, [second["row"]], "new", "grey").raise_for_status()
+    progress = client.get("/review/progress").json()
+    assert (progress["labelled"], progress["audit_labelled"]) == ({"new": 1}, 1)
+    assert second["row"] not in [image["row"] for image in client.get("/review/audit").json()["shown"]]
+
+
+def test_a_group_called_undo_is_none(kept: str, opened: Open) -> None:
+    """It is the mark of what an undo has written, which the next undo passes by."""
+    client = opened()
+    document = client.get("/openapi.json").json()
+    first, second = (image["row"] for image in client.get("/review/audit").json()["shown"][:2])
+    label(client, [first], "outlier").raise_for_status()
+    assert_problem(label(client, [second], "outlier", group="undo"), 422, "group=undo is no group", document)
+    assert client.post("/review/undo", json={}).json() == {"rows": [first], "changed": []}
+
+
+def test_a_class_of_the_model_that_decided_is_none_that_is_new(
+    where: str, opened: Open, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The bundle was swapped between refusal and label: the one in force lacks the class."""
+    slug = manifest.classes[0].model_copy(update={"name": "sea slug"})
+    before = manifest.model_copy(update={"version": "0", "classes": [slug, *manifest.classes[1:]]})
+    fill(where, tmp_path / "store", before, [Given(picture(GREY), None)])
+    client = opened()
+    assert label(client, [1], "new", "Sea  Slug").json()["rows"] == [1]
+    assert client.get("/review/progress").json()["labelled"] == {"class": 1}
+
+
+def test_an_import_with_text_that_is_none(kept: str, opened: Open) -> None:
+    """A lone surrogate stands in JSON and can stand in no answer."""
+    client = opened()
+    sent = '{"classes": ["red"], "labels": {"\\ud800": %d}}'
+    answer = client.post("/review/import", content=sent % 0).raise_for_status().json()
+    assert (answer["unknown"], answer["labelled"]) == (["\\ud800"], 0)
+    assert_problem(
+        client.post("/review/import", content=sent % 7), 422, "there are 1 classes", client.get("/openapi.json").json()
+    )
 
 
 def test_who_may_review(kept: str, opened: Open, tmp_path: Path) -> None:
@@ -312,6 +412,25 @@ def test_images_are_served_as_what_they_are(kept: str, opened: Open) -> None:
         assert "sandbox" in answer.headers["content-security-policy"]
     for wrong in ("..%2f..%2fetc", "0" * 64, "x"):
         assert client.get(f"/review/images/{wrong}").status_code == 404
+
+
+def test_a_ledger_that_cannot_be_read_is_asked_again_later(opened: Open, tmp_path: Path) -> None:
+    none = tmp_path / "none.sqlite3"
+    none.write_bytes(b"not a database" * 1000)
+    client = opened(ledger=str(none))
+    document = client.get("/openapi.json").json()
+    for path in ("groups", "export"):
+        assert_problem(client.get(f"/review/{path}"), 503, "ledger", document)
+
+
+def test_a_store_that_cannot_be_read_is_asked_again_later(kept: str, opened: Open, tmp_path: Path) -> None:
+    client = opened()
+    key = client.get("/review/audit").json()["shown"][0]["key"]
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("a file where the folder was")
+    for kind in ("images", "thumbnails"):
+        answer = client.get(f"/review/{kind}/{key}")
+        assert_problem(answer, 503, "the image store cannot be read now", client.get("/openapi.json").json())
 
 
 def test_without_a_ledger_or_kept_images(opened: Open, tmp_path: Path) -> None:

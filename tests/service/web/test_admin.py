@@ -134,6 +134,14 @@ def test_bad_bundle_changes_nothing_and_says_why(administered: Settings, tmp_pat
         assert samples(client)[("tailguard_swaps_total", (("outcome", "refused"),))] == 4
 
 
+@pytest.mark.parametrize("path", ["\0", "a/\0", "x" * 4000, "/" + "x" * 300])
+def test_a_path_that_no_file_system_takes_is_no_bundle(administered: Settings, path: str) -> None:
+    with TestClient(create_app(administered)) as client:
+        document = client.get("/openapi.json", headers=ADMIN).json()
+        for route in ("bundle", "shadow"):
+            assert_problem(put(client, route, {"path": path}), 409, "is not a bundle: manifest.json", document)
+
+
 def test_metrics_change_with_the_bundle(administered: Settings, second: Path) -> None:
     with TestClient(create_app(administered)) as client:
         client.headers.update(ADMIN)
