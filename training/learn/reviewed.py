@@ -162,7 +162,7 @@ def _without_contradictions(found: Reviewed, notes: list[str]) -> Reviewed:
 def _require_class_names(reviewed: Iterable[str], known: Sequence[str]) -> None:
     """DataError where a class is one of the run's in another spelling: case, Unicode form, blanks or underscores."""
     spelled = {spelling(name): name for name in known}
-    for name in reviewed:
+    for name in sorted(set(reviewed).difference(known)):  # a run may have two spellings, and was told so
         other = spelled.setdefault(spelling(name), name)
         if other != name:
             raise DataError(f"the class {name!r} is another spelling of {other!r}: give both the same name (rename the "

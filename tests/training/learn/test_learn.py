@@ -19,6 +19,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
+from training.learn import reviewed
 from training.network import features
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
@@ -275,3 +276,10 @@ def test_known_features_are_taken_as_they_are() -> None:
     assert known.fill(np.array([7, 8, 9], np.uint64), into).tolist() == [True, False, False]  # 8 has one view of two
     assert into[0].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert not into[1:].any()
+
+
+def test_classes_of_a_run_that_are_spelled_alike_may_both_learn(tmp_path: Path) -> None:
+    for i, label in enumerate(("sea lime", "sea_lime")):
+        fruit.save(tmp_path / "export" / "train" / label, "lime", 2, 30_000 + 1000 * i)
+    found = reviewed.read(tmp_path / "export", ["sea lime", "sea_lime"], tmp_path / "cache", [])
+    assert found.classes == ["sea lime", "sea_lime"]
