@@ -122,7 +122,9 @@ def _split(
     """The sides of the labelled images, and the group of each by its key."""
     listing, rows = _readable(found.parts["train"], place)
     if not len(rows):
-        raise DataError(f"{config.data}: no training image can be read: see the reasons above, or give other data")
+        first = seen.unreadable[0]
+        raise DataError(f"{config.data}: no training image can be read, {first.path} ({first.reason}) among them: "
+                        "mend them, or the list that names them")  # fmt: skip
     if config.imbalance is not None:
         kept = long_tail_rows(listing.labels, listing.classes, config.imbalance)
         listing, rows = listing.take(kept), rows[kept]
