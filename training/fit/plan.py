@@ -64,7 +64,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """`config` holds for every head but for its method; `key` changes with the images."""
+    """`config` holds for every head but for its method; `key` changes with the images and their classes."""
 
     config: Config
     heads: tuple[str, ...]
@@ -185,9 +185,12 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
 
 
 def _key(files: Files) -> str:
-    """Changes with the images and the classes, whatever side each is on."""
+    """Changes with the images, the class of each and the side it is on."""
     digest = hashlib.sha256("\n".join(files.train.classes).encode())
-    digest.update(np.sort(np.concatenate([*files.keys.values()])).tobytes())
+    for name, part in sorted(files.choice.parts.items()):
+        classes = part.classes or [""] * len(part.keys)
+        rows = sorted(f"{name} {key:016x} {one}" for key, one in zip(part.keys.tolist(), classes, strict=True))
+        digest.update("\n".join(rows).encode())
     return digest.hexdigest()[:16]
 
 
@@ -221,11 +224,12 @@ def begin(plan: Plan, given: Fit) -> bool:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
-    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun")}
-    for key, value in (now["settings"] | {k: v for k, v in now.items() if k != "settings"}).items():
-        if then.get(key) != value:
-            yield ("other images (some were added, removed or changed)" if key == "images"
-                   else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
+    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun", "images")}
+    is_now = now["settings"] | {k: v for k, v in now.items() if k not in ("settings", "images")}
+    differ = [f"{flag(k)} {then.get(k)!r} instead of {v!r}" for k, v in is_now.items() if then.get(k) != v]
+    if not differ and before.get("images") != now["images"]:  # other settings may split the same images otherwise
+        return ["other images (some were added, removed, changed or put into another class or part)"]
+    return differ
 
 
 def length(source: Source) -> int:
