@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import OUTLIER_LABEL
-from training.data.folders import PARTS
+from training.data.folders import PARTS, SPLIT_NAMES
 from training.data.listing import Labelled, Parts, by_frequency
 from training.data.readers import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SEPARATORS = (";", "\t")  # which programs write in the place of commas
 ListRow = dict[str, Any]
 

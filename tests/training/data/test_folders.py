@@ -135,6 +135,32 @@ def test_a_class_that_is_not_trained_on_is_refused(tree, part):
         loading.load(config(tree))
 
 
+@pytest.mark.parametrize("name", ["valid", "Validation", "Val", "testing"])
+def test_a_part_by_another_name_is_refused(tree, name):
+    write_class(tree / name / "rare", 0, 2)
+    with pytest.raises(DataError, match=rf"{name} is no part by its name: rename it to (val|test), or move it away"):
+        folders.read_folders(tree)
+
+
+def test_parts_by_other_names_are_no_classes(tree):
+    (tree / "train").rename(tree / "Train")
+    (tree / "test").rename(tree / "Test")
+    with pytest.raises(DataError, match="Test is no part by its name: rename it to test"):
+        folders.read_folders(tree)
+
+
+def test_a_class_may_be_called_training(tmp_path):
+    for name in ("Training", "Match"):
+        write_class(tmp_path / name, 0, 2)
+    assert folders.read_folders(tmp_path).parts["train"].classes == ("Match", "Training")
+
+
+def test_folders_beside_the_parts_are_named(tree):
+    for name in ("extra", "outliers", "ood", ".git"):
+        write_class(tree / name, 0, 1)
+    assert folders.read_folders(tree).notes == [f"{tree}: left out extra beside train/: the parts are train, val, test"]
+
+
 # ---- What a run gets of them ----
 
 
