@@ -13,6 +13,7 @@ from training.checks import require_writable
 from training.config import program
 from training.data.notes import said_once
 from training.data.photographs import CACHE
+from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
 from training.finished import Calibrate, Evaluate, Export
 from training.fit import plan as plans
@@ -31,12 +32,23 @@ def fit(given: Fit) -> Path:
     require_writable(given.work or Path("runs"), "--work")
     on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
+    require_held_back(plan)
     print(look(plan))
     if plans.begin(plan, given):
         print(f"\n{finished(plan)}")
         return plan.target
     with said_once(plan.files.notes):
         return _made(plan, given)
+
+
+def require_held_back(plan: Plan) -> None:
+    """DataError where there is nothing to calibrate on, which would be noticed after a head was trained."""
+    if not len(plan.files.calibration.labels):
+        raise DataError(
+            f"{plan.config.data}: no image can be held back to calibrate on: the largest class has "
+            f"{plan.files.train.counts.max()} images, of which {FEWEST_IMAGES} in groups of their own are needed; add "
+            "images, or give --calibration-fraction above 0 or another --group-by where that is the reason"
+        )
 
 
 def _made(plan: Plan, given: Fit) -> Path:

@@ -240,3 +240,18 @@ def test_another_set_of_images_is_noticed(
     assert "--calibration-fraction 0.3 instead of 0.4. Go on" in fit(
         capsys, own, *arguments, "--calibration-fraction", 0.4
     )
+
+
+def test_few_images_hold_the_level_that_they_can(
+    tmp_path: Path, photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 in all: four of five folds hold less than all together, which is no reason to stop after the training."""
+    for i, name in enumerate(("apple", "plum")):
+        save(tmp_path / "few" / name, name, 8, 1000 * i)
+    assert "\nid94 rejects" in fit(capsys, tmp_path / "few", *arguments, "--heads", "msp", "--batch-images", 4)
+    for path in (tmp_path / "few").rglob("0[4-9].png"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "work")
+    printed = fit(capsys, tmp_path / "few", *arguments)
+    assert "no image can be held back to calibrate on: the largest class has 4 images, of which 5" in printed
+    assert not (tmp_path / "work" / PLAN_FILE).exists()
