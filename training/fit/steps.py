@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,8 @@ def finished(plan: Plan) -> str:
                      f"them; more in {plan.target / 'CARD.md'}")  # fmt: skip
     serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
     example = next(iter(plan.files.test.paths or plan.files.train.paths), "photo.jpg")
-    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={plan.target} {serve}",
-                      f"  curl -F file=@{example} 127.0.0.1:8000/classify"])  # fmt: skip
+    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={shlex.quote(str(plan.target))} {serve}",
+                      f"  curl -F {shlex.quote(f'file=@{example}')} 127.0.0.1:8000/classify"])  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- helpers

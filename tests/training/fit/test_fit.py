@@ -6,6 +6,7 @@ The backbone is a tiny extractor in a file: means of patches, enough to tell col
 import csv
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -240,6 +241,15 @@ def test_another_set_of_images_is_noticed(
     assert "--calibration-fraction 0.3 instead of 0.4. Go on" in fit(
         capsys, own, *arguments, "--calibration-fraction", 0.4
     )
+
+
+def test_the_last_lines_can_be_pasted(
+    photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    printed = fit(capsys, photos, *arguments, "--heads", "msp")
+    curl = next(line for line in printed.splitlines() if line.startswith("  curl"))
+    *_, file, _ = shlex.split(curl)
+    assert Path(file.removeprefix("file=@")).is_file()
 
 
 def test_few_images_hold_the_level_that_they_can(
