@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.data.choice import Part
 from training.data.listing import Listing, some
-from training.data.readers import DataError
+from training.data.readers import DataError, Keys
 
 OUTLIERS = ("outliers", "calibration_outliers")
 LEARNT = ("train", "calibration")
@@ -38,6 +38,20 @@ def notes(data: Path, parts: Mapping[str, Part]) -> list[str]:
         said.append(f"{data}: {n} outliers are images of a class too, which the model is taught to know and to refuse: "
                     "remove them from the outliers")  # fmt: skip
     return said + _two_labels(data, parts)
+
+
+def ood_notes(name: str, keys: Keys, parts: Mapping[str, Part]) -> list[str]:
+    """The same of the images of an OOD set, by their `keys`."""
+    own, said = set(keys.tolist()), []
+    known = {one: own & set(parts[one].keys.tolist()) for one in parts}
+    taught = set[int]().union(*(found for one, found in known.items() if one in OUTLIERS))
+    if taught:
+        said.append(f"OOD set {name}: {len(taught)} of {len(keys)} images are outliers of the run, so figures on them "
+                    "are better than the truth: leave them in one")  # fmt: skip
+    if n := len(set[int]().union(*known.values()) - taught):
+        said.append(f"OOD set {name}: {n} of {len(keys)} images are of a class of the run, and should be accepted: "
+                    "remove them")  # fmt: skip
+    return said
 
 
 def _two_labels(data: Path, parts: Mapping[str, Part]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.training import tiny
-from training.data import photographs
+from training.data import decode, loading, photographs
 from training.data.readers import DataError
 
 
@@ -50,3 +50,20 @@ def test_test_images_that_are_learned_from_and_two_labels_are_named(data):
     assert "1 test images are among those that are learned from" in found
     assert "1 images have two labels" in found
     assert "ant/1.png as 'ant' and 'bee'" in found or "ant/1.png as 'bee' and 'ant'" in found
+
+
+def test_an_ood_set_that_the_run_has_is_named(data, tmp_path):
+    (data / "junk").rename(tmp_path / "junk")
+    given = tiny.config(dataset="folder", data=data, imbalance=None, outliers=tmp_path / "junk", test_fraction=0.2)
+    target = decode.square(8)
+    run = loading.load(given, target=target)
+    assert run.notes == loading.with_ood_sets(run, [], given, tmp_path, target).notes
+    (tmp_path / "strange").mkdir()
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "strange" / "0.png")
+    shutil.copy(data / "ant" / "0.png", tmp_path / "strange" / "1.png")
+    sets = [tmp_path / "junk", tmp_path / "strange"]
+    more = loading.with_ood_sets(run, sets, given, tmp_path, target).notes[len(run.notes) :]
+    assert [note.split(": ")[:2] for note in more] == [
+        ["OOD set junk", "6 of 6 images are outliers of the run, so figures on them are better than the truth"],
+        ["OOD set strange", "1 of 2 images are of a class of the run, and should be accepted"],
+    ]
