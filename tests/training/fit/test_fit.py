@@ -252,6 +252,19 @@ def test_the_last_lines_can_be_pasted(
     assert Path(file.removeprefix("file=@")).is_file()
 
 
+def test_nothing_is_written_among_the_classes(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examples of a bundle in models/ were a class, models/photos/1/examples, of the next fit in that folder."""
+    for name in ("apple", "plum"):
+        save(tmp_path / "photos" / name, name, 6, 0)
+    monkeypatch.chdir(tmp_path / "photos")
+    given = arguments[:2] + arguments[6:]  # without --out and --work
+    assert "--out models lies in" in fit(capsys, ".", *given)
+    assert "--work runs lies in" in fit(capsys, ".", *given, "--out", "../models")
+    assert sorted(p.name for p in Path().iterdir()) == ["apple", "plum"]
+
+
 def test_few_images_hold_the_level_that_they_can(
     tmp_path: Path, photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
