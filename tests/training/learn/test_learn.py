@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
+from training.learn import steps
 from training.network import features
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
@@ -275,3 +277,11 @@ def test_known_features_are_taken_as_they_are() -> None:
     assert known.fill(np.array([7, 8, 9], np.uint64), into).tolist() == [True, False, False]  # 8 has one view of two
     assert into[0].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert not into[1:].any()
+
+
+def test_what_few_images_of_a_new_class_are_not_used_for_is_said() -> None:
+    counts = {"both": {"train": 1, "calibration": 0, "test": 0}, "one": {"train": 3, "calibration": 0, "test": 3}}
+    added = {"new_classes": counts, "known_classes": {}, "outliers": {"train": 0, "calibration": 0, "test": 0}}
+    *_, both, one = steps.look(SimpleNamespace(added=added, notes=()))  # type: ignore[arg-type]
+    assert both.endswith("that it is neither calibrated nor compared on its own images")
+    assert one.endswith("that it is not calibrated on its own images")
