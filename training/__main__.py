@@ -1,5 +1,6 @@
 """The commands of the offline side: python -m training COMMAND, or tailguard COMMAND."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -170,6 +171,9 @@ class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
         CliApp.run_subcommand(self)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(arguments: list[str] | None = None, prog: str = PYTHON_M) -> None:
     """Run one command. Exits with one line where it is refused; `prog` is how it was called, for its help."""
     Command.model_config["cli_prog_name"] = prog
@@ -181,6 +185,10 @@ def main(arguments: list[str] | None = None, prog: str = PYTHON_M) -> None:
         )
     except (SettingsError, BundleError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(f"error: {error}: make room on the disk that is written to, or name a folder on another")
 
 
 if __name__ == "__main__":

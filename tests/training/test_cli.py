@@ -1,6 +1,7 @@
 """The commands: what they refuse and what they say to do instead."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training import tiny
 from training import __main__ as commands
@@ -124,6 +126,23 @@ def test_missing_data(run, tmp_path):
     assert status == 1
     assert "nowhere is not a folder: --data must name CIFAR's python files" in printed
     assert "Traceback" not in printed
+
+
+def test_a_full_disk_is_said_in_a_line(run, tmp_path):
+    (tmp_path / "data" / "ant").mkdir(parents=True), (tmp_path / "data" / "bee").mkdir()
+    for i, name in enumerate(("ant", "bee") * 8):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (9, 9, 3), np.uint8)).save(
+            tmp_path / "data" / name / f"{i}.png"
+        )
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        status, printed = run("train", "--dataset", "folder", "--data", tmp_path / "data", "--out", tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    assert status == 1
+    assert "File too large: make room on the disk that is written to, or name a folder on another" in printed
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file()]  # nothing half written is left behind
 
 
 def test_methods_prints_the_screen(run):

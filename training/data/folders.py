@@ -23,6 +23,8 @@ from training.data.listing import Labelled, Parts, by_frequency, some
 from training.data.readers import DataError, Pixels, array
 
 PARTS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+               "testing": "test"}  # as others write them; a list may say them so  # fmt: skip
 OnUnreadable = Literal["skip", "stop"]
 BESIDE = ("outliers", "ood")  # folders beside the classes that hold none
 
@@ -50,9 +52,12 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
     parted = has_parts(folder)
     if not parted and (lone := next((part for part in ("test", "val") if (folder / part).is_dir()), None)):
         raise DataError(f"{folder / 'train'} is missing: beside {lone}/ the images to train on are in train/<class>/")
+    beside = _beside(folder, parted)
     roots = {part: folder / part for part in PARTS if (folder / part).is_dir()} if parted else {"train": folder}
     found = {part: _find_classes(root, () if parted else BESIDE) for part, root in roots.items()}
     notes = [note for part, (total, _, _) in found.items() for note in total.notes(roots[part])]
+    if beside:
+        notes.append(f"{folder}: left out {some(beside)} beside train/: the parts are {', '.join(PARTS)}")
     empty = [name for _, _, names in found.values() for name in names]
     if empty and not parted:
         notes.append(f"{folder}: left out {len(empty)} folders without images ({', '.join(empty[:5])})")
@@ -69,6 +74,18 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
             f"{folder}: {len(nested)} classes are nested folders ({nested[0]}): --class-level 1 takes the first folder"
         )
     return Parts(by_frequency(labelled, more=empty if parted else ()), notes)
+
+
+def _beside(folder: Path, parted: bool) -> list[str]:
+    """The folders beside the parts that are none. DataError for what is one by another name: Train, valid."""
+    entries = [e for e in sorted(folder.iterdir()) if e.is_dir() and not files.is_hidden(e.name)]
+    for entry in entries:
+        part = folder / SPLIT_NAMES.get(entry.name.lower(), entry.name)
+        if entry.name in PARTS or part == entry or (part.exists() and part.samefile(entry)):
+            continue  # the last: a disk that takes Train and train for one
+        if parted or any(e.is_dir() for e in entry.iterdir()):  # else it may be a class of that name
+            raise DataError(f"{entry} is no part by its name: rename it to {part.name}, or move it away")
+    return [e.name for e in entries if parted and e.name not in (*PARTS, *BESIDE) and e.name.lower() not in SPLIT_NAMES]
 
 
 Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC

@@ -10,18 +10,19 @@ rows of the kind `outlier` have no label, and are in no class.
 
 import csv
 import json
+import math
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import OUTLIER_LABEL
-from training.data.folders import PARTS
+from training.data.folders import PARTS, SPLIT_NAMES
 from training.data.listing import Labelled, Parts, by_frequency
 from training.data.readers import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SEPARATORS = (";", "\t")  # which programs write in the place of commas
 ListRow = dict[str, Any]
 
 
@@ -39,11 +40,7 @@ def read_list(path: Path) -> Parts:
         if is_outlier(row):
             outliers += 1
             continue
-        for needed in ("path", "label"):
-            if row.get(needed) in (None, ""):
-                raise DataError(
-                    f"{path}: row {number} has no {needed}; it has {sorted(map(str, row))}: name the columns so"
-                )
+        _require_path_and_label(row, f"{path}: row {number}")
         split = str(row.get("split") or "train").strip().lower()
         if split not in SPLIT_NAMES:
             raise DataError(f"{path}: row {number} has the split {split!r}: use {', '.join(PARTS)}")
@@ -62,6 +59,20 @@ def read_list(path: Path) -> Parts:
             values += [""] * (len(labelled[part]) - len(values))
     left_out = [f"{path}: {outliers} rows are outliers, in no class: --outliers {path} trains on them"]
     return Parts(by_frequency(labelled, columns), left_out if outliers else [])
+
+
+def _require_path_and_label(row: ListRow, where: str) -> None:
+    """DataError where a row lacks one, or has what str() would make a class of: a list, a NaN of pandas."""
+    for needed in ("path", "label"):
+        value = row.get(needed)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            mark = next((mark for mark in SEPARATORS if any(mark in str(name) for name in row)), None)
+            named = "give it one" if needed in row else "name the columns so"
+            remedy = f"separate the columns by commas, not by {mark!r}" if mark else named
+            raise DataError(f"{where} has no {needed}; it has {sorted(map(str, row))}: {remedy}")
+        number = needed == "label" and isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(value, str) and not number:
+            raise DataError(f"{where} has the {needed} {value!r}, which is no text: write one {needed} as text")
 
 
 def is_outlier(row: ListRow) -> bool:
@@ -84,12 +95,20 @@ def rows(path: Path) -> Iterable[ListRow]:
             return _parquet(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
-                return list(csv.DictReader(file, strict=True))
-            found = [json.loads(line) for line in file if line.strip()]
+                found: list[Any] = list(csv.DictReader(file, strict=True))
+            else:
+                found = [json.loads(line) for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} ({error}): save it again") from error
     if bad := next((i for i, row in enumerate(found, start=1) if not isinstance(row, dict)), None):
         raise DataError(f"{path}: line {bad} is no JSON object: write one object a line, with path and label")
+    rest = [row.pop(None, []) for row in found]  # fields beyond those of the first line; none after a last comma
+    if bad := next((i for i, fields in enumerate(rest, start=1) if any(fields)), None):
+        more = ", ".join(rest[bad - 1])
+        raise DataError(f"{path}: row {bad} has more fields than the first line names ({more}): put a text with a "
+                        'comma in it between quotes, "apple, red"')  # fmt: skip
     return found
 
 

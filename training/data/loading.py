@@ -15,7 +15,7 @@ import numpy as np
 
 from service.contract.bundle import Input
 from training.config import Config
-from training.data import folders, photographs, readers, taxonomy
+from training.data import folders, overlaps, photographs, readers, taxonomy
 from training.data.choice import Choice, Part
 from training.data.decode import resized, square
 from training.data.fitted import Fitted
@@ -155,6 +155,9 @@ def with_ood_sets(data: Data, paths: list[Path], config: Config, run: Path, targ
     sets = ood_sets(
         paths, data.size_px, target=target, unreadable=config.unreadable, notes=notes, cache=run / CACHE
     )  # fmt: skip
+    for name, images in sets.items():
+        if isinstance(images, Fitted):  # its images are known by what the run's are
+            notes += overlaps.ood_notes(name, images.keys, data.choice.parts)
     return replace(data, ood={**data.ood, **sets}, notes=tuple(notes))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import Config
-from training.data import folders, lists, readers
+from training.data import folders, lists, overlaps, readers
 from training.data.choice import Choice, Part
 from training.data.decode import Unreadable
 from training.data.grouping import group, units
@@ -59,6 +59,8 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     found.check(config.data)
     notes = list(found.notes)
     outside = _outlier_source(config.outliers, notes)
+    if config.outliers is not None and config.outliers.is_dir():
+        overlaps.require_apart(found.parts.values(), config.outliers, "--outliers")
     files = list(dict.fromkeys(path for part in found.parts.values() for path in part.paths))
     files += outside.paths if isinstance(outside, Listing) else []
     seen = scan(files, cache=cache / SCAN_FILE if cache else None, title="read files")
@@ -72,6 +74,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
         sides, groups = _split(config, found, place, seen, notes)
         sides |= _split_outliers(config, outside, place, seen)
         choice = Choice({name: _part(source, keys, groups) for name, (source, keys) in sides.items()})
+        notes += overlaps.notes(config.data, choice.parts)
     else:
         choice = Choice.read(run)
         sides = _as_chosen(choice, found, outside, place, seen, notes)
@@ -122,7 +125,9 @@ def _split(
     """The sides of the labelled images, and the group of each by its key."""
     listing, rows = _readable(found.parts["train"], place)
     if not len(rows):
-        raise DataError(f"{config.data}: no training image can be read: see the reasons above, or give other data")
+        first = seen.unreadable[0]
+        raise DataError(f"{config.data}: no training image can be read, {first.path} ({first.reason}) among them: "
+                        "mend them, or the list that names them")  # fmt: skip
     if config.imbalance is not None:
         kept = long_tail_rows(listing.labels, listing.classes, config.imbalance)
         listing, rows = listing.take(kept), rows[kept]

@@ -126,22 +126,26 @@ def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
         return os.path.abspath(path), status.st_size, status.st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a list may name a path with a NUL in it
         return os.path.abspath(path), -1, -1
 
 
 def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFile]) -> None:
+    if not (kept := [i for i, row in enumerate(rows) if not row.bad]):
+        return  # nothing to keep: that no file could be read is for the caller to say
     cache.parent.mkdir(parents=True, exist_ok=True)
-    kept = [i for i, row in enumerate(rows) if not row.bad]
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
-    np.savez(
-        temporary, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
-        stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 2),
-        keys=np.array([rows[i].key for i in kept], np.uint64), small=np.stack([rows[i].small for i in kept]),
-        sizes=np.array([rows[i].header[:2] for i in kept], np.int32),
-        kinds=np.array([f"{rows[i].header.format}/{rows[i].header.mode}" for i in kept]),
-    )  # fmt: skip
-    os.replace(temporary, cache)
+    try:
+        np.savez(
+            temporary, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
+            stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 2),
+            keys=np.array([rows[i].key for i in kept], np.uint64), small=np.stack([rows[i].small for i in kept]),
+            sizes=np.array([rows[i].header[:2] for i in kept], np.int32),
+            kinds=np.array([f"{rows[i].header.format}/{rows[i].header.mode}" for i in kept]),
+        )  # fmt: skip
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)  # half of it would fill a full disk once more at each attempt
 
 
 def _read_cache(cache: Path, size_px: int) -> dict[Stamp, ScannedFile]:

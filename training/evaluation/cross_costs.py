@@ -20,7 +20,8 @@ def costs(
 ) -> tuple[dict[str, dict[str, Json]], dict[str, NDArray[np.bool_]], dict[str, dict[str, float]]]:
     """By point: costs by scope, which images are refused [N], and shares of the OOD sets that are.
 
-    Each fold is judged at the thresholds that the other folds give; those of outliers (`ood95`) are the points' own.
+    Each fold is judged at the thresholds that the other folds give, at a lower level where these have too few images
+    for the point's; those of outliers (`ood95`) are the points' own.
     What is refused for which reason goes into `told`.
     """
     found: dict[str, dict[str, list[Json]]] = {name: {"global": [], "group": []} for name in points}
@@ -37,7 +38,8 @@ def costs(
         }
         for name, given in points.items():
             point = given
-            if (level := given["level"]) is not None:
+            if given["level"] is not None:
+                [level] = calibrate.supported_levels([given["level"]], weighted)
                 references = calibrate.references(weighted, groups, [level])
                 [point] = calibrate.keep_points(references, weighted, groups, [level], mix).values()
             for kind, into in found[name].items():

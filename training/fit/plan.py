@@ -16,7 +16,7 @@ from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training.audit import advice, sources
 from training.config import Config, flag
-from training.data import taxonomy
+from training.data import overlaps, taxonomy
 from training.data.folders import PARTS
 from training.data.listing import Listing
 from training.data.photographs import SCAN_FILE, TEST_FRACTION, Files, Source, list_files
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """`config` holds for every head but for its method; `key` changes with the images."""
+    """`config` holds for every head but for its method; `key` changes with the images and their classes."""
 
     config: Config
     heads: tuple[str, ...]
@@ -87,8 +87,7 @@ def make(given: Fit) -> Plan:
     data = place(given.data.resolve())
     if sources.find_kind(data, None) != "folder":
         raise DataError(f"{data} is a benchmark, and fit is for photographs: use `train --dataset`, `audit` says how")
-    named = data.name if data.is_dir() else data.stem
-    about = AboutData.of(Config(dataset="folder"), named, given.data_licence)
+    about = AboutData.of(Config(dataset="folder"), data.name if data.is_dir() else data.stem, given.data_licence)
     about.require_licence(given.thumbnails)
     name = given.name or about.slug
     work = given.work or Path("runs") / "-".join(["fit", name, *([given.version] if given.version else [])])
@@ -104,6 +103,8 @@ def make(given: Fit) -> Plan:
     if base.test_fraction is None and any(find_method(name).stage2 != NONE for name in heads):
         base = base.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     files = list_files(base, cache=work / "cache")
+    for path in given.ood:
+        overlaps.require_apart((files.train, files.calibration, files.test), path, "--ood")
     if base.taxonomy:
         taxonomy.read(base.taxonomy, files.train.classes)  # its faults are named before anything is computed
     counts = files.train.counts + files.calibration.counts
@@ -113,8 +114,7 @@ def make(given: Fit) -> Plan:
     chosen.append(Choice("version", target.name, _given(given, "version", "the first that is free")))
     if not files.test.paths:
         chosen.append(Choice("test_fraction", "none", f"no test part: figures are {NAMED}, and nothing is taken away"))
-    settings = _settings(given, base, files, counts, work / "cache" / SCAN_FILE)
-    chosen += settings
+    chosen += (settings := _settings(given, base, files, counts, work / "cache" / SCAN_FILE))
     rarely: dict[str, Any] = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
     rarely = rarely if base.frozen else {}
     own = base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings}
@@ -185,9 +185,12 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
 
 
 def _key(files: Files) -> str:
-    """Changes with the images and the classes, whatever side each is on."""
+    """Changes with the images, the class of each and the side it is on."""
     digest = hashlib.sha256("\n".join(files.train.classes).encode())
-    digest.update(np.sort(np.concatenate([*files.keys.values()])).tobytes())
+    for name, part in sorted(files.choice.parts.items()):
+        classes = part.classes or [""] * len(part.keys)
+        rows = sorted(f"{name} {key:016x} {one}" for key, one in zip(part.keys.tolist(), classes, strict=True))
+        digest.update("\n".join(rows).encode())
     return digest.hexdigest()[:16]
 
 
@@ -221,11 +224,12 @@ def begin(plan: Plan, given: Fit) -> bool:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
-    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun")}
-    for key, value in (now["settings"] | {k: v for k, v in now.items() if k != "settings"}).items():
-        if then.get(key) != value:
-            yield ("other images (some were added, removed or changed)" if key == "images"
-                   else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
+    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun", "images")}
+    is_now = now["settings"] | {k: v for k, v in now.items() if k not in ("settings", "images")}
+    differ = [f"{flag(k)} {then.get(k)!r} instead of {v!r}" for k, v in is_now.items() if then.get(k) != v]
+    if not differ and before.get("images") != now["images"]:  # other settings may split the same images otherwise
+        return ["other images (some were added, removed, changed or put into another class or part)"]
+    return differ
 
 
 def length(source: Source) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from training import trainer
 from training.audit import timing
 from training.checks import require_writable
 from training.config import program
+from training.data.folders import has_parts
 from training.data.notes import said_once
 from training.data.photographs import CACHE
+from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
 from training.finished import Calibrate, Evaluate, Export
 from training.fit import plan as plans
@@ -29,14 +32,37 @@ def fit(given: Fit) -> Path:
     """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
     require_writable(given.out, "--out")
     require_writable(given.work or Path("runs"), "--work")
+    require_outside(given)
     on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
+    require_held_back(plan)
     print(look(plan))
     if plans.begin(plan, given):
         print(f"\n{finished(plan)}")
         return plan.target
     with said_once(plan.files.notes):
         return _made(plan, given)
+
+
+def require_outside(given: Fit) -> None:
+    """ValueError where what is written would lie among the class folders: its pictures were a class the next time."""
+    data = plans.place(given.data.resolve())
+    if not data.is_dir() or has_parts(data):
+        return
+    for option, folder in (("--out", given.out), ("--work", given.work or Path("runs"))):
+        if folder.resolve().is_relative_to(data):
+            raise ValueError(f"{option} {folder} lies in {data}, whose folders are classes: name a folder outside, "
+                             f"{option} ../{folder.name} say, or start in another folder")  # fmt: skip
+
+
+def require_held_back(plan: Plan) -> None:
+    """DataError where there is nothing to calibrate on, which would be noticed after a head was trained."""
+    if not len(plan.files.calibration.labels):
+        raise DataError(
+            f"{plan.config.data}: no image can be held back to calibrate on: the largest class has "
+            f"{plan.files.train.counts.max()} images, of which {FEWEST_IMAGES} in groups of their own are needed; add "
+            "images, or give --calibration-fraction above 0 or another --group-by where that is the reason"
+        )
 
 
 def _made(plan: Plan, given: Fit) -> Path:
@@ -175,8 +201,8 @@ def finished(plan: Plan) -> str:
                      f"them; more in {plan.target / 'CARD.md'}")  # fmt: skip
     serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
     example = next(iter(plan.files.test.paths or plan.files.train.paths), "photo.jpg")
-    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={plan.target} {serve}",
-                      f"  curl -F file=@{example} 127.0.0.1:8000/classify"])  # fmt: skip
+    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={shlex.quote(str(plan.target))} {serve}",
+                      f"  curl -F {shlex.quote(f'file=@{example}')} 127.0.0.1:8000/classify"])  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- helpers

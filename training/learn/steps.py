@@ -94,8 +94,9 @@ def look(plan: Plan) -> Iterator[str]:
         if not counts["train"]:
             raise ValueError(f"no image of the new class {name!r} is left to train on: add some")
         if not (counts["calibration"] and counts["test"]):
-            missing = " nor ".join(w for w, k in (("calibrated", "calibration"), ("compared", "test")) if not counts[k])
-            yield f"{name} has so few images (or they are one burst) that it is neither {missing} on its own images"
+            missing = [w for w, k in (("calibrated", "calibration"), ("compared", "test")) if not counts[k]]
+            said = f"neither {' nor '.join(missing)}" if len(missing) > 1 else f"not {missing[0]}"
+            yield f"{name} has so few images (or they are one burst) that it is {said} on its own images"
 
 
 def is_done(plan: Plan) -> bool:

@@ -135,6 +135,32 @@ def test_a_class_that_is_not_trained_on_is_refused(tree, part):
         loading.load(config(tree))
 
 
+@pytest.mark.parametrize("name", ["valid", "Validation", "Val", "testing"])
+def test_a_part_by_another_name_is_refused(tree, name):
+    write_class(tree / name / "rare", 0, 2)
+    with pytest.raises(DataError, match=rf"{name} is no part by its name: rename it to (val|test), or move it away"):
+        folders.read_folders(tree)
+
+
+def test_parts_by_other_names_are_no_classes(tree):
+    (tree / "train").rename(tree / "Train")
+    (tree / "test").rename(tree / "Test")
+    with pytest.raises(DataError, match="Test is no part by its name: rename it to test"):
+        folders.read_folders(tree)
+
+
+def test_a_class_may_be_called_training(tmp_path):
+    for name in ("Training", "Match"):
+        write_class(tmp_path / name, 0, 2)
+    assert folders.read_folders(tmp_path).parts["train"].classes == ("Match", "Training")
+
+
+def test_folders_beside_the_parts_are_named(tree):
+    for name in ("extra", "outliers", "ood", ".git"):
+        write_class(tree / name, 0, 1)
+    assert folders.read_folders(tree).notes == [f"{tree}: left out extra beside train/: the parts are train, val, test"]
+
+
 # ---- What a run gets of them ----
 
 
@@ -276,3 +302,20 @@ def test_the_cache_of_a_run_is_used_and_renewed(tree, tmp_path, monkeypatch):
     monkeypatch.undo()
     third = loading.load(config(tree, calibration_fraction=0.3), cache=tmp_path / "cache")
     assert [1, 2, 3] in third.train.images[:, 0, 0].tolist()
+
+
+def test_where_no_file_can_be_read_the_reasons_are_given(tmp_path):
+    rows = [f"{name}/{i}.png,{name}\n" for name in ("ant", "bee") for i in range(3)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows))  # the folder of the list is another one
+    with pytest.raises(DataError, match=r"no training image can be read.*ant/0\.png \(No such file or directory\)"):
+        loading.load(config(tmp_path / "list.csv"), cache=tmp_path / "cache")
+
+
+def test_a_path_that_no_file_can_have_is_left_out(tree):
+    (tree / "list.jsonl").write_text(
+        '{"path": "train/rare/0.png", "label": "a"}\n{"path": "train/often/0.png", "label": "b"}\n'
+        '{"path": "a\\u0000b.png", "label": "b"}\n'
+    )
+    data = loading.load(config(tree / "list.jsonl", test_fraction=0.2))
+    assert len(data.train.labels) == 2
+    assert any("left out 1 unreadable files" in note for note in data.notes)

@@ -74,7 +74,14 @@ def test_columns_that_some_rows_lack(tmp_path):
         ("a.jsonl", '{"path": "x.png"', r"cannot be read as JSONL"),
         ("a.jsonl", '["x.png", "ant"]\n', r"line 1 is no JSON object"),
         ("a.parquet", "PAR1 it is not", r"cannot be read as PARQUET"),
-        ("a.csv", b"path,label\n\xff\xfe,ant\n", r"cannot be read as CSV"),
+        ("a.csv", b"path,label\n\xff\xfe,ant\n", r"is not in UTF-8 .*: save it in that encoding"),
+        ("a.csv", "path;label\nx.png;ant\n", r"row 1 has no path.*: separate the columns by commas, not by ';'"),
+        ("a.csv", "path\tlabel\nx.png\tant\n", r"row 1 has no path.*: separate the columns by commas, not by '\\t'"),
+        ("a.csv", "path,label\nx.png,ant\ny.png,ant, red\n", r"row 2 has more fields than .*\( red\): put a text"),
+        ("a.csv", "path,label\nx.png,ant\ny.png,  \n", r"row 2 has no label"),
+        ("a.jsonl", '{"path": "x.png", "label": ["ant"]}\n', r"row 1 has the label \['ant'\], which is no text"),
+        ("a.jsonl", '{"path": "x.png", "label": NaN}\n', r"row 1 has the label nan, which is no text"),
+        ("a.jsonl", '{"path": {"bytes": ""}, "label": 1}\n', r"row 1 has the path {'bytes': ''}, which is no text"),
     ],
 )
 def test_faults_are_named(tmp_path, name, content, message):
@@ -102,3 +109,15 @@ def test_a_class_in_two_spellings_is_named_in_folders_too(tmp_path):
     assert any("'Cat' and 'cat'" in note for note in read_parts(tmp_path).notes)
     (tmp_path / "Cat").rename(tmp_path / "cow")
     assert not any("cat" in note for note in read_parts(tmp_path).notes)
+
+
+def test_labels_stay_the_text_that_they_are(tmp_path):
+    labels = ("NA", "None", "nan", "01", "1", "1.0", "true", "0")
+    rows = [{"path": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+    assert set(lists.read_list(write(tmp_path / "list.csv", rows)).parts["train"].classes) == set(labels)
+
+
+def test_a_comma_at_the_end_of_a_row_is_no_field(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.png,ant,\nb.png,bee\n")
+    train = lists.read_list(tmp_path / "list.csv").parts["train"]
+    assert (train.classes, train.columns) == (("ant", "bee"), {})

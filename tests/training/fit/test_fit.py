@@ -6,6 +6,7 @@ The backbone is a tiny extractor in a file: means of patches, enough to tell col
 import csv
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -229,3 +230,51 @@ def test_another_set_of_images_is_noticed(
     photograph("kiwi", 77).save(own / "train" / "kiwi" / "new.png")
     assert "holds a fit with other images" in fit(capsys, own, *arguments)
     assert json.loads((tmp_path / "work" / PLAN_FILE).read_text())["heads"] == ["logit-adjustment", "msp"]
+    (own / "train" / "kiwi" / "new.png").unlink()
+    assert "stopped; what is done is kept" in fit(capsys, own, *arguments)  # the images of before again
+    one, other = own / "train" / "kiwi" / "00.png", own / "train" / "plum" / "00.png"
+    one.rename(own / "kiwi.png"), other.rename(one), (own / "kiwi.png").rename(other)
+    assert "put into another class or part" in fit(capsys, own, *arguments)  # the same images, two labels mended
+    one.rename(own / "plum.png"), other.rename(one), (own / "plum.png").rename(other)
+    (own / "test" / "plum" / "00.png").rename(own / "train" / "plum" / "from-test.png")
+    assert "put into another class or part" in fit(capsys, own, *arguments)
+    assert "--calibration-fraction 0.3 instead of 0.4. Go on" in fit(
+        capsys, own, *arguments, "--calibration-fraction", 0.4
+    )
+
+
+def test_the_last_lines_can_be_pasted(
+    photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    printed = fit(capsys, photos, *arguments, "--heads", "msp")
+    curl = next(line for line in printed.splitlines() if line.startswith("  curl"))
+    *_, file, _ = shlex.split(curl)
+    assert Path(file.removeprefix("file=@")).is_file()
+
+
+def test_nothing_is_written_among_the_classes(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examples of a bundle in models/ were a class, models/photos/1/examples, of the next fit in that folder."""
+    for name in ("apple", "plum"):
+        save(tmp_path / "photos" / name, name, 6, 0)
+    monkeypatch.chdir(tmp_path / "photos")
+    given = arguments[:2] + arguments[6:]  # without --out and --work
+    assert "--out models lies in" in fit(capsys, ".", *given)
+    assert "--work runs lies in" in fit(capsys, ".", *given, "--out", "../models")
+    assert sorted(p.name for p in Path().iterdir()) == ["apple", "plum"]
+
+
+def test_few_images_hold_the_level_that_they_can(
+    tmp_path: Path, photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 in all: four of five folds hold less than all together, which is no reason to stop after the training."""
+    for i, name in enumerate(("apple", "plum")):
+        save(tmp_path / "few" / name, name, 8, 1000 * i)
+    assert "\nid94 rejects" in fit(capsys, tmp_path / "few", *arguments, "--heads", "msp", "--batch-images", 4)
+    for path in (tmp_path / "few").rglob("0[4-9].png"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "work")
+    printed = fit(capsys, tmp_path / "few", *arguments)
+    assert "no image can be held back to calibrate on: the largest class has 4 images, of which 5" in printed
+    assert not (tmp_path / "work" / PLAN_FILE).exists()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
-from training.learn import reviewed
+from training.learn import reviewed, steps
 from training.network import features
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
@@ -280,6 +281,14 @@ def test_known_features_are_taken_as_they_are() -> None:
 
 def test_classes_of_a_run_that_are_spelled_alike_may_both_learn(tmp_path: Path) -> None:
     for i, label in enumerate(("sea lime", "sea_lime")):
-        fruit.save(tmp_path / "export" / "train" / label, "lime", 2, 30_000 + 1000 * i)
+        fruit.save(tmp_path / "export" / "train" / label, "kiwi", 2, 30_000 + 1000 * i)
     found = reviewed.read(tmp_path / "export", ["sea lime", "sea_lime"], tmp_path / "cache", [])
     assert found.classes == ["sea lime", "sea_lime"]
+
+
+def test_what_few_images_of_a_new_class_are_not_used_for_is_said() -> None:
+    counts = {"both": {"train": 1, "calibration": 0, "test": 0}, "one": {"train": 3, "calibration": 0, "test": 3}}
+    added = {"new_classes": counts, "known_classes": {}, "outliers": {"train": 0, "calibration": 0, "test": 0}}
+    *_, both, one = steps.look(SimpleNamespace(added=added, notes=()))  # type: ignore[arg-type]
+    assert both.endswith("that it is neither calibrated nor compared on its own images")
+    assert one.endswith("that it is not calibrated on its own images")
