@@ -1,18 +1,13 @@
 """What `fit` will do: where the images are, which settings, each with its reason; and what makes it refuse."""
 
-import hashlib
 import itertools
-import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training.audit import advice, sources
 from training.config import Config, flag
@@ -25,13 +20,12 @@ from training.data.scan import scan
 from training.evaluation.cross_fit import NAMED
 from training.export.about import AboutData
 from training.export.bundle import require_target
+from training.fit import begun
 from training.fit.command import Fit
 from training.methods.methods import NONE
 from training.methods.methods import find as find_method
 from training.network import pretrained
-from training.runs.files import write_json
 
-PLAN_FILE = "fit.json"
 HEADS = {  # outliers given → rows to compare, the safest first
     True: ("tailguard-joint", "logit-adjustment"),
     False: ("logit-adjustment", "msp"),
@@ -39,14 +33,6 @@ HEADS = {  # outliers given → rows to compare, the safest first
 INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and nothing was lost (LOG.md)"
 STAGES_REASON = "features of early layers beside those of the last tell more, at next to no cost (LOG.md)"
 CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoint
-FREE = (
-    "device",
-    "threads",
-    "on",
-    "checkpoint_epochs",
-    "unreadable",
-    "feature_cache",
-)  # may change when a fit is gone on with
 SPARE_BYTES = 300 << 20  # for checkpoints, tables and the bundle
 
 
@@ -64,7 +50,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """`config` holds for every head but for its method; `key` changes with the images and their classes."""
+    """`config` holds for every head but for its method; `key` changes with the images and what is said of them."""
 
     config: Config
     heads: tuple[str, ...]
@@ -91,8 +77,9 @@ def make(given: Fit) -> Plan:
     about.require_licence(given.thumbnails)
     name = given.name or about.slug
     work = given.work or Path("runs") / "-".join(["fit", name, *([given.version] if given.version else [])])
-    target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
-    if not (work / PLAN_FILE).is_file():
+    before = begun.written(work)
+    target = given.out / name / (given.version or _version(before, given.out / name))
+    if before is None:
         require_target(target)
     heads = given.heads or (
         (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
@@ -105,8 +92,8 @@ def make(given: Fit) -> Plan:
     files = list_files(base, cache=work / "cache")
     for path in given.ood:
         overlaps.require_apart((files.train, files.calibration, files.test), path, "--ood")
-    if base.taxonomy:
-        taxonomy.read(base.taxonomy, files.train.classes)  # its faults are named before anything is computed
+    # Its faults are named before anything is computed.
+    tree = taxonomy.read(base.taxonomy, files.train.classes) if base.taxonomy else taxonomy.find(files.train)
     counts = files.train.counts + files.calibration.counts
     if len(counts) < 2:
         raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")
@@ -122,13 +109,13 @@ def make(given: Fit) -> Plan:
     why = "the best of them on calibration images is taken"
     chosen.append(Choice("heads", " ".join(heads), _given(given, "heads", why)))
     chosen.append(Choice("score", given.score, _given(given, "score", "the best on calibration images decides")))
-    return Plan(config, heads, target, work, chosen, files, _key(files))
+    return Plan(config, heads, target, work, chosen, files, begun.key(files, tree, given.ood))
 
 
-def _version(plan_file: Path, bundles: Path) -> str:
+def _version(before: dict[str, Any] | None, bundles: Path) -> str:
     """That of the fit which is gone on with, else the first number that is free among `bundles`."""
-    if plan_file.is_file():
-        return Path(json.loads(plan_file.read_text())["target"]).name
+    if before is not None:
+        return Path(before["target"]).name
     return next(str(n) for n in itertools.count(1) if not (bundles / str(n)).exists())
 
 
@@ -182,54 +169,6 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     more = given.model_fields_set & Config.model_fields.keys() - {"data", "outliers", "backbone", "method"}
     others = [k for k in sorted(more) if getattr(base, k) != getattr(plain, k)]
     return found + [Choice(k, getattr(base, k), "as given") for k in others]
-
-
-def _key(files: Files) -> str:
-    """Changes with the images, the class of each and the side it is on."""
-    digest = hashlib.sha256("\n".join(files.train.classes).encode())
-    for name, part in sorted(files.choice.parts.items()):
-        classes = part.classes or [""] * len(part.keys)
-        rows = sorted(f"{name} {key:016x} {one}" for key, one in zip(part.keys.tolist(), classes, strict=True))
-        digest.update("\n".join(rows).encode())
-    return digest.hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------------------ going on, refusing
-
-
-def begin(plan: Plan, given: Fit) -> bool:
-    """Write the plan down, or compare it with the one that is there; whether the bundle was written already.
-
-    ValueError where the folder holds another fit, where the bundle exists and is not of this one.
-    """
-    path = plan.work / PLAN_FILE
-    now = {
-        "settings": plan.config.model_dump(mode="json", exclude={*FREE, "method"}),
-        "heads": list(plan.heads), "score": given.score,
-        "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
-    }  # fmt: skip
-    if not path.is_file():
-        write_json(path, now | {"begun": datetime.now(UTC).isoformat()})
-        return False
-    before = json.loads(path.read_text())
-    if differ := list(_differences(before, now)):
-        raise ValueError(f"{plan.work} holds a fit with {'; '.join(differ)}. Go on with that, or give another --work "
-                         "(or --name), or remove the folder")  # fmt: skip
-    if not plan.target.exists():
-        return False
-    made = bundle.read(plan.target).created
-    if made < datetime.fromisoformat(before["begun"]).replace(microsecond=0):
-        raise ValueError(f"{plan.target} exists already and is not of this fit: give --version or --name")
-    return True
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
-    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun", "images")}
-    is_now = now["settings"] | {k: v for k, v in now.items() if k not in ("settings", "images")}
-    differ = [f"{flag(k)} {then.get(k)!r} instead of {v!r}" for k, v in is_now.items() if then.get(k) != v]
-    if not differ and before.get("images") != now["images"]:  # other settings may split the same images otherwise
-        return ["other images (some were added, removed, changed or put into another class or part)"]
-    return differ
 
 
 def length(source: Source) -> int:

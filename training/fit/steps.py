@@ -18,6 +18,7 @@ from training.data.photographs import CACHE
 from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
 from training.finished import Calibrate, Evaluate, Export
+from training.fit import begun
 from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
@@ -37,7 +38,7 @@ def fit(given: Fit) -> Path:
     plan = plans.make(given)
     require_held_back(plan)
     print(look(plan))
-    if plans.begin(plan, given):
+    if begun.begin(plan, given):
         print(f"\n{finished(plan)}")
         return plan.target
     with said_once(plan.files.notes):

@@ -25,7 +25,7 @@ from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.evaluation.cross_fit import NAMED
 from training.fit import steps
-from training.fit.plan import PLAN_FILE
+from training.fit.begun import PLAN_FILE
 from training.runs.checkpoint import CHECKPOINT_FILE
 from training.runs.files import CALIBRATION_FILE
 
@@ -278,3 +278,25 @@ def test_few_images_hold_the_level_that_they_can(
     printed = fit(capsys, tmp_path / "few", *arguments)
     assert "no image can be held back to calibrate on: the largest class has 4 images, of which 5" in printed
     assert not (tmp_path / "work" / PLAN_FILE).exists()
+
+
+def test_what_is_said_of_the_images_is_noticed_too(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "head", interrupted)
+    tree, sky = tmp_path / "tree.csv", Path(shutil.copytree(photos / "ood" / "sky", tmp_path / "sky"))
+    tree.write_text("".join(f"{name},fruit\n" for name in COUNTS))
+    given = [photos, *arguments, "--taxonomy", tree, "--ood", sky]
+    fit(capsys, *given)
+    assert "holds a fit with" not in fit(capsys, *given)
+    tree.write_text("".join(f"{name},food\n" for name in COUNTS))
+    assert "holds a fit with other images" in fit(capsys, *given)
+    tree.write_text("".join(f"{name},fruit\n" for name in COUNTS))
+    photograph("kiwi", 78).save(sky / "new.png")
+    assert "holds a fit with other images" in fit(capsys, *given)
+    (tmp_path / "work" / PLAN_FILE).write_text("")
+    assert f"{PLAN_FILE} cannot be read" in fit(capsys, *given)
