@@ -1,6 +1,7 @@
 """`tailguard web BUNDLE --out DIR`: a bundle as a static folder that classifies in the browser alone."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from service import settings
@@ -30,5 +31,5 @@ def main(args: argparse.Namespace) -> int:
         raise BundleError(f"{args.out} cannot be written: {error.strerror}: {error.filename}") from error
     whole, visitor, compressed = (f"{size / 1e6:.1f} MB" for size in written)
     print(f"{args.out}: {whole}, of which a visitor loads {visitor} once, {compressed} where the server compresses")
-    print(f"to look at it: python3 -m http.server --directory {args.out}, then http://localhost:8000")
+    print(f"to look at it: python3 -m http.server --directory {shlex.quote(str(args.out))}, then http://localhost:8000")
     return 0

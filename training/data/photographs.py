@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import Config
-from training.data import folders, lists, overlaps, readers
+from training.data import exported, folders, lists, overlaps, readers
 from training.data.choice import Choice, Part
 from training.data.decode import Unreadable
 from training.data.grouping import group, units
@@ -94,6 +94,7 @@ def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
         raise DataError(f"{data} is no list: name a folder, or a file ending in {', '.join(lists.SUFFIXES)}")
     else:
         found = folders.read_folders(data, class_level=class_level)
+        found = exported.named(data, found) if class_level is None else found
     return replace(found, notes=[*found.notes, *alike_notes(data, found.parts["train"].classes)])
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.contract.keys import key_text
 from training.config import Config
-from training.data import taxonomy
+from training.data import exported, taxonomy
 from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
@@ -20,7 +20,7 @@ from training.data.scan import scan
 from training.learn import doubts, sides
 from training.learn.arrays import FOLDER, as_png
 from training.learn.command import Learn
-from training.learn.reviewed import Reviewed, provenance
+from training.learn.reviewed import Reviewed
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
 from training.runs.files import Json, replacing
 
@@ -70,7 +70,7 @@ def by_class(names: list[str], found: Reviewed, of_class: sides.Sides) -> Json:
 
 def sources(added: Path) -> Json:
     """How many labels each reviewer gave, where the export says so."""
-    reviewers = [str(row.get("source") or "unknown") for row in provenance(added)]
+    reviewers = [str(row.get("source") or "unknown") for row in exported.rows(added)]
     return {name: reviewers.count(name) for name in sorted(set(reviewers))}
 
 

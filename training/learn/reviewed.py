@@ -1,7 +1,6 @@
 """The images that people have labelled, as they are on disk, before it is decided what becomes of each."""
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 
 from service.contract import files
 from service.contract.bundle import OUTLIER_LABEL, spelling
-from training.data import folders, lists
+from training.data import exported, folders, lists
 from training.data.listing import some
 from training.data.photographs import read_parts
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import scan
 
 OUTLIERS_FOLDER = "outliers"
-LABELS_FILES = ("labels.csv", "labels.parquet")  # of `review export`
 SIDES = {"train": "", "val": "calibration", "test": "test"}  # part of a folder or list → side, where that is given
 
 
@@ -80,30 +78,8 @@ def read(where: Path, known: Sequence[str], cache: Path, notes: list[str]) -> Re
 
 def _groups(where: Path) -> dict[str, str]:
     """Path → the group in which it was labelled, as far as an export says so."""
-    rows = [(row.get("path"), row.get("group")) for row in provenance(where)]
-    return {os.path.abspath(exported(where) / path): group for path, group in rows if path and group}
-
-
-def _said(where: Path) -> dict[str, str]:
-    """Path → the class that an export's list says: a folder writes as %XX what no folder may be called."""
-    rows = [(row.get("path"), row.get("label")) for row in provenance(where)]
-    return {
-        os.path.abspath(exported(where) / path): unicodedata.normalize("NFC", str(label).strip())
-        for path, label in rows
-        if path and label
-    }
-
-
-def exported(where: Path) -> Path:
-    """The folder of an export, which may be named by its list."""
-    return where.parent if where.name in LABELS_FILES else where
-
-
-def provenance(where: Path) -> Iterable[lists.ListRow]:
-    """The rows of an export's list, nothing for another folder."""
-    folder = exported(where)
-    listed = next((folder / name for name in LABELS_FILES if (folder / name).is_file()), None)
-    return lists.rows(listed) if listed else []
+    rows = [(row.get("path"), row.get("group")) for row in exported.rows(where)]
+    return {os.path.abspath(exported.folder_of(where) / path): group for path, group in rows if path and group}
 
 
 def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
@@ -122,10 +98,9 @@ def _labelled(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
     seen = {names[label] for listing in parts.parts.values() for label in listing.labels.tolist()}
     if empty := [name for name in names if name not in seen]:
         notes.append(f"{where}: left out {len(empty)} classes without images ({some(empty)})")
-    said = _said(where)
     for part, listing in parts.parts.items():
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-            yield path, said.get(os.path.abspath(path), names[label]), SIDES[part]
+            yield path, names[label], SIDES[part]
 
 
 def _has_classes(where: Path) -> bool:
@@ -138,7 +113,7 @@ def _has_classes(where: Path) -> bool:
 
 
 def _outliers(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
-    folder = exported(where) / OUTLIERS_FOLDER
+    folder = exported.folder_of(where) / OUTLIERS_FOLDER
     inside = [str(path) for path in folders.image_files(folder, notes)] if folder.is_dir() else []
     listed = lists.outliers(where) if lists.is_list(where) and any(map(lists.is_outlier, lists.rows(where))) else []
     for path in dict.fromkeys([*inside, *listed]):

@@ -214,8 +214,11 @@ def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
 def finished(plan: Plan) -> str:
     manifest = bundle.read(plan.target)
     found = manifest.evaluation
+    held = sum(n["test"] for of in ("new_classes", "known_classes") for n in plan.added[of].values())
+    # A run without a test part has no others: a figure of the whole model it is not
+    which = "reviewed" if held == found["images"] else "test"
     return (
         f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
-        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', 'test')} images; put it beside the model "
+        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', which)} images; put it beside the model "
         "in service with TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
     )

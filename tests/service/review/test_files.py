@@ -28,7 +28,7 @@ from service.review import export, imports
 from service.review.names import folders
 from tests.live import ROOT, serving
 from tests.service.review.kept import Given, colours, fill, picture
-from training.data import lists
+from training.data import lists, photographs
 from training.data.folders import read_folders
 from training.data.lists import read_list
 from training.learn import reviewed
@@ -141,6 +141,7 @@ def test_a_known_class_that_no_folder_may_be_called_is_learned_as_itself(
     moved.rename(tmp_path / "out" / "train" / "blue" / moved.name)  # somebody has put it right: what the folder says
     found = reviewed.read(tmp_path / "out", [name, "blue"], tmp_path / "scan.npz", [])
     assert sorted(found.labels.tolist()) == sorted([name, "blue"])
+    assert set(photographs.read_parts(tmp_path / "out").parts["train"].classes) == {name, "blue"}  # for fit and train
 
 
 def test_a_list_as_parquet_without_pyarrow_is_refused(
