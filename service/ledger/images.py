@@ -5,9 +5,9 @@ what one replica deletes is never what another has just stored. Whoever dies in 
 to be done, and any replica does it after a while.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from service.ledger.database import Database
@@ -21,6 +21,9 @@ ARRIVE = """INSERT INTO images (image_key, bytes, time, state) VALUES (?, ?, ?, 
 LEAVE = """UPDATE images SET state = 'leaving', time = ? WHERE image_key = ? AND state <> 'leaving'
     AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.image_key = images.image_key) RETURNING image_key"""
 UNLINK = "UPDATE decisions SET image_key = NULL WHERE image_key = ?"
+OLDEST = "SELECT image_key, bytes FROM images WHERE state = 'kept' AND time < ? AND {which} ORDER BY time LIMIT ?"
+LABELLED = """EXISTS (SELECT 1 FROM decisions d JOIN feedback f ON f.decision_row = d.row
+    WHERE d.image_key = images.image_key)"""
 STALE = "SELECT image_key FROM images WHERE state = ? AND time < ? LIMIT ?"
 
 
@@ -66,17 +69,25 @@ class KeptImages:
         return [row[0] for key in dict.fromkeys(keys) for row in self._database.fetch(LEAVE, (now, key))]
 
     def trim(self, max_bytes: int, max_age_s: float) -> list[str]:
-        """Have at most CHUNK_KEYS of the oldest files beyond the limits leave; their rows lose them."""
-        excess = self.size_bytes() - max_bytes
-        oldest = self._database.fetch(
-            "SELECT image_key, bytes, time FROM images WHERE state = 'kept' ORDER BY time LIMIT ?", (CHUNK_KEYS,)
-        )
-        freed = [0, *accumulate(size for _, size, _ in oldest)]
-        aged = time.time() - max_age_s
-        keys = [key for (key, _, came), before in zip(oldest, freed, strict=False) if before < excess or came < aged]
-        for key in keys:
+        """Have some of the files that are too old leave, and of the oldest while there are too many bytes; those with a
+        label last, since a model may learn from them. Their rows lose them."""
+        leaving = dict(self._oldest("1 = 1", time.time() - max_age_s))
+        excess = self.size_bytes() - max_bytes - sum(leaving.values())
+        for which in (f"NOT {LABELLED}", LABELLED):
+            found = self._oldest(which, math.inf) if excess > 0 else []
+            for key, size in found:
+                if excess > 0 and key not in leaving:
+                    leaving[key] = size
+                    excess -= size
+            if len(found) == CHUNK_KEYS:
+                break  # there are more of this kind
+        for key in leaving:
             self._database.execute(UNLINK, (key,))
-        return self.release(keys)
+        return self.release([*leaving])
+
+    def _oldest(self, which: str, before: float) -> list[tuple[str, int]]:
+        found = self._database.fetch(OLDEST.format(which=which), (before, CHUNK_KEYS))
+        return [(str(key), int(size)) for key, size in found]
 
     def stale(self) -> Stale:
         """What is left to do of others, or of this process before it was killed; asked again only after a while."""

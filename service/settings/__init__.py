@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     """Where the files are kept: a folder, or an address of fsspec such as `s3://bucket/folder` (extra `store`); not
     set: a folder beside the ledger's SQLite file, or the memory of a ledger in memory."""
     store_max_bytes: int = Field(default=4 * 2**30, gt=0)
-    """The oldest images beyond it are deleted."""
+    """The oldest images beyond it are deleted, those with a label last."""
     store_max_age_days: float = Field(default=90.0, gt=0, allow_inf_nan=False)
     """Older images are deleted."""
 

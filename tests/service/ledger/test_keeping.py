@@ -162,6 +162,28 @@ def test_a_store_over_its_limit_drops_the_oldest(where: str, folder: Path, manif
     assert read(where, "SELECT count(keep_probability) FROM decisions") == [(40,)]
 
 
+def test_a_store_over_its_limit_drops_what_has_a_label_last(
+    where: str, folder: Path, manifest: bundle.Manifest
+) -> None:
+    with keeping(where, folder) as kept:
+        for i in range(12):
+            kept.ledger.record(entry(manifest, "a", i, image=picture(i), **KEPT))
+            until(lambda i=i: count(kept, "kept") == i + 1)  # type: ignore[misc]
+        asyncio.run(kept.ledger.label([1, 2, 3], kind="outlier", label="", source="review"))
+        size = read(where, "SELECT sum(bytes) FROM images")[0][0]
+
+    def held() -> list[int]:
+        return [row for (row,) in read(where, "SELECT row FROM decisions WHERE image_key IS NOT NULL ORDER BY row")]
+
+    with keeping(where, folder, store_max_bytes=size // 2):
+        until(lambda: 4 <= len(held()) <= 6)
+        assert held() == [1, 2, 3, *range(13 - len(held()) + 3, 13)]  # the oldest of the others are gone
+    with keeping(where, folder, store_max_bytes=size // 6):
+        until(lambda: 1 <= len(held()) <= 2)
+        assert set(held()) < {1, 2, 3}
+        assert 1 not in held()
+
+
 def test_old_files_go(where: str, folder: Path, manifest: bundle.Manifest) -> None:
     with keeping(where, folder, store_max_age_days=1) as kept:
         for i, image in enumerate((RED, BLUE)):
