@@ -9,6 +9,7 @@ import pytest
 from service.contract import bundle
 from service.contract.decision import Verdict
 from service.contract.intervals import wilson
+from service.ledger import work
 from service.ledger.audit import Audit, AuditKey, audit
 from tests.service.ledger.test_ledger import Kept, entry, until
 
@@ -88,7 +89,8 @@ def test_unbiased_and_covering_on_simulated_streams(manifest: bundle.Manifest) -
     assert 0.92 <= inside / runs <= 1.0
 
 
-def test_from_the_ledger(where: str, manifest: bundle.Manifest) -> None:
+def test_from_the_ledger(where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "TICK_S", 0.05)
     sampled: dict[str, Any] = {"sample_rate": 0.5, "keep_probability": 0.5}
     reject = Verdict(0, -5.0, "reject", -5.5, "id95", "group", 0.01)
     with Kept(where) as kept:
