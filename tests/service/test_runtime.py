@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.errors import SettingsError
 from service.inference import model
 from service.runtime import Runtime
 from service.settings import Settings
@@ -86,3 +87,13 @@ def test_an_operating_point_set_while_a_bundle_loads_is_kept(
             assert 'operating_point="ood95",provider="CPUExecutionProvider",scope="group"' in labels
 
     asyncio.run(body())
+
+
+def test_a_ledger_that_is_no_database_ends_the_start_before_anything_is_loaded(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("# no database\n")
+    runtime = Runtime(settings.model_copy(update={"ledger": str(tmp_path / "README.md")}))
+    with pytest.raises(SettingsError, match=r"README\.md is no SQLite file"):
+        runtime.start()
+    assert runtime.model is None
