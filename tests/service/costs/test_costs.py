@@ -77,6 +77,19 @@ def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: st
         given.read(wrote(tmp_path, head + lines, "costs.csv"), CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (json.dumps(PLAIN)[:-1] + ', "refusal": 2}', "refusal"),
+        (json.dumps(PLAIN)[:-1] + ', "classes": {"red": {"missed": 1}, "blue": {}, "red": {"missed": 2}}}', "red"),
+        (json.dumps(PLAIN)[:-1] + ', "classes": {"red": {"missed": 1, "missed": 2}}}', "missed"),
+    ],
+)
+def test_no_value_of_a_json_is_passed_over(tmp_path: Path, text: str, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"names '{name}' twice"):
+        given.read(wrote(tmp_path, text), CLASSES)
+
+
 # ---- The bill and the best threshold ----
 
 
