@@ -234,6 +234,7 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path, capsys: pytest.
     assert "--point 'id95'" in refused(made, "--costs", file, "--point", "id95")
     assert "exists already" in refused(made, "--costs", file, "--out", made)
     assert "give --costs FILE too" in refused(made, "--out", tmp_path / "x")
+    assert "--point names an operating point" in refused(made, "--point", "dear")
     plain = tiny.write(tmp_path / "plain")
     assert "does not say how its calibration images turned out" in refused(plain, "--costs", file)
     found = outcomes_of()
