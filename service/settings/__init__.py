@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
 from service.process import available_cpus
-from service.settings.places import Source, bundle_source, is_loopback, without_password
+from service.settings.places import (
+    Source,
+    bundle_source,
+    is_loopback,
+    require_host_names,
+    require_origins,
+    without_password,
+)
 
 PREFIX = "TAILGUARD_"
 SECRETS = ("api_key", "api_keys", "admin_keys")
@@ -157,6 +164,12 @@ class Settings(BaseSettings):
         text = value.get_secret_value() if value is not None else ""
         if not text.isascii() or text != text.strip():
             raise ValueError("must be ASCII without blanks around it, or no client can send it in a header")
+        return value
+
+    @field_validator("allowed_hosts", "cors_origins")
+    @classmethod
+    def _can_be_met(cls, value: str, info: ValidationInfo) -> str:
+        (require_host_names if info.field_name == "allowed_hosts" else require_origins)(value)
         return value
 
     @model_validator(mode="after")
