@@ -199,6 +199,8 @@ def check(where: str) -> None:
     if where == MEMORY:
         return
     if not where.startswith(POSTGRESQL):
+        if where != where.strip() or where.startswith("file:") or where.lower() in (MEMORY, "off"):
+            raise SettingsError(f"{PREFIX}LEDGER={where!r} would be a file so named: write {MEMORY}, off or a path")
         if "://" in where:
             scheme = where.partition("://")[0]
             raise SettingsError(f"{PREFIX}LEDGER names {scheme}://…: give the path of a file or a postgresql:// URL")

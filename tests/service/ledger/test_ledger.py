@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -403,6 +404,14 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SettingsError, match=r"pip install 'tailguard\[postgres\]'"):
         check("postgresql://me:hunter2@host/x")
+
+
+@pytest.mark.parametrize("where", [" ", "OFF", "Off", ":Memory:", "ledger.sqlite3 ", "file:x?mode=memory"])
+def test_no_file_is_made_of_what_means_none(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OFF every decision was written to a file of that name, where whoever wrote it wanted no ledger."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"LEDGER={re.escape(repr(where))} would be a file so named"):
+        check(where)
 
 
 def test_a_bad_url_is_refused_without_its_password() -> None:
