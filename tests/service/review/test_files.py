@@ -1,6 +1,7 @@
 """Export and import: folders that training reads, the same as a tar, labels of other tools; a KILL while labelling."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -142,6 +143,17 @@ def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "exists: name a new folder" in done.stderr
     assert list(out.iterdir()) == []
+
+
+def test_a_read_only_place_is_one_line(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+    monkeypatch.setattr(export.tempfile, "mkdtemp", read_only)
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    with pytest.raises(export.ExportError, match="out cannot be written: Read-only file system"):
+        export.folder(reader, tmp_path / "out")
+    reader.close()
 
 
 def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> None:
