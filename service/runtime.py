@@ -22,7 +22,7 @@ from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
 from service.inference.shadow import Shadow
-from service.ledger import database
+from service.ledger import database, schema
 from service.ledger.rows import FeedbackRecord, key_of
 from service.ledger.writer import OFF, Ledger
 from service.observe import tracing
@@ -64,6 +64,7 @@ class Runtime:
         settings = self.settings
         if settings.ledger != OFF:
             database.check(settings.ledger)  # before the deployments in it are read
+            schema.require_ours(settings.ledger)
         started = loading.at_start(self.deployments, settings, self.metrics, self.deciding)
         self.model, self.deciding, self._deployed_row = started
         self.metrics.bind(self.model.metrics)

@@ -1,7 +1,9 @@
 """service/runtime.py: what decides, while models and operating points change."""
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +91,26 @@ def test_an_operating_point_set_while_a_bundle_loads_is_kept(
     asyncio.run(body())
 
 
-def test_a_ledger_that_is_no_database_ends_the_start_before_anything_is_loaded(
-    settings: Settings, tmp_path: Path
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, r"ledger\.db is no SQLite file"),
+        ("CREATE TABLE models (id INTEGER)", r"holds the tables of something else \(models\)"),
+        ("CREATE TABLE ledger (version INTEGER); INSERT INTO ledger VALUES (99)", "schema version 99, this service"),
+    ],
+)
+def test_a_ledger_that_can_never_be_one_ends_the_start_before_anything_is_loaded(
+    settings: Settings, tmp_path: Path, made: str | None, said: str
 ) -> None:
-    (tmp_path / "README.md").write_text("# no database\n")
-    runtime = Runtime(settings.model_copy(update={"ledger": str(tmp_path / "README.md")}))
-    with pytest.raises(SettingsError, match=r"README\.md is no SQLite file"):
+    path = tmp_path / "ledger.db"
+    if made is None:
+        path.write_text("# no database\n")
+    else:
+        with closing(sqlite3.connect(path)) as other:
+            other.executescript(made)
+    before = path.read_bytes()
+    runtime = Runtime(settings.model_copy(update={"ledger": str(path)}))
+    with pytest.raises(SettingsError, match=said):
         runtime.start()
     assert runtime.model is None
+    assert path.read_bytes() == before  # another application's file is left as it was
