@@ -12,7 +12,7 @@ import pytest
 from service.errors import SettingsError
 from service.inference import model
 from service.runtime import Runtime
-from service.settings import Settings
+from service.settings import Settings, load, places
 from tests.service import asgi, tiny
 from tests.service.asgi import WAIT_S
 
@@ -114,3 +114,10 @@ def test_a_ledger_that_can_never_be_one_ends_the_start_before_anything_is_loaded
         runtime.start()
     assert runtime.model is None
     assert path.read_bytes() == before  # another application's file is left as it was
+
+
+def test_a_wheel_without_the_projects_bundle_asks_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    with pytest.raises(SettingsError, match="TAILGUARD_BUNDLE is not set, and models/cifar10-lt/2 is not here"):
+        Runtime(load({})).start()
