@@ -193,6 +193,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}STORE outlives a ledger in memory, which then knows none of its images: set {PREFIX}LEDGER"
             )
+        if self.store is not None and Path(self.store).absolute() == Path(self.ledger).absolute():
+            raise ValueError(
+                f"{PREFIX}LEDGER and {PREFIX}STORE both name {self.store}: give the images their own folder"
+            )
         if "://" in self.ledger and self.store is None:
             raise ValueError(f"{asked} need a place for images beside a database: set {PREFIX}STORE")
         return self

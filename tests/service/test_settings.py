@@ -158,6 +158,7 @@ def test_what_is_kept_needs_a_ledger_and_a_place() -> None:
         ({"LEDGER": "off"}, "need a ledger: set TAILGUARD_LEDGER"),
         ({"LEDGER": "postgresql://db/x"}, "need a place for images beside a database: set TAILGUARD_STORE"),
         ({"STORE": "images"}, "which then knows none of its images: set TAILGUARD_LEDGER"),
+        ({"LEDGER": "x", "STORE": "./x"}, "LEDGER and TAILGUARD_STORE both name ./x"),  # and no image was kept
     ):
         with pytest.raises(SettingsError, match=message):
             settings.load({f"TAILGUARD_{name}": value for name, value in ({"KEEP": "rejected"} | environ).items()})
