@@ -117,6 +117,8 @@ def _of_csv(path: Path, text: str) -> dict[str, Any]:
             f"--costs {path} has the columns {reader.fieldnames}: give class,wrong_accept,refusal,{SHARE} and perhaps "
             "unknown_accept,missed"
         )
+    if len(set(reader.fieldnames)) < len(reader.fieldnames):
+        raise SettingsError(f"--costs {path} has a column twice: {', '.join(reader.fieldnames)}")
     content: dict[str, Any] = {"classes": {}}
     seen: set[str] = set()
     for row in reader:

@@ -75,6 +75,9 @@ def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: st
     head = "class,wrong_accept,refusal,unknown_accept,missed,unknown_share\n"
     with pytest.raises(SettingsError, match=reason):
         given.read(wrote(tmp_path, head + lines, "costs.csv"), CLASSES)
+    twice = "class,wrong_accept,refusal,refusal,unknown_share\n*,10,1,2,0.5\n"
+    with pytest.raises(SettingsError, match="has a column twice: class,"):
+        given.read(wrote(tmp_path, twice, "twice.csv"), CLASSES)
 
 
 @pytest.mark.parametrize(
