@@ -140,7 +140,9 @@ def prepare(database: Database) -> None:
 
 def check(database: Database) -> None:
     """Raise SchemaError unless the tables are of this version, without changing anything."""
-    if (version := _version(database)) != VERSION:
+    if (version := _version(database)) > VERSION:
+        raise SchemaError(_later(version))
+    if version != VERSION:
         remedy = "no service has written it" if version == 0 else "start this version of the service on it once"
         raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
 

@@ -4,19 +4,23 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from service.contract import bundle
 from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
 from service.ledger.rows import FeedbackRecord, Labels
+from service.ledger.schema import require_ours
 from service.ledger.store import store_at
 from service.ledger.tables import Tables
 from service.review import export, imports, listing
 from service.review.tables import CHUNK_ROWS
 
+Opened = TypeVar("Opened")
 MOST_SHOWN = 5  # of the files that are no kept image
 
 
@@ -61,6 +65,16 @@ def _check(where: str) -> None:
     if where == MEMORY or ("://" not in where and not Path(where).is_file()):
         raise ReviewError(f"--ledger={where}: there is no such file: name the ledger of the service")
     check(where)
+    require_ours(where)  # an import makes the tables that are not there
+
+
+def _opened(make: Callable[[], Opened]) -> Opened:
+    """What `make` makes of the ledger. Raises ReviewError where it cannot be read."""
+    try:
+        return make()
+    except Exception as error:  # each driver has its own
+        said = " ".join(str(error).split())
+        raise ReviewError(f"the ledger cannot be read ({said}): name the one that the service writes") from error
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -69,7 +83,8 @@ def _export(args: argparse.Namespace) -> int:
         raise ReviewError("the images of a PostgreSQL ledger are in a store of their own: name it with --store")
     if "://" not in address and not Path(address).is_dir():
         raise ReviewError(f"{address} is not a folder: name the store of the ledger's images with --store")
-    reader = Reader(args.ledger, store_at(address))
+    store = store_at(address)
+    reader = _opened(lambda: Reader(args.ledger, store))
     try:
         count = export.folder(reader, args.out, unlabelled=args.unlabelled, parquet=args.list == "parquet")
     finally:
@@ -114,10 +129,10 @@ def _list(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     given = _given(args.file)
-    database = connect(args.ledger)
+    database = _opened(lambda: connect(args.ledger))
     count = 0
     try:
-        tables = Tables(database)
+        tables = _opened(lambda: Tables(database))
         plan = imports.plan(database, given)
         for truth, rows in plan.labels.items():
             for start in range(0, len(rows), CHUNK_ROWS):  # each in one transaction: what is done stays done
