@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
         return server.serve(config, _fail)
     except (BundleError, TailGuardError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:  # where nothing else answers to it: before the server runs, while push or promote waits
+        _fail("stopped by SIGINT")
+        return 128 + signal.SIGINT
 
 
 def _fail(message: str) -> int:
