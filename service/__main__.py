@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def inspect(chosen: argparse.Namespace) -> int:
     named: str = chosen.bundle
     path = addresses.fetched(named, settings.load().bundle_cache) if is_address(named) else Path(named)
     if chosen.costs is not None:
-        return costs.main(path, chosen.costs, chosen.out, chosen.point)
-    if chosen.out is not None:
-        raise SettingsError("--out writes an operating point of least cost: give --costs FILE too")
+        return costs.main(path, chosen.costs, chosen.out, chosen.point or costs.POINT)
+    if chosen.out is not None or chosen.point is not None:
+        option = "--point names" if chosen.out is None else "--out writes"
+        raise SettingsError(f"{option} an operating point of least cost: give --costs FILE too")
     manifest = bundle.read(path)
     exemplars.read(path, manifest)
     outcomes.read(path, manifest)
@@ -51,7 +53,7 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
                       "accepted unknown cost: what that would have come to on calibration images")  # fmt: skip
     look.add_argument("--out", type=Path, help="with --costs: the new bundle <models>/<name>/<version> with thresholds "
                       "of least cost")  # fmt: skip
-    look.add_argument("--point", default=costs.POINT, help="the name of its operating point (default %(default)s)")
+    look.add_argument("--point", help=f"the name of its operating point (default {costs.POINT})")
     score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
     promotion.add_arguments(commands.add_parser("promote", help="put a running service's shadow in force, or go back"))
     recalibrate.add_arguments(commands.add_parser(
@@ -89,6 +91,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
         return server.serve(config, _fail)
     except (BundleError, TailGuardError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:  # where nothing else answers to it: before the server runs, while push or promote waits
+        _fail("stopped by SIGINT")
+        return 128 + signal.SIGINT
 
 
 def _fail(message: str) -> int:

@@ -22,8 +22,9 @@ from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
 from service.inference.shadow import Shadow
+from service.ledger import database, schema
 from service.ledger.rows import FeedbackRecord, key_of
-from service.ledger.writer import Ledger
+from service.ledger.writer import OFF, Ledger
 from service.observe import tracing
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracer
@@ -61,6 +62,9 @@ class Runtime:
     def start(self) -> None:
         """Load what the settings name. Raises BundleError, EngineError or SettingsError, each with one clear line."""
         settings = self.settings
+        if settings.ledger != OFF:
+            database.check(settings.ledger)  # before the deployments in it are read
+            schema.require_ours(settings.ledger)
         started = loading.at_start(self.deployments, settings, self.metrics, self.deciding)
         self.model, self.deciding, self._deployed_row = started
         self.metrics.bind(self.model.metrics)

@@ -28,7 +28,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         written = folder.write(path, args.out, runtime.found(args.runtime))
     except OSError as error:
-        raise BundleError(f"{args.out} cannot be written: {error.strerror}: {error.filename}") from error
+        file = f": {error.filename}" if error.filename else ""  # a full disk names none
+        raise BundleError(f"{args.out} cannot be written: {error.strerror}{file}") from error
     whole, visitor, compressed = (f"{size / 1e6:.1f} MB" for size in written)
     print(f"{args.out}: {whole}, of which a visitor loads {visitor} once, {compressed} where the server compresses")
     print(f"to look at it: python3 -m http.server --directory {shlex.quote(str(args.out))}, then http://localhost:8000")

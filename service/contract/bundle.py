@@ -94,7 +94,8 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     """Write a bundle to the new folder `path` and return its manifest; all of it appears, or nothing.
 
     `files` holds the content of every file but the manifest, by path inside the bundle; `manifest` holds the fields of
-    Manifest but `format` and `files`. Raises BundleError when the folder exists already or the manifest is not valid.
+    Manifest but `format` and `files`. Raises BundleError when the folder exists already or cannot be written, or the
+    manifest is not valid.
     """
     folder = Path(path)
     if folder.exists():
@@ -105,10 +106,15 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
         raise BundleError(f"the manifest for {folder} is not valid: {error}") from error
     for name in files:
         require_inside(name)
-    with folders.appearing(folder) as temporary:
-        folders.fill(temporary, files)
-        text = json.dumps(checked.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-        (temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(checked.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        with folders.appearing(folder) as temporary:
+            folders.fill(temporary, files)
+            (temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BundleError(
+            f"{folder} cannot be written ({error.strerror}): make room there, or name another folder"
+        ) from error
     return checked
 
 

@@ -14,6 +14,7 @@ truly are of it and are accepted as another: of the two costs of such an image t
 
 import csv
 import difflib
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,10 @@ def read(path: Path, classes: list[str]) -> Costs:
     """The costs of a file. SettingsError that names the value and the remedy."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = _of_csv(path, text) if path.suffix.lower() == ".csv" else json.loads(text)
+        if path.suffix.lower() == ".csv":
+            content = _of_csv(path, text)
+        else:
+            content = json.loads(text, object_pairs_hook=functools.partial(_named_once, path))
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise SettingsError(
             f"--costs {path} cannot be read ({error}): give a file as service/README.md shows"
@@ -95,6 +99,16 @@ def read(path: Path, classes: list[str]) -> Costs:
     return found
 
 
+def _named_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. A second value of the same name would be taken, and the first passed over."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingsError(f"--costs {path} names {twice!r} twice: give it one value")
+    return found
+
+
 def _of_csv(path: Path, text: str) -> dict[str, Any]:
     reader = csv.DictReader(text.splitlines(), strict=True)
     known = {"class", *COLUMNS}
@@ -103,6 +117,8 @@ def _of_csv(path: Path, text: str) -> dict[str, Any]:
             f"--costs {path} has the columns {reader.fieldnames}: give class,wrong_accept,refusal,{SHARE} and perhaps "
             "unknown_accept,missed"
         )
+    if len(set(reader.fieldnames)) < len(reader.fieldnames):
+        raise SettingsError(f"--costs {path} has a column twice: {', '.join(reader.fieldnames)}")
     content: dict[str, Any] = {"classes": {}}
     seen: set[str] = set()
     for row in reader:

@@ -4,6 +4,7 @@ import argparse
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from service.errors import TailGuardError
@@ -31,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="NAME/VERSION", help="with --back: an earlier one by name")
 
 
+LIMITS = ("least_compared", "most_disagreement", "most_newly_accepted", "least_reviewed")
+
+
 def main(args: argparse.Namespace) -> int:
     """Ask, and print the answer. Raises CannotPromote with what the service says."""
+    _require_together(args)
     if args.back:
         answer = ask(args, "POST", "back", {"to": args.to})
         print(f"back to {_named(answer)}")
@@ -40,10 +45,7 @@ def main(args: argparse.Namespace) -> int:
         answer = ask(args, "PUT", "shadow", {"path": args.bundle, "share": args.share})
         print(f"the shadow is {_named(answer)}" if answer["path"] else "there is no shadow any more")
     else:
-        limits = {
-            k: getattr(args, k)
-            for k in ("least_compared", "most_disagreement", "most_newly_accepted", "least_reviewed")
-        }
+        limits = {k: getattr(args, k) for k in LIMITS}
         asked = {"path": args.bundle, "force": args.force} | {k: v for k, v in limits.items() if v is not None}
         answer = ask(args, "POST", "promote", asked)
         print(f"in force: {_named(answer['in_force'])}")
@@ -52,20 +54,33 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_together(args: argparse.Namespace) -> None:
+    """Raise CannotPromote for what would be passed over: without --back, --to put the shadow in force."""
+    if args.to is not None and not args.back:
+        raise CannotPromote(f"--to {args.to} goes with --back: give both")
+    if args.share is not None and not args.shadow:
+        raise CannotPromote(f"--share {args.share:g} goes with --shadow: give both")
+    if args.back and (args.shadow or args.bundle is not None):
+        raise CannotPromote("--back takes neither a bundle nor --shadow: name an earlier one by --to NAME/VERSION")
+    given = [name for name in LIMITS if getattr(args, name) is not None] + ["force"] * args.force
+    if given and (args.back or args.shadow):
+        raise CannotPromote(f"--{given[0].replace('_', '-')} says nothing to --back or --shadow: leave it out")
+
+
 def ask(args: argparse.Namespace, method: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
     """The answer of /admin/<route>."""
     headers = {"content-type": "application/json"}
     if args.key:
         headers["x-api-key"] = args.key
     data = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
-    request = urllib.request.Request(f"{args.url.rstrip('/')}/admin/{route}", data, headers, method=method)
     try:
+        request = urllib.request.Request(f"{args.url.rstrip('/')}/admin/{route}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except urllib.error.HTTPError as error:
         raise CannotPromote(_detail(error)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise CannotPromote(f"{args.url} cannot be asked ({error}): is the service there, and is it http?") from error
 
 

@@ -1,5 +1,6 @@
 """Load the bundle of a deployment, and the one that is in force when a replica starts."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -11,7 +12,7 @@ from service.errors import SettingsError, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding, Model
 from service.observe.metrics import Metrics
-from service.settings import Settings
+from service.settings import PREFIX, Settings
 from service.settings.places import Source, bundle_source
 
 log = structlog.get_logger()
@@ -49,6 +50,8 @@ def at_start(deployments: Deployments, settings: Settings, metrics: Metrics, dec
         except (BundleError, TailGuardError) as error:
             log.error("what was deployed last cannot be loaded: the bundle of the settings is served", error=str(error))
             metrics.deployment_failed.set(1)
+    if "bundle" not in settings.model_fields_set and not Path(settings.bundle).exists():  # a wheel holds no bundle
+        raise SettingsError(f"{PREFIX}BUNDLE is not set, and {settings.bundle} is not here: name the bundle to serve")
     return Started(load(settings.bundle, settings, metrics, deciding), deciding, 0)
 
 

@@ -23,6 +23,7 @@ STATEMENT_S = 10
 POSTGRESQL_SCHEMA = "tailguard"  # other applications may have tables in the same database
 ADVISORY_LOCK = 0x7A11_60A2D  # any number that no other application takes for an advisory lock
 POSTGRESQL = ("postgresql://", "postgres://")
+SQLITE_MAGIC = b"SQLite format 3\0"  # begins every file of SQLite that holds anything
 
 
 class Database(Protocol):
@@ -198,6 +199,8 @@ def check(where: str) -> None:
     if where == MEMORY:
         return
     if not where.startswith(POSTGRESQL):
+        if where != where.strip() or where.startswith("file:") or where.lower() in (MEMORY, "off"):
+            raise SettingsError(f"{PREFIX}LEDGER={where!r} would be a file so named: write {MEMORY}, off or a path")
         if "://" in where:
             scheme = where.partition("://")[0]
             raise SettingsError(f"{PREFIX}LEDGER names {scheme}://…: give the path of a file or a postgresql:// URL")
@@ -205,6 +208,8 @@ def check(where: str) -> None:
             raise SettingsError(f"{PREFIX}LEDGER={where}: there is no folder {folder}: make it, or name another")
         if Path(where).is_dir():
             raise SettingsError(f"{PREFIX}LEDGER={where} is a folder: give the path of a file in it")
+        if Path(where).exists() and not _may_be_sqlite(Path(where)):
+            raise SettingsError(f"{PREFIX}LEDGER={where} is no SQLite file: name one, or a file that is yet to be made")
         return
     try:
         from psycopg import ProgrammingError
@@ -217,6 +222,17 @@ def check(where: str) -> None:
         conninfo_to_dict(where)
     except ProgrammingError:  # its message may repeat the password
         raise SettingsError(f"{PREFIX}LEDGER is not a postgresql:// URL that libpq can read") from None
+
+
+def _may_be_sqlite(path: Path) -> bool:
+    """Whether SQLite may take it for its own, by its first bytes. One that cannot be read now is given its chance."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE_MAGIC)) in (b"", SQLITE_MAGIC)
+    except OSError:
+        return True
 
 
 def connect(where: str, *, read_only: bool = False) -> Database:

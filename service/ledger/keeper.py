@@ -6,6 +6,7 @@ memory of a known size. What it has done goes back to the ledger as StoreNews.
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from service.observe.metrics import Metrics
 
 NICENESS = 15
 HELD_BYTES = 32 * 2**20  # of files that wait: for the ledger to write their row, then for the store
+QUIET_S = 60.0  # between two lines that say that the store fails
 SEEN_KEYS = 10_000  # of files of which this process knows that the store has them
 
 log = structlog.get_logger()
@@ -53,6 +55,7 @@ class Keeper:
         self._images = metrics.store_images
         self._ledger_id: str | None = None
         self._claimed = self._failing = self._hurry = False
+        self._said_at = -QUIET_S
         self._seen: OrderedDict[str, int] = OrderedDict()  # and its bytes
         self._coming, self._going = set[str](), set[str]()  # keys that wait: a slow store is not asked twice
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -162,8 +165,9 @@ class Keeper:
             self._seen.popitem(last=False)
 
     def _failed(self, error: Exception) -> None:
-        if not self._failing:
-            self._failing = True
+        """Say it once, and once a minute while large files fail and small ones still find room."""
+        if not self._failing and time.monotonic() - self._said_at >= QUIET_S:
+            self._failing, self._said_at = True, time.monotonic()
             log.error("the image store fails, images are not kept", error=" ".join(str(error).split()))
 
     def _works(self) -> None:

@@ -22,9 +22,13 @@ Statements hold {id}, {blob} and {newest} where SQLite and PostgreSQL differ; se
 
 import sqlite3
 import uuid
+from contextlib import closing, suppress
+from pathlib import Path
 
 from service.contract.bundle import OUTLIER_LABEL
-from service.ledger.database import Database
+from service.errors import SettingsError
+from service.ledger.database import MEMORY, POSTGRESQL, Database, connect
+from service.settings import PREFIX
 
 VERSION = 5
 ROW_BYTES = 512  # of a decision without its image, with its part of the indexes: measured, rounded up
@@ -134,7 +138,8 @@ def prepare(database: Database) -> None:
         version = _version(database)
         if version == VERSION:
             return
-        _refuse_later(version)
+        if version > VERSION:
+            raise SchemaError(_later(version))
         statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
@@ -143,18 +148,36 @@ def prepare(database: Database) -> None:
 
 def check(database: Database) -> None:
     """Raise SchemaError unless the tables are of this version, without changing anything."""
-    if (version := _version(database)) != VERSION:
-        _refuse_later(version)
+    if (version := _version(database)) > VERSION:
+        raise SchemaError(_later(version))
+    if version != VERSION:
         remedy = "no service has written it" if version == 0 else "start this version of the service on it once"
         raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
 
 
-def _refuse_later(version: int) -> None:
-    if version > VERSION:
-        raise SchemaError(
-            f"the ledger has schema version {version}, this service knows versions up to {VERSION}: "
-            "run the version that wrote it, or name another ledger"
-        )
+def require_ours(where: str) -> None:
+    """Raise SettingsError for an SQLite file of a later version, or of another application, before anything is written.
+
+    What cannot be read at this moment passes: the service starts and tries again.
+    """
+    if where == MEMORY or where.startswith(POSTGRESQL) or not Path(where).exists():
+        return
+    with suppress(sqlite3.Error), closing(connect(where, read_only=True)) as database:
+        tables = [name for (name,) in database.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if tables and not {"ledger", "decisions"} & set(tables):
+            raise SettingsError(
+                f"{PREFIX}LEDGER={where} holds the tables of something else ({', '.join(tables)[:80]}): name a file of "
+                "the ledger's own"
+            )
+        if (version := _version(database)) > VERSION:
+            raise SettingsError(f"{PREFIX}LEDGER={where}: {_later(version)}")
+
+
+def _later(version: int) -> str:
+    return (
+        f"the ledger has schema version {version}, this service knows versions up to {VERSION}: run the version that "
+        "wrote it, or name another ledger"
+    )
 
 
 def _version(database: Database) -> int:

@@ -12,7 +12,7 @@ from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
 from service.ledger.rows import FeedbackRecord, Labels
-from service.ledger.schema import of_database
+from service.ledger.schema import of_database, require_ours
 from service.ledger.store import store_at
 from service.ledger.tables import Tables
 from service.review import export, imports, listing
@@ -68,6 +68,7 @@ def _check(where: str) -> None:
     if where == MEMORY or ("://" not in where and not Path(where).is_file()):
         raise ReviewError(f"--ledger={where}: there is no such file: name the ledger of the service")
     check(where)
+    require_ours(where)  # an import makes the tables that are not there
 
 
 def _export(args: argparse.Namespace) -> int:

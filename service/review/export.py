@@ -123,7 +123,10 @@ def folder(
         raise ExportError(f"{out} exists: name a new folder, an export never changes one")
     if not out.absolute().parent.is_dir():
         raise ExportError(f"{out.absolute().parent} is not a folder: make it first")
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}") from error
     count = 0
     try:
         with (partial / LIST).open("w", encoding="utf-8", newline="") as text:

@@ -27,6 +27,7 @@ class Journal:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
+        self._appended = False
         self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         try:
             self._lock()
@@ -43,6 +44,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and not self._offsets and not self._appended:
+            self.remove()  # without a row there is nothing to go on from
         self._file.close()
         self._reader.close()
 
@@ -53,6 +56,7 @@ class Journal:
         """Append `rows`; when this returns, they survive a KILL of the process."""
         self._file.write("".join(ENCODER.encode(row) + "\n" for row in rows).encode("ascii"))
         self._file.flush()
+        self._appended = True
 
     def row(self, path: str) -> ResultRow:
         """The row of `path` when the journal was opened. Raises KeyError when there was none."""

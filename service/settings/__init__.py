@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
 from service.process import available_cpus
-from service.settings.places import Source, bundle_source, is_loopback, without_password
+from service.settings.places import (
+    Source,
+    bundle_source,
+    is_loopback,
+    require_host_names,
+    require_origins,
+    without_password,
+)
 
 PREFIX = "TAILGUARD_"
 SECRETS = ("api_key", "api_keys", "admin_keys")
@@ -159,6 +166,12 @@ class Settings(BaseSettings):
             raise ValueError("must be ASCII without blanks around it, or no client can send it in a header")
         return value
 
+    @field_validator("allowed_hosts", "cors_origins")
+    @classmethod
+    def _can_be_met(cls, value: str, info: ValidationInfo) -> str:
+        (require_host_names if info.field_name == "allowed_hosts" else require_origins)(value)
+        return value
+
     @model_validator(mode="after")
     def _public_needs_a_key(self) -> "Settings":
         keys = (self.api_key, self.api_keys, self.keys_file)
@@ -179,6 +192,10 @@ class Settings(BaseSettings):
         if self.ledger == ":memory:" and self.store is not None:
             raise ValueError(
                 f"{PREFIX}STORE outlives a ledger in memory, which then knows none of its images: set {PREFIX}LEDGER"
+            )
+        if self.store is not None and Path(self.store).absolute() == Path(self.ledger).absolute():
+            raise ValueError(
+                f"{PREFIX}LEDGER and {PREFIX}STORE both name {self.store}: give the images their own folder"
             )
         if "://" in self.ledger and self.store is None:
             raise ValueError(f"{asked} need a place for images beside a database: set {PREFIX}STORE")

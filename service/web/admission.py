@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from fastapi import Request
 
-from service.errors import ClientGone, InvalidParameter, SlowRequest
+from service.errors import ClientGone, DeadlineExceeded, InvalidParameter, SlowRequest
 from service.inference.model import DecisionParameters, Model
 from service.inference.rows import Image, Row
 from service.web.connection import SCOPE_KEY, Protocol
@@ -60,7 +60,8 @@ async def admit(
 ) -> AsyncIterator[Admitted[Body]]:
     """Admit a request whose body `read` reads, and hold room for `images(body)` images; None: it classifies none.
 
-    Raises NotReady, InvalidParameter, Overloaded, RateLimited, SlowRequest, ClientGone, and what `read` raises.
+    Raises NotReady, InvalidParameter, Overloaded, RateLimited, SlowRequest, DeadlineExceeded,
+    ClientGone, and what `read` raises.
     """
     context = context_of(request)
     runtime = context.runtime
@@ -78,8 +79,13 @@ async def admit(
             async with asyncio.timeout_at(late):
                 body = await read(request, share, model)
         except TimeoutError:
+            arrived = context.body_ended or (connection is not None and connection.body_arrived)
+            if arrived and images is not None:  # a small body of JSON takes no time behind its last byte
+                raise DeadlineExceeded(
+                    f"no answer after {timeout_s:g} s: allow more time, or try again when there is less load"
+                ) from None
             raise SlowRequest(
-                f"the body had not arrived after {timeout_s:g} s: send it faster or make it smaller"
+                f"the body had not arrived after {timeout_s:g} s: send it faster, make it smaller, or allow more time"
             ) from None
         context.received = perf_counter()
         admitted = Admitted(context, model, parameters, body, deadline)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
+from urllib.parse import parse_qsl
 
 import structlog
 from fastapi import Request
@@ -168,9 +169,20 @@ class AccessMiddleware:
         key = scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
         if key is None:
             self._origins.check_page(scope)
-        if scope["query_string"] and path not in PATHS_WITH_QUERY and not path.startswith("/review/groups/"):
-            name = scope["query_string"].decode("latin-1").partition("=")[0]
-            raise InvalidParameter(f"{name[:100]} is not known here: this route takes no query")
+        if scope["query_string"]:
+            _check_query(path, scope["query_string"].decode("latin-1"))
+
+
+def _check_query(path: str, query: str) -> None:
+    """Raises InvalidParameter for a query where none is taken, and for a parameter given twice: which is meant?"""
+    if path not in PATHS_WITH_QUERY and not path.startswith("/review/groups/"):
+        name = query.partition("=")[0]
+        raise InvalidParameter(f"{name[:100]} is not known here: this route takes no query")
+    seen: set[str] = set()
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if name in seen:
+            raise InvalidParameter(f"{name[:100]} is given twice: give it once")
+        seen.add(name)
 
 
 def _without_body(send: Send) -> Send:

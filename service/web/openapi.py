@@ -59,7 +59,7 @@ DETAILS: dict[Failure, str] = {
     MalformedRequest: "the multipart body ends before its closing boundary: send it whole",
     Unauthorized: "the API key is missing or wrong: send it as X-API-Key or Authorization: Bearer",
     Forbidden: "the host example.org is not served here: ask for localhost, or name it in TAILGUARD_ALLOWED_HOSTS",
-    SlowRequest: "the body had not arrived after 0.05 s: send it faster or make it smaller",
+    SlowRequest: "the body had not arrived after 0.05 s: send it faster, make it smaller, or allow more time",
     BodyTooLarge: "the body has 20971520 bytes, the limit is 10485760: send a smaller one",
     UnsupportedMedia: "content encoding br is not supported: send gzip, deflate or none",
     InvalidImage: "the image is empty (0 bytes): send the content of an image file",

@@ -100,8 +100,8 @@ def sentences(errors: Sequence[Any], known: Iterable[str]) -> str:
 def _sentence(error: dict[str, Any], known: list[str]) -> str:
     where = _place(error["loc"])[:100]
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
-        return f"{where} is not known here: did you mean {near[0]}?"
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+        return f"{where} is not known here" + (f": did you mean {near[0]}?" if near else f", only {', '.join(known)}")
     return f"{where}={str(error.get('input'))[:100]} is not valid: {error['msg']}"
 
 

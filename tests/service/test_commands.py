@@ -127,6 +127,17 @@ def test_a_broken_import_of_the_project_is_not_hidden(monkeypatch: pytest.Monkey
         commands.main(["serve"])
 
 
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a promotion that waited, or a start before the server ran, it was a traceback."""
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service_side, "inspect", interrupted)
+    assert service_side.main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "tailguard: stopped by SIGINT\n"
+
+
 def test_output_that_is_cut_short_is_no_error() -> None:
     code = "from service.commands import main; raise SystemExit(main())"
     command = f"{sys.executable} -c {code!r} inspect models/cifar10-lt/1"

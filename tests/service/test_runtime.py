@@ -1,15 +1,18 @@
 """service/runtime.py: what decides, while models and operating points change."""
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.errors import SettingsError
 from service.inference import model
 from service.runtime import Runtime
-from service.settings import Settings
+from service.settings import Settings, load, places
 from tests.service import asgi, tiny
 from tests.service.asgi import WAIT_S
 
@@ -86,3 +89,35 @@ def test_an_operating_point_set_while_a_bundle_loads_is_kept(
             assert 'operating_point="ood95",provider="CPUExecutionProvider",scope="group"' in labels
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, r"ledger\.db is no SQLite file"),
+        ("CREATE TABLE models (id INTEGER)", r"holds the tables of something else \(models\)"),
+        ("CREATE TABLE ledger (version INTEGER); INSERT INTO ledger VALUES (99)", "schema version 99, this service"),
+    ],
+)
+def test_a_ledger_that_can_never_be_one_ends_the_start_before_anything_is_loaded(
+    settings: Settings, tmp_path: Path, made: str | None, said: str
+) -> None:
+    path = tmp_path / "ledger.db"
+    if made is None:
+        path.write_text("# no database\n")
+    else:
+        with closing(sqlite3.connect(path)) as other:
+            other.executescript(made)
+    before = path.read_bytes()
+    runtime = Runtime(settings.model_copy(update={"ledger": str(path)}))
+    with pytest.raises(SettingsError, match=said):
+        runtime.start()
+    assert runtime.model is None
+    assert path.read_bytes() == before  # another application's file is left as it was
+
+
+def test_a_wheel_without_the_projects_bundle_asks_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    with pytest.raises(SettingsError, match="TAILGUARD_BUNDLE is not set, and models/cifar10-lt/2 is not here"):
+        Runtime(load({})).start()

@@ -1,6 +1,7 @@
 """service/settings: the environment, its mistakes, and what may be printed."""
 
 import json
+import re
 import traceback
 from pathlib import Path
 
@@ -67,11 +68,35 @@ def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
         ("DRAIN_S", "inf"),  # no timer takes it: the service broke at its start, or never ended
         ("DRAIN_GRACE_S", "inf"),
         ("DRAIN_GRACE_S", "1e10"),
+        # what no Host header and no Origin can ever be
+        ("ALLOWED_HOSTS", "http://x:8000/"),
+        ("ALLOWED_HOSTS", "a.example,x:8000"),
+        ("ALLOWED_HOSTS", "*.example"),
+        ("ALLOWED_HOSTS", "[::1]"),
+        ("ALLOWED_HOSTS", "a.example b.example"),
+        ("CORS_ORIGINS", "foo"),
+        ("CORS_ORIGINS", "https://a.example,b.example"),
+        ("CORS_ORIGINS", "https://a.example/"),
+        ("CORS_ORIGINS", "https://A.example"),
+        ("CORS_ORIGINS", "https://a.example:443"),
+        ("CORS_ORIGINS", "http://a.example:80x"),
+        ("CORS_ORIGINS", "https://*.a.example"),
     ],
 )
 def test_bad_value_is_named(name: str, value: str) -> None:
-    with pytest.raises(SettingsError, match=f"TAILGUARD_{name}={value} is not valid"):
+    with pytest.raises(SettingsError, match=re.escape(f"TAILGUARD_{name}={value} is not valid")):
         settings.load({f"TAILGUARD_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALLOWED_HOSTS", "a.example, 10.0.0.1,::1 ,my_service,*,"),
+        ("CORS_ORIGINS", "https://a.example, http://127.0.0.1:3000,http://[::1]:5173,*,null,chrome-extension://abc,"),
+    ],
+)
+def test_every_host_and_origin_that_can_be_met_is_taken(name: str, value: str) -> None:
+    assert getattr(settings.load({f"TAILGUARD_{name}": value}), name.lower()) == value
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
@@ -133,6 +158,7 @@ def test_what_is_kept_needs_a_ledger_and_a_place() -> None:
         ({"LEDGER": "off"}, "need a ledger: set TAILGUARD_LEDGER"),
         ({"LEDGER": "postgresql://db/x"}, "need a place for images beside a database: set TAILGUARD_STORE"),
         ({"STORE": "images"}, "which then knows none of its images: set TAILGUARD_LEDGER"),
+        ({"LEDGER": "x", "STORE": "./x"}, "LEDGER and TAILGUARD_STORE both name ./x"),  # and no image was kept
     ):
         with pytest.raises(SettingsError, match=message):
             settings.load({f"TAILGUARD_{name}": value for name, value in ({"KEEP": "rejected"} | environ).items()})

@@ -73,12 +73,11 @@ def _chosen(parameters: dict[str, Any], model: Model) -> DecisionParameters:
     for name in [name for name in parameters if name not in PARAMETERS][:8]:  # clients of the protocol have their own
         if near := difflib.get_close_matches(name[:32].lower(), PARAMETERS, n=1, cutoff=0.75):
             raise InvalidParameter(f"{name[:100]} is not known here: did you mean {near[0]}?")
-    point, scope = parameters.get("operating_point"), parameters.get("thresholds")
+    point, scope, level = (parameters.get(name) for name in PARAMETERS[:3])
     if point is not None and not isinstance(point, str):
         raise InvalidParameter(f"operating_point is {_shown(point)}: send the name of one")
     if scope not in (None, "group", "global"):
         raise InvalidParameter(f"thresholds is {_shown(scope)}: send group or global")
-    level = parameters.get("set")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int | float)):
         raise InvalidParameter(f"set is {_shown(level)}: send a level between 0 and 1, 0.9 say")
     return model.decision_parameters(operating_point=point, thresholds=scope, set=level)
@@ -224,10 +223,11 @@ def _wanted(document: dict[str, Any], manifest: Manifest, binary: bool, *, sets:
         name = output.get("name")
         if not isinstance(name, str) or name not in known:
             raise MalformedRequest(f"output {_shown(name)} is none of this model's: {', '.join(known)}")
+        if name in wanted:
+            raise MalformedRequest(f"output {name} is asked for twice: name it once")
         parameters = _parameters(output, f"output {name}")
-        for unknown in ("classification", "shared_memory_region"):
-            if unknown in parameters:
-                raise MalformedRequest(f"output {name} has the parameter {unknown}, which is not supported: leave it")
+        if lacking := [unknown for unknown in ("classification", "shared_memory_region") if unknown in parameters]:
+            raise MalformedRequest(f"output {name} has the parameter {lacking[0]}, which is not supported: leave it")
         wanted[name] = _flag(parameters, "binary_data", binary)
     return wanted
 

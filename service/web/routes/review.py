@@ -47,7 +47,7 @@ PRIVATE = {"cache-control": "private, max-age=3600", "content-security-policy": 
 READS = (*MODEL_ROUTE, NotFound)
 WRITES = (*BODY_ROUTE, NotFound)
 SAID: dict[Failure, str] = {NotFound: OFF, **SMALL_JSON}
-NO_SUCH: dict[Failure, str] = {InvalidParameter: "verbose is not known here: did you mean reason?"}
+NO_SUCH: dict[Failure, str] = {InvalidParameter: "verbose is not known here, only reason"}
 
 router = APIRouter(prefix="/review", tags=["review"])
 

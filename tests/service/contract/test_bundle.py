@@ -1,11 +1,12 @@
 """service/contract/bundle.py: what is written is read back; anything damaged is refused by name."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from service.contract import bundle
+from service.contract import bundle, folders
 from service.contract.bundle import BundleError
 from tests.service import tiny
 
@@ -75,6 +76,21 @@ def test_existing_folder_is_kept(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="exists already"):
         tiny.write(tmp_path / "1")
     assert (tmp_path / "1" / "mine").read_text() == "kept"
+
+
+def test_a_place_that_takes_nothing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a folder that is read-only, was a traceback from inspect --out, recalibrate and export."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"1 cannot be written \(Not a directory\): make room there"):
+        tiny.write(tmp_path / "file" / "tiny" / "1")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "fill", full)
+    with pytest.raises(BundleError, match=r"cannot be written \(No space left on device\)"):
+        tiny.write(tmp_path / "tiny" / "1")
+    assert list((tmp_path / "tiny").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "manifest.json"])

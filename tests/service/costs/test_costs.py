@@ -75,6 +75,22 @@ def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: st
     head = "class,wrong_accept,refusal,unknown_accept,missed,unknown_share\n"
     with pytest.raises(SettingsError, match=reason):
         given.read(wrote(tmp_path, head + lines, "costs.csv"), CLASSES)
+    twice = "class,wrong_accept,refusal,refusal,unknown_share\n*,10,1,2,0.5\n"
+    with pytest.raises(SettingsError, match="has a column twice: class,"):
+        given.read(wrote(tmp_path, twice, "twice.csv"), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (json.dumps(PLAIN)[:-1] + ', "refusal": 2}', "refusal"),
+        (json.dumps(PLAIN)[:-1] + ', "classes": {"red": {"missed": 1}, "blue": {}, "red": {"missed": 2}}}', "red"),
+        (json.dumps(PLAIN)[:-1] + ', "classes": {"red": {"missed": 1, "missed": 2}}}', "missed"),
+    ],
+)
+def test_no_value_of_a_json_is_passed_over(tmp_path: Path, text: str, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"names '{name}' twice"):
+        given.read(wrote(tmp_path, text), CLASSES)
 
 
 # ---- The bill and the best threshold ----
@@ -221,6 +237,7 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path, capsys: pytest.
     assert "--point 'id95'" in refused(made, "--costs", file, "--point", "id95")
     assert "exists already" in refused(made, "--costs", file, "--out", made)
     assert "give --costs FILE too" in refused(made, "--out", tmp_path / "x")
+    assert "--point names an operating point" in refused(made, "--point", "dear")
     plain = tiny.write(tmp_path / "plain")
     assert "does not say how its calibration images turned out" in refused(plain, "--costs", file)
     found = outcomes_of()

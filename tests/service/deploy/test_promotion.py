@@ -312,3 +312,24 @@ def test_the_command_against_a_real_service(
     status, said = promote(port)
     assert status == 1
     assert "cannot be asked" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        # Put the shadow in force, where the way back was wanted
+        (["--to", "tiny/1"], "--to tiny/1 goes with --back"),
+        (["models/tiny/2", "--share", "0.2"], "--share 0.2 goes with --shadow"),
+        (["models/tiny/1", "--back"], "--back takes neither a bundle nor --shadow"),
+        (["--back", "--shadow"], "--back takes neither a bundle nor --shadow"),
+        (["--back", "--force"], "--force says nothing to --back"),
+        (["models/tiny/2", "--shadow", "--least-compared", "9"], "--least-compared says nothing"),
+        ([], "foo cannot be asked"),
+        (["--url", "http://a b"], "http://a b cannot be asked"),
+    ],
+)
+def test_no_option_of_the_command_is_passed_over(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.main(["promote", "--url", "foo", *given]) == 1
+    assert f"tailguard: {said}" in capsys.readouterr().err

@@ -219,6 +219,27 @@ def test_a_store_that_fails_costs_images_and_nothing_else(
     assert files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"]
 
 
+def test_a_store_with_room_for_small_files_alone_says_so_once(
+    where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that was nearly full every second image was a line of the log, which may lie on the same disk."""
+    write, large = Folder.write, b"large" * 1000
+
+    def nearly_full(self: Folder, name: str, data: bytes) -> None:
+        if data.endswith(large):
+            raise OSError(28, "No space left on device")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", nearly_full)
+    with keeping(where, folder) as kept, capture_logs() as logs:
+        for i in range(10):
+            image = picture(i) + (large if i % 2 else b"")
+            kept.ledger.record(entry(manifest, "a", i, image=image, **KEPT))
+        until(lambda: (count(kept, "failed"), count(kept, "kept")) == (5, 5))
+    events = [log["event"] for log in logs if "image store" in log["event"]]
+    assert events == ["the image store fails, images are not kept", "the image store works again"]
+
+
 def test_a_deletion_that_fails_is_done_later(
     where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from service.contract.decision import Verdict
 from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
 from service.ledger import queue, work
-from service.ledger.database import MEMORY, Database, Sqlite, check, connect
+from service.ledger.database import MEMORY, SQLITE_MAGIC, Database, Sqlite, check, connect
 from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
 from service.ledger.writer import Ledger
@@ -371,7 +372,7 @@ def test_a_connection_that_breaks_is_made_anew(server: Path, manifest: bundle.Ma
 
 
 def test_a_place_that_cannot_be_opened_fails_no_start(tmp_path: Path, manifest: bundle.Manifest) -> None:
-    (tmp_path / "ledger").write_bytes(b"no database" * 1000)
+    (tmp_path / "ledger").write_bytes(SQLITE_MAGIC + b"damaged" * 1000)
     kept = Kept(str(tmp_path / "ledger"))
     kept.ledger.record(entry(manifest, "a"))
     until(lambda: kept.failures() >= 1)
@@ -394,9 +395,23 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SettingsError, match="is a folder: give the path of a file in it"):
         check(str(tmp_path))
     check(str(tmp_path / "new.sqlite3"))
+    (tmp_path / "empty.sqlite3").touch()
+    check(str(tmp_path / "empty.sqlite3"))
+    (tmp_path / "README.md").write_text("# no database, and nothing may be written there\n")
+    for other in (str(tmp_path / "README.md"), "/dev/null"):  # was an error in the log at each attempt, for ever
+        with pytest.raises(SettingsError, match=f"{other} is no SQLite file"):
+            check(other)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SettingsError, match=r"pip install 'tailguard\[postgres\]'"):
         check("postgresql://me:hunter2@host/x")
+
+
+@pytest.mark.parametrize("where", [" ", "OFF", "Off", ":Memory:", "ledger.sqlite3 ", "file:x?mode=memory"])
+def test_no_file_is_made_of_what_means_none(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OFF every decision was written to a file of that name, where whoever wrote it wanted no ledger."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"LEDGER={re.escape(repr(where))} would be a file so named"):
+        check(where)
 
 
 def test_a_bad_url_is_refused_without_its_password() -> None:

@@ -1,22 +1,26 @@
 """Export and import: folders that training reads, the same as a tar, labels of other tools; a KILL while labelling."""
 
 import csv
+import errno
 import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.__main__ import main
 from service.contract.bundle import Manifest
 from service.errors import InvalidParameter, MalformedRequest
 from service.ledger.database import connect
@@ -162,6 +166,45 @@ def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "exists: name a new folder" in done.stderr
     assert list(out.iterdir()) == []
+
+
+def test_a_read_only_place_is_one_line(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+    monkeypatch.setattr(export.tempfile, "mkdtemp", read_only)
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    with pytest.raises(export.ExportError, match="out cannot be written: Read-only file system"):
+        export.folder(reader, tmp_path / "out")
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("CREATE TABLE people (name TEXT)", "holds the tables of something else (people)"),
+        ("CREATE TABLE ledger (version INTEGER); INSERT INTO ledger VALUES (99)", "schema version 99"),
+        (None, "the ledger cannot be read (file is not a database)"),
+    ],
+)
+def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(
+    tmp_path: Path, made: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import made the ledger's ten tables in another application's database; the rest were tracebacks."""
+    path, given = tmp_path / "ledger.db", tmp_path / "labels.json"
+    given.write_text('[{"data": {"image": "a.jpg"}, "annotations": []}]')
+    if made is None:
+        path.write_bytes(b"SQLite format 3\0 and nothing of it")
+    else:
+        with closing(sqlite3.connect(path)) as other:
+            other.executescript(made)
+    before = path.read_bytes()
+    out = tmp_path / "out"
+    for arguments in (["import", str(given)], ["export", "--store", str(tmp_path), "--out", str(out)]):
+        assert main(["review", *arguments, "--ledger", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert (error.count("\n"), said in error) == (1, True), error
+    assert path.read_bytes() == before
 
 
 def test_the_tar_holds_the_same_as_the_folder(labelled: str, tmp_path: Path) -> None:

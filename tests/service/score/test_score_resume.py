@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service.score import command
 from service.score.errors import ScoreError
 from tests.service import tiny
 from tests.service.score.test_score import COLOURS, score
@@ -262,6 +263,22 @@ def test_killed_within_the_header(begun: tuple[list[str], Path], tmp_path: Path)
     partial.write_bytes(partial.read_bytes()[:40])
     assert score(*given) == 0
     assert len((tmp_path / "o.jsonl").read_bytes().splitlines()) == IMAGES
+
+
+def test_a_run_that_fails_before_its_first_row_leaves_no_journal(
+    photos: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that does not answer left a journal without rows, which a run with other settings then stumbled on."""
+
+    def no_cluster(*arguments: object) -> Iterator[None]:
+        raise ScoreError("the cluster does not answer")
+        yield
+
+    monkeypatch.setattr(command, "on_threads", no_cluster)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(ScoreError, match="does not answer"):
+        score(*arguments(photos, out, tiny_bundle))
+    assert entries(tmp_path) == []
 
 
 def test_a_full_disk_is_one_line(photos: Path, tiny_bundle: Path, tmp_path: Path) -> None:

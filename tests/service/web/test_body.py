@@ -9,12 +9,15 @@ import pytest
 from fastapi import Request
 
 from service.errors import BodyTooLarge, MalformedRequest, Overloaded, UnsupportedMedia
+from service.inference.model import Model
 from service.runtime import Runtime
 from service.settings import Settings
 from service.web.admission import cancelled_when_client_leaves
 from service.web.body import receive_body, unpacked
 from service.web.context import CONTEXT_KEY, RequestContext
-from service.web.limits import BodyBudget
+from service.web.forms import Upload
+from service.web.limits import BodyBudget, BudgetShare
+from service.web.routes import classify
 from tests.service import asgi, tiny
 
 PNG = {"content-type": "image/png"}
@@ -119,6 +122,26 @@ def test_endless_chunked_body_is_answered_at_the_limit(settings: Settings) -> No
             assert headers["connection"] == "close"
             assert problem["detail"].startswith("the body has more than 100000 bytes")
             assert taken == 1000  # read to its end and thrown away, so that the client sees the answer
+
+    asyncio.run(body())
+
+
+def test_a_deadline_that_ends_behind_the_body_is_504(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that had sent everything was told that its body had not arrived, and to make it smaller."""
+
+    async def read(request: Request, share: BudgetShare, model: Model) -> Upload:
+        await receive_body(request, share)
+        await asyncio.Event().wait()  # a large form is cut in a thread
+        raise AssertionError
+
+    monkeypatch.setattr(classify, "read_image", read)
+
+    async def body() -> None:
+        async with asgi.running(settings) as (_, client):
+            headers = PNG | {"x-request-timeout-ms": "50"}
+            answer = await client.post("/classify", content=tiny.photo((220, 30, 30)), headers=headers)
+            assert (answer.status_code, answer.json()["type"]) == (504, "urn:tailguard:problem:deadline-exceeded")
+            assert "no answer after 0.05 s" in answer.json()["detail"]
 
     asyncio.run(body())
 

@@ -97,7 +97,7 @@ def test_every_way_to_send_is_read_alike(client: TestClient) -> None:
         (sent(parameters={"top_k": 0}), 422, "top_k=0"),
         (sent(parameters={"function_to_apply": "sigmoid"}), 422, "function_to_apply=sigmoid"),
         (sent(parameters={"topk": 2}), 422, "did you mean top_k"),
-        ({"content": RED, "params": {"top_k": "2"}}, 422, "top_k is not known here"),
+        ({"content": RED, "params": {"top_k": "2"}}, 422, "top_k is not known here, only operating_point, thresholds"),
         ({"content": RED, "params": {"operating_point": "id99"}}, 422, "id95, ood95"),
         ({"content": b""}, 422, "empty"),
         ({"content": b"not an image"}, 415, ""),

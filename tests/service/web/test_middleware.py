@@ -59,6 +59,16 @@ def test_unknown_query_parameters_are_refused_by_name(client: TestClient, docume
     assert client.get("/?from=elsewhere").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/classify", "/classify/batch", "/v1/image-classification"])
+def test_a_parameter_given_twice_is_refused(client: TestClient, document: dict[str, Any], path: str) -> None:
+    """The last one was taken, and nothing said which."""
+    for query in ("thresholds=group&thresholds=global", "thresholds=group&%74hresholds=group", "thresholds&thresholds"):
+        answer = client.post(f"{path}?{query}", content=RED, headers=PNG)
+        assert_problem(answer, 422, "thresholds is given twice: give it once", document)
+    again = client.get("/review/groups?reason=unknown&reason=unsure")
+    assert_problem(again, 422, "reason is given twice", document)
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -148,6 +148,8 @@ def test_binary_requests(oip: TestClient) -> None:
         ({"inputs": [BYTES], "parameters": {"Operating-Point": "ood95"}}, "did you mean operating_point"),
         ({"inputs": [BYTES], "outputs": 7}, "outputs must be a list"),
         ({"inputs": [BYTES], "outputs": [{"name": ["label"]}]}, 'output ["label"] is none'),
+        # The second one's binary_data held, and one tensor came for two
+        ({"inputs": [BYTES], "outputs": [{"name": "label"}] * 2}, "output label is asked for twice"),
         ({"inputs": [BYTES | {"name": "input"}]}, 'input "input" is none of this model\'s'),
         ({"inputs": [BYTES | {"datatype": "UINT8"}]}, 'datatype "UINT8", the model takes BYTES'),
         ({"inputs": [UINT8 | {"datatype": None}]}, "datatype null, the model takes UINT8"),
