@@ -95,7 +95,7 @@ def test_a_shadow_that_agrees_is_promoted_and_the_one_before_comes_back(versions
 def test_what_was_deployed_cannot_be_read(versions: list[Path], tmp_path: Path) -> None:
     async def body() -> None:
         none = tmp_path / "ledger.sqlite3"
-        none.write_bytes(b"not a database" * 1000)
+        none.write_bytes(b"SQLite format 3\0" + b"not a database" * 1000)  # damaged behind its head
         async with asgi.running(kept(versions[0], none)) as (_, client):
             client.headers.update(KEY)
             await client.put("/admin/shadow", json={"path": str(versions[1]), "share": 1})

@@ -184,7 +184,7 @@ def test_a_read_only_place_is_one_line(labelled: str, tmp_path: Path, monkeypatc
     [
         ("CREATE TABLE people (name TEXT)", "holds the tables of something else (people)"),
         ("CREATE TABLE ledger (version INTEGER); INSERT INTO ledger VALUES (99)", "schema version 99"),
-        (None, "the ledger cannot be read (file is not a database)"),
+        (None, "the ledger cannot be used (file is not a database)"),
     ],
 )
 def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(
@@ -319,18 +319,6 @@ def test_a_bad_name_labels_nothing(labelled: str, tmp_path: Path) -> None:
     reader = Reader(labelled)
     assert all(row.image_key not in keys for row in reader.labelled())
     reader.close()
-
-
-def test_a_ledger_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
-    none, labels = tmp_path / "ledger.sqlite3", tmp_path / "labels.json"
-    none.write_bytes(b"not a database" * 1000)
-    labels.write_text('{"labels": {}}')
-    (tmp_path / "store").mkdir()
-    for arguments in (("export", "--store", tmp_path / "store", "--out", tmp_path / "out"), ("import", labels)):
-        done = tailguard("review", arguments[0], "--ledger", none, *arguments[1:])
-        assert done.returncode == 1
-        assert done.stderr.startswith("tailguard: the ledger cannot be used (file is not a database): name the one")
-        assert done.stderr.count("\n") == 1
 
 
 def test_an_import_knows_the_classes_of_every_model_and_one_spelling_of_each(
