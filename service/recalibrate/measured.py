@@ -126,7 +126,7 @@ def require_enough(manifest: Manifest, found: Sample) -> None:
     for group in found.groups.names:
         weights = found.inside.weights[of_predicted == group]
         bound = conformal.own_bound(weights, float(weights.max(initial=0.0))) if len(weights) else 1.0
-        if bound > refused:
+        if not conformal.holds(bound, refused):
             like = f", which tell as much as {effective(weights):.0f} alike" if len(weights) else ""
             short.append(f"group {group} has {len(weights)} reviewed in-distribution images{like}")
     if short:
@@ -176,7 +176,8 @@ def _catching(manifest: Manifest, found: Sample) -> dict[str, Json]:
     kept: dict[str, Json] = {}
     old = {name: point for name, point in manifest.operating_points.items() if point.level is None}
     weights = found.outliers.weights
-    enough = len(weights) and conformal.own_bound(weights, float(weights.max())) <= false_alarms(calibrate.LEVEL)
+    bound = conformal.own_bound(weights, float(weights.max())) if len(weights) else 1.0
+    enough = conformal.holds(bound, false_alarms(calibrate.LEVEL))
     made = calibrate.catch_point(found.outliers.images, found.groups, found.outliers) if enough else {}
     for name, point in old.items():
         kept[name] = made.get(name) or point.model_dump(exclude={"global_cost", "group_cost"})

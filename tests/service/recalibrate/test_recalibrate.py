@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,6 +210,18 @@ def test_weighted_quantiles_by_hand() -> None:
     assert measured.weighted_quantiles(np.array([4.0]), np.array([9.0]), [0, 0.5]) == [4.0, 4.0]
     alike = measured.weighted_quantiles(np.arange(5.0), np.ones(5), [0.25, 0.75])
     assert alike == pytest.approx(np.quantile(np.arange(5.0), [0.25, 0.75]))
+
+
+@pytest.mark.parametrize("weight", [3.0, 162.84, 9.153731263302744, 54.68755603901019, 127.7553757769694])
+def test_19_images_of_one_weight_are_enough_whatever_others_weigh(old: Path, weight: float) -> None:
+    manifest = bundle.read(old)
+    one_group = [rows.Row("red", "red", {"energy": -9 + i / 99}, weight) for i in range(19)]
+    others = [rows.Row(c, c, {"energy": -9 + i / 99}, 1.0) for c in ("green", "blue") for i in range(50)]
+    accepted = Counter({rows.Stratum("many", "accept", 1.0): 119})
+    found = rows.Rows([*one_group, *others], accepted, accepted, 0)
+    assert measured.sample(manifest, found).groups.names
+    with pytest.raises(measured.CannotRecalibrate, match="has 18 reviewed in-distribution images"):
+        measured.sample(manifest, rows.Rows([*one_group[1:], *others], found.kept, found.reviewed, 0))
 
 
 def test_a_row_stands_for_those_that_were_kept_and_not_reviewed(old: Path, tmp_path: Path) -> None:
