@@ -223,12 +223,8 @@ def collect(results: Iterable[Json]) -> Runs:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{method} at imbalance {ratio:g} has the seeds {seeds}: give each run once")
         settings = {key: {str(run["config"].get(key)) for run in runs} for key in SETTINGS}
-        settings |= {
-            key: {
-                str(run["config"][key]).rsplit("/", 1)[-1] for run in runs if key in run["config"]
-            }  # of a path the name
-            for key in UNPRINTED
-        }
+        for key in UNPRINTED:  # of a path the name
+            settings[key] = {str(run["config"][key]).rsplit("/", 1)[-1] for run in runs if key in run["config"]}
         settings["train_counts"] = {str(counts) for run in runs if (counts := run.get("train_counts"))}
         for key, values in settings.items():
             if len(values) > 1:
