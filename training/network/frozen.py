@@ -71,6 +71,21 @@ class FrozenBackbone:
         self._write_int8(self._int8_file(found.backbone.provenance["int8_sha256"]), graph)
         return found
 
+    def gone_on_with(self, config: Config, pixels: Data, run: Path, recorded: Mapping[str, str]) -> "FrozenBackbone":
+        """This backbone for the head of `run`, which learns on or gets a second stage: the `recorded` one of the run.
+
+        DataError where it is another now: a head that learnt on two of them would look like any other.
+        """
+        require_same(run, recorded, self.backbone)
+        wanted = recorded.get("int8_sha256")
+        if wanted and self._int8_file(wanted).is_file():
+            return self.as_recorded(recorded)
+        found = self.at_precision(config, pixels)
+        if (made := found.backbone.provenance.get("int8_sha256")) != wanted:
+            raise DataError(f"{run} was trained on the int8 backbone {wanted}, which is gone, and from its images now "
+                            f"comes {made}: put it back among its features, or train again")  # fmt: skip
+        return found
+
     def as_recorded(self, recorded: Mapping[str, str]) -> "FrozenBackbone":
         """This backbone with the int8 graph that a run was trained on. DataError where that is gone or changed."""
         wanted = recorded.get("int8_sha256")

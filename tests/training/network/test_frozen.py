@@ -180,6 +180,27 @@ def test_another_backbone_than_the_one_trained_on_is_refused(extractor: Path, tm
         finished.Evaluate(run=run).cli_cmd()
 
 
+def test_a_head_does_not_go_on_with_another_backbone(extractor: Path, tmp_path: Path) -> None:
+    """Neither when it is resumed nor in a second stage: the file of weights may be another one under its old name."""
+    own = tmp_path / "own.onnx"
+    own.write_bytes(extractor.read_bytes())
+    run = trainer.train(config(own, method="msp", epochs=1), tmp_path / "run")
+    before = checkpoint.load(run)
+    checkpoint.save(run, before | {"stage": "stage1", "epoch": 0, "optimizer": None})
+    changed = onnx.load(own)
+    changed.graph.node.insert(0, helper.make_node("Neg", ["x"], ["turned"]))
+    changed.graph.node[1].input[0] = "turned"
+    onnx.save(changed, own)
+    with pytest.raises(DataError, match="was trained on weights_sha256"):
+        trainer.train(config(own, method="msp", epochs=1), run, resume=True)
+    checkpoint.save(run, before)
+    second = config(own, method="crt", epochs=1, stage1_from=run)
+    with pytest.raises(DataError, match="was trained on weights_sha256"):
+        trainer.train(second, tmp_path / "second")
+    own.write_bytes(extractor.read_bytes())
+    assert checkpoint.load(trainer.train(second, tmp_path / "second"))["stage"] == "done"
+
+
 def test_a_resumed_run_computes_no_feature_again(
     extractor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
