@@ -11,6 +11,7 @@ import numpy as np
 
 from service.contract.bundle import Input
 from training.config import Config
+from training.data.augment import KINDS
 from training.data.fitted import Fitted
 from training.data.loading import Data
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
@@ -165,7 +166,7 @@ def load(config: Config, run: Path) -> FrozenBackbone:
     backbone = replace(backbone, provenance=backbone.provenance | {"input": in_words(target)})
     cache = FeatureCache(
         config.feature_cache or run / CACHE_FOLDER, graph, backbone.preprocessing,
-        extra_views=config.feature_views, mirror=config.augment != "none", threads=config.threads,
+        extra_views=config.feature_views, mirror=KINDS[config.augment].flip, threads=config.threads,
         run=run_on,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)

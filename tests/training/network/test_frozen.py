@@ -180,6 +180,19 @@ def test_another_backbone_than_the_one_trained_on_is_refused(extractor: Path, tm
         finished.Evaluate(run=run).cli_cmd()
 
 
+@pytest.mark.parametrize(("augment", "views"), [("none", 1), ("crop", 1), ("flip", 2), ("paper", 2), ("photo", 2)])
+def test_no_mirror_image_is_learnt_from_where_the_augmentation_has_none(
+    extractor: Path, tmp_path: Path, augment: str, views: int
+) -> None:
+    """`crop` is what the audit recommends where a mirror image is another class: left and right hands."""
+    given = config(extractor, method="oe", augment=augment)
+    backbone = frozen.load(given, tmp_path)
+    data = backbone.data(loading.load(given, target=backbone.target))
+    assert {data.train.images.shape[1], data.outliers.shape[1]} == {views}
+    cropped = frozen.load(config(extractor, augment=augment, feature_views=3), tmp_path).cache
+    assert (cropped.views, cropped.mirror) == (views + 3, views == 2)
+
+
 def test_a_head_does_not_go_on_with_another_backbone(extractor: Path, tmp_path: Path) -> None:
     """Neither when it is resumed nor in a second stage: the file of weights may be another one under its old name."""
     own = tmp_path / "own.onnx"
