@@ -89,7 +89,11 @@ def _weighted(manifest: Manifest, groups: Groups, rows: Sequence[Row]) -> Weight
 
 
 def require_sample(rows: Rows) -> None:
-    """CannotRecalibrate where the reviewed rows say nothing of what was accepted."""
+    """CannotRecalibrate where the reviewed rows say nothing of what was accepted, or of what was rejected.
+
+    Without the known images among the rejected ones all scores lie below the old thresholds, and the new ones would
+    refuse their share of what is left, beside what was refused before.
+    """
     if not rows.kept:
         also = f" ({rows.unkept} labelled rows were not kept, and nobody knows how they were chosen)" * bool(
             rows.unkept
@@ -105,6 +109,10 @@ def require_sample(rows: Rows) -> None:
         if stratum.decision == "accept" and not rows.reviewed[stratum]:
             raise CannotRecalibrate(f"none of the {kept} kept images that were accepted in group {stratum.group} has "
                                     "been reviewed: label the sampled ones too")  # fmt: skip
+    looked_at = {s.group for s in rows.kept if s.decision == "reject" and (rows.labelled[s] or rows.reviewed[s])}
+    if unseen := {s.group: None for s in sorted(rows.kept) if s.decision == "reject" and s.group not in looked_at}:
+        raise CannotRecalibrate(f"none of the kept images that were rejected in group {', '.join(unseen)} has been "
+                                "reviewed: known ones may be among them, label them too")  # fmt: skip
 
 
 def levels_of(manifest: Manifest) -> list[float]:

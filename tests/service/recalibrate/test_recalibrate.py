@@ -27,8 +27,11 @@ from tests.service.ledger.test_ledger import entry
 OLD = -5.3  # the largest of 99 even scores from -10 to -5.1 above which lie at most 5 of 100
 
 
+UNSURE = "unsure"
+
+
 class Image(NamedTuple):
-    """One of the stream: the class it is given and its score; its true class, None for an outlier."""
+    """One of the stream: the class it is given and its score; its true class, None for an outlier, or UNSURE."""
 
     predicted: int
     score: float
@@ -82,8 +85,9 @@ def serve(
         if number % 2000 == 0:
             time.sleep(0.3)  # the queue holds so many
     for truth, chosen in labels.items():
-        kind: Any = "outlier" if truth is None else "class"
-        given = ledger.label(chosen, kind=kind, label=truth or "", source="review", group_id=None, key=None)
+        kind: Any = "outlier" if truth is None else "unsure" if truth == UNSURE else "class"
+        label = truth if truth and kind == "class" else ""
+        given = ledger.label(chosen, kind=kind, label=label, source="review", group_id=None, key=None)
         assert len(asyncio.run(given)) == len(chosen)
     ledger.close(30)
 
@@ -173,6 +177,22 @@ def test_too_few_and_not_reviewed_are_named(old: Path, tmp_path: Path, capsys: p
     status, printed = recalibrate(capsys, old, where, tmp_path / "tiny" / "2")
     assert status == 1
     assert "images that were accepted in group medium has been reviewed" in printed
+
+
+def test_without_what_was_refused_the_refused_share_would_be_refused_again(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reviewer of the sample alone: of a stream that has not moved 5% more would be refused, and 5% promised."""
+    where, out = tmp_path / "sample.sqlite3", tmp_path / "tiny" / "2"
+    serve(where, old, stream(6000), sample=0.3, seen=lambda image: image.score <= OLD)
+    status, printed = recalibrate(capsys, old, where, out, "--yes")
+    assert status == 1, refused(out, stream(20_000, seed=9))
+    assert "images that were rejected in group few, many, medium has been reviewed" in printed
+    assert not out.exists()
+    where = tmp_path / "unsure.sqlite3"  # looked at, without an answer: more cannot be asked for
+    beyond = (Image(i % 3, -3.0, UNSURE) for i in range(30))
+    serve(where, old, iter([*(i for i in stream(3000) if i.score <= OLD), *beyond]), sample=0.5)
+    assert "images that were rejected" not in recalibrate(capsys, old, where, out, "--yes")[1]
 
 
 def test_part_of_what_was_kept_stands_for_all_of_it(
