@@ -17,7 +17,7 @@ from training.data.loading import Data
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
 from training.network import backbones, on_ray
 from training.network.backbones import Backbone
-from training.network.extractor import Layout
+from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
 from training.network.quantized import quantize
@@ -202,7 +202,8 @@ def in_words(target: Input) -> str:
 
 def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
     """DataError when the backbone at hand, or how it is given images, is not what a run was trained on."""
-    for key in ("backbone", "weights_sha256", "layers", "input"):
+    known = [key for key in (EXTERNAL,) if key in recorded]  # an earlier version did not write it down
+    for key in ("backbone", "weights_sha256", *known, "layers", "input"):
         if recorded.get(key) != backbone.provenance.get(key):
             raise DataError(
                 f"{run} was trained on {key} {recorded.get(key)}, and its settings now give "

@@ -214,6 +214,33 @@ def test_a_head_does_not_go_on_with_another_backbone(extractor: Path, tmp_path: 
     assert checkpoint.load(trainer.train(second, tmp_path / "second"))["stage"] == "done"
 
 
+def test_weights_in_a_file_beside_the_graph_are_weights_too(extractor: Path, tmp_path: Path) -> None:
+    """torch.onnx.export writes model.onnx.data: another one leaves the graph the same to the byte."""
+    model, own = onnx.load(extractor), tmp_path / "own.onnx"
+    model.graph.node.append(helper.make_node("MatMul", ["flat", "weight"], ["features"]))
+    model.graph.node[1].output[0] = "flat"
+
+    def write(seed: int) -> None:
+        weight = np.random.default_rng(seed).normal(size=(FEATURES, FEATURES)).astype(np.float32)
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+        own.with_suffix(".data").unlink(missing_ok=True)
+        onnx.save(made, own, save_as_external_data=True, location="own.data", size_threshold=0)
+
+    write(0)
+    graph = own.read_bytes()
+    run = trainer.train(config(own, method="msp", epochs=1), tmp_path / "run")
+    write(1)
+    assert own.read_bytes() == graph
+    frozen._loaded.cache_clear()
+    with pytest.raises(DataError, match="was trained on external_data_sha256"):
+        finished.Evaluate(run=run).cli_cmd()
+    write(0)
+    frozen._loaded.cache_clear()
+    finished.Evaluate(run=run).cli_cmd()
+
+
 def test_a_resumed_run_computes_no_feature_again(
     extractor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
