@@ -46,6 +46,15 @@ class Files:
     unreadable: list[Unreadable]
     notes: tuple[str, ...]
 
+    @property
+    def labelled(self) -> list[tuple[int, str]]:
+        """(content key, class) of every labelled image, whatever side it is on, in ascending order."""
+        sides = ((self.keys[n], one) for n, one in vars(self).items() if n in ("train", "calibration", "test"))
+        return sorted(
+            (key, one.classes[label])
+            for keys, one in sides for key, label in zip(keys.tolist(), one.labels.tolist(), strict=True)
+        )  # fmt: skip
+
 
 def list_files(config: Config, run: Path | None = None, cache: Path | None = None) -> Files:
     """The files that `config` names, on the sides that the `run` has written down, or split anew.

@@ -204,6 +204,7 @@ def begin(plan: Plan, given: Fit) -> bool:
         "settings": plan.config.model_dump(mode="json", exclude={*FREE, "method"}),
         "heads": list(plan.heads), "score": given.score,
         "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
+        "labels": hashlib.sha256(json.dumps(plan.files.labelled).encode()).hexdigest()[:16],
     }  # fmt: skip
     if not path.is_file():
         write_json(path, now | {"begun": datetime.now(UTC).isoformat()})
@@ -223,9 +224,11 @@ def begin(plan: Plan, given: Fit) -> bool:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
     then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun")}
     for key, value in (now["settings"] | {k: v for k, v in now.items() if k != "settings"}).items():
-        if then.get(key) != value:
-            yield ("other images (some were added, removed or changed)" if key == "images"
-                   else f"{flag(key)} {then.get(key)!r} instead of {value!r}")  # fmt: skip
+        if then.get(key, value if key == "labels" else None) != value:  # an earlier version wrote no labels
+            yield {
+                "images": "other images (some were added, removed or changed)",
+                "labels": "other labels of some images",
+            }.get(key, f"{flag(key)} {then.get(key)!r} instead of {value!r}")
 
 
 def length(source: Source) -> int:

@@ -83,6 +83,28 @@ def ask(url: str, image: Image.Image) -> dict[str, Any]:
     return answer
 
 
+def test_corrected_labels_are_noticed(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The same images of the same classes: what was made of the old labels would be said to be finished."""
+    own = tmp_path / "own"
+    shutil.copytree(photos, own)
+    monkeypatch.setattr(steps, "_made", lambda plan, given: plan.target)
+    given = [own / "train", "--outliers", own / "outliers", *arguments]
+    assert "holds a fit" not in fit(capsys, *given)
+    assert "holds a fit" not in fit(capsys, *given)
+    one, two = own / "train" / "plum" / "00.png", own / "train" / "kiwi" / "00.png"
+    one.rename(own / "train" / "kiwi" / "from-plum.png")
+    assert "holds a fit with other labels of some" in fit(capsys, *given)
+    two.rename(own / "train" / "plum" / "from-kiwi.png")
+    assert "holds a fit with other labels of some" in fit(capsys, *given)
+    plan = json.loads((tmp_path / "work" / PLAN_FILE).read_text())
+    del plan["labels"]  # an earlier version's
+    (tmp_path / "work" / PLAN_FILE).write_text(json.dumps(plan))
+    assert "holds a fit" not in fit(capsys, *given)
+
+
 def test_from_photographs_to_an_answer_over_http(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
