@@ -18,6 +18,7 @@ from tests.training.network.test_frozen import config
 from tests.training.network.test_quantized import SIDE, Attention, Body, graph_of, pictures
 from training import finished, table, trainer
 from training.evaluation import predict
+from training.evaluation.cross_fit import NAMED
 from training.export import bundle as export
 from training.export.half import HalfError, halved
 from training.export.precision import at_precision, compare, require_precision
@@ -88,6 +89,9 @@ def test_a_change_of_precision_is_measured_on_the_sets_that_both_have_seen() -> 
     assert found == pytest.approx({"accuracy": -0.01, "auroc": -0.01, "fpr95": 0.03, "decisions_changed": 0.02})
     both = full | {"ood": {"a": a, "b": other}}
     assert compare(both, made, 0.02)["auroc"] == pytest.approx(-0.005)
+    # cross-fitted figures are of heads that no graph holds: they cannot change with its precision
+    crossed = made | {"figures": NAMED}
+    assert compare(crossed, crossed, 0.02) == {"decisions_changed": 0.02}
     for none in ({}, {"ood": {"b": other | {"images": 6}}}, {"ood": {}}):  # of another size: another set of that name
         assert set(compare({"accuracy": 0.8} | none, made, 0.02)) == {"accuracy", "decisions_changed"}
 
