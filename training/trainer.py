@@ -127,6 +127,7 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         "provenance": checkpoint.provenance(),
     }  # fmt: skip
     if config.stage1_from:
+        checkpoint.require_same_labels(config.stage1_from, data)
         state.update(checkpoint.stage1(config.stage1_from, state))
     if distributed.rank() == 0:
         data.choice.write(out)
