@@ -75,7 +75,11 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     config = config.with_schedule(len(data.train.labels))
     require_trainable(config, method, data)
     if frozen:
-        pretrained = frozen = frozen.at_precision(config, data)
+        recorded = checkpoint.load(source)["provenance"].get("backbone") if source else None
+        pretrained = frozen = (
+            frozen.gone_on_with(config, data, source, recorded) if source and recorded
+            else frozen.at_precision(config, data)
+        )  # fmt: skip
     if pretrained:
         data = pretrained.data(data)
     state = begin(config, data, out, resume=resume)
@@ -123,6 +127,7 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         "provenance": checkpoint.provenance(),
     }  # fmt: skip
     if config.stage1_from:
+        checkpoint.require_same_labels(config.stage1_from, data)
         state.update(checkpoint.stage1(config.stage1_from, state))
     if distributed.rank() == 0:
         data.choice.write(out)

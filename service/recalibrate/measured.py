@@ -89,7 +89,11 @@ def _weighted(manifest: Manifest, groups: Groups, rows: Sequence[Row]) -> Weight
 
 
 def require_sample(rows: Rows) -> None:
-    """CannotRecalibrate where the reviewed rows say nothing of what was accepted."""
+    """CannotRecalibrate where the reviewed rows say nothing of what was accepted, or of what was rejected.
+
+    Without the known images among the rejected ones all scores lie below the old thresholds, and the new ones would
+    refuse their share of what is left, beside what was refused before.
+    """
     if not rows.kept:
         also = f" ({rows.unkept} labelled rows were not kept, and nobody knows how they were chosen)" * bool(
             rows.unkept
@@ -105,6 +109,10 @@ def require_sample(rows: Rows) -> None:
         if stratum.decision == "accept" and not rows.reviewed[stratum]:
             raise CannotRecalibrate(f"none of the {kept} kept images that were accepted in group {stratum.group} has "
                                     "been reviewed: label the sampled ones too")  # fmt: skip
+    looked_at = {s.group for s in rows.kept if s.decision == "reject" and (rows.labelled[s] or rows.reviewed[s])}
+    if unseen := {s.group: None for s in sorted(rows.kept) if s.decision == "reject" and s.group not in looked_at}:
+        raise CannotRecalibrate(f"none of the kept images that were rejected in group {', '.join(unseen)} has been "
+                                "reviewed: known ones may be among them, label them too")  # fmt: skip
 
 
 def levels_of(manifest: Manifest) -> list[float]:
@@ -126,7 +134,7 @@ def require_enough(manifest: Manifest, found: Sample) -> None:
     for group in found.groups.names:
         weights = found.inside.weights[of_predicted == group]
         bound = conformal.own_bound(weights, float(weights.max(initial=0.0))) if len(weights) else 1.0
-        if bound > refused:
+        if not conformal.holds(bound, refused):
             like = f", which tell as much as {effective(weights):.0f} alike" if len(weights) else ""
             short.append(f"group {group} has {len(weights)} reviewed in-distribution images{like}")
     if short:
@@ -176,7 +184,8 @@ def _catching(manifest: Manifest, found: Sample) -> dict[str, Json]:
     kept: dict[str, Json] = {}
     old = {name: point for name, point in manifest.operating_points.items() if point.level is None}
     weights = found.outliers.weights
-    enough = len(weights) and conformal.own_bound(weights, float(weights.max())) <= false_alarms(calibrate.LEVEL)
+    bound = conformal.own_bound(weights, float(weights.max())) if len(weights) else 1.0
+    enough = conformal.holds(bound, false_alarms(calibrate.LEVEL))
     made = calibrate.catch_point(found.outliers.images, found.groups, found.outliers) if enough else {}
     for name, point in old.items():
         kept[name] = made.get(name) or point.model_dump(exclude={"global_cost", "group_cost"})

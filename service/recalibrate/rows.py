@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Container, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +37,13 @@ class Row:
 @dataclass(frozen=True)
 class Rows:
     """What a ledger holds of a graph. `kept` and `reviewed` by stratum; `unkept`: labelled, but nobody knows how
-    these were chosen."""
+    these were chosen. `labelled`: whatever the label, a class that the bundle lacks too."""
 
     rows: list[Row]
     kept: Counter[Stratum]
     reviewed: Counter[Stratum]
     unkept: int
+    labelled: Counter[Stratum] = field(default_factory=Counter)
 
     def known(self, name: str) -> "list[Row]":
         """The in-distribution rows that have the score `name`."""
@@ -60,6 +61,7 @@ def read(where: str, manifest: Manifest) -> Rows:
         raise SettingsError(f"--ledger {where} is no file: name the ledger that the service wrote (TAILGUARD_LEDGER)")
     kept: Counter[Stratum] = Counter()
     reviewed: Counter[Stratum] = Counter()
+    labelled: Counter[Stratum] = Counter()
     seen: list[tuple[DecidedRow, Stratum, str | None]] = []
     unkept = last = 0
     group_of = {c.name: c.group for c in manifest.classes}
@@ -76,6 +78,7 @@ def read(where: str, manifest: Manifest) -> Rows:
                 assert row.keep_probability is not None
                 stratum = Stratum(group_of[row.predicted], row.decision, row.keep_probability)
                 kept[stratum] += 1
+                labelled[stratum] += row.label is not None and row.label.kind != "withdrawn"
                 if (truth := _truth(row, group_of)) != UNKNOWN:
                     reviewed[stratum] += 1
                     seen.append((row, stratum, truth))
@@ -91,7 +94,7 @@ def read(where: str, manifest: Manifest) -> Rows:
         )
         for row, stratum, truth in seen
     ]
-    return Rows(found, kept, reviewed, unkept)
+    return Rows(found, kept, reviewed, unkept, labelled)
 
 
 def _truth(row: DecidedRow, classes: Container[str]) -> str | None:

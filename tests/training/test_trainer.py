@@ -1,5 +1,6 @@
 """The spine: one seed gives one run, however often it is interrupted; what it refuses; what its settings turn off."""
 
+import csv
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.training import tiny
+from tests.training.data.test_folders import noise_class
 from training import trainer
 from training.data import loading
 from training.methods import objective
@@ -227,6 +229,35 @@ def test_resuming_with_other_data(finished, tmp_path):
     tiny.write_cifar10(tmp_path / "data")
     with pytest.raises(ValueError, match="images that the run has as train are no longer in the data"):
         trainer.train(tiny.config(dataset="cifar10", data=tmp_path / "data"), tmp_path, resume=True)
+
+
+def test_training_images_that_changed_places_between_classes(tmp_path):
+    for seed, name in enumerate(("ant", "bee")):
+        noise_class(tmp_path / "data" / name, 20, seed)
+    given = tiny.config(
+        dataset="folder", data=tmp_path / "data", image_size_px=8, imbalance=None, calibration_fraction=0.2,
+        group_by="none", method="msp", batch_images=8, stage2_batch_images=8,
+    )  # fmt: skip
+    run = trainer.train(given, tmp_path / "run")
+    data = loading.load(given, run)
+    checkpoint.require_same_data(run, list(data.train.classes), data.train.counts.tolist(), data)
+    ant, bee = (next(row["path"] for row in _split(run) if row["part"] == "train" and row["class"] == c)
+                for c in ("ant", "bee"))  # fmt: skip
+    Path(ant).rename(tmp_path / "data" / "bee" / "was-ant.png")
+    Path(bee).rename(tmp_path / "data" / "ant" / "was-bee.png")
+    data = loading.load(given, run)
+    for ended in (
+        lambda: checkpoint.require_same_data(run, list(data.train.classes), data.train.counts.tolist(), data),
+        lambda: trainer.train(given, run, resume=True),
+        lambda: trainer.train(given.model_copy(update={"stage1_from": run, "stage2": "crt"}), tmp_path / "second"),
+    ):
+        with pytest.raises(ValueError, match="on other labels: 2 of its training images are of another class now"):
+            ended()
+
+
+def _split(run):
+    with (run / "split.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 # ---- What settings turn off ----

@@ -15,6 +15,7 @@ NAMES = {
     "library": "library",
     "weights": "weights",
     "weights_sha256": "sha256 of the weights",
+    "external_data_sha256": "sha256 of the weights beside the graph",
     "sha256": "sha256 of the file",
     "trained_on": "trained on",
     "licence": "licence of the weights",

@@ -18,7 +18,7 @@ from training.data.fitted import Fitted
 from training.data.loading import Data, load
 from training.data.notes import said_once
 from training.data.photographs import CACHE, SCAN_FILE
-from training.data.readers import Images, Keys
+from training.data.readers import Images, Keys, pixel_keys
 from training.export.about import AboutData
 from training.finished import AUTO, Calibrate, Evaluate, Export, calibrated
 from training.layout import columns
@@ -36,6 +36,7 @@ from training.runs.steps import clear_killed_export, is_measured, logged, quietl
 from training.scores import either
 
 COMPARISON_FILE = "comparison.json"
+BLOCK_IMAGES = 256  # in memory at once
 
 
 class ExportTaught(Export):
@@ -170,7 +171,7 @@ def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, I
     device = command.found_device()
     old = compare.Judge(before[0], calibrated(plan.old), before[1].train, device)
     new = compare.Judge(run, record, data.train, device)
-    sets = {"outliers held back": data.calibration_outliers}
+    sets = {"outliers held back": _held_back(data, before[1])}
     for name, images in outside.items():
         sets[compare.REVIEWED if name == COMPARED_OUTLIERS else name] = _strangers(
             plan, images, command.ood_images()[name]
@@ -182,6 +183,20 @@ def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, I
     compared: Json = {"worse_points": given.worse_points, "figures": compare.record(found, limit)}
     write_json(plan.work / COMPARISON_FILE, compared)
     return compared
+
+
+def _held_back(data: Data, before: Data) -> Images:
+    """The outliers that the run before held back, without the reviewed ones that are calibrated on beside them: people
+    have seen these because the old model refused them, so it would catch them all.
+
+    They are known by their pixels: those of an array are files now.
+    """
+    now, then = ((one.photographs or one).calibration_outliers for one in (data, before))
+    keys, own = (
+        [key for start in range(0, len(seen), BLOCK_IMAGES) for key in pixel_keys(seen[start : start + BLOCK_IMAGES])]
+        for seen in (now, then)
+    )
+    return data.calibration_outliers[np.isin(keys, own)]
 
 
 def _strangers(plan: Plan, images: Images, pictures: Images) -> Images:

@@ -5,6 +5,7 @@ feature map that is averaged over its positions. Size, mean and std are given, o
 (`size`, `mean`, `std`, `layout`; numbers separated by commas).
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from training.network.preprocessing import BackboneError, Preprocessing, three
 from training.network.pretrained import digest
 
 Layout = Literal["NCHW", "NHWC"]
+EXTERNAL = "external_data_sha256"
 PREFERRED = ("features", "embedding", "embeddings", "pooled")  # names of the output to take where there are several
 
 
@@ -61,9 +63,18 @@ def read(
         "backbone": path.name,
         "weights": path.name,
         "weights_sha256": digest(path),
+        **_beside(path),
         "licence": said.get("licence") or said.get("license") or "not stated by the file",
     }
     return Extractor(model.SerializeToString(), preprocessing, layout, features, provenance)
+
+
+def _beside(path: Path) -> dict[str, str]:
+    """`external_data_sha256` of the files in which the weights lie, as exporters write large ones; else nothing."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    found = "".join(digest(path.parent / name) for name in sorted(names))
+    return {EXTERNAL: hashlib.sha256(found.encode()).hexdigest()} if names else {}
 
 
 def with_normalisation(graph: bytes, preprocessing: Preprocessing, layout: Layout) -> bytes:

@@ -11,12 +11,13 @@ import numpy as np
 
 from service.contract.bundle import Input
 from training.config import Config
+from training.data.augment import KINDS
 from training.data.fitted import Fitted
 from training.data.loading import Data
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
 from training.network import backbones, on_ray
 from training.network.backbones import Backbone
-from training.network.extractor import Layout
+from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
 from training.network.quantized import quantize
@@ -69,6 +70,21 @@ class FrozenBackbone:
         graph = _quantized(self.cache.graph, chosen.tobytes(), chosen.shape)
         found = self._in_int8(graph)
         self._write_int8(self._int8_file(found.backbone.provenance["int8_sha256"]), graph)
+        return found
+
+    def gone_on_with(self, config: Config, pixels: Data, run: Path, recorded: Mapping[str, str]) -> "FrozenBackbone":
+        """This backbone for the head of `run`, which learns on or gets a second stage: the `recorded` one of the run.
+
+        DataError where it is another now: a head that learnt on two of them would look like any other.
+        """
+        require_same(run, recorded, self.backbone)
+        wanted = recorded.get("int8_sha256")
+        if wanted and self._int8_file(wanted).is_file():
+            return self.as_recorded(recorded)
+        found = self.at_precision(config, pixels)
+        if (made := found.backbone.provenance.get("int8_sha256")) != wanted:
+            raise DataError(f"{run} was trained on the int8 backbone {wanted}, which is gone, and from its images now "
+                            f"comes {made}: put it back among its features, or train again")  # fmt: skip
         return found
 
     def as_recorded(self, recorded: Mapping[str, str]) -> "FrozenBackbone":
@@ -150,7 +166,7 @@ def load(config: Config, run: Path) -> FrozenBackbone:
     backbone = replace(backbone, provenance=backbone.provenance | {"input": in_words(target)})
     cache = FeatureCache(
         config.feature_cache or run / CACHE_FOLDER, graph, backbone.preprocessing,
-        extra_views=config.feature_views, mirror=config.augment != "none", threads=config.threads,
+        extra_views=config.feature_views, mirror=KINDS[config.augment].flip, threads=config.threads,
         run=run_on,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)
@@ -186,7 +202,8 @@ def in_words(target: Input) -> str:
 
 def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
     """DataError when the backbone at hand, or how it is given images, is not what a run was trained on."""
-    for key in ("backbone", "weights_sha256", "layers", "input"):
+    known = [key for key in (EXTERNAL,) if key in recorded]  # an earlier version did not write it down
+    for key in ("backbone", "weights_sha256", *known, "layers", "input"):
         if recorded.get(key) != backbone.provenance.get(key):
             raise DataError(
                 f"{run} was trained on {key} {recorded.get(key)}, and its settings now give "

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,19 @@ def require_same_data(where: Path, classes: list[str], train_counts: list[int], 
         )
     if train_counts != data.train.counts.tolist():
         raise ValueError(f"{where} was trained on other images: the counts of its classes differ from the data's")
+    require_same_labels(where, data)
+
+
+def require_same_labels(where: Path, data: Data) -> None:
+    """ValueError when training images of the run are of another class now: their counts may be the same."""
+    if (part := data.choice.parts.get("train")) is None:
+        return
+    now = Counter(zip(data.train.keys.tolist(), (data.train.classes[n] for n in data.train.labels), strict=True))
+    if moved := (Counter(zip(part.keys.tolist(), part.classes, strict=True)) - now).total():
+        raise ValueError(
+            f"{where} was trained on other labels: {moved} of its training images are of another class now; put them "
+            "back, or train again"
+        )
 
 
 STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.config import CIFAR_RESNET
+from training.methods.methods import OVERRIDES
 from training.runs.files import Json
 
 LONG_TAILED, BALANCED = 100.0, 1.0
@@ -17,6 +18,11 @@ LEAST_TAIL = 1.5  # largest class to smallest
 SETTINGS = (
     "width", "epochs", "batch_images", "views", "stage2_epochs", "stage2_batch_images", "learning_rate",
     "calibration_fraction",
+)  # fmt: skip
+# So too these, which notes do not print, as far as runs say them: earlier versions did not know all of them.
+UNPRINTED = (
+    "augment", "outliers", "weight_decay", "outlier_weight", "contrast_weight", "contrast_temperature", "tail_fraction",
+    "feature_views", "backbone_fit", "group_by", *OVERRIDES,
 )  # fmt: skip
 
 
@@ -216,8 +222,12 @@ def collect(results: Iterable[Json]) -> Runs:
         seeds = [run["seed"] for run in runs]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{method} at imbalance {ratio:g} has the seeds {seeds}: give each run once")
-        for key in SETTINGS:
-            if len(values := {str(run["config"].get(key)) for run in runs}) > 1:
+        settings = {key: {str(run["config"].get(key)) for run in runs} for key in SETTINGS}
+        for key in UNPRINTED:  # of a path the name
+            settings[key] = {str(run["config"][key]).rsplit("/", 1)[-1] for run in runs if key in run["config"]}
+        settings["train_counts"] = {str(counts) for run in runs if (counts := run.get("train_counts"))}
+        for key, values in settings.items():
+            if len(values) > 1:
                 raise ValueError(
                     f"{method} at imbalance {ratio:g} has runs with {key} {' and '.join(sorted(values))}: a mean over "
                     "them would mean nothing, give runs of one setting"

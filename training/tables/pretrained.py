@@ -106,6 +106,10 @@ def _lines(table: Table, data: str, backbone: str, group: Runs) -> Iterator[Line
         chosen = [run | run["chosen"] for runs in group.by_row.values() for run in runs
                   if run["method"] == e.method and run.get("chosen")]  # fmt: skip
         if chosen:
+            if any({k: v["images"] for k, v in run["ood"].items()} != group.sets for run in chosen):
+                raise ValueError(
+                    f"{label} was calibrated with other OOD sets than it was evaluated on: calibrate again"
+                )
             yield _line(f"{label}, score chosen on calibration", e.method, collect(chosen), near)
 
 

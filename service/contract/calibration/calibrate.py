@@ -64,8 +64,9 @@ def supported_levels(levels: Sequence[float], calibration: Weighted) -> list[flo
     if not len(calibration.weights):
         raise ValueError("there are no calibration images: train with --calibration-fraction above 0")
     smallest = conformal.own_bound(calibration.weights, float(calibration.class_weights.max()))
-    highest = math.floor(100 * (1 - smallest)) / 100
-    return list(dict.fromkeys(level if smallest <= false_alarms(level) else max(highest, 0.01) for level in levels))
+    highest = math.floor(100 * (1 - smallest + conformal.ROUNDING)) / 100
+    held = [conformal.holds(smallest, false_alarms(level)) for level in levels]
+    return list(dict.fromkeys(level if h else max(highest, 0.01) for level, h in zip(levels, held, strict=True)))
 
 
 def references(calibration: Weighted, groups: Groups, levels: Sequence[float]) -> dict[str, Reference]:

@@ -92,6 +92,11 @@ def own_bound(weights: Floats, new_weight: float) -> float:
     return new_weight / (float(weights.sum()) + new_weight)
 
 
+def holds(bound: float, share: float) -> bool:
+    """Whether a bound is at most a share: 19 images of one weight hold .05, whatever rounding makes of their sum."""
+    return bound <= share + ROUNDING
+
+
 def _thinned(steps: Floats, refused: Sequence[float]) -> NDArray[np.int64]:
     """Which values to keep: evenly spaced ones with both ends, and those at which a level refuses."""
     last = len(steps) - 1

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,11 @@ from tests.service.ledger.test_ledger import entry
 OLD = -5.3  # the largest of 99 even scores from -10 to -5.1 above which lie at most 5 of 100
 
 
+UNSURE = "unsure"
+
+
 class Image(NamedTuple):
-    """One of the stream: the class it is given and its score; its true class, None for an outlier."""
+    """One of the stream: the class it is given and its score; its true class, None for an outlier, or UNSURE."""
 
     predicted: int
     score: float
@@ -81,8 +85,9 @@ def serve(
         if number % 2000 == 0:
             time.sleep(0.3)  # the queue holds so many
     for truth, chosen in labels.items():
-        kind: Any = "outlier" if truth is None else "class"
-        given = ledger.label(chosen, kind=kind, label=truth or "", source="review", group_id=None, key=None)
+        kind: Any = "outlier" if truth is None else "unsure" if truth == UNSURE else "class"
+        label = truth if truth and kind == "class" else ""
+        given = ledger.label(chosen, kind=kind, label=label, source="review", group_id=None, key=None)
         assert len(asyncio.run(given)) == len(chosen)
     ledger.close(30)
 
@@ -174,6 +179,22 @@ def test_too_few_and_not_reviewed_are_named(old: Path, tmp_path: Path, capsys: p
     assert "images that were accepted in group medium has been reviewed" in printed
 
 
+def test_without_what_was_refused_the_refused_share_would_be_refused_again(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reviewer of the sample alone: of a stream that has not moved 5% more would be refused, and 5% promised."""
+    where, out = tmp_path / "sample.sqlite3", tmp_path / "tiny" / "2"
+    serve(where, old, stream(6000), sample=0.3, seen=lambda image: image.score <= OLD)
+    status, printed = recalibrate(capsys, old, where, out, "--yes")
+    assert status == 1, refused(out, stream(20_000, seed=9))
+    assert "images that were rejected in group few, many, medium has been reviewed" in printed
+    assert not out.exists()
+    where = tmp_path / "unsure.sqlite3"  # looked at, without an answer: more cannot be asked for
+    beyond = (Image(i % 3, -3.0, UNSURE) for i in range(30))
+    serve(where, old, iter([*(i for i in stream(3000) if i.score <= OLD), *beyond]), sample=0.5)
+    assert "images that were rejected" not in recalibrate(capsys, old, where, out, "--yes")[1]
+
+
 def test_part_of_what_was_kept_stands_for_all_of_it(
     old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +230,18 @@ def test_weighted_quantiles_by_hand() -> None:
     assert measured.weighted_quantiles(np.array([4.0]), np.array([9.0]), [0, 0.5]) == [4.0, 4.0]
     alike = measured.weighted_quantiles(np.arange(5.0), np.ones(5), [0.25, 0.75])
     assert alike == pytest.approx(np.quantile(np.arange(5.0), [0.25, 0.75]))
+
+
+@pytest.mark.parametrize("weight", [3.0, 162.84, 9.153731263302744, 54.68755603901019, 127.7553757769694])
+def test_19_images_of_one_weight_are_enough_whatever_others_weigh(old: Path, weight: float) -> None:
+    manifest = bundle.read(old)
+    one_group = [rows.Row("red", "red", {"energy": -9 + i / 99}, weight) for i in range(19)]
+    others = [rows.Row(c, c, {"energy": -9 + i / 99}, 1.0) for c in ("green", "blue") for i in range(50)]
+    accepted = Counter({rows.Stratum("many", "accept", 1.0): 119})
+    found = rows.Rows([*one_group, *others], accepted, accepted, 0)
+    assert measured.sample(manifest, found).groups.names
+    with pytest.raises(measured.CannotRecalibrate, match="has 18 reviewed in-distribution images"):
+        measured.sample(manifest, rows.Rows([*one_group[1:], *others], found.kept, found.reviewed, 0))
 
 
 def test_a_row_stands_for_those_that_were_kept_and_not_reviewed(old: Path, tmp_path: Path) -> None:

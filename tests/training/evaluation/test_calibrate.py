@@ -161,6 +161,20 @@ def test_a_group_of_ten_borrows_nine_and_says_what_it_promises():
     assert 1009 < low["id95"]["group_thresholds"]["tail"] <= 1099.2  # the largest of nine of the head
 
 
+@pytest.mark.parametrize(("images", "level"), [(9, 0.9), (19, 0.95), (39, 0.975), (99, 0.99)])
+def test_a_sum_of_weights_that_is_rounded_costs_no_level(images, level):
+    own = np.zeros(images, np.int64)
+    for weight in np.random.default_rng(0).uniform(0.01, 20, 200).tolist():
+        alike = calibrate.Weighted(
+            calibrate.Scored(shuffled(images), own, own), np.full(images, weight), np.full(1, weight)
+        )
+        assert calibrate.supported_levels([level], alike) == [level], weight
+        found = calibrate.references(alike, group_classes([100]), [level])
+        assert found["balanced"].threshold(level) == pytest.approx(images, rel=1e-3)
+        fewer = calibrate.Weighted(alike.images, alike.weights[1:], alike.class_weights)
+        assert calibrate.supported_levels([level], fewer) != [level]
+
+
 def test_levels_name_the_points_and_few_images_lower_them():
     scores, predicted = [*shuffled(99), *(1000 + shuffled(39))], [0] * 99 + [1] * 39
     assert list(keep(scores, predicted, levels=(0.9, 0.99))) == ["id90", "id99"]

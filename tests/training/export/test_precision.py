@@ -18,9 +18,10 @@ from tests.training.network.test_frozen import config
 from tests.training.network.test_quantized import SIDE, Attention, Body, graph_of, pictures
 from training import finished, table, trainer
 from training.evaluation import predict
+from training.evaluation.cross_fit import NAMED
 from training.export import bundle as export
 from training.export.half import HalfError, halved
-from training.export.precision import at_precision, require_precision
+from training.export.precision import at_precision, compare, require_precision
 from training.network.onnx_graph import chained, exported
 from training.network.preprocessing import BackboneError
 
@@ -74,6 +75,25 @@ def test_auto_is_int8_where_it_can_be_and_else_fp32_with_the_reason(capsys: pyte
     assert at_precision(transformer, "fp16", pixels, None)[1] == "fp16"
     assert "gains on a GPU only" in capsys.readouterr().err
     require_precision("fp16", None)
+
+
+def test_a_change_of_precision_is_measured_on_the_sets_that_both_have_seen() -> None:
+    """Beside a set that came after the calibration, int8 on it would be called a change of int8."""
+    a, other = {"images": 9, "auroc": 0.9, "fpr95": 0.3}, {"images": 5, "auroc": 0.5, "fpr95": 0.9}
+    full = {"accuracy": 0.8, "ood": {"a": a}, "mean": a}
+    made = {
+        "accuracy": 0.79, "ood": {"a": a | {"auroc": 0.89, "fpr95": 0.33}, "b": other},
+        "mean": {"auroc": 0.695, "fpr95": 0.615},
+    }  # fmt: skip
+    found = compare(full, made, 0.02)
+    assert found == pytest.approx({"accuracy": -0.01, "auroc": -0.01, "fpr95": 0.03, "decisions_changed": 0.02})
+    both = full | {"ood": {"a": a, "b": other}}
+    assert compare(both, made, 0.02)["auroc"] == pytest.approx(-0.005)
+    # cross-fitted figures are of heads that no graph holds: they cannot change with its precision
+    crossed = made | {"figures": NAMED}
+    assert compare(crossed, crossed, 0.02) == {"decisions_changed": 0.02}
+    for none in ({}, {"ood": {"b": other | {"images": 6}}}, {"ood": {}}):  # of another size: another set of that name
+        assert set(compare({"accuracy": 0.8} | none, made, 0.02)) == {"accuracy", "decisions_changed"}
 
 
 # ------------------------------------------------------------------------------------------------------ a served run

@@ -48,6 +48,7 @@ def test_nines_join_a_run_on_digits(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert figures["accuracy, test images"]["images"] == old.evaluation["images"]  # the run's own test images
     assert figures["accuracy, test images"]["old"] == pytest.approx(old.evaluation["accuracy"], abs=0.01)
     assert "accuracy, new classes" in figures
+    assert figures["caught, outliers held back"]["images"] == old.calibration.outlier_images  # files now, as they were
     assert {c.name: c.train_count for c in old.classes}.items() <= {c.name: c.train_count for c in new.classes}.items()
     with live.serving(tmp_path / "models" / "digits" / "2") as url:
         answers = [fruit.ask(url, Image.fromarray(pixels)) for pixels in nines[-10:]]

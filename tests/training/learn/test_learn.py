@@ -86,6 +86,10 @@ def test_a_new_class_is_accepted_under_its_name(
     assert "## Learned" in card
     assert "new class lime" in card
     assert "accuracy, new classes" in printed
+    # the reviewed ones that are calibrated on were seen because the old model refused them: it cannot lose on them
+    own = Choice.read(taught / "run").parts["calibration_outliers"].keys
+    held = next(f for f in manifest.evaluation["comparison"]["figures"] if f["name"] == "caught, outliers held back")
+    assert held["images"] == len(own) < len(Choice.read(tmp_path / "work").parts["calibration_outliers"].keys)
     with live.serving(target) as url:
         answers = [fruit.ask(url, fruit.photograph("lime", 30_000 + i)) for i in range(5)]
         known = fruit.ask(url, fruit.photograph("kiwi", 7))

@@ -180,6 +180,67 @@ def test_another_backbone_than_the_one_trained_on_is_refused(extractor: Path, tm
         finished.Evaluate(run=run).cli_cmd()
 
 
+@pytest.mark.parametrize(("augment", "views"), [("none", 1), ("crop", 1), ("flip", 2), ("paper", 2), ("photo", 2)])
+def test_no_mirror_image_is_learnt_from_where_the_augmentation_has_none(
+    extractor: Path, tmp_path: Path, augment: str, views: int
+) -> None:
+    """`crop` is what the audit recommends where a mirror image is another class: left and right hands."""
+    given = config(extractor, method="oe", augment=augment)
+    backbone = frozen.load(given, tmp_path)
+    data = backbone.data(loading.load(given, target=backbone.target))
+    assert {data.train.images.shape[1], data.outliers.shape[1]} == {views}
+    cropped = frozen.load(config(extractor, augment=augment, feature_views=3), tmp_path).cache
+    assert (cropped.views, cropped.mirror) == (views + 3, views == 2)
+
+
+def test_a_head_does_not_go_on_with_another_backbone(extractor: Path, tmp_path: Path) -> None:
+    """Neither when it is resumed nor in a second stage: the file of weights may be another one under its old name."""
+    own = tmp_path / "own.onnx"
+    own.write_bytes(extractor.read_bytes())
+    run = trainer.train(config(own, method="msp", epochs=1), tmp_path / "run")
+    before = checkpoint.load(run)
+    checkpoint.save(run, before | {"stage": "stage1", "epoch": 0, "optimizer": None})
+    changed = onnx.load(own)
+    changed.graph.node.insert(0, helper.make_node("Neg", ["x"], ["turned"]))
+    changed.graph.node[1].input[0] = "turned"
+    onnx.save(changed, own)
+    with pytest.raises(DataError, match="was trained on weights_sha256"):
+        trainer.train(config(own, method="msp", epochs=1), run, resume=True)
+    checkpoint.save(run, before)
+    second = config(own, method="crt", epochs=1, stage1_from=run)
+    with pytest.raises(DataError, match="was trained on weights_sha256"):
+        trainer.train(second, tmp_path / "second")
+    own.write_bytes(extractor.read_bytes())
+    assert checkpoint.load(trainer.train(second, tmp_path / "second"))["stage"] == "done"
+
+
+def test_weights_in_a_file_beside_the_graph_are_weights_too(extractor: Path, tmp_path: Path) -> None:
+    """torch.onnx.export writes model.onnx.data: another one leaves the graph the same to the byte."""
+    model, own = onnx.load(extractor), tmp_path / "own.onnx"
+    model.graph.node.append(helper.make_node("MatMul", ["flat", "weight"], ["features"]))
+    model.graph.node[1].output[0] = "flat"
+
+    def write(seed: int) -> None:
+        weight = np.random.default_rng(seed).normal(size=(FEATURES, FEATURES)).astype(np.float32)
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+        own.with_suffix(".data").unlink(missing_ok=True)
+        onnx.save(made, own, save_as_external_data=True, location="own.data", size_threshold=0)
+
+    write(0)
+    graph = own.read_bytes()
+    run = trainer.train(config(own, method="msp", epochs=1), tmp_path / "run")
+    write(1)
+    assert own.read_bytes() == graph
+    frozen._loaded.cache_clear()
+    with pytest.raises(DataError, match="was trained on external_data_sha256"):
+        finished.Evaluate(run=run).cli_cmd()
+    write(0)
+    frozen._loaded.cache_clear()
+    finished.Evaluate(run=run).cli_cmd()
+
+
 def test_a_resumed_run_computes_no_feature_again(
     extractor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

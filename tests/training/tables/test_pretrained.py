@@ -95,6 +95,9 @@ def test_the_score_that_calibration_chose_has_a_line_of_its_own():
     assert other.cells["near"].mean == pytest.approx(88.0)
     assert other.cells["acc"].mean == own.cells["acc"].mean
     assert sum("chosen" in x.label for s in sections for x in s.lines) == 1  # ours alone
+    fewer = {"chosen": chosen, "ood": sets["ood"] | {"textures": ood(1200, 0.9)}}
+    with pytest.raises(ValueError, match=r"TailGuard, joint was calibrated with other OOD sets than it was evaluated"):
+        made(frozen("tailguard-joint") | fewer)
 
 
 def test_runs_that_do_not_belong_are_left_out_or_refused():

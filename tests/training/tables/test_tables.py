@@ -204,6 +204,16 @@ def test_runs_that_one_table_cannot_hold_are_refused():
         collect([run("oe"), run("oe")])
     with pytest.raises(ValueError, match="width 16 and 64"):
         collect([run("oe"), run("oe", 1, width=64)])
+    for key, one, two in (
+        ("augment", "none", "paper"), ("outliers", "junk/a.npy", "b.npy"), ("outlier_weight", None, 0.1),
+        ("loss", None, "focal"), ("weight_decay", 0.0005, 0.01),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"oe at imbalance 100 has runs with {key} "):
+            collect([run("oe", **{key: one}), run("oe", 1, **{key: two})])
+        collect([run("oe", **{key: one}), run("msp", **{key: two}), run("oe", 1)])  # other rows; one that does not say
+    collect([run("oe", outliers="/a/junk.npy"), run("oe", 1, outliers="junk.npy")])
+    with pytest.raises(ValueError, match="train_counts"):
+        collect([run("oe"), run("oe", 1) | {"train_counts": [4000, 40]}])
     with pytest.raises(ValueError, match="cifar10, cifar100"):
         collect([run("oe"), run("msp", dataset="cifar100")])
     other = run("msp")
