@@ -80,11 +80,11 @@ class Settings(BaseSettings):
     # Engine
     provider: Literal["cpu", "cuda"] = "cpu"
     """`cpu` or `cuda`."""
-    decode_threads: int = Field(default_factory=available_cpus, gt=0)
+    decode_threads: int = Field(default_factory=available_cpus, gt=0, le=1024)
     """Threads that decode for a GPU; on the CPU the inference threads decode."""
-    inference_threads: int = Field(default_factory=available_cpus, gt=0)
+    inference_threads: int = Field(default_factory=available_cpus, gt=0, le=1024)
     """Threads that decode and run the graph on the CPU."""
-    intra_op_threads: int = Field(default=1, gt=0)
+    intra_op_threads: int = Field(default=1, gt=0, le=1024)
     """onnxruntime's threads for each inference thread."""
     max_batch_images: int | None = Field(default=None, gt=0)
     """Images that run through the graph together; not set: 4 on the CPU, where more gain nothing, 16 on a GPU."""

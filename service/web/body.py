@@ -86,6 +86,7 @@ async def receive_body(request: Request, share: BudgetShare, max_bytes: int | No
     """
     context = context_of(request)
     limit = context.runtime.settings.max_body_bytes if max_bytes is None else max_bytes
+    limit = min(limit, context.budget.limit_bytes)  # beyond what all together may have it would be asked to come back
     headers = request.headers
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", *WINDOW_BITS):

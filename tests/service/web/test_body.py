@@ -45,6 +45,14 @@ def test_announced_size_is_refused_before_reading() -> None:
         asyncio.run(received(request([], content_length="10001"), 10_000))
 
 
+def test_a_body_that_never_fits_into_the_budget_is_too_large() -> None:
+    """It was asked to come back, 429, for ever."""
+    with pytest.raises(BodyTooLarge, match="the limit is 5000"):
+        asyncio.run(received(request([], BodyBudget(5000), content_length="5001"), 10_000))
+    with pytest.raises(BodyTooLarge, match="more than 5000 bytes"):
+        asyncio.run(received(request([bytes(3000), bytes(3000)], BodyBudget(5000)), 10_000))
+
+
 def test_exactly_the_limit_passes() -> None:
     assert asyncio.run(received(request([b"12", b"345"]), 5)) == b"12345"
     with pytest.raises(BodyTooLarge, match="more than 4 bytes"):
