@@ -11,7 +11,7 @@ SAID = Literal["class", "new", "outlier", "unsure"]
 MOST_ROWS = 200  # of one label: as many as one answer shows
 LAST = 2**62  # of rows; from 2**63 on SQLite and PostgreSQL have no number
 WORD = r"^[^\x00-\x1f\x7f]*$"  # PostgreSQL holds no text with a zero
-Row = Annotated[int, Field(ge=0, le=LAST)]
+Row = Annotated[int, Field(strict=True, ge=0, le=LAST)]  # true is no row, and neither is "5"
 Item = Annotated[str, Field(max_length=100, pattern=WORD)]
 """What can be claimed: the id of a group, or "row-" and the number of an image."""
 

@@ -316,7 +316,7 @@ def test_numbers_and_words_that_no_database_holds(kept: str, opened: Open) -> No
     client = opened()
     document = client.get("/openapi.json").json()
     row = client.get("/review/audit").json()["shown"][0]["row"]
-    for wrong in (2**63, 10**400, -1):
+    for wrong in (2**63, 10**400, -1, True, "5"):
         answer = label(client, [row, wrong], "outlier")
         assert_problem(answer, 422, "rows[1]=", document)
     assert_problem(label(client, [row], "outlier", group="a\0"), 422, "group=", document)
