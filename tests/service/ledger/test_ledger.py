@@ -251,6 +251,17 @@ def test_retention_by_age(where: str, manifest: bundle.Manifest) -> None:
     assert read(where, "SELECT min(time) FROM decisions") == [(pytest.approx(now - 6 * day_s),)]
 
 
+def test_a_row_number_is_given_once(where: str, manifest: bundle.Manifest) -> None:
+    """When all rows had gone SQLite began again at 1, which whoever had read up to 50 never saw."""
+    with Kept(where, ledger_max_age_days=7) as kept:
+        for i in range(50):
+            kept.ledger.record(entry(manifest, str(i), time=time.time() - 8 * 86_400))
+        until(lambda: kept.rows("written") == 50)
+        until(lambda: read(where, "SELECT min(row), max(row) FROM decisions") == [(50, 50)])
+        kept.ledger.record(entry(manifest, "new"))
+        until(lambda: read(where, "SELECT row FROM decisions") == [(51,)])
+
+
 def test_retention_by_bytes(where: str, manifest: bundle.Manifest) -> None:
     """300 rows of 20 kB against a limit of 1 MB: the newest 51 stay, and the file does not grow far beyond it."""
     size, limit = 20_000, 2**20
