@@ -191,37 +191,37 @@ def _percent(statement: str) -> bytes:
     return statement.replace("?", "%s").encode()
 
 
-def check(where: str) -> None:
+def check(where: str, option: str = f"{PREFIX}LEDGER") -> None:
     """Raise SettingsError, one line without any password, when `where` can never work. Called before the port opens.
 
-    A database that is unreachable, locked or full at this moment is no error here: the service starts and tries again.
+    `option` is where it was named. A database that is unreachable, locked or full at this moment is no error here: the service starts and tries again.
     """
     if where == MEMORY:
         return
     if not where.startswith(POSTGRESQL):
         if where != where.strip() or where.startswith("file:") or where.lower() in (MEMORY, "off"):
-            raise SettingsError(f"{PREFIX}LEDGER={where!r} would be a file so named: write {MEMORY}, off or a path")
+            raise SettingsError(f"{option}={where!r} would be a file so named: write {MEMORY}, off or a path")
         if "://" in where:
             scheme = where.partition("://")[0]
-            raise SettingsError(f"{PREFIX}LEDGER names {scheme}://…: give the path of a file or a postgresql:// URL")
+            raise SettingsError(f"{option} names {scheme}://…: give the path of a file or a postgresql:// URL")
         if not (folder := Path(where).absolute().parent).is_dir():
-            raise SettingsError(f"{PREFIX}LEDGER={where}: there is no folder {folder}: make it, or name another")
+            raise SettingsError(f"{option}={where}: there is no folder {folder}: make it, or name another")
         if Path(where).is_dir():
-            raise SettingsError(f"{PREFIX}LEDGER={where} is a folder: give the path of a file in it")
+            raise SettingsError(f"{option}={where} is a folder: give the path of a file in it")
         if Path(where).exists() and not _may_be_sqlite(Path(where)):
-            raise SettingsError(f"{PREFIX}LEDGER={where} is no SQLite file: name one, or a file that is yet to be made")
+            raise SettingsError(f"{option}={where} is no SQLite file: name one, or a file that is yet to be made")
         return
     try:
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise SettingsError(
-            f"{PREFIX}LEDGER names PostgreSQL and psycopg is not installed: pip install 'tailguard[postgres]'"
+            f"{option} names PostgreSQL and psycopg is not installed: pip install 'tailguard[postgres]'"
         ) from error
     try:
         conninfo_to_dict(where)
     except ProgrammingError:  # its message may repeat the password
-        raise SettingsError(f"{PREFIX}LEDGER is not a postgresql:// URL that libpq can read") from None
+        raise SettingsError(f"{option} is not a postgresql:// URL that libpq can read") from None
 
 
 def _may_be_sqlite(path: Path) -> bool:

@@ -155,7 +155,7 @@ def check(database: Database) -> None:
         raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
 
 
-def require_ours(where: str) -> None:
+def require_ours(where: str, option: str = f"{PREFIX}LEDGER") -> None:
     """Raise SettingsError for an SQLite file of a later version, or of another application, before anything is written.
 
     What cannot be read at this moment passes: the service starts and tries again.
@@ -166,11 +166,11 @@ def require_ours(where: str) -> None:
         tables = [name for (name,) in database.fetch("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if tables and not {"ledger", "decisions"} & set(tables):
             raise SettingsError(
-                f"{PREFIX}LEDGER={where} holds the tables of something else ({', '.join(tables)[:80]}): name a file of "
+                f"{option}={where} holds the tables of something else ({', '.join(tables)[:80]}): name a file of "
                 "the ledger's own"
             )
         if (version := _version(database)) > VERSION:
-            raise SettingsError(f"{PREFIX}LEDGER={where}: {_later(version)}")
+            raise SettingsError(f"{option}={where}: {_later(version)}")
 
 
 def _later(version: int) -> str:

@@ -56,7 +56,7 @@ class Rows:
 
 def read(where: str, manifest: Manifest) -> Rows:
     """The kept rows that the graph of `manifest` decided. SettingsError where there is no ledger, or an older one."""
-    check(where)
+    check(where, "--ledger")
     if not where.startswith(POSTGRESQL) and not Path(where).is_file():
         raise SettingsError(f"--ledger {where} is no file: name the ledger that the service wrote (TAILGUARD_LEDGER)")
     kept: Counter[Stratum] = Counter()

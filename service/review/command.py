@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> int:
 def _check(where: str) -> None:
     if where == MEMORY or ("://" not in where and not Path(where).is_file()):
         raise ReviewError(f"--ledger={where}: there is no such file: name the ledger of the service")
-    check(where)
-    require_ours(where)  # an import makes the tables that are not there
+    check(where, "--ledger")
+    require_ours(where, "--ledger")  # an import makes the tables that are not there
 
 
 def _export(args: argparse.Namespace) -> int:

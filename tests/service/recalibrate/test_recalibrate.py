@@ -216,7 +216,7 @@ def test_what_is_no_ledger_or_there_already(old: Path, tmp_path: Path, capsys: p
     out = tmp_path / "tiny" / "2"
     assert "is no file" in recalibrate(capsys, old, tmp_path / "none.sqlite3", out)[1]
     (tmp_path / "text").write_text("no database at all")
-    assert "cannot be read (file is not a database)" in recalibrate(capsys, old, tmp_path / "text", out)[1]
+    assert f"--ledger={tmp_path / 'text'} is no SQLite file" in recalibrate(capsys, old, tmp_path / "text", out)[1]
     assert "exists already" in recalibrate(capsys, old, tmp_path / "none.sqlite3", old)[1]
     where = tmp_path / "empty.sqlite3"
     serve(where, old, iter(()), sample=1.0)

@@ -416,7 +416,7 @@ def test_images_are_served_as_what_they_are(kept: str, opened: Open) -> None:
 
 def test_a_ledger_that_cannot_be_read_is_asked_again_later(opened: Open, tmp_path: Path) -> None:
     none = tmp_path / "none.sqlite3"
-    none.write_bytes(b"not a database" * 1000)
+    none.write_bytes(b"SQLite format 3\0" + b"not a database" * 1000)  # damaged behind its head
     client = opened(ledger=str(none))
     document = client.get("/openapi.json").json()
     for path in ("groups", "export"):
