@@ -194,7 +194,8 @@ def _percent(statement: str) -> bytes:
 def check(where: str, option: str = f"{PREFIX}LEDGER") -> None:
     """Raise SettingsError, one line without any password, when `where` can never work. Called before the port opens.
 
-    `option` is where it was named. A database that is unreachable, locked or full at this moment is no error here: the service starts and tries again.
+    `option` is where it was named. A database that is unreachable, locked or full at this moment is no error here: the
+    service starts and tries again.
     """
     if where == MEMORY:
         return
