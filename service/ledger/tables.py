@@ -119,7 +119,7 @@ class Tables:
         return self._database.size_bytes(schema.TABLE_NAMES)
 
     def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> tuple[int, list[str]]:
-        """Delete, with their feedback, at most CHUNK_ROWS of the oldest rows beyond a limit, never the newest; how many,
+        """Delete, with feedback, at most CHUNK_ROWS of the oldest rows beyond a limit, never the newest; how many,
         and the keys of the files to which no row refers any more.
 
         `max_bytes` counts schema.ROW_BYTES a row and its embedding, and images that earlier versions kept in the rows:
