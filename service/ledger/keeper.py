@@ -14,6 +14,7 @@ from queue import SimpleQueue
 
 import structlog
 
+from service.contract.lines import one_line
 from service.ledger.rows import StoreNews
 from service.ledger.store import Store
 from service.ledger.thumbnails import thumbnail
@@ -168,7 +169,7 @@ class Keeper:
         """Say it once, and once a minute while large files fail and small ones still find room."""
         if not self._failing and time.monotonic() - self._said_at >= QUIET_S:
             self._failing, self._said_at = True, time.monotonic()
-            log.error("the image store fails, images are not kept", error=" ".join(str(error).split()))
+            log.error("the image store fails, images are not kept", error=one_line(error))
 
     def _works(self) -> None:
         if self._failing:

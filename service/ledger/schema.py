@@ -138,8 +138,6 @@ def prepare(database: Database) -> None:
         version = _version(database)
         if version == VERSION:
             return
-        if version > VERSION:
-            raise SchemaError(_later(version))
         statements = CREATE if version == 0 else [s for step in range(version, VERSION) for s in MIGRATIONS[step]]
         for statement in statements:
             database.execute(statement.format(**database.words))
@@ -148,9 +146,7 @@ def prepare(database: Database) -> None:
 
 def check(database: Database) -> None:
     """Raise SchemaError unless the tables are of this version, without changing anything."""
-    if (version := _version(database)) > VERSION:
-        raise SchemaError(_later(version))
-    if version != VERSION:
+    if (version := _version(database)) != VERSION:
         remedy = "no service has written it" if version == 0 else "start this version of the service on it once"
         raise SchemaError(f"the ledger has schema version {version}, this reads version {VERSION}: {remedy}")
 
@@ -169,22 +165,25 @@ def require_ours(where: str, option: str = f"{PREFIX}LEDGER") -> None:
                 f"{option}={where} holds the tables of something else ({', '.join(tables)[:80]}): name a file of "
                 "the ledger's own"
             )
-        if (version := _version(database)) > VERSION:
-            raise SettingsError(f"{option}={where}: {_later(version)}")
-
-
-def _later(version: int) -> str:
-    return (
-        f"the ledger has schema version {version}, this service knows versions up to {VERSION}: run the version that "
-        "wrote it, or name another ledger"
-    )
+        try:
+            _version(database)
+        except SchemaError as error:
+            raise SettingsError(f"{option}={where}: {error}") from error
 
 
 def _version(database: Database) -> int:
-    """Of the tables that are there; 0 for none. Version 1 had no table of its own for it."""
+    """Of the tables that are there; 0 for none. Version 1 had no table of its own for it.
+
+    Raises SchemaError for a later one, and for none in the table.
+    """
     if database.has_table("ledger"):
         rows = database.fetch("SELECT version FROM ledger")
         if not rows:
             raise SchemaError("the table ledger has no row, as no service leaves it: name another ledger")
-        return int(rows[0][0])
+        if (version := int(rows[0][0])) > VERSION:
+            raise SchemaError(
+                f"the ledger has schema version {version}, this service knows versions up to {VERSION}: run the "
+                "version that wrote it, or name another ledger"
+            )
+        return version
     return 1 if database.has_table("decisions") else 0

@@ -9,6 +9,7 @@ from contextlib import suppress
 import structlog
 
 from service.contract.bundle import Manifest
+from service.contract.lines import one_line
 from service.errors import NotReady
 from service.ledger.audit import AuditKey
 from service.ledger.database import MEMORY, connect
@@ -206,7 +207,7 @@ class Worker:
         self._metrics.ledger_failures.inc()
         if not self._failing:
             self._failing = True
-            log.error("the ledger cannot be written, its rows are queued", error=" ".join(str(error).split()))
+            log.error("the ledger cannot be written, its rows are queued", error=one_line(error))
         for item in self._batch:
             if not isinstance(item, Entry | StoreNews):  # its sender can send it again
                 settle(item, NotReady(UNAVAILABLE))

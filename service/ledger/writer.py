@@ -27,6 +27,7 @@ import structlog
 
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Scope
+from service.contract.lines import one_line
 from service.errors import InvalidParameter, NotReady
 from service.ledger.audit import Audit, audit
 from service.ledger.database import MEMORY, check, shared_memory
@@ -96,7 +97,7 @@ class Ledger:
         except Exception as error:  # each driver has its own
             if not of_database(error):
                 raise
-            log.error("the ledger cannot be read", error=" ".join(str(error).split()))
+            log.error("the ledger cannot be read", error=one_line(error))
             raise NotReady(UNREADABLE) from error
 
     @property

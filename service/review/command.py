@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from service.contract import bundle
+from service.contract.lines import one_line
 from service.errors import TailGuardError
 from service.ledger.database import MEMORY, check, connect
 from service.ledger.reading import Reader
@@ -58,9 +59,8 @@ def main(args: argparse.Namespace) -> int:
     except Exception as error:  # each driver has its own
         if not of_database(error):
             raise
-        why = " ".join(str(error).split())
         raise ReviewError(
-            f"the ledger cannot be used ({why}): name the one that the service writes, or try again"
+            f"the ledger cannot be used ({one_line(error)}): name the one that the service writes, or try again"
         ) from error
 
 

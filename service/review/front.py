@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from service.contract.lines import one_line
 from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.ledger.rows import Source, Truth
 from service.ledger.schema import of_database
@@ -150,7 +151,7 @@ class Front:
                 with contextlib.suppress(Exception):
                     self._desk.close()
                 if attempt + 1 == ATTEMPTS:
-                    log.error("the review cannot read the ledger", error=" ".join(str(error).split()))
+                    log.error("the review cannot read the ledger", error=one_line(error))
                     raise NotReady(UNAVAILABLE) from error
                 time.sleep(RETRY_S)
         raise AssertionError

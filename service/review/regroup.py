@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from service.contract.lines import one_line
 from service.process import available_cpus
 
 PROGRAM = Path(__file__).with_name("clustering.py")
@@ -89,6 +90,6 @@ class Regrouping:
             self.failed = False
         except (RuntimeError, ValueError) as error:
             self.failed = True
-            log.error("images were not grouped", error=" ".join(str(error).split()))
+            log.error("images were not grouped", error=one_line(error))
         self.ended = time.monotonic()
         self.seconds = self.ended - started

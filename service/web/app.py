@@ -15,6 +15,7 @@ from service.deploy.following import follow
 from service.review.front import Front
 from service.runtime import Runtime
 from service.settings import Settings
+from service.settings.places import listed
 from service.web import document, pages
 from service.web.access import Keys
 from service.web.limits import BodyBudget
@@ -59,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     # From the innermost to the outermost.
     app.add_middleware(AccessMiddleware, keys=keys, origins=Origins(settings, keys.required), problems=problems)
     if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        origins = listed(settings.cors_origins)
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,

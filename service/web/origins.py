@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from service.errors import Forbidden, MalformedRequest
 from service.settings import PREFIX, Settings
-from service.settings.places import is_loopback
+from service.settings.places import is_loopback, listed
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_SEEN = 100
@@ -23,12 +23,12 @@ class Origins:
     """Checks the headers Host, Origin and Sec-Fetch-Site."""
 
     def __init__(self, settings: Settings, keys_required: bool) -> None:
-        names = [name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()]
+        names = [name.lower() for name in listed(settings.allowed_hosts)]
         self._allowed = frozenset(names)
         self._only_local = not names and is_loopback(settings.host) and not keys_required
         self._any_host = not self._only_local and (not names or "*" in self._allowed)
         self._seen: set[bytes] = set()  # headers that were allowed
-        self._pages = frozenset(origin.strip() for origin in settings.cors_origins.split(",") if origin.strip())
+        self._pages = frozenset(listed(settings.cors_origins))
 
     def check_host(self, scope: Scope) -> None:
         """Raises MalformedRequest unless a request of HTTP/1.1 names one host, Forbidden when it is not allowed.

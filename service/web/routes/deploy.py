@@ -10,6 +10,7 @@ from service.bundles import addresses
 from service.bundles.addresses import named
 from service.contract import bundle
 from service.contract.bundle import BundleError
+from service.contract.lines import one_line
 from service.deploy import evidence
 from service.deploy.deployments import Action, stack
 from service.deploy.evidence import Evidence, Limits
@@ -122,7 +123,7 @@ async def back(request: Request) -> InForce:
     try:
         history = await asyncio.to_thread(runtime.deployments.history)
     except Exception as error:  # each driver has its own
-        log.error("what was deployed cannot be read", error=" ".join(str(error).split()))
+        log.error("what was deployed cannot be read", error=one_line(error))
         raise NotReady(UNREADABLE) from error
     before = stack(history, runtime.settings.bundle)[:-1]
     if to is not None:

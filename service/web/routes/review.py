@@ -9,6 +9,7 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 
+from service.contract.lines import one_line
 from service.errors import InvalidParameter, NotFound, NotReady, Refused
 from service.review import tables
 from service.review.desk import Desk
@@ -223,7 +224,7 @@ async def _file(request: Request, *, small: bool) -> Response:
         try:
             data = None if store is None else await asyncio.to_thread(store.thumbnail if small else store.get, key)
         except Exception as error:  # of a disk, a network, a driver
-            log.error("the image store cannot be read", error=" ".join(str(error).split()))
+            log.error("the image store cannot be read", error=one_line(error))
             raise NotReady(AWAY) from error
     if data is None:
         raise NotFound(f"no image {key[:64]!a} is kept: it may have been deleted")

@@ -67,6 +67,14 @@ def arguments(photos: Path, tmp_path: Path) -> list[str]:
             "--device", "cpu", "--threads", "1"]  # fmt: skip
 
 
+@pytest.fixture
+def stopped_before_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "head", interrupted)
+
+
 def fit(capsys: pytest.CaptureFixture[str], *given: object) -> str:
     """What `fit` prints; its refusal where it refuses."""
     try:
@@ -182,13 +190,10 @@ def test_killed_and_gone_on_with(
     assert bundle.read(target).evaluation["accuracy"] > 0.8
 
 
+@pytest.mark.usefixtures("stopped_before_a_head")
 def test_ctrl_c_says_in_one_line_how_to_go_on(
     photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "head", interrupted)
     monkeypatch.setattr(sys, "argv", ["tailguard", "fit", str(photos)])
     said = fit(capsys, photos, *arguments)
     assert said.startswith("stopped; what is done is kept, and the same command goes on: tailguard fit ")
@@ -217,15 +222,11 @@ def test_what_cannot_do_is_refused_before_any_work(
     assert not list((tmp_path / "models").rglob("*.json"))
 
 
+@pytest.mark.usefixtures("stopped_before_a_head")
 def test_another_set_of_images_is_noticed(
-    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     own = Path(shutil.copytree(photos, tmp_path / "own"))
-    monkeypatch.setattr(steps, "head", interrupted)
     fit(capsys, own, *arguments)
     photograph("kiwi", 77).save(own / "train" / "kiwi" / "new.png")
     assert "holds a fit with other images" in fit(capsys, own, *arguments)
@@ -280,14 +281,10 @@ def test_few_images_hold_the_level_that_they_can(
     assert not (tmp_path / "work" / PLAN_FILE).exists()
 
 
+@pytest.mark.usefixtures("stopped_before_a_head")
 def test_what_is_said_of_the_images_is_noticed_too(
-    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "head", interrupted)
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     tree, sky = tmp_path / "tree.csv", Path(shutil.copytree(photos / "ood" / "sky", tmp_path / "sky"))
     tree.write_text("".join(f"{name},fruit\n" for name in COUNTS))
     given = [photos, *arguments, "--taxonomy", tree, "--ood", sky]
