@@ -37,7 +37,10 @@ SCRIPTS = Path(__file__).parent / "scripts"
 ICON = '<link rel="icon" href="data:,">\n'  # what the page's policy and its stand-in for the service follow
 CARD = "CARD.md"
 # Of the manifest; what is left out are measurements, and what only another calibration needs.
-DECIDING = {"name", "version", "input", "classes", "scores", "deciding_score", "taxonomy", "heat_map"}
+DECIDING = {
+    "name", "version", "input", "classes", "scores", "deciding_score", "default_operating_point", "taxonomy",
+    "heat_map",
+}  # fmt: skip
 POLICY = (
     "default-src 'none'; script-src 'self' 'sha256-{script}' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"

@@ -113,5 +113,6 @@ def decide_row(
         return replace(verdict, decision="reject", reason="unfit", unfit=unfit, p_value=p)
     if verdict.decision == "accept":
         return verdict
-    score, unknown = verdict.score, scores[reasons.unknown_score]
-    return replace(verdict, reason=reasons.name(score, verdict.threshold, unknown, float(probabilities[best])))
+    usual = class_limit(manifest.operating_points[manifest.default_operating_point], scope, manifest.classes[best])
+    unknown, likely = scores[reasons.unknown_score], float(probabilities[best])
+    return replace(verdict, reason=reasons.name(verdict.score, verdict.threshold, usual, unknown, likely))

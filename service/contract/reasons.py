@@ -1,7 +1,8 @@
 """Why an image is refused: unknown, unsure or unfit. What a manifest says of it, and the naming of one refusal.
 
     unknown    like nothing in training: a score of its distance from what was learnt lies beyond the threshold
-    unsure     known, but between classes: only the doubt about the class does
+    unsure     known, but between classes: only the doubt about the class does, or both lie within the threshold of the
+               default operating point, and a stricter one refuses the image
     unfit      the picture itself allows no answer: dark, blank, blurred or too small
 
 The deciding score is the larger of two standardised parts, so one threshold, one p-value and one promise hold for both
@@ -114,9 +115,15 @@ class Reasons(Frozen):
                     f"reasons give golden example {example.file!r} the deciding score {made:.6g}, the graph {given:.6g}"
                 )
 
-    def name(self, score: float, limit: float, unknown: float, best: float) -> Reason:
+    def name(self, score: float, limit: float, usual: float, unknown: float, best: float) -> Reason:
         """Why an image is refused whose deciding score is above `limit` and whose pixels are fit: from its score of
-        what is unknown and its largest probability. A part that is no number says unknown."""
+        what is unknown and its largest probability. A part that is no number says unknown.
+
+        `usual` is the limit of the bundle's default operating point. A stricter point, of costs say, refuses images
+        that lie within it: what was learnt looks so too, hence they are unsure and not unknown."""
+        if score <= usual:
+            return "unsure"
+        limit = max(limit, usual)
         one, other = self.unknown.value(unknown), self.unsure.value(doubt(best))
         # above the limit, or at least not below the other: in float32 the two may fall on either side of the limit
         return "unsure" if one <= limit and one < other and not math.isnan(score) else "unknown"

@@ -97,8 +97,9 @@ class Answer(BaseModel):
     decision: Decision
     reason: Reason | None = Field(
         default=None,
-        description="why it is rejected. unknown: like nothing in training; unsure: known, but between classes; unfit: "
-        "the picture allows no answer. null: accepted; left out by a bundle that does not tell them apart",
+        description="why it is rejected. unknown: like nothing in training; unsure: known, but between classes, or "
+        "refused only because this operating point is stricter than the default; unfit: the "
+        "picture allows no answer. null: accepted; left out by a bundle that does not tell them apart",
     )
     unfit: Unfit | None = Field(default=None, description="what is the matter with an unfit picture")
     set: ClassSet | None = Field(default=None, description="where the request asked for one")

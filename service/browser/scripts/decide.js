@@ -60,9 +60,11 @@ function brokenLimit(limits, [brightness, contrast, sharpness], sidePx) {
   return sharpness < limits.sharpness ? "blurred" : null;
 }
 
-function reasonName(reasons, score, limit, unknown, best) {
+// `usual`: the limit of the default operating point; what only a stricter one refuses is unsure.
+function reasonName(reasons, score, limit, usual, unknown, best) {
+  if (score <= usual) return "unsure";
   const one = standard(reasons.unknown, unknown), other = standard(reasons.unsure, doubt(best));
-  return one <= limit && one < other && !Number.isNaN(score) ? "unsure" : "unknown";
+  return one <= Math.max(limit, usual) && one < other && !Number.isNaN(score) ? "unsure" : "unknown";
 }
 
 /**
@@ -79,7 +81,9 @@ export function decideRow(manifest, row, operatingPoint, scope, sidePx) {
   const unfit = quality ? brokenLimit(reasons.limits, quality, sidePx) : null;
   if (unfit) return {...verdict, decision: "reject", reason: "unfit", unfit, p_value: pValue(reference, Infinity)};
   if (verdict.decision === "accept") return verdict;
-  return {...verdict, reason: reasonName(reasons, score, limit, scores[reasons.unknown_score], probabilities[best])};
+  const usual = limitOf(manifest.operating_points[manifest.default_operating_point], scope, predicted);
+  const unknown = scores[reasons.unknown_score];
+  return {...verdict, reason: reasonName(reasons, score, limit, usual, unknown, probabilities[best])};
 }
 
 // ---- What is said beyond it ------------------------------------------------------------------------------------------

@@ -59,6 +59,31 @@ def test_the_reason_of_a_refusal(tmp_path: Path, energy: float, best: float, dec
     assert (verdict.decision, verdict.reason, verdict.unfit) == (decision, reason, None)
 
 
+@pytest.mark.parametrize(
+    ("energy", "best", "reason"),
+    [
+        (-9.0, 0.99, None),  # parts -3.5 and -4.6
+        (-7.0, 0.99, "unsure"),  # -1.5 is beyond -2.5, and what was learnt has up to 0
+        (-9.0, 0.60, "unsure"),  # log(.4/.6) = -0.405
+        (-6.0, 0.40, "unsure"),  # -0.5 and 0.405: the doubt alone is beyond 0
+        (-4.0, 0.99, "unknown"),  # 1.5
+        (-4.0, 0.40, "unknown"),
+        (math.nan, 0.99, "unknown"),
+    ],
+)
+def test_what_only_a_stricter_point_refuses_is_unsure(
+    tmp_path: Path, energy: float, best: float, reason: str | None
+) -> None:
+    manifest = bundle.read(refusing.write(tmp_path / "tiny"))
+    given, scores = (
+        row(energy, best) if not math.isnan(energy) else (probabilities(best), {"energy": energy, EITHER: energy})
+    )
+    verdict = decide_row(manifest, given, scores, "ood95", "global", FIT, 300)
+    assert (verdict.threshold, verdict.reason) == (-2.5, reason)
+    asked = decide_row(manifest, given, scores, "id95", "global", FIT, 300).reason
+    assert asked in (None, reason)  # what the default refuses too has the same name there
+
+
 def test_a_rounding_of_the_graph_does_not_turn_unknown_into_unsure(tmp_path: Path) -> None:
     manifest = bundle.read(refusing.write(tmp_path / "tiny"))
     given, scores = row(refusing.AT, 0.99)  # its part is exactly the threshold here, and just above it in float32
