@@ -4,12 +4,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.service import tiny
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# No test fails because the machine is busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

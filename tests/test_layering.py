@@ -139,8 +139,14 @@ def test_every_package_says_which_question_it_answers(side: str) -> None:
         assert said, f"{path.relative_to(ROOT)} needs a docstring"
 
 
-def test_nothing_heavy_is_loaded_to_serve() -> None:
-    code = "import sys, service.web.app\n"
-    code += "print(sorted({'torch', 'training', 'sklearn'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("loaded", "unwanted"),
+    [
+        ("service.web.app", ("torch", "training", "sklearn")),
+        ("training.trainer, training.__main__", ("sklearn", "scipy.stats", "pandas", "matplotlib")),  # as long as torch
+    ],
+)
+def test_nothing_heavy_is_loaded_to_serve_or_to_begin_training(loaded: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {loaded}\nprint(sorted(set({unwanted}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

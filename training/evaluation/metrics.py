@@ -1,4 +1,4 @@
-"""Pure functions from scores, labels and predictions to the numbers a results table prints. numpy in, floats out.
+"""Pure functions from scores, labels and predictions (arrays, lists, tensors on the CPU) to the floats a table prints.
 
 OOD is the positive class and scores are larger = more outlying. scikit-learn computes AUROC and average precision. A
 quantity "at level n" is taken at the measured ROC point nearest to n; nothing is interpolated and tied scores are one
@@ -9,8 +9,6 @@ point. The conventions are those of PASCL (Wang et al., ICML 2022), whose two RO
 - ACC@TPRn, ACC@FPRn and FPR@TPRn read the ROC curve without its collinear points, from recall 0 upward, starting at the
   point that flags nothing. Of two points equally near they take the smaller rate. Kept means score <= threshold, the
   rule of contract/decision.py, so an image on the threshold counts as flagged in that point's rate and is kept.
-
-Anything with a length goes in: numpy arrays, lists, torch tensors on the CPU.
 """
 
 from collections.abc import Sequence
@@ -19,7 +17,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn import metrics as sk  # type: ignore[import-untyped, unused-ignore]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,6 +62,8 @@ def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> OODMetrics:
 
     Raises ValueError for empty scores, scores of more than one dimension, and scores that are NaN or infinite.
     """
+    from sklearn import metrics as sk  # takes as long to import as torch, and most commands never need it
+
     ins, outs = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     truth, scores = _joined(ins, outs)
     return OODMetrics(
@@ -154,7 +153,9 @@ def _roc_point(axis: str, ins: Floats, outs: Floats, level: float) -> tuple[floa
     """(FPR, threshold) of the ROC point whose "fpr" or "tpr" is nearest to `level`; the threshold may be +inf."""
     if not 0 <= level <= 1:
         raise ValueError(f"level is {level}: give a share in [0, 1]")
-    fpr, tpr, thresholds = sk.roc_curve(*_joined(ins, outs), drop_intermediate=True)
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, thresholds = roc_curve(*_joined(ins, outs), drop_intermediate=True)
     nearest = int(np.argmin(np.abs((tpr if axis == "tpr" else fpr) - level)))
     return float(fpr[nearest]), float(thresholds[nearest])
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
 
 def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -22,6 +21,8 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
         z = log_p / math.exp(log_t)
         z -= z.max(axis=1, keepdims=True)
         return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(truth)), truth]).mean())
+
+    from scipy.optimize import minimize_scalar  # takes half a second to import
 
     found = minimize_scalar(nll, bounds=(math.log(0.2), math.log(20)), method="bounded")
     return float(math.exp(found.x))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
 from training.data.loading import Data
@@ -113,6 +112,8 @@ def main_directions(features: Floats, count: int) -> Floats:
 
 def likeness(queries: Floats, truth: Ints, known: Floats, labels: Ints) -> Likeness:
     """Of `queries` [Q, D] against `known` [K, D], both of length 1; of many of either a sample, the same each time."""
+    from sklearn.metrics import roc_auc_score  # takes as long to import as torch
+
     random = np.random.default_rng(0)
     some, others = (random.permutation(len(a))[:most] for a, most in ((queries, QUERIES), (known, NEIGHBOURS)))
     cosines = queries[some] @ known[others].T

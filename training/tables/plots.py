@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
 from training.tables import maps, spread
 from training.tables.cells import Runs
@@ -45,6 +44,8 @@ def pictures(table: Table, runs: Runs, outputs: Mapping[tuple[str, int, float], 
 
 def roc(ins: Floats, outs: Floats) -> Floats:
     """Recall of OOD at the false positive rates of GRID."""
+    from sklearn.metrics import roc_curve  # takes as long to import as torch
+
     truth = np.concatenate([np.zeros(len(ins)), np.ones(len(outs))])
     fpr, tpr, _ = roc_curve(truth, np.concatenate([ins, outs]))
     curve: Floats = np.interp(GRID, fpr, tpr)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from training.export import plots as card_plots
 from training.runs.files import Json
@@ -110,5 +109,7 @@ def seeds_of(series: Sequence[Series]) -> str:
 
 def auroc(ins: Floats, outs: Floats) -> float:
     """In percent."""
+    from sklearn.metrics import roc_auc_score  # takes as long to import as torch
+
     truth = np.concatenate([np.zeros(len(ins)), np.ones(len(outs))])
     return 100 * float(roc_auc_score(truth, np.concatenate([ins, outs])))

@@ -6,12 +6,10 @@ class weighs the same. Only the sum over the new classes, and over all the rest,
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped, unused-ignore]
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped, unused-ignore]
-from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped, unused-ignore]
 
 STRENGTHS = (10.0, 100.0, 1000.0)  # scikit-learn's C; rows have length 1, so that weights have to be large
 FOLDS = 4
@@ -60,6 +58,8 @@ def _crossed(taught: Taught, strength: float) -> Floats:
     """[N, K] probabilities of each row by a model that has not seen its unit."""
     classes = int(taught.labels.max()) + 1
     found = np.zeros((len(taught.labels), classes))
+    from sklearn.model_selection import StratifiedGroupKFold  # takes as long to import as torch
+
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # then a fold has none of it
@@ -70,7 +70,11 @@ def _crossed(taught: Taught, strength: float) -> Floats:
     return found
 
 
-def _fitted(rows: NDArray[np.float32], labels: Ints, strength: float) -> LogisticRegression:
+def _fitted(rows: NDArray[np.float32], labels: Ints, strength: float) -> Any:
+    """sklearn.linear_model.LogisticRegression."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough after so many steps
