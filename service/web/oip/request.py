@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.heat_map import HEAT_MAP
+from service.contract.once import parsed
 from service.errors import InvalidParameter, MalformedRequest
 from service.inference.model import DecisionParameters, Model
 from service.inference.wanted import Wanted
@@ -62,8 +63,7 @@ def read(body: bytes, json_bytes: str | None, model: Model) -> InferBody:
     parameters = _parameters(document, "the request")
     chosen = _chosen(parameters, model)
     images = _images(document, body, end, model.manifest, model.pipeline.queue_images)
-    binary = _flag(parameters, "binary_data_output", False)
-    outputs = _wanted(document, model.manifest, binary, sets=chosen.set is not None)
+    outputs = _wanted(document, model.manifest, _flag(parameters, PARAMETERS[3], False), sets=chosen.set is not None)
     if EMBEDDING in outputs or HEAT_MAP in outputs:
         chosen = replace(chosen, wanted=Wanted(EMBEDDING in outputs, HEAT_MAP in outputs))
     return InferBody(request_id, images, chosen, outputs)
@@ -101,7 +101,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
             f"the JSON holds more than {MAX_JSON_VALUES} values: send the tensor as binary data, or as encoded images"
         )
     try:
-        document = from_json(text, allow_inf_nan=False)
+        document = parsed(text, allow_inf_nan=False)
     except ValueError as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):

@@ -134,6 +134,8 @@ def test_binary_requests(oip: TestClient) -> None:
         (b"{", "not JSON"),
         (b"[1]", "not an object"),
         (b'{"inputs": [NaN]}', "not JSON"),
+        # The last one decided, and nothing said so
+        (b'{"inputs": [], "parameters": {"thresholds": "group", "thresholds": 1}}', "'thresholds' is named twice"),
         (b"[" * 3000, "recursion limit"),
         ({}, "a list of one tensor"),
         ({"inputs": []}, "a list of one tensor"),
