@@ -112,7 +112,7 @@ class Front:
             if not mine:
                 raise NotFound("there is no label of yours that could be undone" + (f": {action}" if action else ""))
             before, changed = await self.ask(lambda desk: _before(desk, mine))
-            undone = []
+            undone: list[int] = []
             for (truth, source, key), seen in before.items():
                 kind, label = truth
                 records = await self._ledger.label(
