@@ -17,7 +17,7 @@ import structlog
 from service.contract.bundle import OUTLIER_LABEL
 from service.contract.decision import Scope
 from service.deploy import loading
-from service.deploy.deployments import Action, Deployment, Deployments
+from service.deploy.deployments import Action, Deployment, Deployments, Served
 from service.errors import InvalidParameter, NotReady, TailGuardError
 from service.inference.model import Deciding, Model
 from service.inference.providers import PROVIDERS
@@ -29,7 +29,7 @@ from service.observe import tracing
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracer
 from service.settings import PREFIX, Settings
-from service.settings.places import Source, bundle_source
+from service.settings.places import Source
 
 log = structlog.get_logger()
 
@@ -95,27 +95,26 @@ class Runtime:
 
     async def swap(
         self,
-        source: Source,
+        what: Source | Served,
         operating_point: str | None,
         scope: Scope | None,
         *,
         action: Action = "swap",
         key: str | None = None,
     ) -> tuple[Model, float]:
-        """Put the bundle at `source` in force and retire the one before; the new model and the seconds it took.
+        """Put the bundle `what` in force and retire the one before; the new model and the seconds it took.
 
         It is loaded, verified and warmed up beside the running one, which answers meanwhile, and written down for the
-        next start and the other replicas. Without an operating point or scope those that the deployment has chosen
-        stay, or else the new bundle's own hold. Raises BundleError, EngineError, SettingsError or NotReady, and then
-        nothing has changed.
+        next start and the other replicas. Without an operating point or scope those of the deployment stay, or else
+        the new bundle's own hold. Raises BundleError, EngineError, SettingsError or NotReady: nothing has changed then.
         """
         async with self._swapping:
             started = time.perf_counter()
-            source = bundle_source(source)
-            loaded = await self._load(source, operating_point, scope)
+            loaded = await self._load(what, operating_point, scope)
+            asked = {"operating_point": operating_point, "scope": scope, "replaced": key_of(self.in_force().manifest)}
             try:
-                asked = {"operating_point": operating_point, "scope": scope}
-                written = await asyncio.to_thread(self.deployments.append, action, source, loaded.manifest, key, asked)
+                made = (action, loaded.source, loaded.manifest, key, asked)
+                written = await asyncio.to_thread(self.deployments.append, *made)
             except Exception as error:  # each driver has its own
                 loaded.close()
                 log.error("the deployment was not written down", error=str(error))
@@ -147,7 +146,9 @@ class Runtime:
             self.shadow.close()
         self.shadow = shadow
 
-    async def _load(self, what: Source | Deployment, operating_point: str | None, scope: Scope | None) -> Model:
+    async def _load(
+        self, what: Source | Deployment | Served, operating_point: str | None, scope: Scope | None
+    ) -> Model:
         """A bundle beside the one in force. Raises NotReady while the service ends."""
         deciding = self.deciding.changed(operating_point, scope)
         loaded = await asyncio.to_thread(loading.load, what, self.settings, self.metrics, deciding)

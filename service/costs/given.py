@@ -14,14 +14,14 @@ truly are of it and are accepted as another: of the two costs of such an image t
 
 import csv
 import difflib
-import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import SettingsError
+from service.contract.once import named_once
+from service.errors import InvalidParameter, SettingsError
 
 ALL = "*"
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -79,11 +79,13 @@ def read(path: Path, classes: list[str]) -> Costs:
         if path.suffix.lower() == ".csv":
             content = _of_csv(path, text)
         else:
-            content = json.loads(text, object_pairs_hook=functools.partial(_named_once, path))
+            content = json.loads(text, object_pairs_hook=named_once)
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise SettingsError(
             f"--costs {path} cannot be read ({error}): give a file as service/README.md shows"
         ) from error
+    except InvalidParameter as error:
+        raise SettingsError(f"--costs {path}: {error}") from error
     try:
         found = Costs.model_validate(content)
     except ValidationError as error:
@@ -96,16 +98,6 @@ def read(path: Path, classes: list[str]) -> Costs:
             raise SettingsError(f"--costs {path} names the class {name!r}, which the bundle has not: is it {near!r}?")
     if not found.wrong_accept and not found.refusal and not found.of(ALL).unknown_accept and not found.classes:
         raise SettingsError(f"--costs {path}: nothing costs anything, so every threshold is as good as another")
-    return found
-
-
-def _named_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. A second value of the same name would be taken, and the first passed over."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SettingsError(f"--costs {path} names {twice!r} twice: give it one value")
     return found
 
 

@@ -17,6 +17,7 @@ from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.ledger import schema
 from service.ledger.database import MEMORY, POSTGRESQL, Database, connect
+from service.ledger.rows import ModelKey
 from service.settings.places import Source
 
 OFF = "off"
@@ -39,7 +40,17 @@ class Deployment(NamedTuple):
     version: str
     sha256: str
     api_key: str | None
-    note: str | None  # JSON: the operating point and scope that were asked for with it
+    note: str | None  # JSON: the operating point and scope that were asked for with it, and the model that it replaced
+
+    @property
+    def model(self) -> ModelKey:
+        return ModelKey(self.name, self.version, self.sha256)
+
+    @property
+    def replaced(self) -> ModelKey | None:
+        """The model that was in force before; None where that was not written down yet."""
+        before = json.loads(self.note).get("replaced") if self.note else None
+        return None if before is None else ModelKey(*before)
 
     @property
     def decides_by(self) -> tuple[str | None, Scope | None]:
@@ -70,7 +81,7 @@ class Deployments:
         return Deployment(*rows[0]) if rows else None
 
     def append(
-        self, action: Action, source: Source, manifest: Manifest, key: str | None, asked: dict[str, str | None]
+        self, action: Action, source: Source, manifest: Manifest, key: str | None, asked: dict[str, Any]
     ) -> Deployment:
         """Write one down, committed when this returns: from then on it is in force wherever the database is read."""
         given = {name: value for name, value in asked.items() if value is not None}
@@ -113,16 +124,29 @@ class Deployments:
             self._reading = None
 
 
-def stack(history: Sequence[Deployment], setting: Source) -> list[tuple[str, str]]:
-    """(path, "name/version") of the bundles that lie one upon the other: the setting first, the one in force last.
+class Served(NamedTuple):
+    """A bundle that was in force; `model` is None where it was not written down."""
+
+    path: str
+    model: ModelKey | None
+
+
+def of_setting(history: Sequence[Deployment], setting: Source) -> Served:
+    """What was in force before anything was deployed."""
+    return Served(named(setting), history[0].replaced if history else None)
+
+
+def stack(history: Sequence[Deployment], setting: Source) -> list[Served]:
+    """The bundles that lie one upon the other: the setting first, the one in force last.
 
     A deployment lies upon the one it replaced; `back` takes off what lies above the one that it returned to.
     """
-    found = [(named(setting), "")]
+    found = [of_setting(history, setting)]
     for one in history:
-        paths = [path for path, _ in found]
+        paths = [served.path for served in found]
         if one.action == "back" and one.path in paths:
-            del found[len(paths) - paths[::-1].index(one.path) :]
-        elif paths[-1] != one.path:
-            found.append((one.path, f"{one.name}/{one.version}"))
+            del found[len(paths) - 1 - paths[::-1].index(one.path) :]
+        elif paths[-1] == one.path:
+            del found[-1]
+        found.append(Served(one.path, one.model))
     return found

@@ -7,10 +7,11 @@ import structlog
 
 from service.bundles import addresses
 from service.contract.bundle import BundleError
-from service.deploy.deployments import Deployment, Deployments
+from service.deploy.deployments import Deployment, Deployments, Served
 from service.errors import SettingsError, TailGuardError
 from service.inference import model
 from service.inference.model import Deciding, Model
+from service.ledger.rows import ModelKey, key_of
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 from service.settings.places import Source, bundle_source
@@ -27,17 +28,22 @@ class Started(NamedTuple):
 
 
 def load(
-    what: Source | Deployment, settings: Settings, metrics: Metrics, deciding: Deciding, *, shadow: bool = False
-) -> Model:
-    """The bundle at a path or an address, or a deployed one. Raises as model.load and addresses.fetched, and
-    SettingsError where another graph lies where the deployed one was."""
-    source = bundle_source(what.path) if isinstance(what, Deployment) else what
+    what: Source | Deployment | Served, settings: Settings, metrics: Metrics, deciding: Deciding, *,
+    shadow: bool = False,
+) -> Model:  # fmt: skip
+    """The bundle at a path or an address, or one that was in force. Raises as model.load and addresses.fetched, and
+    SettingsError where another lies by now where that one was."""
+    source = bundle_source(what if isinstance(what, Path | str) else what.path)
     path = addresses.fetched(source, settings.bundle_cache)
     embedding = settings.keeps and not shadow
     loaded = model.load(path, settings, metrics, deciding, shadow=shadow, embedding=embedding, source=source)
-    if isinstance(what, Deployment) and loaded.manifest.sha256 != what.sha256:
+    was, now = None if isinstance(what, Path | str) else what.model, key_of(loaded.manifest)
+    if was is not None and was != now:
         loaded.close()
-        raise SettingsError(f"{addresses.shown(source)} is not the graph {what.sha256[:16]} that was deployed")
+        raise SettingsError(
+            f"{addresses.shown(source)} was {_shown(was)}, when it was in force, and is {_shown(now)} now: put it in "
+            "force by its path if that is meant"
+        )
     return loaded
 
 
@@ -53,6 +59,10 @@ def at_start(deployments: Deployments, settings: Settings, metrics: Metrics, dec
     if "bundle" not in settings.model_fields_set and not Path(settings.bundle).exists():  # a wheel holds no bundle
         raise SettingsError(f"{PREFIX}BUNDLE is not set, and {settings.bundle} is not here: name the bundle to serve")
     return Started(load(settings.bundle, settings, metrics, deciding), deciding, 0)
+
+
+def _shown(key: ModelKey) -> str:
+    return f"{key.name} version {key.version}, graph {key.sha256[:16]}"
 
 
 def _last(deployments: Deployments) -> Deployment | None:

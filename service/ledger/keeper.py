@@ -136,10 +136,10 @@ class Keeper:
         try:
             self._claim()
             data = self._store.get(key)
+            size = len(data or b"") + len(self._store.thumbnail(key) or b"")
         except Exception as error:
             self._failed(error)
         else:
-            size = len(data or b"") + len(self._store.thumbnail(key) or b"")
             self._tell(StoreNews(failed=[key]) if data is None else StoreNews(stored=[(key, size)]))
 
     def _claim(self) -> None:

@@ -15,7 +15,7 @@ from service.ledger.database import Database
 from service.ledger.rows import Feedback, FeedbackRecord, Labels, ModelKey, Source, TallyKey, Truth, Written, outcome
 
 FIND = """SELECT d.api_key, d.row, d.model, d.operating_point, d.scope, d.by_deployment, d.label, d.class_group,
-    d.decision, f.kind, f.label FROM decisions d LEFT JOIN feedback f
+    d.decision, f.row, f.kind, f.label FROM decisions d LEFT JOIN feedback f
     ON f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = d.row)
     WHERE {which} ORDER BY d.row DESC LIMIT 1"""
 BY_ROW = FIND.format(which="d.row = ?")
@@ -44,6 +44,7 @@ class Found(NamedTuple):
     label: str
     group: str
     decision: Decision
+    label_row: int | None  # the number of that label
     truth: Truth
 
 
@@ -72,6 +73,8 @@ class Labeller:
         that the deciding model of one of the rows lacks.
         """
         rows = [found for row in dict.fromkeys(given.decision_rows) if (found := self._one(BY_ROW, row)) is not None]
+        if given.seen is not None:
+            rows = [found for found in rows if found.label_row == given.seen.get(found.row)]
         if not given.again:
             rows = [found for found in rows if found.truth.kind == "withdrawn"]
         for found in rows:

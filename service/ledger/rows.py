@@ -1,7 +1,7 @@
 """What goes into the ledger and comes out of it: a classified image, feedback about it, and what is counted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +79,7 @@ class Labels(NamedTuple):
     key: str | None  # of whoever gives it
     answer: Future[list["FeedbackRecord"]]
     again: bool = True  # for rows that have a label too; else they keep it and have no record
+    seen: Mapping[int, int] | None = None  # of each row its last label by number: a row with a later one keeps that
 
 
 class Forget(NamedTuple):

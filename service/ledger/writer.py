@@ -19,7 +19,7 @@ replica that did. With one PostgreSQL database for all, feedback may go to any o
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -144,14 +144,15 @@ class Ledger:
         group_id: str | None = None,
         key: str | None = None,
         again: bool = True,
+        seen: Mapping[int, int] | None = None,
     ) -> list[FeedbackRecord]:
         """Give rows one true label, in one transaction, and return once it is committed.
 
         The records are those of the rows that are still held, in the order given, and have no label yet, or `again`;
-        others keep theirs. `label` is "" for the kinds 'unsure'
-        and 'withdrawn', and is not read for 'outlier'. A 'new' class that the deciding model of a row has is an
-        ordinary class there. Raises InvalidParameter for a 'class' that the deciding model of a row lacks, and then no
-        row is labelled; and NotReady as record_feedback does.
+        others keep theirs, and so do rows whose last label is not the one of the number in `seen`. `label` is "" for
+        the kinds 'unsure' and 'withdrawn', and is not read for 'outlier'. A 'new' class that the deciding model of a
+        row has is an ordinary class there. Raises InvalidParameter for a 'class' that the deciding model of a row
+        lacks, and then no row is labelled; and NotReady as record_feedback does.
         """
         if kind in ("class", "new"):
             if not label or label == OUTLIER_LABEL:
@@ -159,7 +160,8 @@ class Ledger:
         else:
             label = OUTLIER_LABEL if kind == "outlier" else ""
         answer: Future[list[FeedbackRecord]] = Future()
-        self._queue.ask(Labels(time.time(), decision_rows, Truth(kind, label), source, group_id, key, answer, again))
+        truth = Truth(kind, label)
+        self._queue.ask(Labels(time.time(), decision_rows, truth, source, group_id, key, answer, again, seen))
         return await self._answered(answer)
 
     async def forget(self, request_id: str, *, key: str | None, may_review: bool = False) -> int:

@@ -112,13 +112,17 @@ class Front:
             if not mine:
                 raise NotFound("there is no label of yours that could be undone" + (f": {action}" if action else ""))
             before, changed = await self.ask(lambda desk: _before(desk, mine))
-            undone = []
-            for (truth, source, key), rows in before.items():
+            undone: list[int] = []
+            for (truth, source, key), seen in before.items():
                 kind, label = truth
-                records = await self._ledger.label(rows, kind=kind, label=label, source=source, group_id=UNDO, key=key)
-                undone += [record.row for record in records]
+                records = await self._ledger.label(
+                    list(seen), kind=kind, label=label, source=source, group_id=UNDO, key=key, seen=seen
+                )
+                written = {record.row for record in records}
+                undone += written
+                changed += seen.keys() - written  # by another replica, since the look at them
             await self.ask(lambda desk: None, now=True)
-            return sorted(undone), changed
+            return sorted(undone), sorted(changed)
 
     async def take_over(self, plan: Plan, reviewer: Reviewer) -> int:
         """Give the labels of an import, some hundred in one transaction; the number of images labelled."""
@@ -192,13 +196,15 @@ def _actions(desk: Desk, action: int | None, reviewer: Reviewer) -> list[Label]:
     return []
 
 
-def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, str | None], list[int]], list[int]]:
-    """What each image of an action was said to be before it, and the images that have another label by now."""
-    found: dict[tuple[Truth, Source, str | None], list[int]] = {}
+def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, str | None], dict[int, int]], list[int]]:
+    """What each image of an action was said to be before it, with the number of its last label; and the images that
+    have another label by now."""
+    found: dict[tuple[Truth, Source, str | None], dict[int, int]] = {}
     changed = []
     history = tables.history(desk.database, [label.decision_row for label in mine])
     for label in mine:
-        standing = _standing(history.get(label.decision_row, []))
+        given = history.get(label.decision_row, [])
+        standing = _standing(given)
         if not standing or standing[-1].row != label.row:
             changed.append(label.decision_row)
             continue
@@ -207,7 +213,7 @@ def _before(desk: Desk, mine: list[Label]) -> tuple[dict[tuple[Truth, Source, st
             key = (Truth(last.kind, last.label), last.source, last.key)
         else:
             key = (Truth("withdrawn", ""), "review", label.key)
-        found.setdefault(key, []).append(label.decision_row)
+        found.setdefault(key, {})[label.decision_row] = given[-1].row
     return found, changed
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from service.contract.bundle import OUTLIER_LABEL
+from service.contract.once import named_once
 from service.errors import InvalidParameter, MalformedRequest
 from service.ledger.database import Database
 from service.ledger.rows import Truth
@@ -52,7 +53,7 @@ class Plan(NamedTuple):
 def read(text: bytes) -> list[Given]:
     """What a file of one of the FORMATS says. Raises MalformedRequest, InvalidParameter for any other."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=named_once)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"the file is not JSON ({error}): send {FORMATS}") from error
     try:

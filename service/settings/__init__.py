@@ -19,6 +19,7 @@ from service.settings.places import (
     require_origins,
     without_password,
 )
+from service.settings.together import require_use
 
 PREFIX = "TAILGUARD_"
 SECRETS = ("api_key", "api_keys", "admin_keys")
@@ -223,7 +224,8 @@ class Settings(BaseSettings):
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment.
 
-    Raises SettingsError, one sentence, for an unknown TAILGUARD_ variable (naming the nearest known) or a bad value.
+    Raises SettingsError, one sentence, for an unknown TAILGUARD_ variable (naming the nearest known), a bad value, or
+    one that does nothing without another.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in os.environ if environ is None else environ:
@@ -232,11 +234,10 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
             raise SettingsError(f"{name} is not a setting: did you mean {near[0]}?")
+    ours = {k.upper(): v for k, v in (environ or {}).items() if v != "" and k.upper().startswith(PREFIX)}
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in ours.items()}
     try:
-        if environ is None:
-            return Settings()
-        given = {k.upper().removeprefix(PREFIX).lower(): v for k, v in environ.items() if k.upper().startswith(PREFIX)}
-        return Settings.model_validate({k: v for k, v in given.items() if v != ""})
+        loaded = Settings() if environ is None else Settings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -245,3 +246,5 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         shown = "" if str(first["loc"][0]) in SECRETS else f"={first['input']}"
         raise SettingsError(f"{name}{shown} is not valid: {message}") from error
+    require_use(loaded, PREFIX)
+    return loaded

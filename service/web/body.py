@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
+from service.contract.once import parsed
 from service.errors import BodyTooLarge, ClientGone, InvalidParameter, MalformedRequest, UnsupportedMedia
 from service.inference.model import Model
 from service.web.connection import SCOPE_KEY, Protocol
@@ -65,7 +65,7 @@ def json_reader(schema: type[Schema]) -> Callable[[Request, BudgetShare, Model],
     async def read(request: Request, share: BudgetShare, model: Model) -> Schema:
         body = await receive_body(request, share, MAX_JSON_BYTES)
         try:
-            given = from_json(body)
+            given = parsed(body)
         except ValueError as error:
             raise MalformedRequest(f"the body is not JSON ({error}): send an object") from error
         if not isinstance(given, dict):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from service.errors import InvalidParameter, MalformedRequest
+from service.web.schemas import ClassifyQuery
 
 MULTIPART = "multipart/form-data"
 MAX_PART_HEAD_BYTES = 8192
@@ -31,7 +32,7 @@ class Upload:
 
 
 def parse_form(body: bytes, content_type: str, fields: tuple[str, ...], max_parts: int) -> list[Upload]:
-    """The files of a multipart body in the fields named; the content of other parts is passed over.
+    """The files of a multipart body in the fields named. Other parts are passed over, unless they ask for something.
 
     Raises MalformedRequest, InvalidParameter.
     """
@@ -41,7 +42,7 @@ def parse_form(body: bytes, content_type: str, fields: tuple[str, ...], max_part
             f"the content type {MULTIPART} names no boundary of 1 to 70 signs: let the client set it"
         )
     uploads: list[Upload] = []
-    others: list[str] = []
+    others: list[tuple[str, str]] = []  # field and name of the file
     for start, end in _parts(body, b"\r\n--" + boundary):
         if len(uploads) + len(others) >= max_parts:
             raise InvalidParameter(f"the form has more than {max_parts} parts, the limit: send fewer at once")
@@ -55,11 +56,22 @@ def parse_form(body: bytes, content_type: str, fields: tuple[str, ...], max_part
         if name in fields:
             uploads.append(Upload(_filename(disposition), body[head_end + 4 : end]))
         else:
-            others.append(name[:100])
+            others.append((name[:100], _filename(disposition)))
     if not uploads:
-        found = f"found {', '.join(map(repr, others[:5]))}" if others else "the form is empty"
+        found = f"found {', '.join(repr(name) for name, _ in others[:5])}" if others else "the form is empty"
         raise InvalidParameter(f"the form has no field {' or '.join(map(repr, fields))}: {found}")
+    _require_idle(others, fields)
     return uploads
+
+
+def _require_idle(others: list[tuple[str, str]], fields: tuple[str, ...]) -> None:
+    """Raises InvalidParameter for a part whose sender would take it for heard: a file, or a parameter of the query."""
+    for name, filename in others:
+        if filename:
+            shown = " or ".join(map(repr, fields))
+            raise InvalidParameter(f"the file {filename[:100]!a} came in the field {name!a}: send it in {shown}")
+        if name in ClassifyQuery.model_fields:
+            raise InvalidParameter(f"{name} came as a field of the form: send it in the address, as ?{name}=")
 
 
 def parameters(header: bytes) -> dict[bytes, bytes]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.contract.decision import Decision
+from service.contract.once import parsed
 from service.contract.reasons import Reason, Unfit
 from service.errors import InvalidParameter, MalformedRequest
 from service.web.admission import Admitted
@@ -110,13 +111,12 @@ def read(body: bytes) -> Asked:
     if sum(body.count(sign) for sign in JSON_SIGNS) > MOST_JSON_SIGNS:
         raise MalformedRequest('the body is no request of this route: send {"inputs": "<the file in base64>"}')
     try:
-        given = PipelineRequest.model_validate_json(body)
+        given = PipelineRequest.model_validate(parsed(body))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["type"] == "json_invalid":
-            raise MalformedRequest(f"the body is not JSON ({first['ctx']['error']}): send an object") from None
         known = {**PipelineRequest.model_fields, **PipelineParameters.model_fields}
         raise InvalidParameter(sentences(error.errors(include_url=False), known)) from None
+    except ValueError as error:
+        raise MalformedRequest(f"the body is not JSON ({error}): send an object") from None
     return Asked(_decoded(given.inputs), given.parameters.top_k if given.parameters else None)
 
 

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InvalidParameter, TailGuardError
+from service.errors import InvalidParameter, MalformedRequest, TailGuardError
 from service.observe.metrics import HTTP_METHODS
 from service.observe.tracing import http_attributes
 from service.runtime import Runtime
@@ -27,6 +27,10 @@ from service.web.origins import Origins
 from service.web.problems import Problems, unexpected
 
 PATHS_WITH_QUERY = ("/classify", "/classify/batch", "/v1/image-classification", "/review/groups")
+SINGLE_HEADERS = (
+    b"x-api-key", b"authorization", b"content-type", b"content-encoding", b"x-request-timeout-ms",
+    b"inference-header-content-length",
+)  # fmt: skip
 UNTRACED = ("/health", "/v2/health", "/metrics")
 UNMATCHED = "unmatched"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -166,11 +170,20 @@ class AccessMiddleware:
         path = scope["path"]
         if path in OPEN_PATHS:
             return
+        _check_headers(scope["headers"])
         key = scope[CONTEXT_KEY].key = self._keys.admit(scope["headers"], role_of(path))
         if key is None:
             self._origins.check_page(scope)
         if scope["query_string"]:
             _check_query(path, scope["query_string"].decode("latin-1"))
+
+
+def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises MalformedRequest for a header that is given twice, of which the first would decide and none would know."""
+    names = [name for name, _ in headers if name in SINGLE_HEADERS]
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1).decode()
+        raise MalformedRequest(f"the request has {names.count(twice.encode())} {twice.title()} headers: send one")
 
 
 def _check_query(path: str, query: str) -> None:

@@ -134,7 +134,7 @@ class LabelsAnswer(BaseModel):
 class UndoBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    action: int | None = Field(default=None, ge=0, le=LAST, description="of a label; null: your last that stands")
+    action: Row | None = Field(default=None, description="of a label; null: your last that stands")
 
 
 class UndoAnswer(BaseModel):

@@ -99,6 +99,24 @@ def test_every_host_and_origin_that_can_be_met_is_taken(name: str, value: str) -
     assert getattr(settings.load({f"TAILGUARD_{name}": value}), name.lower()) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("BURST_REQUESTS", "5", {"REQUESTS_PER_S": "1", "API_KEY": "k"}),  # nobody was limited, and nothing said so
+        ("BURST_REQUESTS", "5", {"KEYS_FILE": "keys.toml"}),
+        ("REQUESTS_PER_S", "5", {"ADMIN_KEYS": "ops=k"}),
+        ("KEEP_IMAGES_PER_S", "5", {"KEEP": "all"}),
+        ("KEEP_BURST_IMAGES", "5", {"KEEP": "rejected"}),
+        ("GPU_MEM_LIMIT_BYTES", "5", {"PROVIDER": "cuda"}),
+    ],
+)
+def test_a_setting_that_does_nothing_alone_is_refused(name: str, value: str, needed: dict[str, str]) -> None:
+    for useless in ({}, {"ALLOW_ANONYMOUS": "true", "KEEP": "none", "PROVIDER": "cpu"}):
+        with pytest.raises(SettingsError, match=f"TAILGUARD_{name} does nothing alone: set TAILGUARD_"):
+            settings.load({f"TAILGUARD_{n}": v for n, v in ({name: value} | useless).items()})
+    assert settings.load({f"TAILGUARD_{n}": v for n, v in ({name: value} | needed).items()}).model_fields_set
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_public_address_needs_a_key_or_the_word(host: str) -> None:
     refusal = f"host {host} can be reached from other machines: .*ALLOW_ANONYMOUS=true to serve everybody"

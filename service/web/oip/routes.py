@@ -23,7 +23,7 @@ from service.web.context import runtime_of
 from service.web.limits import BudgetShare
 from service.web.oip import answer as oip_answer
 from service.web.oip import request as oip_request
-from service.web.oip.request import FILES, PIXELS, InferBody, is_client_id
+from service.web.oip.request import InferBody, is_client_id
 from service.web.oip.schemas import (
     BINARY_MEDIA_TYPE,
     JSON_MEDIA_TYPE,
@@ -43,6 +43,7 @@ from service.web.oip.schemas import (
     inferred,
     protocol_problems,
 )
+from service.web.oip.tensors import FILES, PIXELS
 from service.web.openapi import ANY_ROUTE, KEYED_ROUTE, MODEL_ROUTE
 from service.web.record import Decided, decide_image
 

@@ -1,6 +1,7 @@
 """From a shadow to the model in force, and back: what is known of it decides, unless an admin insists by name."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import closing
 
 import structlog
@@ -12,10 +13,11 @@ from service.contract import bundle
 from service.contract.bundle import BundleError
 from service.contract.lines import one_line
 from service.deploy import evidence
-from service.deploy.deployments import Action, stack
+from service.deploy.deployments import Action, Deployment, Served, of_setting, stack
 from service.deploy.evidence import Evidence, Limits
 from service.errors import EngineError, InvalidParameter, NotReady, Refused, SettingsError
 from service.inference.shadow import Shadow
+from service.ledger.rows import key_of
 from service.ledger.writer import UNREADABLE
 from service.runtime import Runtime
 from service.settings.places import Source, bundle_source
@@ -127,27 +129,28 @@ async def back(request: Request) -> InForce:
         raise NotReady(UNREADABLE) from error
     before = stack(history, runtime.settings.bundle)[:-1]
     if to is not None:
-        deployed = [(one.path, f"{one.name}/{one.version}") for one in history]
+        deployed = [(Served(one.path, one.model), f"{one.name}/{one.version}") for one in history]
         if to not in [name for _, name in deployed]:
-            deployed[:0] = await asyncio.to_thread(_of_settings, runtime)
-        found = [path for path, name in deployed if name == to]
+            deployed[:0] = await asyncio.to_thread(_of_settings, runtime, history)
+        found = [served for served, name in deployed if name == to]
         if not found:
             known = ", ".join(dict.fromkeys(name for _, name in deployed)) or "none"
             raise Refused(f"to={to[:100]} was never deployed here; these were: {known}")
         return await _swap(runtime, request, found[-1], "back")
     if not before:
         raise Refused(NOTHING_BEFORE)
-    return await _swap(runtime, request, before[-1][0], "back")
+    return await _swap(runtime, request, before[-1], "back")
 
 
-def _of_settings(runtime: Runtime) -> list[tuple[str, str]]:
-    """(path, "name/version") of the bundle with which the service started, which nobody wrote down as a deployment."""
+def _of_settings(runtime: Runtime, history: Sequence[Deployment]) -> list[tuple[Served, str]]:
+    """The bundle with which the service started, which is no deployment, and its "name/version"."""
     settings = runtime.settings
+    served = of_setting(history, settings.bundle)
     try:
-        manifest = bundle.read(addresses.fetched(settings.bundle, settings.bundle_cache))
+        key = served.model or key_of(bundle.read(addresses.fetched(settings.bundle, settings.bundle_cache)))
     except BundleError:
         return []
-    return [(named(settings.bundle), f"{manifest.name}/{manifest.version}")]
+    return [(served, f"{key.name}/{key.version}")]
 
 
 async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> Evidence:
@@ -159,9 +162,9 @@ async def _evidence(runtime: Runtime, shadow: Shadow, asked: PromotionAsked) -> 
     return evidence.weigh(shadow, answered, limits)
 
 
-async def _swap(runtime: Runtime, request: Request, source: Source, action: Action) -> InForce:
+async def _swap(runtime: Runtime, request: Request, what: Source | Served, action: Action) -> InForce:
     try:  # not within admit: a client that leaves shall not stop a swap half-way
-        loaded, seconds = await runtime.swap(source, None, None, action=action, key=name_of_key(request))
+        loaded, seconds = await runtime.swap(what, None, None, action=action, key=name_of_key(request))
     except (BundleError, EngineError, SettingsError) as error:
         runtime.metrics.swaps.labels("refused").inc()
         raise Refused(f"the bundle in service stays: {error}") from error

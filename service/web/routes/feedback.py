@@ -36,6 +36,7 @@ class FeedbackBody(BaseModel):
     )
     index: int | None = Field(
         default=None,
+        strict=True,  # true is no index, and neither is "1": the label would go to another image
         ge=0,
         le=MAX_POSITION,
         description="which image of the request, in the order sent; may be left out where it had one",

@@ -89,7 +89,7 @@ def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: st
     ],
 )
 def test_no_value_of_a_json_is_passed_over(tmp_path: Path, text: str, name: str) -> None:
-    with pytest.raises(SettingsError, match=f"names '{name}' twice"):
+    with pytest.raises(SettingsError, match=f"'{name}' is named twice"):
         given.read(wrote(tmp_path, text), CLASSES)
 
 

@@ -1,6 +1,7 @@
 """Shadow, promote and back over HTTP: what allows it, what stops it, and that they say the numbers."""
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,33 @@ def test_the_bundle_of_the_start_is_gone_back_to_by_name(versions: list[Path], t
             assert "were: tiny/1, tiny/2, tiny/3" in (await client.post("/admin/back", json={"to": "a/1"})).text
             assert (await client.post("/admin/back", json={"to": "tiny/1"})).json()["version"] == "1"
             assert (await client.post("/admin/back", json={})).status_code == 409
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("to", [{}, {"to": "tiny/1"}])
+@pytest.mark.parametrize("first", ["1", "2"])
+def test_another_bundle_at_the_old_path_is_not_gone_back_to(
+    tmp_path: Path, versions: list[Path], to: dict[str, str], first: str
+) -> None:
+    """It would have decided by other thresholds and classes, and the way back is asked for when there is no time."""
+    old = shutil.copytree(versions[0], tmp_path / "old")
+
+    async def body() -> None:
+        async with asgi.running(kept(old if first == "1" else versions[1], tmp_path / "ledger.sqlite3")) as (_, client):
+            client.headers.update(KEY)
+            for path in (old, versions[2])[first == "1" :]:
+                assert (await client.put("/admin/bundle", json={"path": str(path)})).status_code == 200
+            shutil.rmtree(old)
+            shutil.copytree(versions[1], old)
+            answer = await client.post("/admin/back", json=to)
+            assert answer.status_code == 409
+            assert f"{old} was tiny version 1, graph" in answer.json()["detail"]
+            assert "is tiny version 2, graph" in answer.json()["detail"]
+            assert (await client.get("/model")).json()["version"] == "3"
+            shutil.rmtree(old)
+            shutil.copytree(versions[0], old)
+            assert (await client.post("/admin/back", json=to)).json()["version"] == "1"
 
     asyncio.run(body())
 
@@ -276,7 +304,7 @@ def test_what_lies_upon_what() -> None:
     def deployed(*given: tuple[str, str]) -> list[str]:
         rows = [Deployment(i, 0.0, action, f"/m/{v}", "m", v, "", None, None)  # type: ignore[arg-type]
                 for i, (action, v) in enumerate(given)]  # fmt: skip
-        return [path for path, _ in stack(rows, Path("/m/1"))]
+        return [one.path for one in stack(rows, Path("/m/1"))]
 
     assert deployed() == ["/m/1"]
     assert deployed(("swap", "2"), ("promote", "3")) == ["/m/1", "/m/2", "/m/3"]

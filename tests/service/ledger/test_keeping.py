@@ -262,6 +262,31 @@ def test_a_deletion_that_fails_is_done_later(
     assert read(where, "SELECT request_id FROM decisions WHERE image_key IS NOT NULL") == [("c",)]
 
 
+def test_a_look_that_fails_half_way_does_not_end_the_keeper(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file could be read and its thumbnail not: the thread ended, and no image was kept until the next start."""
+    told: list[StoreNews] = []
+    read_file, key = Folder.read, key_of(RED)
+
+    def without_thumbnails(self: Folder, name: str) -> bytes | None:
+        if name.endswith(".jpg"):
+            raise OSError(5, "Input/output error")
+        return read_file(self, name)
+
+    kept = keeper.Keeper(store_at(str(folder)), Metrics(), 1000, told.append)
+    kept.serve("l")
+    kept.put(key, RED, known=False)
+    until(lambda: told)
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "read", without_thumbnails)
+        kept.look_for([key])
+        kept.put(key_of(BLUE), BLUE, known=False)
+        until(lambda: len(told) == 2)
+    kept.look_for([key])
+    until(lambda: len(told) == 3)
+    kept.close(1)
+    assert [news.stored[0][0] for news in told] == [key, key_of(BLUE), key]
+
+
 def test_a_store_that_was_deleted_is_filled_again(where: str, folder: Path, manifest: bundle.Manifest) -> None:
     with keeping(where, folder) as kept:
         kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))

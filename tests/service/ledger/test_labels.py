@@ -108,4 +108,7 @@ def test_a_label_that_came_in_between_stays_unless_it_is_to_be_replaced(where: s
         kept.mark(2, kind="withdrawn")
         assert [r.row for r in kept.mark(1, 2, kind="new", label="violet", key="ben", again=False)] == [2]
         assert [r.row for r in kept.mark(1, 2, kind="outlier", again=True)] == [1, 2]
-    assert read(where, "SELECT label FROM feedback WHERE decision_row = 1 ORDER BY row") == [("red",), ("outlier",)]
+        assert kept.mark(1, 2, kind="unsure", seen={1: 1, 2: 3}) == []  # outlier has come since
+        assert [r.row for r in kept.mark(1, 2, kind="unsure", seen={1: 5, 2: 4})] == [1]
+    labels = read(where, "SELECT label FROM feedback WHERE decision_row = 1 ORDER BY row")
+    assert labels == [("red",), ("outlier",), ("",)]

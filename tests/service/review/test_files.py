@@ -304,6 +304,8 @@ def test_formats(content: Any, expected: list[tuple[str, str | None]]) -> None:
 def test_files_of_no_format(content: str) -> None:
     with pytest.raises(InvalidParameter):
         imports.read(content.encode())
+    with pytest.raises(InvalidParameter, match=r"'a\.jpg' is named twice"):  # the last label was taken
+        imports.read(b'{"classes": ["cat", "dog"], "labels": {"a.jpg": 0, "a.jpg": 1}}')
     for broken in (b"{", b"\xff\xfe", b"[" * 100_000):
         with pytest.raises(MalformedRequest):
             imports.read(broken)

@@ -297,6 +297,32 @@ def test_undo_of_a_label_that_was_given_twice_does_not_go_round(kept: str, opene
     assert client.post("/review/undo", json={}).status_code == 404
 
 
+def test_undo_leaves_what_another_replica_labels_in_between(
+    kept: str, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what an undo would write and the writing, another replica gives a label, or undoes too."""
+    client, other = opened(), opened()
+    rows = [image["row"] for image in client.get("/review/audit").json()["shown"][:3]]
+    label(client, rows, "new", "violet").raise_for_status()
+    action = label(client, rows, "outlier", again=True).raise_for_status().json()["action"]
+    before, looked = front._before, []
+
+    def then_other(*given: Any) -> Any:
+        found = before(*given)
+        looked.append(given)
+        if len(looked) == 2:  # the first look is for what the action was
+            label(other, rows[:1], "class", "red", again=True).raise_for_status()
+            assert other.post("/review/undo", json={"action": action}).json()["rows"] == sorted(rows[1:])
+            label(other, rows[1:2], "class", "red", again=True).raise_for_status()
+        return found
+
+    monkeypatch.setattr(front, "_before", then_other)
+    answer = client.post("/review/undo", json={"action": action}).raise_for_status().json()
+    assert answer == {"rows": [], "changed": sorted(rows)}
+    progress = client.get("/review/progress").json()
+    assert (progress["labelled"], progress["new_classes"]) == ({"class": 2, "new": 1}, {"violet": 1})
+
+
 def test_names_that_are_none(kept: str, opened: Open) -> None:
     client = opened()
     document = client.get("/openapi.json").json()

@@ -109,7 +109,16 @@ def test_refusals(client: TestClient, document: dict[str, Any]) -> None:
     classify(client, RED, "a")
     assert_problem(tell(client, "b", "red"), 404, "no image 0 of request b", document)
     assert_problem(tell(client, "a", "cat"), 422, "send one of red, green, blue, or outlier", document)
-    for changes in ({"index": -1}, {"index": 2**31}, {"label": ""}, {"request_id": "a\nb"}, {"more": 1}):
+    # The first two were taken for 1 and labelled the second image
+    for changes in (
+        {"index": True},
+        {"index": "1"},
+        {"index": -1},
+        {"index": 2**31},
+        {"label": ""},
+        {"request_id": "a\nb"},
+        {"more": 1},
+    ):
         wish = {"request_id": "a", "label": "red"} | changes
         assert_problem(client.post("/feedback", json=wish), 422, next(iter(changes)), document)
     for body, status, words in (

@@ -44,6 +44,26 @@ def test_whatever_rfc_2046_allows(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("disposition", "words"),
+    [
+        # It was decided at the default point, and answered as if at the one asked for
+        (b'name="operating_point"', r"operating_point came as a field of the form: .* as \?operating_point="),
+        (b'name="thresholds"', r"as \?thresholds="),
+        # Two were sent and one was answered
+        (b'name="images"; filename="b.png"', r"'b.png' came in the field 'images': send it in 'files' or 'file'"),
+        (b"filename*=UTF-8''b.png", "'b.png' came in the field ''"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(disposition: bytes, words: str) -> None:
+    more = b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\nood95\r\n"
+    for body in (more + FORM, FORM.replace(b"--b--", more + b"--b--")):
+        with pytest.raises(InvalidParameter, match=words):
+            parse(body)
+    empty = b'--b\r\nContent-Disposition: form-data; name="other"; filename=""\r\n\r\n\r\n'  # as browsers send no file
+    assert parse(empty + FORM) == parse(FORM)
+
+
+@pytest.mark.parametrize(
     ("disposition", "name"),
     [
         (b'filename="a.png"', "a.png"),

@@ -88,6 +88,7 @@ def test_every_way_to_send_is_read_alike(client: TestClient) -> None:
     ("request_", "status", "words"),
     [
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not JSON"),
+        ({"content": b'{"inputs": "", "inputs": ""}', "headers": {"content-type": "application/json"}}, 422, "twice"),
         ({"json": {"inputs": "no base64!"}}, 400, "inputs is not base64"),
         ({"json": {"inputs": "Zm9v"}}, 415, ""),
         ({"json": {}}, 422, "inputs"),

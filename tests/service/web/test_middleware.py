@@ -70,6 +70,26 @@ def test_a_parameter_given_twice_is_refused(client: TestClient, document: dict[s
 
 
 @pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("X-Request-Timeout-Ms", ("1", "9000")),
+        ("Content-Type", ("image/png", "text/plain")),
+        ("Content-Encoding", ("identity", "gzip")),
+        ("X-Api-Key", ("k", "another")),
+        ("Authorization", ("Bearer k", "Bearer another")),
+    ],
+)
+def test_a_header_given_twice_is_refused(
+    settings: Settings, document: dict[str, Any], name: str, values: tuple[str, str]
+) -> None:
+    """The first one was taken, and nothing said which: of two keys that of another, of two limits a millisecond."""
+    headers = [(name, value) for value in values] + [("x-forwarded-for", "a"), ("x-forwarded-for", "b")]
+    with TestClient(create_app(Settings(**settings.model_dump() | {"api_key": "k"}))) as client:
+        answer = client.post("/classify", content=RED, headers=headers)
+    assert_problem(answer, 400, f"the request has 2 {name} headers: send one", document)
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("testserver", 200),

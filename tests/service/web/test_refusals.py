@@ -50,6 +50,14 @@ def test_bad_input(client: TestClient, document: dict[str, Any]) -> None:
         assert client.app.state.budget.held_bytes == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("path", ["/feedback", "/review/labels", "/review/undo", "/review/claims"])
+def test_a_name_given_twice_in_json_is_refused(client: TestClient, document: dict[str, Any], path: str) -> None:
+    """The last one was taken: an image could get the label that was not meant."""
+    body = b'{"request_id": "x", "label": "red", "l\\u0061bel": "blue"}'
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert_problem(answer, 422, "'label' is named twice: give it one value", document)
+
+
 def test_bad_batch(settings: Settings) -> None:
     with TestClient(create_app(settings.model_copy(update={"queue_images": 8}))) as client:
         document = client.get("/openapi.json").json()

@@ -134,6 +134,8 @@ def test_binary_requests(oip: TestClient) -> None:
         (b"{", "not JSON"),
         (b"[1]", "not an object"),
         (b'{"inputs": [NaN]}', "not JSON"),
+        # The last one decided, and nothing said so
+        (b'{"inputs": [], "parameters": {"thresholds": "group", "thresholds": 1}}', "'thresholds' is named twice"),
         (b"[" * 3000, "recursion limit"),
         ({}, "a list of one tensor"),
         ({"inputs": []}, "a list of one tensor"),
@@ -146,6 +148,11 @@ def test_binary_requests(oip: TestClient) -> None:
         # Decided by the group's thresholds, where the global one was asked for
         ({"inputs": [BYTES], "parameters": {"threshold": "global"}}, "threshold is not known here: did you"),
         ({"inputs": [BYTES], "parameters": {"Operating-Point": "ood95"}}, "did you mean operating_point"),
+        # Decided at the default point, where another was asked for at a place that nobody read
+        ({"inputs": [BYTES], "operating_point": "ood95"}, "operating_point stands beside the parameters: send it in"),
+        ({"inputs": [BYTES], "parameter": {"operating_point": "ood95"}}, "did you mean parameters"),
+        ({"inputs": [BYTES | {"parameters": {"thresholds": "global"}}]}, "thresholds stands in the parameters of"),
+        ({"inputs": [BYTES], "outputs": [{"name": "label", "parameters": {"set": 0.9}}]}, "set stands in the"),
         ({"inputs": [BYTES], "outputs": 7}, "outputs must be a list"),
         ({"inputs": [BYTES], "outputs": [{"name": ["label"]}]}, 'output ["label"] is none'),
         # The second one's binary_data held, and one tensor came for two
