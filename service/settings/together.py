@@ -16,7 +16,8 @@ NEEDS = {  # one of these, at another value than its default
 def require_use(given: BaseModel, prefix: str) -> None:
     """SettingsError for a setting that was given and does nothing, naming what it needs."""
     fields = type(given).model_fields
-    for name in given.model_fields_set & NEEDS.keys():
+    changed = {name for name in NEEDS if getattr(given, name) != fields[name].default}
+    for name in sorted(changed):
         if all(getattr(given, other) == fields[other].default for other in NEEDS[name]):
             needed = " or ".join(prefix + other.upper() for other in NEEDS[name])
             raise SettingsError(f"{prefix}{name.upper()} does nothing alone: set {needed} too, or leave it out")
