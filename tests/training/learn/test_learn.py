@@ -207,6 +207,8 @@ def test_what_cannot_be_learned_from_is_refused(
     assert "'ｋｉｗｉ' is another spelling of 'kiwi'" in refused("wide", {"ｋｉｗｉ": "kiwi"})
     assert "'sea_lime' is another spelling" in refused("both", {"sea lime": "lime", "sea_lime": "lime"})
     assert "into outliers/" in refused("outlier", {"outlier": "sky"})
+    inside = learn(capsys, taught, tmp_path / "case" / "train", added=tmp_path / "case")
+    assert f"--out {tmp_path / 'case' / 'train' / 'models'} lies in" in inside
     (tmp_path / "nothing").mkdir()
     assert "holds no labelled image" in learn(capsys, taught, tmp_path, added=tmp_path / "nothing")
     assert "is missing" in learn(capsys, taught, tmp_path, added=tmp_path / "gone")
