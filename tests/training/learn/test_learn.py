@@ -1,5 +1,6 @@
 """`tailguard learn`: a run learns a new class, more of its tail and outliers; refused, killed and gone on with."""
 
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.contract import bundle
 from service.contract.keys import content_key
@@ -21,7 +23,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
-from training.learn import reviewed, steps
+from training.learn import compare, reviewed, steps
 from training.network import features
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
@@ -137,7 +139,8 @@ def test_no_image_of_the_run_is_learned_or_compared_on_twice(
     for said in ("left out 2 images that the run has already", "left out 1 images that the run has under another label",
                  "left out 2 near duplicates of calibration or test images",
                  "left out 1 near duplicates of outliers that the run holds back",
-                 "left out 1 images that have two labels", "1 outliers of the run are of a class now", "left out 1 classes without images (empty)"):  # fmt: skip
+                 "left out 1 images that have two labels", "1 outliers of the run are of a class now",
+                 "left out 1 classes without images (empty)"):  # fmt: skip
         assert said in printed
     before, after = Choice.read(taught / "run").parts, Choice.read(tmp_path / "work").parts
     for side in ("calibration", "test"):
@@ -166,6 +169,24 @@ def test_what_became_worse_is_named_and_not_exported(
     assert "4 classes" in learn(capsys, taught, tmp_path, "--allow-worse", added=added)
     card = (tmp_path / "models" / "shop" / "1" / "CARD.md").read_text()
     assert "accuracy, test images (became worse)" in card
+
+
+def test_unfit_images_count_as_refused_as_they_are_in_service(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(taught / "run", root / "run")
+    commands.main(["calibrate", str(root / "run"), "--score", "energy|msp"])
+    (tmp_path / "night").mkdir()
+    for i in range(8):
+        Image.new("RGB", (48, 40), (i, 0, 0)).save(tmp_path / "night" / f"{i}.png")
+    accepted = SimpleNamespace(rejected=lambda scores, *_: np.zeros(len(scores), bool))
+    monkeypatch.setattr(compare, "calibrate", accepted)  # whatever they score
+    learn(capsys, root, tmp_path, "--ood", tmp_path / "night", added=taught / "export")
+    figures = json.loads((tmp_path / "work" / "comparison.json").read_text())["figures"]
+    night = next(f for f in figures if f["name"] == "caught, night")
+    assert (night["images"], night["old"], night["new"]) == (8, 1, 1)
+    assert next(f for f in figures if f["name"] == "refused, test images")["old"] == 0
 
 
 def test_one_image_and_outliers_alone(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
