@@ -25,7 +25,7 @@ from training.layout import columns, span
 from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
-from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 
 
 def fit(given: Fit) -> Path:
@@ -38,11 +38,11 @@ def fit(given: Fit) -> Path:
     plan = plans.make(given)
     require_held_back(plan)
     print(look(plan))
-    if begun.begin(plan, given):
-        print(f"\n{finished(plan)}")
-        return plan.target
-    with said_once(plan.files.notes):
-        return _made(plan, given)
+    with alone_in(plan.work), said_once(plan.files.notes):
+        if not begun.begin(plan, given):
+            _made(plan, given)
+    print(f"\n{finished(plan)}")
+    return plan.target
 
 
 def require_held_back(plan: Plan) -> None:
@@ -55,7 +55,7 @@ def require_held_back(plan: Plan) -> None:
         )
 
 
-def _made(plan: Plan, given: Fit) -> Path:
+def _made(plan: Plan, given: Fit) -> None:
     prepare(plan)
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
@@ -72,8 +72,6 @@ def _made(plan: Plan, given: Fit) -> Path:
         precision=plan.config.backbone_precision, device=given.device, on=given.on, thumbnails=given.thumbnails,
         data_licence=given.data_licence,
     ))  # fmt: skip
-    print(f"\n{finished(plan)}")
-    return plan.target
 
 
 def look(plan: Plan) -> str:

@@ -32,7 +32,7 @@ from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE, Json, write_json
-from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 from training.scores import either
 
 COMPARISON_FILE = "comparison.json"
@@ -55,9 +55,14 @@ def learn(given: Learn) -> Path:
         return alone.learn(given)
     plan = plans.make(given)
     print("\n".join(look(plan)), flush=True)
-    if is_done(plan):
-        print(f"\n{finished(plan)}")
-        return plan.target
+    with alone_in(plan.work):
+        if not is_done(plan):
+            _made(plan, given)
+    print(f"\n{finished(plan)}")
+    return plan.target
+
+
+def _made(plan: Plan, given: Learn) -> None:
     record = calibrated(plan.old)
     old = Evaluate(
         run=plan.old, data=given.data, outliers=given.outliers, ood=given.ood, score=record["score"],
@@ -78,8 +83,6 @@ def learn(given: Learn) -> Path:
     compare.refuse_worse(compared, given)
     step(f"export {plan.target}")
     export(plan, given, compared, ood)
-    print(f"\n{finished(plan)}")
-    return plan.target
 
 
 def look(plan: Plan) -> Iterator[str]:
