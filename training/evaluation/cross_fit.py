@@ -30,8 +30,9 @@ from training.evaluation.evaluate import ood_results, results_of
 from training.evaluation.predict import Outputs
 from training.methods.methods import NONE, build_network
 from training.network.network import Network
+from training.runs import checkpoint
 from training.runs.checkpoint import Run
-from training.runs.files import Json, replacing
+from training.runs.files import Json
 from training.scores.either import Either
 from training.scores.scores import span, span_step
 
@@ -151,8 +152,7 @@ class CrossFit:
             states = [{k: v for k, v in network.state_dict().items() if not k.startswith(ONLY_IN_TRAINING)}
                       for network in made]  # fmt: skip
             kept = {"of": digest.hexdigest(), "networks": states}
-            with replacing(path) as temporary:
-                torch.save(kept, temporary)
+            checkpoint.write(path, kept)
         networks = []
         for state in kept["networks"]:
             network = build_network(self.run.method, len(self.run.classes), self.run.config.width, features)
