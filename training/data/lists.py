@@ -50,7 +50,7 @@ def read_list(path: Path) -> Parts:
             raise DataError(f"{path}: row {number} has the split {split!r}: use {', '.join(PARTS)}")
         part = SPLIT_NAMES[split]
         image, label = _place(path.parent, row["path"]), unicodedata.normalize("NFC", _text(row["label"]))
-        if (one := (part, os.path.normpath(image), label)) in seen:
+        if (one := (part, os.path.abspath(image), label)) in seen:
             again += 1
             continue
         seen.add(one)
@@ -106,7 +106,7 @@ def is_outlier(row: ListRow) -> bool:
 def outliers(path: Path) -> list[str]:
     """The files of the rows that are outliers. DataError where it is no list, or one without such rows."""
     every = (_place(path.parent, str(row["path"])) for row in rows(path) if is_outlier(row) and row.get("path"))
-    found = [*{os.path.normpath(one): one for one in every}.values()]
+    found = [*{os.path.abspath(one): one for one in every}.values()]
     if not found:
         raise DataError(f"{path} has no row of the kind {OUTLIER_LABEL} with an empty label: name other outliers")
     return found

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -148,7 +149,7 @@ def test_blanks_are_no_group(tmp_path):
     assert lists.read_list(tmp_path / "list.csv").parts["train"].columns == {"visit": ["", "v1", ""]}
 
 
-def test_an_image_that_is_listed_again_counts_once(tmp_path):
+def test_an_image_that_is_listed_again_counts_once(tmp_path, monkeypatch):
     paths = ["a.png", "a.png", "./a.png", str(tmp_path / "a.png"), "b.png", "b.png"]
     rows = [{"path": path, "label": "bee" if path == "b.png" else "ant", "visit": str(i)}
             for i, path in enumerate(paths)]  # fmt: skip
@@ -158,6 +159,8 @@ def test_an_image_that_is_listed_again_counts_once(tmp_path):
     assert found.parts["train"].counts.tolist() == [2, 1]
     assert found.parts["train"].columns == {"visit": ["0", "4", "5"]}
     assert any("3 rows name an image of a class and a split once more" in note for note in found.notes)
+    monkeypatch.chdir(tmp_path)
+    assert lists.read_list(Path("list.csv")).parts["train"].counts.tolist() == [2, 1]
 
 
 def test_paths_as_windows_writes_them(tmp_path):
