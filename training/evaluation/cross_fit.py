@@ -15,6 +15,7 @@ average and rests in a tail on a few dozen images.
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,15 @@ class Judged:
         )  # fmt: skip
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The heads that are kept; nothing where there are none or the file is damaged: they are trained again."""
+    try:
+        found: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception:  # unpicklers raise nearly anything
+        return {}
+    return found
+
+
 @dataclass(frozen=True)
 class CrossFit:
     """The heads of a finished run on `data`, trained when they are first asked for and kept in the run's folder."""
@@ -143,7 +153,7 @@ class CrossFit:
         digest = hashlib.sha256(self.fold.tobytes() + self.images.keys.tobytes())
         digest.update(self.run.config.model_dump_json().encode())
         path, features = self.run.folder / HEADS_FILE, self.data.train.images.shape[2]
-        kept: dict[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {}
+        kept = _read(path)
         if kept.get("of") != digest.hexdigest():
             made = [
                 left_out.trained(self.run, replace(self.data, train=part), self.device, f"fold {k} of {FOLDS}")

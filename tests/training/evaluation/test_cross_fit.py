@@ -1,6 +1,7 @@
 """Cross-fitting: folds that part no group, heads that have not seen what they judge, figures and thresholds of both."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,10 @@ def test_heads_are_kept_and_not_trained_again(loaded: tuple[Run, Data], monkeypa
     monkeypatch.setattr(left_out, "trained", lambda *_: pytest.fail("trained again"))
     again = cross_fit.CrossFit(run, data, CPU).judge("energy")
     np.testing.assert_array_equal(first.outputs.scores["energy"], again.outputs.scores["energy"])
+    monkeypatch.undo()
+    os.truncate(run.folder / cross_fit.HEADS_FILE, 1000)  # a copy that was cut off
+    anew = cross_fit.CrossFit(run, data, CPU).judge("energy")
+    np.testing.assert_array_equal(first.outputs.scores["energy"], anew.outputs.scores["energy"])
 
 
 def test_with_a_test_part_nothing_is_cross_fitted_unless_asked_for(loaded: tuple[Run, Data]) -> None:
