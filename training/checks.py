@@ -1,10 +1,11 @@
 """What can fail early: every setting of a run against its data, its machine and its folders, before the first step."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from training.config import Config
+from training.data.folders import PARTS, has_parts
 from training.data.loading import Data
 from training.evaluation.measure import require_calibration_images
 from training.methods.methods import METHODS, NONE, Method
@@ -69,3 +70,21 @@ def require_writable(folder: Path, setting: str) -> None:
         raise ValueError(f"{setting} {folder}: {there} is a file, name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{setting} {folder}: {there} cannot be written to, name another folder")
+
+
+def require_outside(config: Config, written: Mapping[str, Path], *more: Path) -> None:
+    """ValueError where a folder to be `written`, by its option, lies among the images of `config` or of `more` folders:
+    its plots and examples were a class or outliers the next time."""
+    data = [config.data] if config.dataset == "folder" and config.data else []
+    read = [root for folder in (*data, *more) for root in _class_roots(folder)]
+    read += [config.outliers] if config.outliers else []
+    for root in (folder.resolve() for folder in read if folder.is_dir()):
+        for option, folder in written.items():
+            if folder.resolve().is_relative_to(root):
+                raise ValueError(f"{option} {folder} lies in {root}, of which every image is read: name a folder "
+                                 f"outside, {option} ../{folder.name} say, or start in another folder")  # fmt: skip
+
+
+def _class_roots(folder: Path) -> list[Path]:
+    """The folders whose folders are classes."""
+    return [folder / part for part in PARTS] if folder.is_dir() and has_parts(folder) else [folder]

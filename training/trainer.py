@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checks import require_trainable, require_tunable, require_writable
+from training.checks import require_outside, require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load, with_taxonomy
@@ -48,6 +48,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if method.stage2 != NONE and config.dataset == "folder" and config.test_fraction is None and not config.stage1_from:
         config = config.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     require_writable(out, "--out")
+    if not resume:
+        require_outside(config, {"--out": out})
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(
             f"{out} holds no checkpoint to resume"

@@ -7,7 +7,8 @@ import torch
 
 from tests.training import tiny
 from training import trainer
-from training.checks import require_writable
+from training.checks import require_outside, require_writable
+from training.config import Config
 from training.data import loading
 from training.data.readers import ImageSet
 from training.network.device import find_device
@@ -208,3 +209,29 @@ def test_a_network_that_is_not_finite_is_not_used(finished, tmp_path, part):
     checkpoint.save(tmp_path, state)
     with pytest.raises(ValueError, match=r"the network in .* is not finite \(head\.weight\): train it again with a lo"):
         checkpoint.trained(tmp_path)
+
+
+def test_nothing_is_written_among_the_images_that_are_read(no_step, tmp_path):
+    """Plots and examples of a bundle were a class, or outliers, of the next run."""
+    for name in ("flat/apple", "parted/train/apple", "parted/test/apple", "junk"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def refused(data, out):
+        config = Config(dataset="folder", data=tmp_path / data, outliers=tmp_path / "junk")
+        try:
+            require_outside(config, {"--out": tmp_path / out}, tmp_path / "gone")
+        except ValueError as error:
+            return str(error).startswith(f"--out {tmp_path / out} lies in {tmp_path}")
+        return False
+
+    assert refused("flat", "flat/models")
+    assert refused("flat", "flat/apple/models")
+    assert refused("flat", "junk/models")
+    assert refused("parted", "parted/test/apple")
+    assert not refused("flat", "models")
+    assert not refused("flat", "flat-models")
+    assert not refused("parted", "parted/models")  # beside the parts, where nothing is read
+    require_outside(Config(dataset="cifar10", data=tmp_path), {"--out": tmp_path / "runs"})
+    config = Config(dataset="folder", data=tmp_path / "flat")
+    with pytest.raises(ValueError, match=r"--out .* lies in .*: name a folder outside"):
+        trainer.train(config, tmp_path / "flat" / "run")

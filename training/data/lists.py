@@ -5,15 +5,17 @@
 
 `path` (relative to the list's own folder, or absolute) and `label` are needed; `split` is train, val or test; every
 other column may be named by --group-by column:NAME. The lists of `review export` and `review import` are such: their
-rows of the kind `outlier` have no label, and are in no class.
+rows of the kind `outlier` have no label, and are in no class. Names of columns are taken in any letter case.
 """
 
 import csv
 import json
 import math
+import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from service.contract.bundle import OUTLIER_LABEL
@@ -23,6 +25,7 @@ from training.data.readers import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 SEPARATORS = (";", "\t")  # which programs write in the place of commas
+COLUMNS = ("path", "label", "split")  # in any letter case: a "Split" passed over would be trained on, test part and all
 ListRow = dict[str, Any]
 
 
@@ -35,30 +38,50 @@ def read_list(path: Path) -> Parts:
     """The parts of a list. DataError with the line where it is not one."""
     labelled: Labelled = {}
     columns: dict[str, dict[str, list[str]]] = {}
-    outliers = 0
+    outliers, again = 0, 0
+    seen = set[tuple[str, str, str]]()
     for number, row in enumerate(rows(path), start=1):
         if is_outlier(row):
             outliers += 1
             continue
         _require_path_and_label(row, f"{path}: row {number}")
-        split = str(row.get("split") or "train").strip().lower()
+        split = _text(row.get("split")).lower() or "train"
         if split not in SPLIT_NAMES:
             raise DataError(f"{path}: row {number} has the split {split!r}: use {', '.join(PARTS)}")
         part = SPLIT_NAMES[split]
-        label = unicodedata.normalize("NFC", str(row["label"]).strip())
-        labelled.setdefault(part, []).append((str(path.parent / str(row["path"])), label))
+        image, label = _place(path.parent, row["path"]), unicodedata.normalize("NFC", _text(row["label"]))
+        if (one := (part, os.path.abspath(image), label)) in seen:
+            again += 1
+            continue
+        seen.add(one)
+        labelled.setdefault(part, []).append((image, label))
         for name in row.keys() - {"path", "label", "split"}:
             before = len(labelled[part]) - 1
             values = columns.setdefault(part, {}).setdefault(str(name), [])
             values += [""] * (before - len(values))  # rows of JSON lines may lack it
-            values.append("" if row[name] is None else str(row[name]))
+            values.append(_text(row[name]))
     if "train" not in labelled:
         raise DataError(f"{path} has no row of the split train: every class needs some")
     for part, named in columns.items():
         for values in named.values():
             values += [""] * (len(labelled[part]) - len(values))
-    left_out = [f"{path}: {outliers} rows are outliers, in no class: --outliers {path} trains on them"]
-    return Parts(by_frequency(labelled, columns), left_out if outliers else [])
+    notes = [f"{path}: {outliers} rows are outliers, in no class: --outliers {path} trains on them"] if outliers else []
+    if again:
+        notes.append(f"{path}: {again} rows name an image of a class and a split once more: it is taken once")
+    return Parts(by_frequency(labelled, columns), notes)
+
+
+def _text(value: Any) -> str:
+    """A cell as text: "" for what is missing, also as the NaN of pandas, which makes 1.0 of the 1 beside it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def _place(folder: Path, name: str) -> str:
+    """Where the file is that a row names, also in the way of Windows."""
+    place = str(folder / name)
+    return str(folder / PureWindowsPath(name).as_posix()) if "\\" in name and not os.path.exists(place) else place
 
 
 def _require_path_and_label(row: ListRow, where: str) -> None:
@@ -77,29 +100,26 @@ def _require_path_and_label(row: ListRow, where: str) -> None:
 
 def is_outlier(row: ListRow) -> bool:
     """Whether a row is of an image of no class."""
-    return row.get("kind") == OUTLIER_LABEL and not row.get("label")
+    return _text(row.get("kind")) == OUTLIER_LABEL and not _text(row.get("label"))
 
 
 def outliers(path: Path) -> list[str]:
     """The files of the rows that are outliers. DataError where it is no list, or one without such rows."""
-    found = [str(path.parent / str(row["path"])) for row in rows(path) if is_outlier(row) and row.get("path")]
+    every = (_place(path.parent, str(row["path"])) for row in rows(path) if is_outlier(row) and row.get("path"))
+    found = [*{os.path.abspath(one): one for one in every}.values()]
     if not found:
         raise DataError(f"{path} has no row of the kind {OUTLIER_LABEL} with an empty label: name other outliers")
     return found
 
 
 def rows(path: Path) -> Iterable[ListRow]:
-    """The rows of a list as they are. DataError where it is none."""
+    """The rows of a list as they are, COLUMNS by these names. DataError where it is none."""
     try:
-        if path.suffix.lower() == ".parquet":
-            return _parquet(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                found: list[Any] = list(csv.DictReader(file, strict=True))
-            else:
-                found = [json.loads(line) for line in file if line.strip()]
+        found = _read(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
+    except DataError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} ({error}): save it again") from error
     if bad := next((i for i, row in enumerate(found, start=1) if not isinstance(row, dict)), None):
@@ -109,7 +129,24 @@ def rows(path: Path) -> Iterable[ListRow]:
         more = ", ".join(rest[bad - 1])
         raise DataError(f"{path}: row {bad} has more fields than the first line names ({more}): put a text with a "
                         'comma in it between quotes, "apple, red"')  # fmt: skip
-    return found
+    return [{_column(name, row): value for name, value in row.items()} for row in found]
+
+
+def _column(name: str, row: ListRow) -> str:
+    meant = name.strip().lower()
+    return meant if meant in COLUMNS and meant not in row else name
+
+
+def _read(path: Path) -> list[Any]:
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() != ".csv":
+            return [json.loads(line) for line in file if line.strip()]
+        table = csv.DictReader(file, strict=True)
+        if twice := [name for name, n in Counter(table.fieldnames).items() if name and n > 1]:
+            raise DataError(f"{path} has two columns {twice[0]!r}: remove one of them, or name it otherwise")
+        return list(table)
 
 
 def _parquet(path: Path) -> list[ListRow]:

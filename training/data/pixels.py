@@ -1,11 +1,13 @@
 """Photographs at the size of a network, decoded once: in memory, or in a file of the run that is mapped into it."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from training.data import mapped
 from training.data.decode import decode, square
 from training.data.readers import Keys, Pixels
 
@@ -26,23 +28,24 @@ def pixel_array(paths: Sequence[str], keys: Keys, size_px: int, cache: Path | No
         return pixels
     name = hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
     whole, begun = cache / f"pixels-{size_px}-{name}.npy", cache / f"pixels-{size_px}-{name}.partial.npy"
-    if not whole.exists():
+    if not mapped.holds(whole, (len(paths), size_px, size_px, 3)):
         _fill(paths, size_px, begun, title)
-        begun.rename(whole)
+        begun.replace(whole)
         begun.with_suffix(".done").unlink(missing_ok=True)
-    mapped: Pixels = np.load(whole, mmap_mode="c")
-    return mapped
+    found: Pixels = np.load(whole, mmap_mode="c")
+    return found
 
 
 def _fill(paths: Sequence[str], size_px: int, begun: Path, title: str) -> None:
     """Write the images that `begun` does not hold yet, in order."""
     shape = (len(paths), size_px, size_px, 3)
     progress = begun.with_suffix(".done")  # a text file: how many images are written
-    start = int(progress.read_text()) if begun.exists() and progress.exists() else 0
+    start = int(progress.read_text() or 0) if mapped.holds(begun, shape) and progress.exists() else 0
     begun.parent.mkdir(parents=True, exist_ok=True)
-    kind = "r+" if start else "w+"
-    file = np.lib.format.open_memmap(begun, mode=kind, dtype=np.uint8, shape=None if start else shape)
+    file = np.lib.format.open_memmap(begun, "r+") if start else mapped.created(begun, np.uint8, shape)
     for batch in decode(paths[start:], square(size_px), batch_images=STEP_IMAGES, title=title):
         file[start + batch.index] = batch.pixels
         file.flush()
-        progress.write_text(str(start + int(batch.index[-1]) + 1))
+        noted = progress.with_suffix(f".{os.getpid()}")
+        noted.write_text(str(start + int(batch.index[-1]) + 1))
+        noted.replace(progress)  # an empty note of a process killed while it wrote is no number

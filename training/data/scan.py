@@ -1,7 +1,7 @@
 """One pass over image files before anything else: which can be read, what each is known by, how it looks small.
 
 Splits, the search for near duplicates and the audit need nothing more of an image; several processes make the pass, and
-a cache keeps it, so that a file is read again only when its size or its time of change differ.
+a cache keeps it, so that a file is read again only when its size or one of its times of change differ.
 """
 
 import os
@@ -119,15 +119,15 @@ def _header(content: bytes, loaded: images.Loaded) -> Header:
 
 # ---- The cache: one .npz ----
 
-Stamp = tuple[str, int, int]  # path, bytes, time of change in ns
+Stamp = tuple[str, int, int, int]  # path, bytes, times of change in ns: the one that programs set, the system's own
 
 
 def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
-        return os.path.abspath(path), status.st_size, status.st_mtime_ns
+        return os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns
     except (OSError, ValueError):  # ValueError: a list may name a path with a NUL in it
-        return os.path.abspath(path), -1, -1
+        return os.path.abspath(path), -1, -1, -1
 
 
 def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFile]) -> None:
@@ -138,7 +138,7 @@ def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFil
     try:
         np.savez(
             temporary, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
-            stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 2),
+            stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 3),
             keys=np.array([rows[i].key for i in kept], np.uint64), small=np.stack([rows[i].small for i in kept]),
             sizes=np.array([rows[i].header[:2] for i in kept], np.int32),
             kinds=np.array([f"{rows[i].header.format}/{rows[i].header.mode}" for i in kept]),

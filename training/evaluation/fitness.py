@@ -4,7 +4,7 @@ The limits rest on training images, and thresholds on calibration images that co
 the limits have not seen these, what a threshold promises holds for refusals of all kinds together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,16 +70,20 @@ def spacing_of(images: Images, target: Input) -> int:
 def of_data(data: Data, ood: Mapping[str, Images], target: Input) -> Fitness:
     """Limits from the training images of `data`, which has pixels, for a model of that input; with folds also what is
     unfit among the images that are judged there and in the OOD sets."""
-    spacing = spacing_of(data.train.images, target)
-    found = limits(data.train.images, min(target.height_px, target.width_px), spacing)
+    found, unfit = judge(data.train.images, target)
     if not data.folds:
         return Fitness(found)
-    parts = [data.train.images, data.calibration.images]
-    both = np.concatenate([below(found, quality(part, spacing=spacing), shorter_sides(part)) for part in parts])
-    outside = {
-        name: below(found, quality(images, spacing=spacing), shorter_sides(images)) for name, images in ood.items()
-    }
+    both = np.concatenate([unfit(data.train.images), unfit(data.calibration.images)])
+    outside = {name: unfit(images) for name, images in ood.items()}
     return Fitness(found, both[data.folds.fold >= 0], outside)
+
+
+def judge(train: Images, target: Input) -> tuple[Limits, Callable[[Images], Flags]]:
+    """The limits of a model with that input that learnt from `train`, and what tells which images are unfit by them,
+    bool [N]; all as pixels."""
+    spacing = spacing_of(train, target)
+    found = limits(train, min(target.height_px, target.width_px), spacing)
+    return found, lambda images: below(found, quality(images, spacing=spacing), shorter_sides(images))
 
 
 def quality(images: Images, rows: NDArray[np.int64] | None = None, spacing: int = 1) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ NAMES = {
     "library": "library",
     "weights": "weights",
     "weights_sha256": "sha256 of the weights",
+    "tensors_sha256": "sha256 of the tensors that timm downloaded",
     "external_data_sha256": "sha256 of the weights beside the graph",
     "sha256": "sha256 of the file",
     "trained_on": "trained on",

@@ -172,7 +172,7 @@ class Export(OnRun):
         return {}
 
     def cli_cmd(self) -> None:
-        from training.checks import require_writable
+        from training.checks import require_outside, require_writable
         from training.data import folders
         from training.export import bundle as export
         from training.export.about import AboutData
@@ -184,6 +184,7 @@ class Export(OnRun):
         target = self.out / (self.name or about.slug) / self.version
         export.require_target(target)
         require_writable(self.out, "--out")
+        require_outside(config, {"--out": self.out} | ({"--web": self.web} if self.web else {}))
         if self.web and self.web.exists():
             raise ValueError(f"--web {self.web} exists already: name another folder, or remove it first")
         calibration = calibrated(self.run)

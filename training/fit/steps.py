@@ -10,9 +10,8 @@ from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training import trainer
 from training.audit import timing
-from training.checks import require_writable
+from training.checks import require_outside, require_writable
 from training.config import program
-from training.data.folders import has_parts
 from training.data.notes import said_once
 from training.data.photographs import CACHE
 from training.data.readers import DataError
@@ -26,34 +25,24 @@ from training.layout import columns, span
 from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
-from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 
 
 def fit(given: Fit) -> Path:
     """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
     require_writable(given.out, "--out")
     require_writable(given.work or Path("runs"), "--work")
-    require_outside(given)
+    read = given.model_copy(update={"dataset": "folder", "data": plans.place(given.data.resolve())})
+    require_outside(read, {"--out": given.out, "--work": given.work or Path("runs")})
     on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
     require_held_back(plan)
     print(look(plan))
-    if begun.begin(plan, given):
-        print(f"\n{finished(plan)}")
-        return plan.target
-    with said_once(plan.files.notes):
-        return _made(plan, given)
-
-
-def require_outside(given: Fit) -> None:
-    """ValueError where what is written would lie among the class folders: its pictures were a class the next time."""
-    data = plans.place(given.data.resolve())
-    if not data.is_dir() or has_parts(data):
-        return
-    for option, folder in (("--out", given.out), ("--work", given.work or Path("runs"))):
-        if folder.resolve().is_relative_to(data):
-            raise ValueError(f"{option} {folder} lies in {data}, whose folders are classes: name a folder outside, "
-                             f"{option} ../{folder.name} say, or start in another folder")  # fmt: skip
+    with alone_in(plan.work), said_once(plan.files.notes):
+        if not begun.begin(plan, given):
+            _made(plan, given)
+    print(f"\n{finished(plan)}")
+    return plan.target
 
 
 def require_held_back(plan: Plan) -> None:
@@ -66,7 +55,7 @@ def require_held_back(plan: Plan) -> None:
         )
 
 
-def _made(plan: Plan, given: Fit) -> Path:
+def _made(plan: Plan, given: Fit) -> None:
     prepare(plan)
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
@@ -83,8 +72,6 @@ def _made(plan: Plan, given: Fit) -> Path:
         precision=plan.config.backbone_precision, device=given.device, on=given.on, thumbnails=given.thumbnails,
         data_licence=given.data_licence,
     ))  # fmt: skip
-    print(f"\n{finished(plan)}")
-    return plan.target
 
 
 def look(plan: Plan) -> str:

@@ -4,8 +4,8 @@
     new classes: named right, refused
     outliers held back, reviewed outliers held back, OOD sets: caught
 
-Each refuses at its own default operating point. A figure is worse when even the good end of the 95% interval of its
-change is beyond the limit.
+Each refuses at its own default operating point, and what is unfit by its own limits, as a service does. A figure is
+worse when even the good end of the 95% interval of its change is beyond the limit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.contract.bundle import Input
 from service.contract.calibration import calibrate
 from service.contract.intervals import paired, wilson
+from training.data.decode import square
+from training.data.fitted import Fitted
+from training.data.loading import Data
 from training.data.readers import Images, ImageSet, Keys
-from training.evaluation import predict
+from training.evaluation import fitness, predict
 from training.layout import columns
 from training.learn.command import Learn
 from training.runs.checkpoint import Run
@@ -41,24 +45,51 @@ class Judged:
 class Judge:
     """A calibrated run at its default operating point."""
 
-    def __init__(self, run: Run, record: Json, train: ImageSet, device: torch.device) -> None:
+    def __init__(self, run: Run, record: Json, data: Data, device: torch.device) -> None:
+        two = either.read(record.get("either"))
         module = predict.deployed(
-            run, record["temperature"], scores=[record["score"]], train=train, device=device,
-            either=either.read(record.get("either")),
+            run, record["temperature"], scores=[record["score"]], train=data.train, device=device, either=two
         )  # fmt: skip
         self._predict = predict.torch_predict(module, device)
         self._record, self._classes = record, np.array(run.classes)
+        self._unfit = fitness.judge(*_with_input((data.photographs or data).train.images))[1] if two else None
         self.group_of = {c["name"]: c["group"] for c in record["classes"]}
         self.groups = [g["name"] for g in record["groups"]]
 
-    def __call__(self, images: Images) -> Judged:
+    def unfit(self, pictures: Images) -> Flags:
+        """bool [N]: which images, as pixels, it refuses whatever they score; none where it gives no reasons."""
+        return self._unfit(pictures) if self._unfit else np.zeros(len(pictures), bool)
+
+    def __call__(self, images: Images, unfit: Flags) -> Judged:
         if not len(images):
             return Judged(np.empty(0, dtype=np.str_), np.empty(0, bool))
         out = self._predict(images)
         names = self._classes[out.predictions]
         groups = np.array([self.group_of[name] for name in names.tolist()])
         point = self._record["operating_points"][self._record["default_operating_point"]]
-        return Judged(names, calibrate.rejected(out.scores[self._record["score"]], groups, point, "group"))
+        rejected = calibrate.rejected(out.scores[self._record["score"]], groups, point, "group")
+        return Judged(names, rejected | unfit)
+
+
+def _with_input(images: Images) -> tuple[Images, Input]:
+    """Images as pixels, and the input of the network that takes them."""
+    return images, images.target if isinstance(images, Fitted) else square(images.shape[1])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How many images, and what the old and the new model say of each."""
+
+    images: int
+    old: Judged
+    new: Judged
+
+    @classmethod
+    def of(cls, old: Judge, new: Judge, images: Images, pictures: Images, kept: Flags | None = None) -> "Compared":
+        """Of the images that are `kept`, all where that is not given; `pictures` are the same as pixels."""
+        kept = np.ones(len(images), bool) if kept is None else kept
+        one, two = (judge(images[kept], judge.unfit(pictures)[kept]) for judge in (old, new))
+        return cls(int(kept.sum()), one, two)
 
 
 @dataclass(frozen=True)
@@ -83,10 +114,12 @@ class Figure:
         return self.better * (self.high if self.better > 0 else self.low) < -limit if self.better else False
 
 
-def figures(old: Judge, new: Judge, test: ImageSet, old_test: Keys, outside: Mapping[str, Images]) -> Iterable[Figure]:
+def figures(
+    old: Judge, test: ImageSet, tested: Compared, old_test: Keys, outside: Mapping[str, Compared]
+) -> Iterable[Figure]:  # fmt: skip
     """Every figure that has images. `old_test` are the keys of the run's own test images among `test`."""
     names = np.array(test.classes)[test.labels]
-    before, after = old(test.images), new(test.images)
+    before, after = tested.old, tested.new
     own = np.isin(test.keys, old_test)
     groups = np.array([old.group_of.get(name, "") for name in names.tolist()])
     known = groups != ""
@@ -100,9 +133,9 @@ def figures(old: Judge, new: Judge, test: ImageSet, old_test: Keys, outside: Map
                 yield Figure.of(name, one[chosen], two[chosen], better)
         if (fresh := ~own & ~known).any():
             yield Figure.of(f"{what}, new classes", one[fresh], two[fresh], max(better, 0))
-    for where, images in outside.items():
-        if len(images):
-            one, two = old(images).refused, new(images).refused
+    for where, found in outside.items():
+        if found.images:
+            one, two = found.old.refused, found.new.refused
             # people have seen these because the old model refused them: it cannot lose on them, nor the new one win
             yield Figure.of(f"caught, {where}", one, two, 0 if where == REVIEWED and one.all() else 1)
 

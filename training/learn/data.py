@@ -16,7 +16,6 @@ from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
 from training.data.readers import DataError
-from training.data.scan import scan
 from training.learn import doubts, sides
 from training.learn.arrays import FOLDER, as_png
 from training.learn.command import Learn
@@ -30,8 +29,7 @@ SPLITS = {TRAIN: "train", CALIBRATION: "val", COMPARED: "test"}
 
 def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewed, notes: list[str]) -> Json:
     """The new run's data, into `work`; what was added, by class and side."""
-    paths = [*files.train.paths, *files.calibration.paths, *files.test.paths]
-    old = Old.of(files, scan(paths, cache=given.run / CACHE / SCAN_FILE), paths)
+    old = Old.of(files, given.run / CACHE / SCAN_FILE)
     found, renamed = sides.new_to(Choice.read(given.run), old, found, notes)
     found = sides.without_leaks(old, found, notes)
     if config.frozen and given.doubtful == "leave-out":
@@ -39,7 +37,7 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     if not len(found):
         raise DataError(f"{given.added}: no image is left to learn from: {'; '.join(notes) or 'it is empty'}")
     of_class = sides.of_classes(old, found, given.compare_share, config.calibration_fraction)
-    of_outliers = sides.of_outliers(found, given.compare_share, config.calibration_fraction)
+    of_outliers = sides.of_outliers(old, found, given.compare_share, config.calibration_fraction)
     if not (of_class == TRAIN).any() and not (of_outliers != "").any():
         raise DataError(f"{given.added}: nothing is left to train on")
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]

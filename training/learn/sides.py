@@ -6,22 +6,25 @@ measured on what it was taught. Near duplicates share a side; those of images th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.audit.duplicates import SAME_COSINE, ImagePart, near
+from training.audit.duplicates import SAME_COSINE, ImagePart, exact, near
 from training.data.choice import Choice
+from training.data.decode import resized, square
 from training.data.grouping import group, units
 from training.data.listing import Listing
 from training.data.photographs import Files
 from training.data.readers import Keys, Pixels
-from training.data.scan import Scan
+from training.data.scan import SMALL_PX, scan
 from training.data.splits import held_back, salted
 from training.learn.reviewed import Reviewed
 
 TRAIN, CALIBRATION, COMPARED = "train", "calibration", "test"
-HELD = (("calibration", "calibration"), ("test", "test"))
+HELD = ("calibration", "test")
+TRAINED_OUTLIERS, HELD_OUTLIERS = "outliers", "calibration_outliers"
 Sides = NDArray[np.str_]  # [N]
 
 
@@ -30,14 +33,29 @@ class Old:
     """The images of the run: their files, keys and small pixels by side, labels as class names."""
 
     files: Files
-    small: Mapping[str, Pixels]  # of train, calibration and test
+    small: Mapping[str, Pixels]  # of HELD, train, and the outliers
 
     @classmethod
-    def of(cls, files: Files, seen: Scan, paths: list[str]) -> "Old":
-        """From a scan of the labelled `paths`, those of train, calibration and test one after the other."""
+    def of(cls, files: Files, cache: Path) -> "Old":
+        """From the scan that the run keeps in `cache`, which is made again where it is gone."""
+        sources = {name: getattr(files, name) for name in ("train", *HELD, TRAINED_OUTLIERS, HELD_OUTLIERS)}
+        listed = {name: source.paths for name, source in sources.items() if isinstance(source, Listing)}
+        paths = list(dict.fromkeys(path for each in listed.values() for path in each))
+        seen = scan(paths, cache=cache)
         place = {paths[i]: row for row, i in enumerate(seen.index.tolist())}
-        listings = {"train": files.train, "calibration": files.calibration, "test": files.test}
-        return cls(files, {n: seen.small[[place[p] for p in each.paths]] for n, each in listings.items()})
+        small = {name: resized(source, square(SMALL_PX)) for name, source in sources.items() if name not in listed}
+        return cls(files, small | {name: seen.small[[place[p] for p in each]] for name, each in listed.items()})
+
+    def copies(self, side: str, reviewed: Reviewed) -> NDArray[np.bool_]:
+        """bool [N]: which reviewed images are those of a side once more, in another file or nearly, as the audit finds
+        them."""
+        parts = [ImagePart(side, self.small[side], []), ImagePart("reviewed", reviewed.small, reviewed.paths)]
+        found = np.zeros(len(reviewed), bool)
+        found[[pair.second for pair in near(*parts) if pair.full_cosine > SAME_COSINE]] = True
+        for places in exact(parts):  # which `near` leaves out
+            if places[0][0] == 0:
+                found[[i for part, i in places if part == 1]] = True
+        return found
 
     def listing(self, side: str) -> Listing:
         found: Listing = getattr(self.files, side)
@@ -76,17 +94,14 @@ def new_to(choice: Choice, old: Old, reviewed: Reviewed, notes: list[str]) -> tu
 
 
 def without_leaks(old: Old, reviewed: Reviewed, notes: list[str]) -> Reviewed:
-    """Those that are no near duplicates of a calibration or test image of the run, as the audit finds them."""
-    kept = np.ones(len(reviewed), bool)
-    second = ImagePart("reviewed", reviewed.small, reviewed.paths)
-    for side, words in HELD:
-        first = ImagePart(words, old.small[side], old.listing(side).paths)
-        for pair in near(first, second):
-            if pair.full_cosine > SAME_COSINE:
-                kept[pair.second] = False
-    if dropped := int((~kept).sum()):
+    """Those that are no near duplicates of what the run calibrates or is tested on; outliers also of its outliers."""
+    held = np.any([old.copies(side, reviewed) for side in HELD], axis=0)
+    outside = reviewed.outliers & ~held & old.copies(HELD_OUTLIERS, reviewed)
+    if dropped := int(held.sum()):
         notes.append(f"left out {dropped} near duplicates of calibration or test images of the run")
-    return reviewed.take(kept)
+    if dropped := int(outside.sum()):
+        notes.append(f"left out {dropped} near duplicates of outliers that the run holds back")
+    return reviewed.take(~held & ~outside)
 
 
 def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -> Sides:
@@ -111,7 +126,7 @@ def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -
     return sides
 
 
-def of_outliers(reviewed: Reviewed, share: float, calibration: float) -> Sides:
+def of_outliers(old: Old | None, reviewed: Reviewed, share: float, calibration: float) -> Sides:
     """The side of each outlier; "" for images of a class."""
     sides = np.full(len(reviewed), "", dtype="<U11")
     mine = np.flatnonzero(reviewed.outliers)
@@ -119,7 +134,9 @@ def of_outliers(reviewed: Reviewed, share: float, calibration: float) -> Sides:
         listing = Listing.unlabelled([reviewed.paths[i] for i in mine])
         groups = group(listing, "near", reviewed.keys[mine], reviewed.small[mine]).groups
         unit = units(groups, reviewed.keys[mine])
-        sides[mine] = split_units(unit, np.zeros(len(mine), np.int64), np.zeros(len(mine), bool), share, calibration)
+        known = old.copies(TRAINED_OUTLIERS, reviewed)[mine] if old else np.zeros(len(mine), bool)
+        taught = np.isin(groups, groups[known])
+        sides[mine] = split_units(unit, np.zeros(len(mine), np.int64), taught, share, calibration)
     return sides
 
 

@@ -32,7 +32,7 @@ from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE, Json, write_json
-from training.runs.steps import clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 from training.scores import either
 
 COMPARISON_FILE = "comparison.json"
@@ -55,9 +55,14 @@ def learn(given: Learn) -> Path:
         return alone.learn(given)
     plan = plans.make(given)
     print("\n".join(look(plan)), flush=True)
-    if is_done(plan):
-        print(f"\n{finished(plan)}")
-        return plan.target
+    with alone_in(plan.work):
+        if not is_done(plan):
+            _made(plan, given)
+    print(f"\n{finished(plan)}")
+    return plan.target
+
+
+def _made(plan: Plan, given: Learn) -> None:
     record = calibrated(plan.old)
     old = Evaluate(
         run=plan.old, data=given.data, outliers=given.outliers, ood=given.ood, score=record["score"],
@@ -78,8 +83,6 @@ def learn(given: Learn) -> Path:
     compare.refuse_worse(compared, given)
     step(f"export {plan.target}")
     export(plan, given, compared, ood)
-    print(f"\n{finished(plan)}")
-    return plan.target
 
 
 def look(plan: Plan) -> Iterator[str]:
@@ -169,24 +172,29 @@ def comparison(plan: Plan, given: Learn, before: tuple[Any, Data, Mapping[str, I
     command = Evaluate(run=plan.run, ood=ood, score=record["score"], device=given.device, on=given.on)
     run, data, outside, _ = command.prepare()
     device = command.found_device()
-    old = compare.Judge(before[0], calibrated(plan.old), before[1].train, device)
-    new = compare.Judge(run, record, data.train, device)
-    sets = {"outliers held back": _held_back(data, before[1])}
+    old = compare.Judge(before[0], calibrated(plan.old), before[1], device)
+    new = compare.Judge(run, record, data, device)
+    pictures = data.photographs or data
+    sets = {"outliers held back": compare.Compared.of(
+        old, new, data.calibration_outliers, pictures.calibration_outliers, _held_back(data, before[1])
+    )}  # fmt: skip
     for name, images in outside.items():
-        sets[compare.REVIEWED if name == COMPARED_OUTLIERS else name] = _strangers(
-            plan, images, command.ood_images()[name]
+        shown = command.ood_images()[name]
+        sets[compare.REVIEWED if name == COMPARED_OUTLIERS else name] = compare.Compared.of(
+            old, new, images, shown, _strangers(plan, shown)
         )
     limit = given.worse_points / 100
-    tested = np.array([plan.of_pixels.get(key, key) for key in before[1].test.keys.tolist()], np.uint64)
-    found = list(compare.figures(old, new, data.test, tested, sets))
+    own = np.array([plan.of_pixels.get(key, key) for key in before[1].test.keys.tolist()], np.uint64)
+    tested = compare.Compared.of(old, new, data.test.images, pictures.test.images)
+    found = list(compare.figures(old, data.test, tested, own, sets))
     print("\n".join(compare.table(found, limit)), flush=True)
     compared: Json = {"worse_points": given.worse_points, "figures": compare.record(found, limit)}
     write_json(plan.work / COMPARISON_FILE, compared)
     return compared
 
 
-def _held_back(data: Data, before: Data) -> Images:
-    """The outliers that the run before held back, without the reviewed ones that are calibrated on beside them: people
+def _held_back(data: Data, before: Data) -> compare.Flags:
+    """Which outliers the run before held back, without the reviewed ones that are calibrated on beside them: people
     have seen these because the old model refused them, so it would catch them all.
 
     They are known by their pixels: those of an array are files now.
@@ -196,16 +204,16 @@ def _held_back(data: Data, before: Data) -> Images:
         [key for start in range(0, len(seen), BLOCK_IMAGES) for key in pixel_keys(seen[start : start + BLOCK_IMAGES])]
         for seen in (now, then)
     )
-    return data.calibration_outliers[np.isin(keys, own)]
+    return np.isin(keys, own)
 
 
-def _strangers(plan: Plan, images: Images, pictures: Images) -> Images:
-    """The images of an OOD set that nobody has labelled meanwhile."""
+def _strangers(plan: Plan, pictures: Images) -> compare.Flags:
+    """Which images of an OOD set nobody has labelled meanwhile."""
     if not isinstance(pictures, Fitted):
-        return images
+        return np.ones(len(pictures), bool)
     taught = Choice.read(plan.work).parts
     ours = np.concatenate([taught[name].keys for name in SPLITS])
-    return images[~np.isin(pictures.keys, ours)]
+    return ~np.isin(pictures.keys, ours)
 
 
 def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:

@@ -23,7 +23,7 @@ from training.network import extractor, pretrained
 from training.network.extractor import Layout
 from training.network.onnx_graph import FEATURES, exported
 from training.network.preprocessing import BackboneError, Preprocessing, three
-from training.network.weights import fill
+from training.network.weights import DOWNLOADED, content_digest, fill
 
 ONNX_PREFIX = "onnx:"
 NMS = "{}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -201,7 +201,8 @@ def _from_timm(
     if weights is None:
         theirs = module.pretrained_cfg
         provenance |= {"licence": str(theirs.get("license") or "not stated by timm"),
-                       "weights": str(theirs.get("hf_hub_id") or theirs.get("url"))}  # fmt: skip
+                       "weights": str(theirs.get("hf_hub_id") or theirs.get("url")),
+                       DOWNLOADED: content_digest(module)}  # fmt: skip
     else:
         provenance |= fill(module, name, weights)
     if facts := pretrained.known(provenance.get("weights_sha256")):  # wherever the file lay

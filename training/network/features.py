@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.progress import Progress
+from training.data import mapped
 from training.data.processes import usable_cpus
 from training.network.looks import Chunk, Floats, Looks, Run, Source
 from training.network.preprocessing import Preprocessing
@@ -93,12 +94,12 @@ class FeatureCache:
         path = self.folder / f"{name}-{key}.npy"
         if len(images) == 0:
             return np.empty((0, count, self._size(images)), np.float32)
-        marks = path.with_suffix(".done")
-        if not path.is_file() or marks.is_file():
+        marks, shape = path.with_suffix(".done"), (len(images), count)
+        if marks.is_file() or not mapped.holds(path, shape):
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.with_suffix(".json").open("a") as alone:  # the lock goes with the process that holds it
                 _wait_for(alone, name)
-                if not path.is_file() or marks.is_file():
+                if marks.is_file() or not mapped.holds(path, shape):
                     self._compute(path, marks, images, count, key, made_from, name)
         found: Floats = np.load(path, mmap_mode="c")  # torch takes no read-only array; nothing is written back
         return found
@@ -112,10 +113,10 @@ class FeatureCache:
     ) -> None:
         """Fill the rows whose chunk is not marked; the marks go when all of them are."""
         chunks = -(-len(images) // CHUNK_IMAGES)
-        if not (path.is_file() and marks.is_file() and marks.stat().st_size == chunks):
+        begun = marks.is_file() and marks.stat().st_size == chunks
+        if not (begun and mapped.holds(path, (len(images), views))):
             marks.write_bytes(bytes(chunks))  # before the rows: a file without marks is a complete one
-            shape = (len(images), views, self._size(images))
-            np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+            mapped.created(path, np.float32, (len(images), views, self._size(images)))
             path.with_suffix(".json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")

@@ -21,6 +21,7 @@ from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
 from training.network.quantized import quantize
+from training.network.weights import DOWNLOADED
 
 CACHE_FOLDER = "features"
 QUANTIZATION_IMAGES = 192
@@ -202,7 +203,7 @@ def in_words(target: Input) -> str:
 
 def require_same(run: Path, recorded: Mapping[str, str], backbone: Backbone) -> None:
     """DataError when the backbone at hand, or how it is given images, is not what a run was trained on."""
-    known = [key for key in (EXTERNAL,) if key in recorded]  # an earlier version did not write it down
+    known = [key for key in (EXTERNAL, DOWNLOADED) if key in recorded]  # an earlier version did not write it down
     for key in ("backbone", "weights_sha256", *known, "layers", "input"):
         if recorded.get(key) != backbone.provenance.get(key):
             raise DataError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from service.contract.progress import Progress
+from training.data.mapped import created, holds
 from training.data.processes import usable_cpus
 from training.data.readers import DataError, Pixels
 from training.network.looks import Source
@@ -17,12 +18,12 @@ CHUNK_IMAGES = 64
 def written(images: Source, folder: Path) -> Pixels:
     """uint8 [N, H, W, 3] of N > 0 `images`, in a file of `folder` written the first time. DataError without room."""
     path = folder / f"sized-{images.fingerprint()[:16]}.npy"
-    if not path.exists():
+    shape = (len(images), *images[:1].shape[1:])
+    if not holds(path, shape):
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (len(images), *images[:1].shape[1:])
         _require_room(folder, int(np.prod(shape)))
         begun = path.with_suffix(".partial.npy")
-        rows = np.lib.format.open_memmap(begun, "w+", np.uint8, shape)
+        rows = created(begun, np.uint8, shape)
 
         def one(start: int) -> None:
             rows[start : start + CHUNK_IMAGES] = images[start : start + CHUNK_IMAGES]
@@ -32,7 +33,7 @@ def written(images: Source, folder: Path) -> Pixels:
             for _ in Progress(pool.map(one, starts), total=len(starts), desc="resize", unit="batch", disable=None):
                 pass
         rows.flush()
-        begun.rename(path)
+        begun.replace(path)
     mapped: Pixels = np.load(path, mmap_mode="c")
     return mapped
 

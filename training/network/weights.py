@@ -1,5 +1,6 @@
 """Files of weights: what is in them, and which tensor of a model each one is."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from service.contract.lines import one_line
 from training.network.preprocessing import BackboneError
 from training.network.pretrained import digest
 
+DOWNLOADED = "tensors_sha256"
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # under which training scripts save the weights
 
 
@@ -35,6 +37,15 @@ def fill(module: nn.Module, name: str, path: Path) -> dict[str, str]:
         "weights_sha256": digest(path),
         "tensors": f"{len(chosen)} of {len(given)} tensors of the file taken, matched {how}",
     }
+
+
+def content_digest(module: nn.Module) -> str:
+    """The sha256 of every tensor of `module` with its name: of weights that came in no file of ours."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -25,8 +25,19 @@ CHECKPOINT_FILE = "checkpoint.pt"
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write the checkpoint; a process killed while it writes leaves the previous one intact."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / CHECKPOINT_FILE) as temporary:
-        torch.save(state, temporary)
+    write(folder / CHECKPOINT_FILE, state)
+
+
+def write(path: Path, content: Any) -> None:
+    """A file of torch, whole or not at all. OSError with the system's reason, which torch hides behind its own."""
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(folder: Path) -> dict[str, Any]:

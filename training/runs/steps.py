@@ -1,6 +1,7 @@
 """What commands of several steps do alike: name the step, and run a single command whose print goes into a log."""
 
 import contextlib
+import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,24 @@ from typing import Protocol
 from training.runs import checkpoint
 from training.runs.files import LOG_FILE, RESULTS_FILE, with_suffix
 
+LOCK_FILE = ".lock"
+
 
 class Command(Protocol):
     def cli_cmd(self) -> None: ...
+
+
+@contextlib.contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Meanwhile no other process works in the folder `work`; ValueError where one does."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / LOCK_FILE).open("a") as file:  # the lock goes with the process that holds it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{work}: another process is at work there: wait until it has ended, or give another "
+                             "--work") from None  # fmt: skip
+        yield
 
 
 def step(text: str) -> None:

@@ -1,5 +1,6 @@
 """Photographs in folders: which files, of which class, in which part."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.training import tiny
-from training.data import folders, loading
+from training.data import decode, folders, loading, scan
 from training.data.readers import DataError
 
 
@@ -286,8 +287,6 @@ def photographs_by_scene(given):
 
 
 def test_the_cache_of_a_run_is_used_and_renewed(tree, tmp_path, monkeypatch):
-    from training.data import decode, scan
-
     looked = []
     monkeypatch.setattr(
         scan, "_look_at", lambda path, size, real=scan._look_at: (looked.append(path), real(path, size))[1]
@@ -302,6 +301,18 @@ def test_the_cache_of_a_run_is_used_and_renewed(tree, tmp_path, monkeypatch):
     monkeypatch.undo()
     third = loading.load(config(tree, calibration_fraction=0.3), cache=tmp_path / "cache")
     assert [1, 2, 3] in third.train.images[:, 0, 0].tolist()
+
+
+def test_a_file_that_is_changed_in_place_is_read_again_though_its_time_is_kept(tmp_path):
+    """As exiftool -P and rsync -t do it: the same name, size and time of change, another picture."""
+    file, cache = tmp_path / "one.bmp", tmp_path / "scan.npz"
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(file)
+    first, before = scan.scan([str(file)], cache=cache), file.stat()
+    Image.new("RGB", (9, 9), (3, 2, 1)).save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = scan.scan([str(file)], cache=cache)
+    assert again.keys.tolist() != first.keys.tolist()
+    assert again.small[0, 0, 0].tolist() == [3, 2, 1]
 
 
 def test_where_no_file_can_be_read_the_reasons_are_given(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -81,6 +82,7 @@ def test_columns_that_some_rows_lack(tmp_path):
         ("a.csv", "path,label\nx.png,ant\ny.png,  \n", r"row 2 has no label"),
         ("a.jsonl", '{"path": "x.png", "label": ["ant"]}\n', r"row 1 has the label \['ant'\], which is no text"),
         ("a.jsonl", '{"path": "x.png", "label": NaN}\n', r"row 1 has the label nan, which is no text"),
+        ("a.csv", "path,label,path\nx.png,ant,y.png\n", r"has two columns 'path': remove one"),
         ("a.jsonl", '{"path": {"bytes": ""}, "label": 1}\n', r"row 1 has the path {'bytes': ''}, which is no text"),
     ],
 )
@@ -121,3 +123,50 @@ def test_a_comma_at_the_end_of_a_row_is_no_field(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\na.png,ant,\nb.png,bee\n")
     train = lists.read_list(tmp_path / "list.csv").parts["train"]
     assert (train.classes, train.columns) == (("ant", "bee"), {})
+
+
+@pytest.mark.parametrize("suffix", lists.SUFFIXES)
+def test_names_of_columns_are_taken_in_any_letter_case(tmp_path, suffix):
+    rows = [{" Path": r["path"], "LABEL": r["label"], "Split ": r["split"], "Visit": r["visit"]} for r in ROWS]
+    parts = lists.read_list(write(tmp_path / f"list{suffix}", rows)).parts
+    assert {part: len(listing.paths) for part, listing in parts.items()} == {"train": 3, "val": 1, "test": 1}
+    assert parts["train"].columns == {"Visit": ["v1", "v1", "v2"]}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_whole_numbers_stay_whole_where_pandas_makes_floats_of_them(tmp_path, suffix):
+    rows = [{"path": "a", "label": 1.0, "day": 7.0}, {"path": "b", "label": 2.5, "day": float("nan")},
+            {"path": "c", "label": 1.0}, {"path": "d", "label": float("nan"), "kind": "outlier"}]  # fmt: skip
+    path = write(tmp_path / f"list{suffix}", [{"kind": "label", "day": None} | row for row in rows])
+    train = lists.read_list(path).parts["train"]
+    assert train.classes == ("1", "2.5")
+    assert train.columns["day"] == ["7", "", ""]  # an image without a group stands alone
+    assert lists.outliers(path) == [str(tmp_path / "d")]
+
+
+def test_blanks_are_no_group(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,visit\na,ant,  \nb,ant, v1 \nc,bee\n")
+    assert lists.read_list(tmp_path / "list.csv").parts["train"].columns == {"visit": ["", "v1", ""]}
+
+
+def test_an_image_that_is_listed_again_counts_once(tmp_path, monkeypatch):
+    paths = ["a.png", "a.png", "./a.png", str(tmp_path / "a.png"), "b.png", "b.png"]
+    rows = [{"path": path, "label": "bee" if path == "b.png" else "ant", "visit": str(i)}
+            for i, path in enumerate(paths)]  # fmt: skip
+    rows[-1]["label"] = "ant"  # two labels of an image are said later
+    found = lists.read_list(write(tmp_path / "list.csv", rows))
+    assert found.parts["train"].classes == ("ant", "bee")
+    assert found.parts["train"].counts.tolist() == [2, 1]
+    assert found.parts["train"].columns == {"visit": ["0", "4", "5"]}
+    assert any("3 rows name an image of a class and a split once more" in note for note in found.notes)
+    monkeypatch.chdir(tmp_path)
+    assert lists.read_list(Path("list.csv")).parts["train"].counts.tolist() == [2, 1]
+
+
+def test_paths_as_windows_writes_them(tmp_path):
+    (tmp_path / "shelf").mkdir()
+    for name in ("shelf/1.png", "od\\d.png"):
+        (tmp_path / name).touch()
+    rows = [{"path": path, "label": "ant"} for path in ("shelf\\1.png", "od\\d.png", "shelf/1.png")]
+    train = lists.read_list(write(tmp_path / "list.csv", rows)).parts["train"]
+    assert train.paths == [f"{tmp_path}/shelf/1.png", f"{tmp_path}/od\\d.png"]

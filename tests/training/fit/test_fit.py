@@ -28,6 +28,7 @@ from training.fit import steps
 from training.fit.begun import PLAN_FILE
 from training.runs.checkpoint import CHECKPOINT_FILE
 from training.runs.files import CALIBRATION_FILE
+from training.runs.steps import alone_in
 
 COUNTS = {"apple": 30, "plum": 12, "kiwi": 6}
 COLOURS = {"apple": (200, 40, 40), "plum": (90, 40, 160), "kiwi": (90, 170, 50), "sky": (120, 180, 250)}
@@ -278,6 +279,16 @@ def test_few_images_hold_the_level_that_they_can(
     shutil.rmtree(tmp_path / "work")
     printed = fit(capsys, tmp_path / "few", *arguments)
     assert "no image can be held back to calibrate on: the largest class has 4 images, of which 5" in printed
+    assert not (tmp_path / "work" / PLAN_FILE).exists()
+
+
+def test_two_at_once_do_not_write_into_one_folder(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second failed at the end, on the bundle of the first, or took its half of an export away."""
+    with alone_in(tmp_path / "work"):
+        said = fit(capsys, photos, *arguments, "--heads", "msp")
+    assert said.startswith(f"error: {tmp_path / 'work'}: another process is at work there: wait until it has ended")
     assert not (tmp_path / "work" / PLAN_FILE).exists()
 
 

@@ -1,5 +1,6 @@
 """`tailguard learn`: a run learns a new class, more of its tail and outliers; refused, killed and gone on with."""
 
+import json
 import os
 import random
 import shutil
@@ -12,15 +13,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.contract import bundle
+from service.contract.keys import content_key
 from tests import live
 from tests.training import tiny
 from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
-from training.learn import reviewed, steps
+from training.learn import compare, reviewed, steps
 from training.network import features
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE
@@ -122,15 +125,22 @@ def test_no_image_of_the_run_is_learned_or_compared_on_twice(
     shutil.copy(shop / "train" / "plum" / "00.png", added / "train" / "kiwi" / "was-a-plum.png")
     near = fruit.photograph("kiwi", 2500)  # the test image 00 once more, in another file
     near.save(added / "train" / "kiwi" / "near.webp", quality=95)
+    fruit.photograph("kiwi", 2501).save(added / "train" / "kiwi" / "test-01.bmp")  # the very pixels, in another file
     shutil.copy(added / "train" / "lime" / "00.png", added / "train" / "lime" / "twice.png")
     (added / "outliers").mkdir()
     shutil.copy(added / "train" / "lime" / "01.png", added / "outliers" / "torn.png")
     shutil.copy(taught / "junk" / "00.png", added / "train" / "lime" / "was-junk.png")
+    junk = Choice.read(taught / "run").parts
+    for side, name in (("calibration_outliers", "held"), ("outliers", "trained")):
+        own = [i for i in range(24) if content_key((taught / "junk" / f"{i:02}.png").read_bytes()) in junk[side].keys]
+        fruit.photograph("sky", 8000 + own[-1]).save(added / "outliers" / f"{name}.webp", quality=95)
     (added / "train" / "empty").mkdir()
     printed = learn(capsys, taught, tmp_path, added=added)
     for said in ("left out 2 images that the run has already", "left out 1 images that the run has under another label",
-                 "left out 1 near duplicates of calibration or test images", "left out 1 images that have two labels",
-                 "1 outliers of the run are of a class now", "left out 1 classes without images (empty)"):  # fmt: skip
+                 "left out 2 near duplicates of calibration or test images",
+                 "left out 1 near duplicates of outliers that the run holds back",
+                 "left out 1 images that have two labels", "1 outliers of the run are of a class now",
+                 "left out 1 classes without images (empty)"):  # fmt: skip
         assert said in printed
     before, after = Choice.read(taught / "run").parts, Choice.read(tmp_path / "work").parts
     for side in ("calibration", "test"):
@@ -140,7 +150,8 @@ def test_no_image_of_the_run_is_learned_or_compared_on_twice(
         assert {name for key, name in new.items() if key not in old} <= {"lime"}
     sides = [set(after[name].keys.tolist()) for name in after]
     assert sum(map(len, sides)) == len(set.union(*sides))
-    assert len(after["outliers"].keys) + len(after["calibration_outliers"].keys) == 23
+    # less one, which is a lime now, and one of the trained ones once more
+    assert len(after["outliers"].keys) + len(after["calibration_outliers"].keys) == 24
 
 
 def test_what_became_worse_is_named_and_not_exported(
@@ -158,6 +169,24 @@ def test_what_became_worse_is_named_and_not_exported(
     assert "4 classes" in learn(capsys, taught, tmp_path, "--allow-worse", added=added)
     card = (tmp_path / "models" / "shop" / "1" / "CARD.md").read_text()
     assert "accuracy, test images (became worse)" in card
+
+
+def test_unfit_images_count_as_refused_as_they_are_in_service(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(taught / "run", root / "run")
+    commands.main(["calibrate", str(root / "run"), "--score", "energy|msp"])
+    (tmp_path / "night").mkdir()
+    for i in range(8):
+        Image.new("RGB", (48, 40), (i, 0, 0)).save(tmp_path / "night" / f"{i}.png")
+    accepted = SimpleNamespace(rejected=lambda scores, *_: np.zeros(len(scores), bool))
+    monkeypatch.setattr(compare, "calibrate", accepted)  # whatever they score
+    learn(capsys, root, tmp_path, "--ood", tmp_path / "night", added=taught / "export")
+    figures = json.loads((tmp_path / "work" / "comparison.json").read_text())["figures"]
+    night = next(f for f in figures if f["name"] == "caught, night")
+    assert (night["images"], night["old"], night["new"]) == (8, 1, 1)
+    assert next(f for f in figures if f["name"] == "refused, test images")["old"] == 0
 
 
 def test_one_image_and_outliers_alone(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +236,8 @@ def test_what_cannot_be_learned_from_is_refused(
     assert "'ｋｉｗｉ' is another spelling of 'kiwi'" in refused("wide", {"ｋｉｗｉ": "kiwi"})
     assert "'sea_lime' is another spelling" in refused("both", {"sea lime": "lime", "sea_lime": "lime"})
     assert "into outliers/" in refused("outlier", {"outlier": "sky"})
+    inside = learn(capsys, taught, tmp_path / "case" / "train", added=tmp_path / "case")
+    assert f"--out {tmp_path / 'case' / 'train' / 'models'} lies in" in inside
     (tmp_path / "nothing").mkdir()
     assert "holds no labelled image" in learn(capsys, taught, tmp_path, added=tmp_path / "nothing")
     assert "is missing" in learn(capsys, taught, tmp_path, added=tmp_path / "gone")

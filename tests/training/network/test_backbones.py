@@ -14,7 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from training.network import backbones
+from training.data.readers import DataError
+from training.network import backbones, frozen
 from training.network.preprocessing import BackboneError, Preprocessing
 
 SIZE = 64
@@ -77,6 +78,31 @@ def test_features_are_those_of_the_model_in_the_file(timm_module: Any, tmp_path:
     assert backbone.provenance["weights"] == path.name
     assert "by name" in backbone.provenance["tensors"]
     assert backbone.provenance["licence"] == "not stated by the file"  # timm's entry is on other weights
+
+
+def test_weights_that_timm_downloads_are_known_by_their_tensors(
+    timm_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub may give others under the same name next year: a head would be put on features that it never saw."""
+    create = timm_module.create_model
+
+    def downloaded(seed: int) -> dict[str, str]:
+        def made(name: str, *, pretrained: bool, **options: Any) -> torch.nn.Module:
+            assert pretrained
+            torch.manual_seed(seed)
+            model: torch.nn.Module = create(name, pretrained=False, **options)
+            return model
+
+        monkeypatch.setattr(timm_module, "create_model", made)
+        return backbones.load("test_resnet").provenance
+
+    first, again, other = downloaded(0), downloaded(0), downloaded(1)
+    assert len(first["tensors_sha256"]) == 64
+    assert first == again != other
+    after = backbones.Backbone("test_resnet", Preprocessing(8, (0, 0, 0), (1, 1, 1)), 1, None, other)
+    with pytest.raises(DataError, match="was trained on tensors_sha256"):
+        frozen.require_same(tmp_path, first, after)
+    frozen.require_same(tmp_path, {k: v for k, v in first.items() if k != "tensors_sha256"}, after)  # an earlier run
 
 
 def test_names_of_another_library_are_matched_by_order(timm_module: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """training/network/features.py: the cache is right, resumes, and never gives the features of other images."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[:, 0], expected(images.pixels), rtol=1e-5)
     assert images.asked - before < len(images)  # some chunks were kept
     assert images.asked - before >= len(images) - before  # and every other one was computed
+
+
+def test_a_file_that_was_cut_off_is_computed_again(tmp_path: Path) -> None:
+    images = Images(70)
+    one = np.array(cache(tmp_path).features("train", images))
+    (path,) = tmp_path.glob("*.npy")
+    for size in (path.stat().st_size - 1, 128, 50, 0):
+        os.truncate(path, size)
+        np.testing.assert_array_equal(one, cache(tmp_path).features("train", images))
+        assert not list(tmp_path.glob("*.done"))
 
 
 @pytest.mark.parametrize("what", ["images", "graph", "preprocessing", "views", "mirror"])

@@ -2,11 +2,13 @@
 
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
+import torch
 
-from training.runs import files
+from training.runs import checkpoint, files
 
 
 def test_jsonable_converts_numpy_numbers_and_nan():
@@ -24,3 +26,17 @@ def test_nan_is_refused_and_the_old_file_stays(tmp_path):
         files.write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path):
+    """torch makes a RuntimeError of it, "unexpected pos", which ended a run in a traceback."""
+    checkpoint.save(tmp_path, {"epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path, {"epoch": 2, "network": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.load(tmp_path) == {"epoch": 1}
+    assert len(list(tmp_path.iterdir())) == 1

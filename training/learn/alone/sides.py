@@ -49,7 +49,7 @@ def sided(found: Reviewed, manifest: Manifest, share: float, where: Path, notes:
         side[mine] = np.where(given == "", free, given)
     outside = np.flatnonzero(found.outliers)
     unit[outside] = found.keys[outside]
-    side[outside] = of_outliers(found, share, 0.0)[outside]
+    side[outside] = of_outliers(None, found, share, 0.0)[outside]
     made = Sided(found, side, unit)
     side[side == CALIBRATION] = TRAIN
     _require(made, manifest, where, notes)
