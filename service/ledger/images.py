@@ -68,10 +68,10 @@ class KeptImages:
         now = time.time()
         return [row[0] for key in dict.fromkeys(keys) for row in self._database.fetch(LEAVE, (now, key))]
 
-    def trim(self, max_bytes: int, max_age_s: float) -> list[str]:
-        """Have some of the files that are too old leave, and of the oldest while there are too many bytes; those with a
-        label last, since a model may learn from them. Their rows lose them."""
-        leaving = dict(self._oldest("1 = 1", time.time() - max_age_s))
+    def trim(self, max_bytes: int, before: float) -> list[str]:
+        """Have some of the files from `before` that time leave, and of the oldest while there are too many bytes; those
+        with a label last, since a model may learn from them. Their rows lose them."""
+        leaving = dict(self._oldest("1 = 1", before))
         excess = self.size_bytes() - max_bytes - sum(leaving.values())
         for which in (f"NOT {LABELLED}", LABELLED):
             found = self._oldest(which, math.inf) if excess > 0 else []

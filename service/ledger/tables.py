@@ -118,21 +118,21 @@ class Tables:
         """Of the tables as the database stores them."""
         return self._database.size_bytes(schema.TABLE_NAMES)
 
-    def trim(self, max_rows: int, max_age_s: float, max_bytes: int) -> tuple[int, list[str]]:
+    def trim(self, max_rows: int, before: float, max_bytes: int) -> tuple[int, list[str]]:
         """Delete, with feedback, at most CHUNK_ROWS of the oldest rows beyond a limit, never the newest; how many,
         and the keys of the files to which no row refers any more.
 
-        `max_bytes` counts schema.ROW_BYTES a row and its embedding, and images that earlier versions kept in the rows:
-        the database gives the room of deleted rows to new ones.
+        Rows go in the order in which they came: one from `before` that time stays while one that came earlier is
+        younger, as it has its time from a clock that was wrong. `max_bytes` counts schema.ROW_BYTES a row and its
+        embedding, and images that earlier versions kept in the rows: the database gives the room of deleted rows to
+        new ones.
         """
         oldest, newest = self._database.fetch(ENDS)[0]
         if oldest is None:
             return 0, []
         end = min(oldest + CHUNK_ROWS, newest) - 1  # the newest stays: SQLite would give its number again
-        aged = self._database.fetch(
-            "SELECT max(row) FROM decisions WHERE row <= ? AND time < ?", (end, time.time() - max_age_s)
-        )[0][0]
-        last = max(min(end, newest - max_rows), -1 if aged is None else aged)
+        young = self._database.fetch("SELECT min(row) FROM decisions WHERE row <= ? AND time >= ?", (end, before))[0][0]
+        last = max(min(end, newest - max_rows), end if young is None else young - 1)
         excess = self._database.fetch("SELECT bytes FROM ledger")[0][0] - max_bytes
         if excess > 0:
             last = max(last, self._last_of(excess, end))
@@ -150,10 +150,10 @@ class Tables:
             leaving = self.images.release([row[0] for row in keys])
         return int(last - oldest + 1), leaving
 
-    def trim_images(self, max_bytes: int, max_age_s: float) -> list[str]:
+    def trim_images(self, max_bytes: int, before: float) -> list[str]:
         """Have the oldest files beyond the limits leave; see KeptImages.trim."""
         with self._database.transaction():
-            return self.images.trim(max_bytes, max_age_s)
+            return self.images.trim(max_bytes, before)
 
     def stale_images(self) -> Stale:
         """See KeptImages.stale."""

@@ -12,6 +12,7 @@ from service.contract.bundle import Manifest
 from service.contract.lines import one_line
 from service.errors import NotReady
 from service.ledger.audit import AuditKey
+from service.ledger.clock import DAY_S, Clock
 from service.ledger.database import MEMORY, connect
 from service.ledger.keeper import Keeper
 from service.ledger.queue import UNAVAILABLE, Queue, settle
@@ -26,7 +27,6 @@ TICK_S = 10.0  # between looks at retention, sizes and what other replicas have 
 RETRY_S = 1.0  # after a failed attempt
 LAST_RETRY_S = 0.1  # the same while the process ends
 AUDIT_TIMES = 20
-DAY_S = 86_400.0
 
 OnFeedback = Callable[[FeedbackRecord, int], None]
 
@@ -66,6 +66,7 @@ class Worker:
         self._tallies: dict[ModelKey, Tally] = {}
         self._tables: Tables | None = None
         self._looked_at = -TICK_S
+        self._clock = Clock()
         self._store_bytes = 0  # as of the last look, with what came since
         self._audited: dict[ModelKey, Counter[AuditKey]] = {}  # replaced as a whole
         self._audit_due = 0.0
@@ -137,7 +138,9 @@ class Worker:
         if self._failing:
             self._failing = False
             log.info("the ledger works again", rows_waiting=len(self._queue))
-        trimmed, leaving = self._tables.trim(self._limits.rows, self._limits.age_s, self._limits.bytes)
+        trimmed, leaving = self._tables.trim(
+            self._limits.rows, self._clock.now() - self._limits.age_s, self._limits.bytes
+        )
         self._delete(leaving)
         if time.monotonic() - self._looked_at >= TICK_S or self._store_bytes > self._limits.store_bytes:
             self._look(self._tables)
@@ -145,7 +148,7 @@ class Worker:
 
     def _look(self, tables: Tables) -> None:
         """At what changes without this process, or slowly."""
-        self._delete(tables.trim_images(self._limits.store_bytes, self._limits.store_age_s))
+        self._delete(tables.trim_images(self._limits.store_bytes, self._clock.now() - self._limits.store_age_s))
         if self._keeper is not None:
             stale = tables.stale_images()
             self._keeper.look_for(stale.arriving)

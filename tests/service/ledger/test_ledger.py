@@ -21,6 +21,7 @@ from service.contract.decision import Verdict
 from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, SettingsError
 from service.ledger import database as ledger_database
 from service.ledger import queue, work
+from service.ledger.clock import Clock
 from service.ledger.database import MEMORY, SQLITE_MAGIC, Database, Sqlite, check, connect
 from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
@@ -249,6 +250,38 @@ def test_retention_by_age(where: str, manifest: bundle.Manifest) -> None:
         until(lambda: kept.rows("written") == 2500)
         until(lambda: read(where, "SELECT count(*) FROM decisions") == [(300,)])
     assert read(where, "SELECT min(time) FROM decisions") == [(pytest.approx(now - 6 * day_s),)]
+
+
+def test_a_row_of_a_wrong_clock_takes_no_younger_one_with_it(where: str, manifest: bundle.Manifest) -> None:
+    """A small computer without a battery is in 1970 until it has the time from the network."""
+    now = time.time()
+    with Kept(where, ledger_max_age_days=7) as kept:
+        for i, at in enumerate([now - 9 * 86_400, now - 60, 12.0, now - 50, 13.0, now]):
+            kept.ledger.record(entry(manifest, str(i), time=at))
+        until(lambda: kept.rows("written") == 6)
+        until(lambda: read(where, "SELECT min(row) FROM decisions") == [(2,)])
+        kept.ledger.record(entry(manifest, "last", time=now))  # another look
+        until(lambda: kept.rows("written") == 7)
+    assert read(where, "SELECT time FROM decisions ORDER BY row") == [
+        (pytest.approx(at),) for at in (now - 60, 12.0, now - 50, 13.0, now, now)
+    ]
+
+
+def test_a_clock_that_is_set_forward_deletes_nothing(
+    where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = [time.time()]
+    monkeypatch.setattr(work, "Clock", lambda: Clock(lambda: wall[0], lambda: 0.0))
+    with Kept(where, ledger_max_age_days=7) as kept:
+        kept.ledger.record(entry(manifest, "before", time=wall[0]))
+        until(lambda: kept.rows("written") == 1)
+        wall[0] += 100 * 86_400
+        kept.ledger.record(entry(manifest, "meanwhile", time=wall[0]))
+        until(lambda: kept.rows("written") == 2)
+        wall[0] -= 100 * 86_400
+        kept.ledger.record(entry(manifest, "after", time=wall[0]))
+        until(lambda: kept.rows("written") == 3)
+    assert read(where, "SELECT request_id FROM decisions ORDER BY row") == [("before",), ("meanwhile",), ("after",)]
 
 
 def test_a_row_number_is_given_once(where: str, manifest: bundle.Manifest) -> None:
