@@ -5,17 +5,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any
 
 from service.contract.bundle import Manifest
 from service.errors import TailGuardError
-from service.ledger import schema
+from service.ledger import retention, schema
 from service.ledger.audit import AuditKey
 from service.ledger.database import Database
 from service.ledger.forgetting import forget
 from service.ledger.images import KeptImages, Stale
 from service.ledger.labels import Labeller
+from service.ledger.retention import ADD_BYTES, ENDS
 from service.ledger.rows import (
     Asking,
     Entry,
@@ -32,7 +33,6 @@ from service.ledger.rows import (
 )
 from service.ledger.store import key_of as store_key
 
-CHUNK_ROWS = 1000  # per transaction, so that nobody waits long for one to end
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
     decision, score, threshold, p_value, scores, api_key, client_id, by_deployment,
     image_key, embedding, sampled, sample_rate, keep_probability, reason, node)
@@ -41,14 +41,10 @@ COUNT = """INSERT INTO tallies VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (mode
     by_deployment, label, decision, truth) DO UPDATE SET images = tallies.images + excluded.images"""
 COUNT_REFUSAL = """INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, operating_point, scope,
     by_deployment, class_group, reason) DO UPDATE SET images = refusals.images + excluded.images"""
-ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions)"  # each from an end of the index
-SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 0) FROM decisions
-    WHERE row <= ? ORDER BY row"""
 AUDIT = """SELECT d.model, d.sample_rate, d.operating_point, d.scope, d.by_deployment, d.label, d.decision, f.kind,
     COALESCE(f.label, ''), count(*) FROM decisions d LEFT JOIN feedback f
     ON f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = d.row)
     WHERE d.sampled = 1 GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9"""
-ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
 class Tables:
@@ -119,36 +115,12 @@ class Tables:
         return self._database.size_bytes(schema.TABLE_NAMES)
 
     def trim(self, max_rows: int, before: float, max_bytes: int) -> tuple[int, list[str]]:
-        """Delete, with feedback, at most CHUNK_ROWS of the oldest rows beyond a limit, never the newest; how many,
-        and the keys of the files to which no row refers any more.
+        """See retention.trim."""
+        return retention.trim(self._database, self.images, max_rows, before, max_bytes)
 
-        Rows go in the order in which they came: one from `before` that time stays while one that came earlier is
-        younger, as it has its time from a clock that was wrong. `max_bytes` counts schema.ROW_BYTES a row and its
-        embedding, and images that earlier versions kept in the rows: the database gives the room of deleted rows to
-        new ones.
-        """
-        oldest, newest = self._database.fetch(ENDS)[0]
-        if oldest is None:
-            return 0, []
-        end = min(oldest + CHUNK_ROWS, newest) - 1  # the newest stays: SQLite would give its number again
-        young = self._database.fetch("SELECT min(row) FROM decisions WHERE row <= ? AND time >= ?", (end, before))[0][0]
-        last = max(min(end, newest - max_rows), end if young is None else young - 1)
-        excess = self._database.fetch("SELECT bytes FROM ledger")[0][0] - max_bytes
-        if excess > 0:
-            last = max(last, self._last_of(excess, end))
-        if last < oldest:
-            return 0, []
-        with self._database.transaction():
-            keys = self._database.fetch(
-                "SELECT image_key FROM decisions WHERE row <= ? AND image_key IS NOT NULL", (last,)
-            )
-            freed = sum(schema.ROW_BYTES + size for _, size in self._database.fetch(SIZES, (last,)))
-            for table in ("feedback", "review_groups"):
-                self._database.execute(f"DELETE FROM {table} WHERE decision_row <= ?", (last,))
-            self._database.execute("DELETE FROM decisions WHERE row <= ?", (last,))
-            self._database.execute(ADD_BYTES, (-freed,))
-            leaving = self.images.release([row[0] for row in keys])
-        return int(last - oldest + 1), leaving
+    def newest(self, before: float) -> float | None:
+        """See retention.newest."""
+        return retention.newest(self._database, before)
 
     def trim_images(self, max_bytes: int, before: float) -> list[str]:
         """Have the oldest files beyond the limits leave; see KeptImages.trim."""
@@ -166,12 +138,6 @@ class Tables:
 
     def close(self) -> None:
         self._database.close()
-
-    def _last_of(self, excess: int, end: int) -> int:
-        """The last of the oldest rows, up to `end`, that together take `excess` bytes."""
-        rows = self._database.fetch(SIZES, (end,))
-        taken = accumulate(schema.ROW_BYTES + size for _, size in rows)
-        return next((row for (row, _), total in zip(rows, taken, strict=True) if total >= excess), end)
 
     def _append(self, entries: Iterable[Entry], written: Written) -> None:
         rows: list[tuple[Any, ...]] = []

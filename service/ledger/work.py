@@ -16,8 +16,9 @@ from service.ledger.clock import DAY_S, Clock
 from service.ledger.database import MEMORY, connect
 from service.ledger.keeper import Keeper
 from service.ledger.queue import UNAVAILABLE, Queue, settle
+from service.ledger.retention import CHUNK_ROWS
 from service.ledger.rows import Entry, FeedbackRecord, Item, ModelKey, StoreNews, Tally, Written, key_of
-from service.ledger.tables import CHUNK_ROWS, Tables
+from service.ledger.tables import Tables
 from service.observe.metrics import Metrics
 from service.settings import Settings
 
@@ -129,6 +130,7 @@ class Worker:
         self._batch += self._queue.take(CHUNK_ROWS - len(self._batch))
         if self._tables is None:
             self._tables = _opened(self._where)
+            self._clock.begin(self._tables.newest)
             if self._keeper is not None:
                 self._keeper.serve(self._tables.ledger_id())
         if self._batch:

@@ -21,8 +21,8 @@ from service.contract.decision import Decision, Verdict
 from service.ledger import schema
 from service.ledger.database import connect
 from service.ledger.queue import QUEUE_ROWS
+from service.ledger.retention import ENDS
 from service.ledger.rows import Entry
-from service.ledger.tables import ENDS
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
 from service.settings import Settings

@@ -60,5 +60,24 @@ def test_set_back_it_goes_back() -> None:
     assert clocks.after(10, set_by=500 * DAY_S) == 20 - 500 * DAY_S
 
 
+@pytest.mark.parametrize("days", [1.5, 29])
+def test_a_service_that_stood_still_for_some_days_has_the_right_time(days: float) -> None:
+    clocks = Clocks()
+    clocks.clock.begin(lambda before: before - (days - 1) * DAY_S)
+    assert clocks.after(10) == 10
+    clocks.clock.begin(lambda before: before - 100 * DAY_S)  # of a ledger that was opened again
+    assert clocks.after(10) == 20
+
+
+def test_wrong_from_the_start_it_waits_a_day() -> None:
+    """A computer whose clock is in 2099 until the network sets it, and a service that starts with the system."""
+    clocks = Clocks()
+    clocks.clock.begin(lambda before: before - 99 * DAY_S)
+    with capture_logs() as logs:
+        assert clocks.after(10) == 10 - 100 * DAY_S
+        assert clocks.after(DAY_S) == DAY_S + 10
+    assert [log["days"] for log in logs] == [100]
+
+
 def test_the_real_one() -> None:
     assert Clock().now() == pytest.approx(time.time(), abs=1)

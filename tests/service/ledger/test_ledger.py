@@ -284,6 +284,20 @@ def test_a_clock_that_is_set_forward_deletes_nothing(
     assert read(where, "SELECT request_id FROM decisions ORDER BY row") == [("before",), ("meanwhile",), ("after",)]
 
 
+def test_a_clock_that_is_wrong_at_the_start_deletes_nothing(
+    where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it after another start, by when there are rows of the same clock."""
+    wall = [time.time()]
+    monkeypatch.setattr(work, "Clock", lambda: Clock(lambda: wall[0], lambda: 0.0))
+    for name, ahead in (("right", 0.0), ("wrong", 700 * 86_400), ("again", 3600)):
+        wall[0] += ahead
+        with Kept(where, ledger_max_age_days=7) as kept:
+            kept.ledger.record(entry(manifest, name, time=wall[0]))
+            until(lambda kept=kept: kept.rows("written") == 1)  # type: ignore[misc]
+    assert read(where, "SELECT request_id FROM decisions ORDER BY row") == [("right",), ("wrong",), ("again",)]
+
+
 def test_a_row_number_is_given_once(where: str, manifest: bundle.Manifest) -> None:
     """When all rows had gone SQLite began again at 1, which whoever had read up to 50 never saw."""
     with Kept(where, ledger_max_age_days=7) as kept:
