@@ -3,6 +3,7 @@
 from itertools import accumulate
 
 from service.ledger import schema
+from service.ledger.clock import DAY_S
 from service.ledger.database import Database
 from service.ledger.images import KeptImages
 
@@ -11,15 +12,19 @@ ENDS = "SELECT (SELECT min(row) FROM decisions), (SELECT max(row) FROM decisions
 SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 0) FROM decisions
     WHERE row <= ? ORDER BY row"""
 NEWEST = """SELECT max(time) FROM (SELECT time FROM decisions WHERE time < ? ORDER BY row DESC LIMIT 1000) AS latest"""
+TIMES = "SELECT row, time FROM decisions WHERE row <= ? ORDER BY row LIMIT ?"
 ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
-def trim(database: Database, images: KeptImages, max_rows: int, before: float, max_bytes: int) -> tuple[int, list[str]]:
+def trim(
+    database: Database, images: KeptImages, max_rows: int, before: float, max_bytes: int, now: float
+) -> tuple[int, list[str]]:
     """Delete, with feedback, at most CHUNK_ROWS of the oldest rows beyond a limit, never the newest; how many,
     and the keys of the files to which no row refers any more.
 
     Rows go in the order in which they came: one from `before` that time stays while one that came earlier is
-    younger, as it has its time from a clock that was wrong. `max_bytes` counts schema.ROW_BYTES a row and its
+    younger, as it has its time from a clock that was wrong; so has one from after `now`, which goes with the old ones
+    around it. `max_bytes` counts schema.ROW_BYTES a row and its
     embedding, and images that earlier versions kept in the rows: the database gives the room of deleted rows to
     new ones.
     """
@@ -27,8 +32,7 @@ def trim(database: Database, images: KeptImages, max_rows: int, before: float, m
     if oldest is None:
         return 0, []
     end = min(oldest + CHUNK_ROWS, newest) - 1  # the newest stays: SQLite would give its number again
-    young = database.fetch("SELECT min(row) FROM decisions WHERE row <= ? AND time >= ?", (end, before))[0][0]
-    last = max(min(end, newest - max_rows), end if young is None else young - 1)
+    last = max(min(end, newest - max_rows), _last_aged(database, before, now + DAY_S, end))
     excess = database.fetch("SELECT bytes FROM ledger")[0][0] - max_bytes
     if excess > 0:
         last = max(last, _last_of(database, excess, end))
@@ -49,6 +53,24 @@ def newest(database: Database, before: float) -> float | None:
     """The newest time before that one, of the rows that came last; None where there is none."""
     found: float | None = database.fetch(NEWEST, (before,))[0][0]
     return found
+
+
+def _last_aged(database: Database, before: float, ahead: float, end: int) -> int:
+    """The last of the oldest rows, up to `end`, from `before` that time, before the first that is younger; 0: none.
+
+    Rows from after `ahead` are left out of account while the old ones are more: else it is `ahead` that is wrong.
+    """
+    last = old = later = 0
+    first = database.fetch(TIMES, (end, 1))
+    if first and before <= first[0][1] <= ahead:
+        return 0  # as nearly always
+    for row, time in database.fetch(TIMES, (end, CHUNK_ROWS)):
+        if before <= time <= ahead:
+            break
+        old, later = old + (time < before), later + (time > ahead)
+        if time < before and old > later:
+            last = int(row)
+    return last
 
 
 def _last_of(database: Database, excess: int, end: int) -> int:

@@ -114,9 +114,9 @@ class Tables:
         """Of the tables as the database stores them."""
         return self._database.size_bytes(schema.TABLE_NAMES)
 
-    def trim(self, max_rows: int, before: float, max_bytes: int) -> tuple[int, list[str]]:
+    def trim(self, max_rows: int, before: float, max_bytes: int, now: float) -> tuple[int, list[str]]:
         """See retention.trim."""
-        return retention.trim(self._database, self.images, max_rows, before, max_bytes)
+        return retention.trim(self._database, self.images, max_rows, before, max_bytes, now)
 
     def newest(self, before: float) -> float | None:
         """See retention.newest."""

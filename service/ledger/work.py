@@ -140,9 +140,8 @@ class Worker:
         if self._failing:
             self._failing = False
             log.info("the ledger works again", rows_waiting=len(self._queue))
-        trimmed, leaving = self._tables.trim(
-            self._limits.rows, self._clock.now() - self._limits.age_s, self._limits.bytes
-        )
+        limits, now = self._limits, self._clock.now()
+        trimmed, leaving = self._tables.trim(limits.rows, now - limits.age_s, limits.bytes, now)
         self._delete(leaving)
         if time.monotonic() - self._looked_at >= TICK_S or self._store_bytes > self._limits.store_bytes:
             self._look(self._tables)

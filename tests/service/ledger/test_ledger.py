@@ -267,6 +267,27 @@ def test_a_row_of_a_wrong_clock_takes_no_younger_one_with_it(where: str, manifes
     ]
 
 
+DAYS_AHEAD = [
+    ([900, -9, -8, -1, 0], [-1, 0]),  # written while the clock was wrong: nothing after it ever grew old
+    ([-9, 900, -8, -8, -1, 900, -9, 0], [-1, 900, -9, 0]),
+    ([900, 900, -9, 0], [900, 900, -9, 0]),  # what is wrong may be the clock by which the others are old
+]
+
+
+@pytest.mark.parametrize(("days", "left"), DAYS_AHEAD)
+def test_a_row_of_the_future_keeps_no_old_one(
+    where: str, manifest: bundle.Manifest, days: list[int], left: list[int]
+) -> None:
+    now = time.time()
+    with Kept(where, ledger_max_age_days=7) as kept:
+        for i, day in enumerate(days):
+            kept.ledger.record(entry(manifest, str(i), time=now + day * 86_400))
+        until(lambda: kept.rows("written") == len(days))
+        for i in range(3):  # another look
+            kept.label(str(len(days) - 1), 0, ("red", "outlier")[i % 2])
+    assert [round((at - now) / 86_400) for (at,) in read(where, "SELECT time FROM decisions ORDER BY row")] == left
+
+
 def test_a_clock_that_is_set_forward_deletes_nothing(
     where: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
