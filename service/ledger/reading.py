@@ -23,7 +23,7 @@ CHUNK_ROWS = 1000
 SELECT = """SELECT d.row, d.time, d.request_id, d.position, m.name, m.version, m.sha256, d.operating_point, d.scope,
     d.by_deployment, d.label, d.class_group, d.decision, d.score, d.threshold, d.p_value, d.scores, d.api_key,
     d.image_key, d.embedding, d.sample_rate, d.keep_probability, d.reason, d.node,
-    f.kind, f.label, f.source, f.group_id, f.api_key, f.time
+    f.kind, f.label, f.source, f.group_id, f.api_key, f.time, f.row
     FROM decisions d JOIN models m ON m.model = d.model LEFT JOIN feedback f
     ON f.row = (SELECT max(l.row) FROM feedback l WHERE l.decision_row = d.row) """
 KEPT = SELECT + "WHERE d.row > ? AND d.keep_probability IS NOT NULL ORDER BY d.row LIMIT ?"
@@ -42,6 +42,7 @@ class Label(NamedTuple):
     group_id: str | None
     reviewer: str | None  # the name of an API key
     time: float
+    number: int  # grows with every label, whatever the clock says
 
 
 class DecidedRow(NamedTuple):
@@ -128,7 +129,7 @@ class Reader:
 
 
 def _decided(found: tuple[Any, ...]) -> DecidedRow:
-    decided, label = list(found[:-6]), found[-6:]
+    decided, label = list(found[:-7]), found[-7:]
     decided[4:7] = [ModelKey(*found[4:7])]
     for place, read in ((7, bool), (14, json.loads), (17, _vector)):
         decided[place] = read(decided[place])

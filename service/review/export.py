@@ -165,12 +165,12 @@ def _to_parquet(folder: Path) -> None:
 
 def _chosen(reader: Reader, unlabelled: bool) -> tuple[list[int], set[str]]:
     """The row of each image to export, in the order of the ledger, and the classes of all."""
-    latest: dict[str, tuple[float, int]] = {}
+    latest: dict[str, tuple[int, int]] = {}
     labels: dict[int, str] = {}
     for row in _all(reader, unlabelled):
         if row.image_key is not None and _wanted(row, unlabelled):
-            at = 0.0 if row.label is None else row.label.time
-            latest[row.image_key] = max(latest.get(row.image_key, (-1.0, -1)), (at, row.row))
+            given = 0 if row.label is None else row.label.number
+            latest[row.image_key] = max(latest.get(row.image_key, (-1, -1)), (given, row.row))
             if row.label is not None and row.label.kind in ("class", "new"):
                 labels[row.row] = row.label.label
     chosen = sorted(number for _, number in latest.values())

@@ -57,7 +57,7 @@ def test_kept_rows_come_back_with_what_was_kept(place: str, manifest: bundle.Man
         assert first.embedding.dtype == np.float32
         np.testing.assert_allclose(first.embedding, VECTOR, atol=1e-3)
         assert first.label is not None
-        assert first.label._replace(time=0.0) == Label("new", "violet", "review", "g", "eva", 0.0)
+        assert first.label._replace(time=0.0, number=0) == Label("new", "violet", "review", "g", "eva", 0.0, 0)
         assert rows[1].label is None
         assert [(row.row, row.label and row.label.label) for row in reader.labelled()] == [(2, "violet"), (3, "red")]
         assert [row.row for row in reader.labelled(2)] == [3]

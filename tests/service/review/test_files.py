@@ -159,6 +159,17 @@ def test_a_list_as_parquet_without_pyarrow_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_last_word_is_the_last_whatever_the_clock_says(labelled: str, tmp_path: Path) -> None:
+    """The clock was set back between two labels of one picture: the earlier one was exported."""
+    database = connect(labelled)
+    database.execute("UPDATE feedback SET time = time - 3600 WHERE decision_row = 9")
+    database.close()
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    export.folder(reader, tmp_path / "out")
+    reader.close()
+    assert (tmp_path / f"out/train/green/{key_of(picture(VIOLET, 0))[:16]}.png").is_file()
+
+
 def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
