@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.errors import SettingsError
+from service.ledger.file import OpenFile, may_be_sqlite
 from service.settings import PREFIX
 
 MEMORY = ":memory:"
@@ -23,7 +24,6 @@ STATEMENT_S = 10
 POSTGRESQL_SCHEMA = "tailguard"  # other applications may have tables in the same database
 ADVISORY_LOCK = 0x7A11_60A2D  # any number that no other application takes for an advisory lock
 POSTGRESQL = ("postgresql://", "postgres://")
-SQLITE_MAGIC = b"SQLite format 3\0"  # begins every file of SQLite that holds anything
 
 
 class Database(Protocol):
@@ -59,7 +59,8 @@ class Sqlite:
     def __init__(self, where: str, read_only: bool = False) -> None:
         self.words = {"id": "INTEGER PRIMARY KEY", "blob": "BLOB", "newest": ""}  # its indexes end with the row anyway
         in_memory = where == MEMORY or where.startswith(SHARED_MEMORY)
-        self._path = None if in_memory else Path(where)
+        self._path = None if in_memory else Path(where).absolute()
+        self._file: OpenFile | None = None
         if read_only and not in_memory:
             where = Path(where).absolute().as_uri() + "?mode=ro"
         self._connection = sqlite3.connect(
@@ -69,9 +70,11 @@ class Sqlite:
             if read_only:
                 self._connection.execute("PRAGMA query_only=1")
                 self._connection.execute("PRAGMA read_uncommitted=1")  # in memory: readers and the writer do not wait
-                return
-            self._write_ahead()
-            self._connection.execute("PRAGMA synchronous=NORMAL")
+            else:
+                self._write_ahead()
+                self._connection.execute("PRAGMA synchronous=NORMAL")
+            self.has_table("ledger")  # from here on the file and its log are open
+            self._file = None if self._path is None else OpenFile(self._path)
         except sqlite3.Error:
             self._connection.close()
             raise
@@ -90,6 +93,7 @@ class Sqlite:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        self._require_file()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -106,7 +110,12 @@ class Sqlite:
         self._connection.executemany(statement, rows)
 
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        self._require_file()
         return self._connection.execute(statement, values).fetchall()
+
+    def _require_file(self) -> None:
+        if self._file is not None:
+            self._file.require()
 
     def has_table(self, name: str) -> bool:
         return bool(self.fetch("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
@@ -209,7 +218,7 @@ def check(where: str, option: str = f"{PREFIX}LEDGER") -> None:
             raise SettingsError(f"{option}={where}: there is no folder {folder}: make it, or name another")
         if Path(where).is_dir():
             raise SettingsError(f"{option}={where} is a folder: give the path of a file in it")
-        if Path(where).exists() and not _may_be_sqlite(Path(where)):
+        if Path(where).exists() and not may_be_sqlite(Path(where)):
             raise SettingsError(f"{option}={where} is no SQLite file: name one, or a file that is yet to be made")
         return
     try:
@@ -223,17 +232,6 @@ def check(where: str, option: str = f"{PREFIX}LEDGER") -> None:
         conninfo_to_dict(where)
     except ProgrammingError:  # its message may repeat the password
         raise SettingsError(f"{option} is not a postgresql:// URL that libpq can read") from None
-
-
-def _may_be_sqlite(path: Path) -> bool:
-    """Whether SQLite may take it for its own, by its first bytes. One that cannot be read now is given its chance."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(len(SQLITE_MAGIC)) in (b"", SQLITE_MAGIC)
-    except OSError:
-        return True
 
 
 def connect(where: str, *, read_only: bool = False) -> Database:

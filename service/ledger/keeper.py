@@ -65,7 +65,8 @@ class Keeper:
 
     def serve(self, ledger_id: str) -> None:
         """Keep for the ledger of this id. Before anything else."""
-        self._ledger_id = ledger_id
+        if self._ledger_id != ledger_id:  # another one where the file of the ledger was replaced
+            self._ledger_id, self._claimed = ledger_id, False
 
     def put(self, key: str, data: bytes, *, known: bool) -> None:
         """Store a file and its thumbnail. `known`: the ledger believes that the store has it."""

@@ -1,5 +1,6 @@
 """The ledger's thread: writes the queue, deletes what is beyond the limits, and counts. See writer.py for the whole."""
 
+import math
 import threading
 import time
 from collections import Counter
@@ -131,6 +132,7 @@ class Worker:
         if self._tables is None:
             self._tables = _opened(self._where)
             self._clock.begin(self._tables.newest)
+            self._looked_at = -math.inf  # it may be another ledger by now
             if self._keeper is not None:
                 self._keeper.serve(self._tables.ledger_id())
         if self._batch:

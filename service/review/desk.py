@@ -109,7 +109,9 @@ class Desk:
         return self._database
 
     def close(self) -> None:
-        """End the connection; the next question opens another. After an error nobody knows the state of the old one."""
+        """End the connection; the next question opens another. After an error nobody knows the state of the old one,
+        nor whether the rows are still those that have these numbers."""
+        self.pile = Pile()
         old, self._database = self._database, None
         if old is not None:
             old.close()

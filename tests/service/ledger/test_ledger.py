@@ -22,7 +22,8 @@ from service.errors import Forbidden, InvalidParameter, NotFound, NotReady, Sett
 from service.ledger import database as ledger_database
 from service.ledger import queue, work
 from service.ledger.clock import Clock
-from service.ledger.database import MEMORY, SQLITE_MAGIC, Database, Sqlite, check, connect
+from service.ledger.database import MEMORY, Database, Sqlite, check, connect
+from service.ledger.file import SQLITE_MAGIC
 from service.ledger.rows import Entry, FeedbackRecord, Kind, Source, TallyKey
 from service.ledger.schema import ROW_BYTES
 from service.ledger.writer import Ledger
@@ -317,6 +318,42 @@ def test_a_clock_that_is_wrong_at_the_start_deletes_nothing(
             kept.ledger.record(entry(manifest, name, time=wall[0]))
             until(lambda kept=kept: kept.rows("written") == 1)  # type: ignore[misc]
     assert read(where, "SELECT request_id FROM decisions ORDER BY row") == [("right",), ("wrong",), ("again",)]
+
+
+def test_a_file_that_is_deleted_meanwhile_is_made_anew(tmp_path: Path, manifest: bundle.Manifest) -> None:
+    """SQLite went on in what nobody could open any more, and labels that were answered were gone with the process."""
+    where = tmp_path / "ledger.sqlite3"
+    with Kept(str(where)) as kept:
+        kept.ledger.record(entry(manifest, "before"))
+        until(lambda: kept.rows("written") == 1)
+        where.unlink()
+        kept.ledger.record(entry(manifest, "after"))
+        until(lambda: kept.rows("written") == 2)
+        assert kept.failures() == 1
+        assert kept.label("after", 0, "red").outcome == "correct"
+        until(lambda: kept.ledger.tally(manifest).images.total() == 2)  # type: ignore[union-attr]
+    assert read(
+        str(where), "SELECT request_id, f.label FROM decisions d JOIN feedback f ON f.decision_row = d.row"
+    ) == [("after", "red")]
+
+
+def test_a_backup_that_is_put_in_its_place_is_not_mixed_with_it(tmp_path: Path, manifest: bundle.Manifest) -> None:
+    where, backup = tmp_path / "ledger.sqlite3", tmp_path / "backup"
+    with Kept(str(where)) as kept:
+        kept.ledger.record(entry(manifest, "saved"))
+        until(lambda: kept.rows("written") == 1)
+        with sqlite3.connect(where) as source, sqlite3.connect(backup) as copy:
+            source.backup(copy)
+        for i in range(50):
+            kept.ledger.record(entry(manifest, f"lost {i}"))
+        until(lambda: kept.rows("written") == 51)
+        backup.replace(where)
+        kept.ledger.record(entry(manifest, "after"))
+        until(lambda: kept.rows("written") == 52)
+        with pytest.raises(NotFound):
+            kept.label("lost 7", 0, "red")
+    assert read(str(where), "SELECT request_id FROM decisions ORDER BY row") == [("saved",), ("after",)]
+    assert read(str(where), "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_row_number_is_given_once(where: str, manifest: bundle.Manifest) -> None:
