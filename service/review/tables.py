@@ -19,6 +19,9 @@ from service.ledger.rows import Kind, ModelKey, Source
 CHUNK_ROWS = 500  # of one statement, and of one transaction: nobody waits long for it to end
 MOST_AT_ONCE = 1000  # labels of one action, and of others that came between them
 LOOK_BACK = 5000  # labels, for the last one that can be undone
+LONGEST_S = (
+    600.0  # of a claim, with what the clocks of replicas may differ by: a later one is of a clock that was wrong
+)
 LOOKED_AT = "image_key IS NOT NULL AND keep_probability IS NOT NULL AND (decision = 'reject' OR sampled = 1)"
 NEWEST = f"SELECT row FROM decisions WHERE {LOOKED_AT} ORDER BY row DESC LIMIT ?"
 ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_group, d.decision, d.score, d.p_value,
@@ -179,7 +182,7 @@ def rows_of(database: Database, key: str) -> list[int]:
 def claim(database: Database, wanted: Sequence[str], reviewer: str, now: float, seconds: float) -> dict[str, Claim]:
     """Take items that nobody else holds, for so many seconds from now; whose each of them is then."""
     with database.transaction():
-        database.execute("DELETE FROM claims WHERE until < ?", (now,))
+        database.execute("DELETE FROM claims WHERE until < ? OR until > ?", (now, now + LONGEST_S))
         database.execute_many(CLAIM, [(item, reviewer, now + seconds, now) for item in wanted])
         held = claims(database, now)
     return {item: held[item] for item in wanted}
@@ -193,7 +196,8 @@ def release(database: Database, wanted: Sequence[str], reviewer: str) -> None:
 
 def claims(database: Database, now: float) -> dict[str, Claim]:
     """Every claim that holds."""
-    found = database.fetch("SELECT item, reviewer, until FROM claims WHERE until >= ?", (now,))
+    within = (now, now + LONGEST_S)
+    found = database.fetch("SELECT item, reviewer, until FROM claims WHERE until BETWEEN ? AND ?", within)
     return {item: Claim(reviewer, until) for item, reviewer, until in found}
 
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from service.contract.bundle import Manifest
 from service.ledger.database import connect
+from service.ledger.tables import Tables
 from service.review import front, regroup
+from service.review.sorter import GROUPING
 from service.settings import Settings
 from service.web.app import create_app
 from tests.service.asgi import assert_problem
@@ -249,6 +251,18 @@ def test_two_reviewers_do_not_label_the_same_images(kept: str, opened: Open, key
     late = label(ben, rows, "outlier", group=group, desk="b").json()
     assert (late["rows"], {one["by"] for one in late["already"]}) == ([], {"ann"})
     assert ben.post("/review/undo", json={}).status_code == 404  # nothing of his
+
+
+def test_what_was_claimed_while_the_clock_was_ahead_is_free(kept: str, opened: Open) -> None:
+    """Nothing was grouped for a year, and an image that somebody had looked at could not be labelled."""
+    database = connect(kept)
+    Tables(database)
+    for item in (GROUPING, "row-41"):
+        database.execute("INSERT INTO claims VALUES (?, 'ann#a', ?)", (item, time.time() + 365 * 86_400))
+    database.close()
+    client = opened()
+    assert sum(group["images"] for group in grouped(client)) == 40
+    assert label(client, [41], "outlier", desk="b").json()["rows"] == [41]
 
 
 def test_undo_goes_back_step_by_step_and_leaves_others_labels(kept: str, opened: Open, keys: Path) -> None:
