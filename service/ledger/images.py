@@ -24,7 +24,10 @@ UNLINK = "UPDATE decisions SET image_key = NULL WHERE image_key = ?"
 OLDEST = "SELECT image_key, bytes FROM images WHERE state = 'kept' AND time < ? AND {which} ORDER BY time LIMIT ?"
 LABELLED = """EXISTS (SELECT 1 FROM decisions d JOIN feedback f ON f.decision_row = d.row
     WHERE d.image_key = images.image_key)"""
-STALE = "SELECT image_key FROM images WHERE state = ? AND time < ? LIMIT ?"
+STALE = "SELECT image_key FROM images WHERE state = ? AND (time < ? OR time > ?) LIMIT ?"  # or by a wrong clock
+# Where one that came earlier is younger, the time is of a clock that was wrong:
+IN_ORDER = """NOT EXISTS (SELECT 1 FROM decisions d WHERE d.image_key = images.image_key
+    AND d.row > (SELECT min(row) FROM decisions WHERE time >= ?))"""
 
 
 class Stale(NamedTuple):
@@ -71,7 +74,7 @@ class KeptImages:
     def trim(self, max_bytes: int, before: float) -> list[str]:
         """Have some of the files from `before` that time leave, and of the oldest while there are too many bytes; those
         with a label last, since a model may learn from them. Their rows lose them."""
-        leaving = dict(self._oldest("1 = 1", before))
+        leaving = dict(self._oldest(IN_ORDER, before, before))
         excess = self.size_bytes() - max_bytes - sum(leaving.values())
         for which in (f"NOT {LABELLED}", LABELLED):
             found = self._oldest(which, math.inf) if excess > 0 else []
@@ -85,8 +88,8 @@ class KeptImages:
             self._database.execute(UNLINK, (key,))
         return self.release([*leaving])
 
-    def _oldest(self, which: str, before: float) -> list[tuple[str, int]]:
-        found = self._database.fetch(OLDEST.format(which=which), (before, CHUNK_KEYS))
+    def _oldest(self, which: str, before: float, *values: float) -> list[tuple[str, int]]:
+        found = self._database.fetch(OLDEST.format(which=which), (before, *values, CHUNK_KEYS))
         return [(str(key), int(size)) for key, size in found]
 
     def stale(self) -> Stale:
@@ -94,7 +97,9 @@ class KeptImages:
         now = time.time()
         found = []
         for state, patience_s in (("arriving", LOST_S), ("leaving", LEFT_S)):
-            keys = [row[0] for row in self._database.fetch(STALE, (state, now - patience_s, CHUNK_KEYS))]
+            keys = [
+                row[0] for row in self._database.fetch(STALE, (state, now - patience_s, now + patience_s, CHUNK_KEYS))
+            ]
             for key in keys:
                 self._database.execute("UPDATE images SET time = ? WHERE image_key = ?", (now, key))
             found.append(keys)

@@ -197,6 +197,27 @@ def test_old_files_go(where: str, folder: Path, manifest: bundle.Manifest) -> No
         until(lambda: read(where, "SELECT image_key FROM decisions ORDER BY row") == [(None,), (key_of(BLUE),)])
 
 
+def test_a_file_of_1970_is_no_older_than_what_came_before_it(
+    where: str, folder: Path, manifest: bundle.Manifest
+) -> None:
+    """A small computer without a battery lost what it had kept before it had the time from the network."""
+    with keeping(where, folder, store_max_age_days=1) as kept:
+        for i, image in enumerate((RED, BLUE)):
+            kept.ledger.record(entry(manifest, "a", i, image=image, **KEPT))
+        until(lambda: states(where) == ["kept", "kept"])
+        database = connect(where)
+        database.execute("UPDATE images SET time = 12.5 WHERE image_key = ?", (key_of(BLUE),))
+        until(lambda: kept.rows("written") == 2)
+        for i in range(3):  # looks at what is old
+            kept.label("a", 0, ("red", "outlier")[i % 2])
+            time.sleep(2 * work.TICK_S)
+        assert states(where) == ["kept", "kept"]
+        database.execute("UPDATE decisions SET time = time - 2 * 86400 WHERE position = 0")  # and then it is
+        database.close()
+        kept.label("a", 1, "red")
+        until(lambda: files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"])
+
+
 def test_a_store_that_fails_costs_images_and_nothing_else(
     where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +281,24 @@ def test_a_deletion_that_fails_is_done_later(
         kept.ledger.record(entry(manifest, "c", image=RED, **KEPT))
         until(lambda: states(where) == ["kept"])
     assert read(where, "SELECT request_id FROM decisions WHERE image_key IS NOT NULL") == [("c",)]
+
+
+@pytest.mark.parametrize("state", ["arriving", "leaving"])
+def test_what_is_to_be_done_does_not_wait_for_a_clock_that_was_ahead(
+    where: str, folder: Path, manifest: bundle.Manifest, state: str
+) -> None:
+    """A file to be forgotten stayed for as long as the clock had been ahead when it could not be deleted."""
+    with keeping(where, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+    database = connect(where)
+    if state == "leaving":
+        database.execute("UPDATE decisions SET image_key = NULL")
+    database.execute("UPDATE images SET state = ?, time = ?", (state, time.time() + 86_400 * 365))
+    database.close()
+    with keeping(where, folder):
+        until(lambda: states(where) == ([] if state == "leaving" else ["kept"]))
+    assert files(folder) == ([] if state == "leaving" else [key_of(RED), f"{key_of(RED)}.jpg"])
 
 
 def test_a_look_that_fails_half_way_does_not_end_the_keeper(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
