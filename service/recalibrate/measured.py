@@ -105,10 +105,12 @@ def require_sample(rows: Rows) -> None:
             "every kept row was rejected, which says nothing of the images that were accepted: set "
             "TAILGUARD_KEEP_SAMPLE=.01, say, so that a random share of all is kept, and review it"
         )
-    for stratum, kept in rows.kept.items():
-        if stratum.decision == "accept" and not rows.reviewed[stratum]:
-            raise CannotRecalibrate(f"none of the {kept} kept images that were accepted in group {stratum.group} has "
-                                    "been reviewed: label the sampled ones too")  # fmt: skip
+    accepted = [stratum for stratum in rows.kept if stratum.decision == "accept"]
+    reviewed = {stratum.group for stratum in accepted if rows.reviewed[stratum]}
+    for group in (stratum.group for stratum in accepted if stratum.group not in reviewed):
+        kept = sum(rows.kept[stratum] for stratum in accepted if stratum.group == group)
+        raise CannotRecalibrate(f"none of the {kept} kept images that were accepted in group {group} has been "
+                                "reviewed: label the sampled ones too")  # fmt: skip
     looked_at = {s.group for s in rows.kept if s.decision == "reject" and (rows.labelled[s] or rows.reviewed[s])}
     if unseen := {s.group: None for s in sorted(rows.kept) if s.decision == "reject" and s.group not in looked_at}:
         raise CannotRecalibrate(f"none of the kept images that were rejected in group {', '.join(unseen)} has been "

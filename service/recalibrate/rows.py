@@ -45,6 +45,16 @@ class Rows:
     unkept: int
     labelled: Counter[Stratum] = field(default_factory=Counter)
 
+    def stands_for(self, stratum: Stratum) -> float:
+        """For how many images of the stream a reviewed row of the stratum stands.
+
+        Rows of its group with the same decision that were kept with another probability, of which none was reviewed
+        (the rate of the sample has been changed, and their images may be gone), are spoken for by those that were.
+        """
+        alike = {s: kept / s.keep_probability for s, kept in self.kept.items() if s[:2] == stratum[:2]}
+        spoken = sum(images for s, images in alike.items() if self.reviewed[s])
+        return alike[stratum] / self.reviewed[stratum] * sum(alike.values()) / spoken
+
     def known(self, name: str) -> "list[Row]":
         """The in-distribution rows that have the score `name`."""
         return [row for row in self.rows if row.truth is not None and row.scores.get(name) is not None]
@@ -84,17 +94,11 @@ def read(where: str, manifest: Manifest) -> Rows:
                     seen.append((row, stratum, truth))
         for row in reader.labelled():
             unkept += row.model.sha256 == manifest.sha256 and row.keep_probability is None
-    found = [
-        Row(
-            row.predicted,
-            truth,
-            row.scores,
-            kept[stratum] / reviewed[stratum] / stratum.keep_probability,
-            row.reason == "unfit",
-        )
-        for row, stratum, truth in seen
-    ]
-    return Rows(found, kept, reviewed, unkept, labelled)
+    found = Rows([], kept, reviewed, unkept, labelled)
+    for row, stratum, truth in seen:
+        weight = found.stands_for(stratum)
+        found.rows.append(Row(row.predicted, truth, row.scores, weight, row.reason == "unfit"))
+    return found
 
 
 def _truth(row: DecidedRow, classes: Container[str]) -> str | None:

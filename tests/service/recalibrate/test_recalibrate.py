@@ -249,3 +249,21 @@ def test_a_row_stands_for_those_that_were_kept_and_not_reviewed(old: Path, tmp_p
     serve(where, old, iter([Image(0, -9.0, "red")] * 4), sample=1.0, seen=lambda _: False)
     assert rows.read(str(where), bundle.read(old)).rows == []
     assert json.loads(json.dumps(rows.Stratum("many", "accept", 1.0)._asdict()))["group"] == "many"
+
+
+def test_what_was_kept_at_a_rate_of_before_is_spoken_for(old: Path) -> None:
+    """After a change of the rate nothing could be recalibrated while a row of before was there: its image was gone."""
+    kept = Counter({
+        rows.Stratum("many", "accept", 0.1): 10, rows.Stratum("many", "accept", 0.5): 100,
+        rows.Stratum("many", "reject", 1.0): 7, rows.Stratum("few", "accept", 0.5): 40,
+    })  # fmt: skip
+    reviewed = Counter({s: n // 2 for s, n in kept.items() if s.keep_probability != 0.1})
+    reviewed[rows.Stratum("many", "reject", 1.0)] = 7
+    found = rows.Rows([], kept, reviewed, 0, reviewed)
+    measured.require_sample(found)
+    assert found.stands_for(rows.Stratum("many", "accept", 0.5)) == 6.0  # 100 of before and 200 of now, by 50
+    assert found.stands_for(rows.Stratum("many", "reject", 1.0)) == 1.0
+    assert found.stands_for(rows.Stratum("few", "accept", 0.5)) == 4.0
+    del reviewed[rows.Stratum("many", "accept", 0.5)]
+    with pytest.raises(measured.CannotRecalibrate, match="none of the 110 kept images that were accepted in group"):
+        measured.require_sample(found)
