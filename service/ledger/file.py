@@ -27,7 +27,8 @@ class OpenFile:
     """Made of a path once a connection has read from it."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._beside = path, [path.with_name(path.name + end) for end in BESIDE]
+        real = path.resolve()  # SQLite follows links, and has its log beside the file
+        self._path, self._beside = path, [real.with_name(real.name + end) for end in BESIDE]
         self._was, *self._were = map(_identity, (path, *self._beside))
 
     def require(self) -> None:

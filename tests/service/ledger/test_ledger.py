@@ -337,8 +337,14 @@ def test_a_file_that_is_deleted_meanwhile_is_made_anew(tmp_path: Path, manifest:
     ) == [("after", "red")]
 
 
-def test_a_backup_that_is_put_in_its_place_is_not_mixed_with_it(tmp_path: Path, manifest: bundle.Manifest) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_backup_that_is_put_in_its_place_is_not_mixed_with_it(
+    tmp_path: Path, manifest: bundle.Manifest, linked: bool
+) -> None:
     where, backup = tmp_path / "ledger.sqlite3", tmp_path / "backup"
+    if linked:
+        (tmp_path / "disk").mkdir()
+        where.symlink_to(tmp_path / "disk" / "a.sqlite3")
     with Kept(str(where)) as kept:
         kept.ledger.record(entry(manifest, "saved"))
         until(lambda: kept.rows("written") == 1)
@@ -347,7 +353,7 @@ def test_a_backup_that_is_put_in_its_place_is_not_mixed_with_it(tmp_path: Path, 
         for i in range(50):
             kept.ledger.record(entry(manifest, f"lost {i}"))
         until(lambda: kept.rows("written") == 51)
-        backup.replace(where)
+        backup.replace(where.resolve())
         kept.ledger.record(entry(manifest, "after"))
         until(lambda: kept.rows("written") == 52)
         with pytest.raises(NotFound):
