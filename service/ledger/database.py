@@ -73,6 +73,7 @@ class Sqlite:
             else:
                 self._write_ahead()
                 self._connection.execute("PRAGMA synchronous=NORMAL")
+                self._connection.execute("PRAGMA secure_delete=ON")  # what is forgotten does not stay in free pages
             self.has_table("ledger")  # from here on the file and its log are open
             self._file = None if self._path is None else OpenFile(self._path)
         except sqlite3.Error:

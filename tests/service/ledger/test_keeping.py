@@ -121,6 +121,20 @@ def test_forgetting_deletes_what_nothing_else_refers_to(where: str, folder: Path
     assert read(where, "SELECT bytes FROM ledger") == [(3 * 512,)]
 
 
+def test_nothing_of_what_was_forgotten_stays_in_the_file(
+    tmp_path: Path, folder: Path, manifest: bundle.Manifest
+) -> None:
+    """SQLite leaves what was deleted where it lay until the room is used again, unless it is told otherwise."""
+    where, part = tmp_path / "ledger.sqlite3", bytes(range(1, 251))
+    with keeping(str(where), folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT | {"embedding": part * 40}))
+        until(lambda: states(str(where)) == ["kept"])
+    assert part in where.read_bytes()
+    with keeping(str(where), folder) as kept:
+        assert forget(kept, "a") == 1
+    assert part not in where.read_bytes()
+
+
 def test_what_is_still_queued_is_forgotten(where: str, folder: Path, manifest: bundle.Manifest) -> None:
     with keeping(where, folder) as kept:
         for _ in range(20):
