@@ -265,6 +265,18 @@ def test_what_was_claimed_while_the_clock_was_ahead_is_free(kept: str, opened: O
     assert label(client, [41], "outlier", desk="b").json()["rows"] == [41]
 
 
+def test_a_ledger_that_is_replaced_is_reviewed_as_it_is_now(opened: Open, manifest: Manifest, tmp_path: Path) -> None:
+    """Row 1 is another image by now: what was read before would be shown, and the other labelled."""
+    where, other = tmp_path / "now.sqlite3", tmp_path / "other.sqlite3"
+    fill(str(where), tmp_path / "store", manifest, colours({VIOLET: 12}))
+    fill(str(other), tmp_path / "store", manifest, colours({ORANGE: 9}, seed=3))
+    client = opened(ledger=str(where))
+    assert {colour_of(client, group) for group in grouped(client)} == {VIOLET}
+    other.replace(where)
+    time.sleep(1.1)
+    assert {colour_of(client, group) for group in client.get("/review/groups").json()["groups"]} == {ORANGE}
+
+
 def test_undo_goes_back_step_by_step_and_leaves_others_labels(kept: str, opened: Open, keys: Path) -> None:
     client = opened(keys_file=keys)
     ann, ben = {"x-api-key": "k1"}, {"x-api-key": "k2"}
