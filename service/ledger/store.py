@@ -137,8 +137,8 @@ class Folder:
             try:
                 if time.time() - part.stat().st_mtime > LEFT_BEHIND_S:
                     part.unlink()
-            except FileNotFoundError:
-                continue  # another replica sweeps too
+            except OSError:
+                continue  # another replica sweeps too, or this one may only read
 
 
 class Memory:

@@ -50,6 +50,22 @@ def test_a_file_is_found_by_its_key_until_it_is_deleted(opened: Store) -> None:
     assert (opened.get(KEY), opened.thumbnail(KEY)) == (DATA, None)
 
 
+def test_what_was_left_behind_is_nothing_to_one_who_may_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export, or the start on a disk that is read-only by now, ended with the error of a file of no concern."""
+    left = tmp_path / "images" / "tmp" / "1-2-3-left"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(DATA)
+    os.utime(left, (0, 0))
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    assert store_at(str(tmp_path / "images")).get(KEY) is None
+
+
 def test_what_is_not_the_file_is_not_given(opened: Store) -> None:
     opened.put(KEY, DATA[:5], None)  # as a disk that lost power may leave it
     assert opened.get(KEY) is None
