@@ -158,8 +158,7 @@ class Keeper:
 
     def _is_there(self, key: str, known: bool) -> bool:
         """The same image a thousand times costs the store one write. A store that was emptied is filled again."""
-        seen = key in self._seen
-        return (known and seen) or ((known or seen) and self._store.has(key))
+        return (known or key in self._seen) and self._store.has(key)
 
     def _saw(self, key: str, size: int) -> None:
         self._seen[key] = size

@@ -351,9 +351,12 @@ def test_a_store_that_was_deleted_is_filled_again(where: str, folder: Path, mani
         reader = kept.ledger.reader()
         assert reader.image(key_of(RED)) is reader.thumbnail(key_of(RED)) is None
         reader.close()
-    with keeping(where, folder) as kept:  # another start does not know what the store has, and looks
-        kept.ledger.record(entry(manifest, "c", image=RED, **KEPT))
+        kept.ledger.record(entry(manifest, "again", image=RED, **KEPT))  # it was counted as kept, and was not there
         until(lambda: len(files(folder)) == 4)
+        shutil.rmtree(folder)
+    with keeping(where, folder) as kept:
+        kept.ledger.record(entry(manifest, "c", image=RED, **KEPT))
+        until(lambda: len(files(folder)) == 2)
         assert forget(kept, "a") == 1  # a row whose file was gone
     assert count(kept, "failed") == 0
 
