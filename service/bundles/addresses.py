@@ -47,14 +47,14 @@ class Place(NamedTuple):
     def of(cls, source: str) -> "Place":
         """Raises BundleError for a pin that is no sha256, and for a web server without one."""
         address, mark, pin = source.partition(PIN)
-        if mark and not re.fullmatch(r"[0-9a-f]{64}", pin):
+        if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", pin):
             raise BundleError(f"{shown(source)} is pinned to {pin[:80]!r}: give the 64 digits of a sha256")
         if not mark and address.startswith(WEB):
             raise BundleError(
                 f"{shown(source)} comes from a web server and is not pinned: add {PIN}… with the digest of its "
                 f"{MANIFEST_FILE}, as sha256sum prints it"
             )
-        return cls(address.rstrip("/"), pin or None)
+        return cls(address.rstrip("/"), pin.lower() or None)
 
 
 def shown(source: Source) -> str:

@@ -59,6 +59,18 @@ def test_pushed_and_fetched(tiny_bundle: Path, tmp_path: Path, memory: Any) -> N
         fetched("memory://models/tiny/2", tmp_path / "cache")
 
 
+def test_a_pin_in_capitals_and_one_to_push_to(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    """Windows prints digests in capitals; what was pushed to an address with its pin could never be fetched."""
+    pinned = push(tiny_bundle, "memory://models/tiny/1")
+    address, mark, digest = pinned.partition("#sha256=")
+    found = fetched(pinned, tmp_path / "cache")
+    memory.store.clear()
+    assert fetched(address + mark + digest.upper(), tmp_path / "cache") == found
+    with pytest.raises(BundleError, match=r"is pinned to .*: push to memory://models/tiny/1, without #sha256=…"):
+        push(tiny_bundle, pinned)
+    assert not memory.store
+
+
 def test_the_same_bundle_again_restores_what_is_damaged(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
     """Push said where the bundle is, and nobody could fetch it from there."""
     push(tiny_bundle, "memory://models/tiny/1")
