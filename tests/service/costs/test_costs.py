@@ -45,6 +45,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     [
         ("{", "cannot be read"),
         (PLAIN | {"refusal": -1}, "refusal is -1"),
+        (PLAIN | {"refusal": 1e200}, "refusal is 1e\\+200: Input should be less than or equal to"),
         (PLAIN | {"unknown_share": 1}, "unknown_share is 1"),
         ({"wrong_accept": 1, "refusal": 1}, "unknown_share is"),
         (PLAIN | {"more": 1}, "more is 1"),
@@ -130,6 +131,14 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
     assert choose.best(bill([1, 2, 3], [0, 0, 0])) > 3
     assert choose.best(bill([1, 2, 3], [5, 5, 5])) < 1
     assert np.isfinite(choose.best(bill([2, 2], [0, 0])))
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-9, 1e9])
+def test_the_unit_of_costs_changes_no_threshold(unit: float) -> None:
+    """In a large unit, costs as small as 1e-12 counted as equal, and everything was accepted."""
+    score, accept = np.arange(12), np.array([0, 0, 5, 0, 0, 0, 5, 5, 5, 0, 5, 5])
+    own, other = bill(score, accept), bill(score, accept * unit, refuse=unit)
+    assert choose.best(other) == choose.best(own) == 1.5
 
 
 def test_a_class_gets_its_own_threshold_where_images_support_it() -> None:
