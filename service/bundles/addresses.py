@@ -79,12 +79,13 @@ def fetched(source: Source, cache: Path) -> Path:
     if place.pin and _is_whole(copies / place.pin[:16], place.pin):
         return copies / place.pin[:16]
     copy = reader(place.address)
+    partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
     try:
         copies.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
     except OSError as error:
-        remedy = "name a folder in TAILGUARD_BUNDLE_CACHE"
-        raise BundleError(f"{copies} cannot be made ({error.strerror}): {remedy}") from error
-    partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
+        remedy = "name a folder to write to in TAILGUARD_BUNDLE_CACHE"
+        raise BundleError(f"{error.filename} cannot be made ({error.strerror}): {remedy}") from error
     try:
         return _fetched(place, copy, copies, partial)
     finally:
@@ -92,7 +93,6 @@ def fetched(source: Source, cache: Path) -> Path:
 
 
 def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
-    partial.mkdir()
     try:
         copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except BundleError:

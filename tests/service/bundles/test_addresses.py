@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -199,6 +200,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="TAILGUARD_BUNDLE_CACHE"):
         fetched("memory://b/1", tmp_path / "file" / "cache")
+    monkeypatch.setattr(addresses.uuid, "uuid4", lambda: SimpleNamespace(hex="not/here"))
+    with pytest.raises(BundleError, match=r"here\.partial cannot be made .*to write to in TAILGUARD_BUNDLE_CACHE"):
+        fetched("memory://b/1", tmp_path / "cache")  # as in a folder that is there, and read-only
 
 
 def test_secrets_are_not_shown() -> None:
