@@ -84,6 +84,16 @@ def test_the_same_bundle_again_restores_what_is_damaged(tiny_bundle: Path, tmp_p
     assert bundle.read(fetched("memory://models/tiny/1", tmp_path / "cache")) == bundle.read(tiny_bundle)
 
 
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_push_killed_within_the_manifest_is_gone_on_with(
+    length: int, tiny_bundle: Path, tmp_path: Path, memory: Any
+) -> None:
+    """What nobody can fetch was taken for another bundle."""
+    memory.pipe_file("/models/tiny/1/manifest.json", (tiny_bundle / MANIFEST_FILE).read_bytes()[:length])
+    pinned = push(tiny_bundle, "memory://models/tiny/1")
+    assert bundle.read(fetched(pinned, tmp_path / "cache")) == bundle.read(tiny_bundle)
+
+
 @pytest.mark.parametrize("address", ["memory://", "memory:///", "s3://"])
 def test_an_address_that_names_nothing(
     address: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
