@@ -226,6 +226,19 @@ def test_the_command_shows_and_writes(made: Path, tmp_path: Path, capsys: pytest
         assert cost.outliers_caught > 0.9
 
 
+def test_small_and_large_numbers_of_the_table_do_not_run_together(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cost of 0.0007177 and its interval from 0.0005622 read as 0.00071770.0005622."""
+    for unit in (1e-7, 7.7e9):
+        costs = {name: value if name == "unknown_share" else value * unit for name, value in PLAIN.items()}
+        assert main(["inspect", str(made), "--costs", str(wrote(tmp_path, costs))]) == 0
+        for line in capsys.readouterr().out.splitlines()[2:7]:
+            cost, low, to, high, *shares = line[14:].split()
+            assert (to, len(shares)) == ("to", 3)
+            assert float(low) <= float(cost) <= float(high)
+
+
 def test_a_class_threshold_decides_in_place_of_its_groups(tmp_path: Path) -> None:
     point = tiny.point(-8.0) | {"class_thresholds": {"red": -5.0}}
     made = bundle.read(tiny.write(tmp_path / "1", operating_points={"id95": point}))
