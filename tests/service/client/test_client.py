@@ -86,7 +86,7 @@ def test_an_image_by_path_by_content_and_by_open_file(made: Callable[..., Any], 
     (tmp_path / "leek.png").write_bytes(b"pixels")
     for image in (tmp_path / "leek.png", str(tmp_path / "leek.png"), b"pixels", io.BytesIO(b"pixels")):
         service = Service(httpx.Response(200, json=ANSWER))
-        answer = made(service, key="secret").call("classify", image, top_k=2)
+        answer = made(service, key="secret\n").call("classify", image, top_k=2)
         assert (answer.label, answer.decision) == ("cat", "accept")
         assert b"pixels" in service.requests[0].content
         assert service.requests[0].headers["x-api-key"] == "secret"
