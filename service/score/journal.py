@@ -2,7 +2,8 @@
 
 A KILL leaves whole lines and at most one partial line, which is dropped. Rows are looked up by path, so files may be
 added or removed between two runs. A row holds for the file as it was: one that was written, replaced, found or given
-its permissions in between is scored again. Of an address nobody knows that, so its row stays.
+its permissions in between is scored again, and so is one that a disk or network did not give. Of an address nobody
+knows whether it was replaced, so its row stays.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from service.score import remote
-from service.score.errors import ScoreError
+from service.score.errors import UNREADABLE, ScoreError
 from service.score.rows import ResultRow
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # ASCII: surrogate escapes pass through it
@@ -108,7 +109,8 @@ class Journal:
         for line in self._file:
             if (row := _whole(line)) is None:
                 break
-            self._lines[row["path"]] = end, row[STATE]
+            if row.get("error") != UNREADABLE:
+                self._lines[row["path"]] = end, row[STATE]
             end += len(line)
         self._file.truncate(end)  # opened for appending: what comes next is written behind this
 

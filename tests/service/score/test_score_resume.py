@@ -269,6 +269,19 @@ def test_rows_of_the_journal_are_used(
     assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["error_detail"] == "marked"
 
 
+def test_what_a_disk_or_network_did_not_give_is_tried_again(
+    begun: tuple[list[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was an error for ever: a bucket that was away for a minute cost all that was asked of it then."""
+    given, partial = begun
+    lines = partial.read_text().splitlines(keepends=True)
+    failed = json.loads(lines[1]) | {"error": "unreadable", "error_detail": "no network"}
+    partial.write_text("".join([lines[0], json.dumps(failed) + "\n", *lines[2:]]))
+    assert score(*given) == 0
+    assert "28 of 40 images are in" in capfd.readouterr().err
+    assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["error"] is None
+
+
 @pytest.mark.parametrize("damage", [b'{"path":', b"\0" * 100 + b"\n", b"[1]\n", b'{"label":1}\n'])
 def test_a_damaged_end_is_dropped(begun: tuple[list[str], Path], photos: Path, tmp_path: Path, damage: bytes) -> None:
     given, partial = begun
