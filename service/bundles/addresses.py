@@ -47,14 +47,14 @@ class Place(NamedTuple):
     def of(cls, source: str) -> "Place":
         """Raises BundleError for a pin that is no sha256, and for a web server without one."""
         address, mark, pin = source.partition(PIN)
-        if mark and not re.fullmatch(r"[0-9a-f]{64}", pin):
+        if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", pin):
             raise BundleError(f"{shown(source)} is pinned to {pin[:80]!r}: give the 64 digits of a sha256")
         if not mark and address.startswith(WEB):
             raise BundleError(
                 f"{shown(source)} comes from a web server and is not pinned: add {PIN}… with the digest of its "
                 f"{MANIFEST_FILE}, as sha256sum prints it"
             )
-        return cls(address.rstrip("/"), pin or None)
+        return cls(address.rstrip("/"), pin.lower() or None)
 
 
 def shown(source: Source) -> str:
@@ -79,12 +79,13 @@ def fetched(source: Source, cache: Path) -> Path:
     if place.pin and _is_whole(copies / place.pin[:16], place.pin):
         return copies / place.pin[:16]
     copy = reader(place.address)
+    partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
     try:
         copies.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
     except OSError as error:
-        remedy = "name a folder in TAILGUARD_BUNDLE_CACHE"
-        raise BundleError(f"{copies} cannot be made ({error.strerror}): {remedy}") from error
-    partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
+        remedy = "name a folder to write to in TAILGUARD_BUNDLE_CACHE"
+        raise BundleError(f"{error.filename} cannot be made ({error.strerror}): {remedy}") from error
     try:
         return _fetched(place, copy, copies, partial)
     finally:
@@ -92,7 +93,6 @@ def fetched(source: Source, cache: Path) -> Path:
 
 
 def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
-    partial.mkdir()
     try:
         copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except BundleError:

@@ -33,6 +33,8 @@ def push(folder: Path, address: str) -> str:
     manifest = bundle.read(folder)
     if not is_address(address) or address.startswith(WEB):
         raise BundleError(f"{shown(address)} is no place to push to: name one such as s3://models/shop/3")
+    if PIN in address:  # a folder of that name could be written, and never be fetched
+        raise BundleError(f"{address} is pinned to what is there already: push to {shown(address)}, without {PIN}…")
     text = (folder / MANIFEST_FILE).read_bytes()
     digest = hashlib.sha256(text).hexdigest()
     if address.startswith(MLFLOW):
@@ -42,7 +44,7 @@ def push(folder: Path, address: str) -> str:
     try:
         files = manifest.files | {MANIFEST_FILE: digest}
         if system.exists(f"{root}/{MANIFEST_FILE}"):
-            if system.cat_file(f"{root}/{MANIFEST_FILE}") != text:
+            if not text.startswith(system.cat_file(f"{root}/{MANIFEST_FILE}")):  # half of it: a push was killed there
                 raise BundleError(f"{shown(address)} holds another bundle: push to a new version")
             files = {name: sha256 for name, sha256 in files.items() if not _holds(system, f"{root}/{name}", sha256)}
         for name in files:

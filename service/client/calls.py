@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Generic, NamedTuple, TypedDict, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.client.errors import ProblemError, Unreachable
+from service.client.errors import ProblemError, Unreachable, seconds_of
 from service.contract.decision import Scope
 from service.errors import INTERNAL
 from service.web.embed_schemas import EmbedAnswer, EmbeddedImage
@@ -242,5 +242,4 @@ def _refusal(response: httpx.Response) -> ProblemError:
             detail=response.text[:200], instance=response.url.path,
             request_id=response.headers.get("x-request-id", ""),
         )  # fmt: skip
-    after = response.headers.get("retry-after", "")
-    return ProblemError(said, float(after) if after.isdecimal() else None)
+    return ProblemError(said, seconds_of(response.headers.get("retry-after", "")))

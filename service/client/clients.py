@@ -208,4 +208,4 @@ def _on(flow: Flow[Any], result: Any) -> Any:
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"x-api-key": key}
+    return {} if key is None else {"x-api-key": key.strip()}  # a file that holds one ends in a newline

@@ -1,5 +1,8 @@
 """What a call raises when there is no answer."""
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 from service.web.schemas import Problem
 
 
@@ -18,3 +21,18 @@ class ProblemError(ClientError):
 
 class Unreachable(ClientError):
     """Nobody answered at the address, or the connection broke, each time it was tried."""
+
+
+def seconds_of(retry_after: str) -> float | None:
+    """What the header asks for: seconds, or those until the moment that it names, as some proxies do.
+
+    None where it is neither, and where that moment is over by the clock here, which may be wrong.
+    """
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    left_s = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return left_s if left_s > 0 else None

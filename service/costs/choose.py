@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 LEAST_IMAGES = 20  # predicted so, known or not
 FOLDS = 5
 SEED = 0
+ROUNDING = 1e-12  # of sums, beside the largest of them: costs may be in any unit
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def best(found: Bill) -> float:
     change = (share * (found.accept - found.refuse)[order]).cumsum()  # accepting up to here instead of refusing
     ends = np.flatnonzero(np.append(scores[1:] > scores[:-1], True))
     sums = np.append(0.0, change[ends])
-    lowest = np.flatnonzero(sums <= sums.min() + 1e-12)[-1]
+    lowest = np.flatnonzero(sums <= sums.min() + ROUNDING * np.abs(sums).max())[-1]
     beyond = max((scores[-1] - scores[0]) / 10, 1e-3 * max(1.0, abs(float(scores[-1]))))
     if lowest == 0:
         return float(scores[0] - beyond)

@@ -24,7 +24,7 @@ from service.contract.once import named_once
 from service.errors import InvalidParameter, SettingsError
 
 ALL = "*"
-Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Cost = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]  # the squares of sums stay finite
 SHARE = "unknown_share"
 COLUMNS = ("wrong_accept", "refusal", "unknown_accept", "missed", SHARE)
 

@@ -80,11 +80,11 @@ def unfit(manifest: Manifest, turned_out: Outcomes) -> str:
 def lines(found: list[Row], rule: Rule, saved: list[Saving], turned_out: Outcomes, of_unfit: str) -> Iterator[str]:
     known = int(turned_out.known.sum())
     yield f"on {known} known calibration images and {len(turned_out.label) - known} unknown ones, for an image:"
-    yield f"{'':<14}{'cost':>8}{'95%':>18}{'refused':>10}{'wrong':>8}{'unknown refused':>17}"
+    yield f"{'':<14}{'cost':>10}{'95%':>24}{'refused':>10}{'wrong':>8}{'unknown refused':>17}"
     for row in found:
         caught = "-" if row.caught is None else f"{row.caught:.1%}"
         interval = f"{row.low:.4g} to {row.high:.4g}"
-        yield f"{row.name:<14}{row.cost:>8.4g}{interval:>18}{row.refused:>10.1%}{row.wrong:>8.1%}{caught:>17}"
+        yield f"{row.name:<14}{row.cost:>10.4g}{interval:>24}{row.refused:>10.1%}{row.wrong:>8.1%}{caught:>17}"
     if of_unfit:
         yield of_unfit
     yield f"least cost: chosen on {FOLDS - 1} of {FOLDS} parts of the images, paid on the other, for each part"

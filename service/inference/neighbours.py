@@ -37,9 +37,12 @@ class Neighbours:
     def near(self, embedding: NDArray[np.float32], count: int) -> list[Neighbour]:
         """The `count` examples nearest to an embedding [D], the nearest first. Blocks: of many it takes milliseconds.
 
-        Raises BundleError where the file has changed since the bundle was loaded.
+        None are near to one that is zero or not finite, which has no direction. Raises BundleError where the file has
+        changed since the bundle was loaded.
         """
         known = self._read()
+        if not (np.isfinite(embedding).all() and embedding.any()):
+            return []
         index, distance = known.nearest(embedding[None], count)
         return [
             Neighbour(int(known.class_index[i]), int(i), float(far), self._names.get(int(i)))

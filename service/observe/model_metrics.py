@@ -103,7 +103,7 @@ class ModelMetrics(Collector):
                 for outcome in ("correct", "wrong"):
                     self._feedback.labels(*self._ours, *labels, outcome, *point)
             self._feedback.labels(*self._ours, OUTLIER_LABEL, "none", OUTLIER_LABEL, *point)
-        self._reasons.start_at_zero(operating_point, scope)
+        self._reasons.set_in_force(operating_point, scope)
 
     def _count_scores(self, where: _Where) -> None:
         ours, manifest = ["model", "version"], self._manifest

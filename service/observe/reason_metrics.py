@@ -21,22 +21,26 @@ class ReasonMetrics:
             ["model", "version", "group", "reason", "operating_point", "scope"], registry=registry,
             namespace="tailguard",
         )  # fmt: skip
-        expected = Gauge(
+        self._expected = Gauge(
             "expected_rejections", "Share of in-distribution images rejected for this reason at calibration, by "
-            "predicted group and of all, at the bundle's own operating point", ["model", "version", "group", "reason"],
-            registry=registry, namespace="tailguard",
+            "predicted group and of all; only at the bundle's own operating point, of which it is known",
+            ["model", "version", "group", "reason"], registry=registry, namespace="tailguard",
         )  # fmt: skip
-        told = manifest.reasons.measured.calibration
-        for group, shares in {ALL: told.all, **told.by_predicted_group}.items():
-            for reason in REASONS:
-                expected.labels(*self._ours, group, reason).set(getattr(shares, reason))
 
-    def start_at_zero(self, operating_point: str, scope: Scope) -> None:
-        """Make every series of this operating point and scope."""
-        if self._rejections is not None:
-            for group in self._manifest.group_names:
+    def set_in_force(self, operating_point: str, scope: Scope) -> None:
+        """Make every series of this operating point and scope, and publish what is expected there, if it is known."""
+        manifest = self._manifest
+        if self._rejections is None or manifest.reasons is None:
+            return
+        for group in manifest.group_names:
+            for reason in REASONS:
+                self._rejections.labels(*self._ours, group, reason, operating_point, scope)
+        self._expected.clear()
+        told = manifest.reasons.measured.calibration
+        if (operating_point, scope) == (manifest.default_operating_point, manifest.threshold_scope):
+            for group, shares in {ALL: told.all, **told.by_predicted_group}.items():
                 for reason in REASONS:
-                    self._rejections.labels(*self._ours, group, reason, operating_point, scope)
+                    self._expected.labels(*self._ours, group, reason).set(getattr(shares, reason))
 
     def count(self, verdict: Verdict, group: str) -> None:
         """Count a rejected image that has a reason."""

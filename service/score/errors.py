@@ -12,6 +12,7 @@ SLUGS = {
     errno.EISDIR: "not-a-file",
     errno.ENXIO: "not-a-file",  # a socket
 }
+UNREADABLE = "unreadable"  # any other error, of a disk or a network: it may be over the next time
 
 
 class ScoreError(TailGuardError):
@@ -20,4 +21,4 @@ class ScoreError(TailGuardError):
 
 def slug(error: OSError) -> str:
     """The slug of a file that cannot be read, in the style of those in service.errors."""
-    return SLUGS.get(error.errno or 0, "unreadable")
+    return SLUGS.get(error.errno or 0, UNREADABLE)

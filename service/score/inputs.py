@@ -23,21 +23,28 @@ def paths(inputs: Sequence[str], *, all_files: bool, own: Sequence[Path] = ()) -
     Raises ScoreError for an input that gives no path.
     """
     expanded: list[str] = []
-    written = {os.path.abspath(path) for path in own}
+    written = {os.path.abspath(path): path.name for path in own}
+    names = tuple(written.values())  # looked at first: of a million paths the absolute ones take seconds
     for given in inputs:
-        if not (more := _expand(given, all_files, written)):
+        found = _expand(given, all_files)
+        more = [path for path in found if not path.endswith(names) or os.path.abspath(path) not in written]
+        if not more and found != [given]:  # a shell that expands photos/* gives each file by itself
             raise ScoreError(_nothing(given, all_files))
         expanded += more
+    if not expanded:
+        raise ScoreError(f"{', '.join(inputs)}: this command writes that itself: name what is to be scored")
     return expanded
 
 
-def _expand(given: str, all_files: bool, own: set[str]) -> list[str]:
+def _expand(given: str, all_files: bool) -> list[str]:
     if given == "-":
+        if sys.stdin is None:  # as Python has it where it is closed
+            raise ScoreError("stdin is closed: give one path per line there, or name a list")
         return _lines(sys.stdin.buffer.read())
     if remote.is_remote(given):
         return remote.find(given, every=all_files)
     if os.path.isdir(given):
-        return _below(given, all_files, own)
+        return _below(given, all_files)
     if os.path.isfile(given) and given.lower().endswith(LIST_SUFFIXES):
         try:
             return _lines(Path(given).read_bytes())
@@ -59,11 +66,11 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line]
 
 
-def _below(folder: str, all_files: bool, own: set[str]) -> list[str]:
+def _below(folder: str, all_files: bool) -> list[str]:
     found = files.find(folder, every=all_files)
     for note in found.notes(folder):
         _say(note)
-    return [path for path in found.paths if not all_files or os.path.abspath(path) not in own]
+    return found.paths
 
 
 def _say(note: str) -> None:

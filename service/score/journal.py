@@ -1,21 +1,37 @@
 """The rows of an unfinished run, beside its output: JSON lines, appended, under a header of the settings used.
 
 A KILL leaves whole lines and at most one partial line, which is dropped. Rows are looked up by path, so files may be
-added or removed between two runs; a file whose content changed in between keeps its earlier row.
+added or removed between two runs. A row holds for the file as it was: one that was written, replaced, found or given
+its permissions in between is scored again, and so is one that a disk or network did not give. Of an address nobody
+knows whether it was replaced, so its row stays.
 """
 
 import fcntl
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from service.score.errors import ScoreError
+from service.score import remote
+from service.score.errors import UNREADABLE, ScoreError
 from service.score.rows import ResultRow
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # ASCII: surrogate escapes pass through it
-HEADER = "tailguard-score"
+HEADER, FORMAT = "tailguard-score", 2
+STATE = "file_state"  # of a line, beside the columns of the row
+
+State = list[int] | None
+
+
+def state_of(path: str) -> State:
+    """[bytes, time of the last change, ns] of a file, which nobody can set back; None of an address, or of no file."""
+    try:
+        status = None if remote.is_remote(path) else os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status and [status.st_size, status.st_ctime_ns]
 
 
 class Journal:
@@ -31,8 +47,8 @@ class Journal:
         self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         try:
             self._lock()
-            self._offsets: dict[str, int] = {}  # path of an image → where its line begins
-            self._begin((ENCODER.encode({HEADER: 1, **header}) + "\n").encode("ascii"))
+            self._lines: dict[str, tuple[int, State]] = {}  # path of an image → where its line begins, its state then
+            self._begin((ENCODER.encode({HEADER: FORMAT, **header}) + "\n").encode("ascii"))
             self._reader = path.open("rb")
         except BaseException:
             self._file.close()
@@ -44,24 +60,28 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._offsets and not self._appended:
+        if error is not None and not self._lines and not self._appended:
             self.remove()  # without a row there is nothing to go on from
         self._file.close()
         self._reader.close()
 
     def __contains__(self, path: str) -> bool:
-        return path in self._offsets
+        """Whether there was a row of `path` when the journal was opened, of the file as it is now."""
+        return path in self._lines and self._lines[path][1] == state_of(path)
 
-    def append(self, rows: Iterable[ResultRow]) -> None:
-        """Append `rows`; when this returns, they survive a KILL of the process."""
-        self._file.write("".join(ENCODER.encode(row) + "\n" for row in rows).encode("ascii"))
+    def append(self, rows: Iterable[ResultRow], states: Iterable[State]) -> None:
+        """Append `rows`, of files that had these `states` before they were read; when this returns, they survive a KILL
+        of the process."""
+        lines = (ENCODER.encode({**row, STATE: state}) + "\n" for row, state in zip(rows, states, strict=True))
+        self._file.write("".join(lines).encode("ascii"))
         self._file.flush()
         self._appended = True
 
     def row(self, path: str) -> ResultRow:
         """The row of `path` when the journal was opened. Raises KeyError when there was none."""
-        self._reader.seek(self._offsets[path])
+        self._reader.seek(self._lines[path][0])
         row: ResultRow = json.loads(self._reader.readline())
+        del row[STATE]
         return row
 
     def remove(self) -> None:
@@ -87,23 +107,23 @@ class Journal:
             raise ScoreError(_other(self.path, first, header))
         end = len(header)
         for line in self._file:
-            path = _path_of(line)
-            if path is None:
+            if (row := _whole(line)) is None:
                 break
-            self._offsets[path] = end
+            if row.get("error") != UNREADABLE:
+                self._lines[row["path"]] = end, row[STATE]
             end += len(line)
         self._file.truncate(end)  # opened for appending: what comes next is written behind this
 
 
-def _path_of(line: bytes) -> str | None:
-    """The path in a whole line of the journal, else None."""
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """The row in a whole line of the journal, else None."""
     if not line.endswith(b"\n"):
         return None
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row["path"] if isinstance(row, dict) and isinstance(row.get("path"), str) else None
+    return row if isinstance(row, dict) and isinstance(row.get("path"), str) and STATE in row else None
 
 
 def _other(path: Path, first: bytes, header: bytes) -> str:

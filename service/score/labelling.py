@@ -144,9 +144,17 @@ def samples(
 
 
 def _attributes(kinds: Iterable[str]) -> dict[str, str]:
-    """Columns that become attributes of the label, by their names there, which hold no dot."""
+    """Columns that become attributes of the label, by their names there, which hold no dot; of two that would be one
+    (classes a.b and a_b) the second ends in _."""
     taken = (*HIDDEN, "probability", "error", "error_detail")
-    return {name: name.removeprefix("score_").replace(".", "_") for name in kinds if name not in taken}
+    names: dict[str, str] = {}  # attribute → column
+    for column in kinds:
+        if column not in taken:
+            name = column.removeprefix("score_").replace(".", "_")
+            while name in names:
+                name += "_"
+            names[name] = column
+    return {column: name for name, column in names.items()}
 
 
 def _schema(kinds: Mapping[str, Type]) -> Iterator[tuple[str, str]]:

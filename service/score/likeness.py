@@ -36,16 +36,21 @@ class Likeness(NamedTuple):
             found["embedding"] = "vector"
         return found
 
-    def values(self, manifest: Manifest, embedding: NDArray[np.float32] | None) -> Iterator[str | float | list[float]]:
-        """Of one image, in the order of the columns."""
+    def values(
+        self, manifest: Manifest, embedding: NDArray[np.float32] | None
+    ) -> Iterator[str | float | list[float] | None]:
+        """Of one image, in the order of the columns; None of an embedding that has no direction or is not finite."""
         if embedding is None:
             return
         if self.neighbours and self.known is not None:
-            for near in self.known.near(embedding, self.neighbours):
+            found = self.known.near(embedding, self.neighbours)
+            for near in found:
                 yield manifest.classes[near.class_index].name
                 yield near.distance
+            yield from [None, None] * (self.neighbours - len(found))
         if self.embedding:
-            yield [round(value, DECIMALS) for value in embedding.tolist()]
+            finite = np.isfinite(embedding).all()
+            yield [round(value, DECIMALS) for value in embedding.tolist()] if finite else None
 
 
 NO_LIKENESS = Likeness()

@@ -2,19 +2,19 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from service.contract.progress import Progress
-from service.score.journal import Journal
+from service.score.journal import Journal, State, state_of
 from service.score.rows import ResultRow, Scorer
 from service.score.stopping import Stop
 
 AHEAD_BATCHES = 4  # of each thread: rows are kept in order, and one slow file must not stop the others
 
 # Run: batches of paths → the rows of each, in order; closing it gives up what is under way
-Run = Callable[[list[list[str]]], Generator[list[ResultRow], None, None]]
+Run = Callable[[Iterable[list[str]]], Generator[list[ResultRow], None, None]]
 
 
 class Plan:
@@ -37,7 +37,8 @@ def rows_of(plan: Plan, run: Run, stop: Stop) -> Generator[ResultRow, None, None
     kept = plan.images - plan.count
     if kept:
         print(f"tailguard: {kept} of {plan.images} images are in {plan.journal.path} already", file=sys.stderr)
-    fresh = run([batch for batch, done in zip(plan.batches, plan.done, strict=True) if not done])
+    states: deque[list[State]] = deque()  # of the files of each batch, from just before it is read
+    fresh = run(_noted((batch for batch, done in zip(plan.batches, plan.done, strict=True) if not done), states))
     bar = Progress(total=plan.images, initial=kept, unit="image", disable=None)
     try:
         for batch, done in zip(plan.batches, plan.done, strict=True):
@@ -47,13 +48,20 @@ def rows_of(plan: Plan, run: Run, stop: Stop) -> Generator[ResultRow, None, None
             else:
                 rows = next(fresh)
                 stop.check()  # then the batch may have been given up
-                plan.journal.append(rows)
+                plan.journal.append(rows, states.popleft())
                 bar.update(len(rows))
                 yield from rows
     finally:
         stop.set()  # when this ends early, the threads need not finish their batches first
         fresh.close()
         bar.close()
+
+
+def _noted(batches: Iterable[list[str]], states: deque[list[State]]) -> Iterator[list[str]]:
+    """The batches, as they are asked for; the states of their files go to `states`."""
+    for batch in batches:
+        states.append([state_of(path) for path in batch])
+        yield batch
 
 
 def on_threads(

@@ -25,10 +25,10 @@ def find(address: str, *, every: bool) -> list[str]:
     scheme, _, _ = address.partition("://")
     try:
         system, path = _system(address)
-        if any(sign in path for sign in "*?["):
-            found = [p for p in system.glob(path) if not system.isdir(p)]
-        elif system.isfile(path):
+        if not address.endswith("/") and system.isfile(path):  # whatever signs are in its name
             found = [path]
+        elif any(sign in path for sign in "*?["):
+            found = [p for p in system.glob(path) if not system.isdir(p)]
         else:
             below = [p for p in system.find(path) if not _hidden(p, path)]
             found = below if every else [p for p in below if PurePosixPath(p).suffix.lower() in files.SUFFIXES]
@@ -36,7 +36,8 @@ def find(address: str, *, every: bool) -> list[str]:
         raise
     except Exception as error:  # each kind of place has its own
         raise ScoreError(f"{address} cannot be listed: {one_line(error)}") from error
-    return sorted(f"{scheme}://{p.removeprefix('/') if scheme != 'file' else p}" for p in found)
+    start = f"{scheme}://"  # of a web server it is part of the paths
+    return sorted(p if is_remote(p) else start + (p if scheme == "file" else p.removeprefix("/")) for p in found)
 
 
 def read(address: str, limit: int) -> bytes:

@@ -53,7 +53,7 @@ def columns(
         "p_value": "float64",
         "width_px": "int32",
         "height_px": "int32",
-        **({"taxonomy": "string", "taxonomy_probability": "float32"} if manifest.taxonomy else {}),
+        **({"taxonomy": "string", "taxonomy_probability": "float64"} if manifest.taxonomy else {}),
         **({"set": "string", "set_size": "int32"} if sets else {}),
         **likeness.columns(),
         "error": "string",  # the slug of its kind

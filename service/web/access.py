@@ -50,16 +50,17 @@ class Key:
     roles: frozenset[Role]
     bucket: TokenBucket | None = field(repr=False, compare=False)
 
-    def take(self, count: int) -> None:
-        """Count `count` images, or one request for anything else, against the limit of this key.
+    def take(self, count: int, counted: int = 0) -> None:
+        """Count `count` images, or one request for anything else, against the limit of this key; `counted` others that
+        came with them are already.
 
         Raises RateLimited, and InvalidParameter for more images than the limit ever lets through at once.
         """
         if self.bucket is None:
             return
-        if count > self.bucket.burst:
+        if (sent := count + counted) > self.bucket.burst:
             raise InvalidParameter(
-                f"{count} images came at once, the key {self.name} may send {self.bucket.burst:g}: send fewer at once"
+                f"{sent} images came at once, the key {self.name} may send {self.bucket.burst:g}: send fewer at once"
             )
         if (wait_s := self.bucket.take(count)) > 0:
             raise RateLimited(

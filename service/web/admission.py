@@ -101,7 +101,7 @@ async def admit(
                 )
             context.uncounted_images = count
             if count > 1 and context.key is not None:
-                context.key.take(count - 1)  # AccessMiddleware has counted one
+                context.key.take(count - 1, counted=1)  # by AccessMiddleware
             if count > 1:  # they enter one by one, as room comes
                 yield replace(admitted, holds_slots=False)
                 return

@@ -91,8 +91,10 @@ def _reasons() -> list[Json]:
     unknown = f'increase(tailguard_rejections_total{{{GROUP},reason="unknown"}}[1h])'
     return [
         lines("Rejected by reason", "Share of the images of the last hour that were rejected as unknown (like nothing "
-              "in training), unsure (between known classes) or unfit (dark, blank, blurred, small), and of "
-              "in-distribution images at calibration (dashed). Empty for a bundle that gives no reasons.",
+              "in training), unsure (between known classes, or within the limit of the default operating point) or "
+              "unfit (dark, blank, blurred, small), and of "
+              "in-distribution images at calibration (dashed; known of the bundle's own operating point alone). "
+              "Empty for a bundle that gives no reasons.",
               "percentunit", query(f"sum by (reason) ({rejected}) / scalar(clamp_min({images}, 1))", "{{reason}}"),
               query(f"max by (reason) (tailguard_expected_rejections{{{ALL}}})", "expected {{reason}}"),
               overrides=[dashed("/^expected/")]),

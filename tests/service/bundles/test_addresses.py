@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -59,6 +60,18 @@ def test_pushed_and_fetched(tiny_bundle: Path, tmp_path: Path, memory: Any) -> N
         fetched("memory://models/tiny/2", tmp_path / "cache")
 
 
+def test_a_pin_in_capitals_and_one_to_push_to(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    """Windows prints digests in capitals; what was pushed to an address with its pin could never be fetched."""
+    pinned = push(tiny_bundle, "memory://models/tiny/1")
+    address, mark, digest = pinned.partition("#sha256=")
+    found = fetched(pinned, tmp_path / "cache")
+    memory.store.clear()
+    assert fetched(address + mark + digest.upper(), tmp_path / "cache") == found
+    with pytest.raises(BundleError, match=r"is pinned to .*: push to memory://models/tiny/1, without #sha256=…"):
+        push(tiny_bundle, pinned)
+    assert not memory.store
+
+
 def test_the_same_bundle_again_restores_what_is_damaged(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
     """Push said where the bundle is, and nobody could fetch it from there."""
     push(tiny_bundle, "memory://models/tiny/1")
@@ -69,6 +82,16 @@ def test_the_same_bundle_again_restores_what_is_damaged(tiny_bundle: Path, tmp_p
         fetched("memory://models/tiny/1", tmp_path / "cache")
     push(tiny_bundle, "memory://models/tiny/1")
     assert bundle.read(fetched("memory://models/tiny/1", tmp_path / "cache")) == bundle.read(tiny_bundle)
+
+
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_push_killed_within_the_manifest_is_gone_on_with(
+    length: int, tiny_bundle: Path, tmp_path: Path, memory: Any
+) -> None:
+    """What nobody can fetch was taken for another bundle."""
+    memory.pipe_file("/models/tiny/1/manifest.json", (tiny_bundle / MANIFEST_FILE).read_bytes()[:length])
+    pinned = push(tiny_bundle, "memory://models/tiny/1")
+    assert bundle.read(fetched(pinned, tmp_path / "cache")) == bundle.read(tiny_bundle)
 
 
 @pytest.mark.parametrize("address", ["memory://", "memory:///", "s3://"])
@@ -187,6 +210,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="TAILGUARD_BUNDLE_CACHE"):
         fetched("memory://b/1", tmp_path / "file" / "cache")
+    monkeypatch.setattr(addresses.uuid, "uuid4", lambda: SimpleNamespace(hex="not/here"))
+    with pytest.raises(BundleError, match=r"here\.partial cannot be made .*to write to in TAILGUARD_BUNDLE_CACHE"):
+        fetched("memory://b/1", tmp_path / "cache")  # as in a folder that is there, and read-only
 
 
 def test_secrets_are_not_shown() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import io
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def test_an_image_by_path_by_content_and_by_open_file(made: Callable[..., Any], 
     (tmp_path / "leek.png").write_bytes(b"pixels")
     for image in (tmp_path / "leek.png", str(tmp_path / "leek.png"), b"pixels", io.BytesIO(b"pixels")):
         service = Service(httpx.Response(200, json=ANSWER))
-        answer = made(service, key="secret").call("classify", image, top_k=2)
+        answer = made(service, key="secret\n").call("classify", image, top_k=2)
         assert (answer.label, answer.decision) == ("cat", "accept")
         assert b"pixels" in service.requests[0].content
         assert service.requests[0].headers["x-api-key"] == "secret"
@@ -113,6 +115,25 @@ def test_a_wait_longer_than_allowed_is_not_waited_for(made: Callable[..., Any]) 
     with pytest.raises(ProblemError, match="429 The queue is full: why") as raised:
         made(service).call("classify", b"image")
     assert (raised.value.retry_after_s, service.waits) == (31, [])
+
+
+def test_a_moment_in_retry_after_is_waited_for(made: Callable[..., Any]) -> None:
+    """Five attempts within eight seconds were all that a proxy got which names the moment."""
+    soon, late = (format_datetime(datetime.now(UTC) + timedelta(seconds=s), usegmt=True) for s in (20, 600))
+    gone = "Mon, 01 Jan 2024 00:00:00 GMT"
+    service = Service(
+        refusal(Overloaded, **{"retry-after": soon}), refusal(Overloaded, **{"retry-after": gone}),
+        refusal(Overloaded, **{"retry-after": "soon"}), httpx.Response(200, json=ANSWER),
+    )  # fmt: skip
+    assert made(service).call("classify", b"image").label == "cat"
+    asked, *own = service.waits
+    assert 15 < asked <= 20
+    assert 0.25 <= own[0] <= 0.5 <= own[1] <= 1
+    service = Service(refusal(Overloaded, **{"retry-after": late}))
+    with pytest.raises(ProblemError) as raised:
+        made(service).call("classify", b"image")
+    assert 590 < (raised.value.retry_after_s or 0) <= 600
+    assert service.waits == []
 
 
 def test_attempts_end(made: Callable[..., Any]) -> None:

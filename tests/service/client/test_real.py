@@ -56,6 +56,14 @@ def test_one_image_many_and_feedback(url: str) -> None:
             client.feedback(items[1].answer.request_id, "green")  # type: ignore[union-attr]
 
 
+def test_a_batch_of_one_more_than_the_key_may_send_at_once(tmp_path: Path) -> None:
+    """It was told to come back later, for ever: what had been counted of it already was not thought of."""
+    bundle = tiny.write(tmp_path / "tiny" / "1")
+    with serving(bundle, api_key=KEY, requests_per_s=100, burst_requests=3) as url, Client(url, key=KEY) as client:
+        items = list(client.classify_batch([RED, BLUE] * 4, batching=Batching(images=4)))
+    assert [item.answer and item.answer.label for item in items] == ["red", "blue"] * 4
+
+
 def test_what_an_image_is_like_and_where(url: str) -> None:
     with Client(url, key=KEY) as client:
         answer = client.classify(RED, neighbours=2, embedding=True, map=True)

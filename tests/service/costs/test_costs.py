@@ -45,6 +45,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     [
         ("{", "cannot be read"),
         (PLAIN | {"refusal": -1}, "refusal is -1"),
+        (PLAIN | {"refusal": 1e200}, "refusal is 1e\\+200: Input should be less than or equal to"),
         (PLAIN | {"unknown_share": 1}, "unknown_share is 1"),
         ({"wrong_accept": 1, "refusal": 1}, "unknown_share is"),
         (PLAIN | {"more": 1}, "more is 1"),
@@ -132,6 +133,14 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
     assert np.isfinite(choose.best(bill([2, 2], [0, 0])))
 
 
+@pytest.mark.parametrize("unit", [1e-14, 1e-9, 1e9])
+def test_the_unit_of_costs_changes_no_threshold(unit: float) -> None:
+    """In a large unit, costs as small as 1e-12 counted as equal, and everything was accepted."""
+    score, accept = np.arange(12), np.array([0, 0, 5, 0, 0, 0, 5, 5, 5, 0, 5, 5])
+    own, other = bill(score, accept), bill(score, accept * unit, refuse=unit)
+    assert choose.best(other) == choose.best(own) == 1.5
+
+
 def test_a_class_gets_its_own_threshold_where_images_support_it() -> None:
     rng = np.random.default_rng(0)
     n = 200
@@ -215,6 +224,19 @@ def test_the_command_shows_and_writes(made: Path, tmp_path: Path, capsys: pytest
         assert cost.outliers_caught == pytest.approx(np.mean(np.array(flags)[~found.known]))
         assert cost.outliers_caught is not None
         assert cost.outliers_caught > 0.9
+
+
+def test_small_and_large_numbers_of_the_table_do_not_run_together(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cost of 0.0007177 and its interval from 0.0005622 read as 0.00071770.0005622."""
+    for unit in (1e-7, 7.7e9):
+        costs = {name: value if name == "unknown_share" else value * unit for name, value in PLAIN.items()}
+        assert main(["inspect", str(made), "--costs", str(wrote(tmp_path, costs))]) == 0
+        for line in capsys.readouterr().out.splitlines()[2:7]:
+            cost, low, to, high, *shares = line[14:].split()
+            assert (to, len(shares)) == ("to", 3)
+            assert float(low) <= float(cost) <= float(high)
 
 
 def test_a_class_threshold_decides_in_place_of_its_groups(tmp_path: Path) -> None:

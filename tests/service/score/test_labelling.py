@@ -135,6 +135,20 @@ def test_samples_hold_what_was_decided(folder: Path, tiny_bundle: Path) -> None:
     assert declared == set(dark["predictions"]) - {"_cls", "tags", "label", "confidence"}
 
 
+def test_classes_that_differ_by_a_dot_keep_their_probabilities_apart(tmp_path: Path) -> None:
+    """The second took the place of the first, whose column was not there."""
+    kinds: dict[str, Any] = {"path": "string", "error": "string", "label": "string", "decision": "string",
+                             "probability": "float32", "probability_a.b": "float32", "probability_a_b": "float32",
+                             "probability_a_b_": "float32"}  # fmt: skip
+    row: ResultRow = {"path": "x.png", "error": None, "label": "a.b", "decision": "accept", "probability": 0.5,
+                      "probability_a.b": 0.5, "probability_a_b": 0.3, "probability_a_b_": 0.2}  # fmt: skip
+    outputs.write(tmp_path / "o.json", kinds, [row], {"bundle": "x 1"}, "fiftyone", Places())
+    found = json.loads((tmp_path / "o.json").read_text())
+    said = found["samples"][0]["predictions"]
+    assert [said[f"probability_a_b{end}"] for end in ("", "_", "__")] == [0.5, 0.3, 0.2]
+    assert sum(name.startswith("predictions.probability_a_b") for name in found["sample_fields"]) == 3
+
+
 @pytest.mark.skipif(not FIFTYONE, reason="FIFTYONE_PYTHON names no Python with fiftyone and mongomock")
 def test_fiftyone_reads_it(folder: Path, tiny_bundle: Path) -> None:
     written("fiftyone", folder, tiny_bundle, "--embedding" if bundle.read(tiny_bundle).embedding else "--probabilities")

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
+from service.contract.bundle import read as read_bundle
+from service.inference.neighbours import Neighbours
+from service.score.likeness import Likeness
 from tests.service import tiny
 
 DIRECTION = np.array([220, 30, 30]) / np.linalg.norm([220, 30, 30])
@@ -76,3 +79,40 @@ def test_what_a_bundle_lacks(
 def test_more_neighbours_than_examples(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert score(whole, tmp_path / "o.csv", "--neighbours", "5") == 1
     assert "--neighbours 5: of the examples of" in capsys.readouterr().err
+
+
+def test_every_form_holds_the_node_and_the_set_to_the_last_digit(whole: Path, tmp_path: Path) -> None:
+    """The node's probability is a sum of doubles, which Parquet rounded to single precision."""
+    pytest.importorskip("pyarrow.parquet", reason="Parquet is an extra")
+    bundle = tiny.write_whole(tmp_path / "said" / "1", **tiny.said())
+    photos = whole.parent.parent / "photos"
+    for name, colour in (("d.png", (60, 61, 3)), ("e.png", (43, 60, 7))):  # refused, and told a node
+        (photos / name).write_bytes(tiny.photo(colour))
+    more = ["--set", "0.9", "--neighbours", "1"]
+    for suffix in (".jsonl", ".parquet", ".csv"):
+        assert main(["score", str(photos), "--bundle", str(bundle), "--out", str(tmp_path / f"o{suffix}"), *more]) == 0
+    expected = read(tmp_path / "o.jsonl")
+    assert sum(row["taxonomy"] == "warm" for row in expected) >= 2
+    assert read(tmp_path / "o.parquet") == expected
+    with (tmp_path / "o.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {name: "" if value is None else str(value) for name, value in row.items()} for row in expected
+        ]
+
+
+def test_an_embedding_without_direction_ends_no_run(whole: Path, tmp_path: Path) -> None:
+    """A black picture, whose vector is zero here: the whole run ended there, and each that went on from it."""
+    (whole.parent.parent / "photos" / "black.png").write_bytes(tiny.photo((0, 0, 0)))
+    assert score(whole, tmp_path / "o.jsonl", "--neighbours", "2", "--embedding") == 0
+    rows = {Path(row["path"]).name: row for row in read(tmp_path / "o.jsonl")}
+    black = rows["black.png"]
+    assert (black["label"], black["error"]) == ("red", None)
+    assert {black[name] for name in ("neighbour_1", "neighbour_2_distance")} == {None}
+    assert black["embedding"] == [0, 0, 0]
+    assert rows["a.png"]["neighbour_2"] == "red"
+
+
+def test_an_embedding_that_is_no_number_is_null(whole: Path) -> None:
+    manifest = read_bundle(whole)
+    likeness = Likeness(2, True, Neighbours(whole, manifest))
+    assert list(likeness.values(manifest, np.full(3, np.nan, np.float32))) == [None] * 5

@@ -1,6 +1,9 @@
 """Inputs by address: found, read, refused as files of this machine are."""
 
+import functools
+import http.server
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,9 @@ def test_folders_patterns_and_files(store: Any) -> None:
     assert remote.find("memory://bucket/a/*.png", every=False) == [found[0], found[2]]
     assert remote.find("memory://bucket/a/2.png", every=False) == found[:1]
     assert remote.find("memory://bucket/none", every=False) == []
+    for odd in ("memory://bucket/b[1].png", "memory://bucket/b?.png"):
+        store.pipe_file(odd.removeprefix("memory:/"), b"")
+        assert remote.find(odd, every=False) == [odd]
     with pytest.raises(ScoreError, match="fsspec does not know nowhere://"):
         score("nowhere://b", "--out", "out.jsonl")
 
@@ -47,6 +53,31 @@ def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkey
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["error"] for row in rows] == [None, "not-found", "body-too-large"]
     assert rows[0]["label"] == "red"
+
+
+def test_files_of_a_web_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Every one of them was looked for at http://http://… and not found."""
+    pytest.importorskip("aiohttp", reason="fsspec reads from web servers with aiohttp")
+    photos, out = tmp_path / "photos", tmp_path / "out.jsonl"
+    photos.mkdir()
+    for name in ("a b.png", "c.png"):
+        (photos / name).write_bytes(tiny.photo())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(photos))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for given, names in (
+            ("/", ["a%20b.png", "c.png"]),
+            ("/c.png?signed=1", ["c.png?signed=1"]),
+            ("/c*", ["c.png"]),
+        ):
+            assert score(url + given, "--out", out, "--bundle", tiny_bundle, "--overwrite") == 0
+            rows = [json.loads(line) for line in out.read_text().splitlines()]
+            assert [(row["path"], row["label"]) for row in rows] == [(f"{url}/{name}", "red") for name in names]
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")

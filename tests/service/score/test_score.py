@@ -252,6 +252,29 @@ def test_own_files_are_no_input(tiny_bundle: Path, photos: Path) -> None:
         assert len((photos / "r.csv").read_text().splitlines()) == 22
 
 
+def test_own_files_are_no_input_of_a_pattern_either(
+    tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went on scored its own journal, and one that was given again its own results."""
+    monkeypatch.chdir(photos)
+    names = ["00.png", "r.csv", "r.csv.partial", "sub/03.png"]  # as a shell expands a pattern
+    Path("list.txt").write_text("\n".join(names))
+    for given, rows in ((["*"], 12), (names, 2), (["list.txt"], 2)):
+        Path("r.csv.partial").touch()
+        Path("r.csv").touch()
+        score(*given, "--out", "r.csv", "--bundle", tiny_bundle, "--overwrite")
+        assert len(Path("r.csv").read_text().splitlines()) == 1 + rows
+    for given, said in ((["r.csv"], "r.csv: this command writes that itself"), (["r.*"], "it matches nothing")):
+        with pytest.raises(ScoreError, match=said):
+            score(*given, "--out", "r.csv", "--bundle", tiny_bundle, "--overwrite")
+
+
+def test_stdin_that_is_closed(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ScoreError, match="stdin is closed: give one path per line"):
+        score("-", "--out", tmp_path / "r.csv", "--bundle", tiny_bundle)
+
+
 def test_every_form_holds_the_same(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow.parquet", reason="Parquet is an extra")
     folder = tmp_path / "odd"

@@ -14,6 +14,7 @@ import pytest
 
 from service.score import command
 from service.score.errors import ScoreError
+from service.score.journal import STATE
 from tests.service import tiny
 from tests.service.score.test_score import COLOURS, score
 
@@ -28,14 +29,14 @@ moment, number = sys.argv[1].split(":")
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 append, load, appended = journal.Journal.append, rows.images.load, []
 
-def counted(self, batch):
+def counted(self, batch, states):
     appended.append(batch)
     if len(appended) > int(number):  # half of a batch, in the middle of a line
-        line = journal.ENCODER.encode(batch[0])
+        line = journal.ENCODER.encode({**batch[0], journal.STATE: states[0]})
         self._file.write((line + "\\n" + line[:50]).encode())
         self._file.flush()
         kill()
-    append(self, batch)
+    append(self, batch, states)
 
 def slow(*arguments, **more):
     time.sleep(0.05)
@@ -230,7 +231,27 @@ def test_files_came_and_went_between(begun: tuple[list[str], Path], photos: Path
     assert score(folder / "list.txt", *given[1:]) == 0
     rows = {row["path"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert list(rows) == [str(p) for p in reversed(listed)]
-    assert [r for r in kept if r["path"] in rows] == [rows[str(p)] for p in listed[:3]]
+    assert [r for r in kept if r["path"] in rows and r.pop(STATE)] == [rows[str(p)] for p in listed[:3]]
+
+
+def test_a_file_replaced_between_gets_a_row_of_its_own(
+    begun: tuple[list[str], Path], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It kept the row of the picture that had been there, and one put right the error that it was found with."""
+    given, _ = begun
+    before = {name: (photos / name).read_bytes() for name in ("00.png", "13.png")}
+    try:
+        for name, colour in (("00.png", (10, 20, 200)), ("13.png", (220, 30, 30))):
+            (photos / name).write_bytes(tiny.photo(colour, (8, 8)))
+            os.utime(photos / name, (0, 0))  # as whatever keeps the times of files does
+        assert score(*given) == 0
+    finally:
+        for name, content in before.items():
+            (photos / name).write_bytes(content)
+    assert "24 of 40 images are in" in capfd.readouterr().err  # the batches of the two are scored again
+    rows = {Path(row["path"]).name: row for row in map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())}
+    assert (rows["00.png"]["label"], rows["13.png"]["label"], rows["13.png"]["error"]) == ("blue", "red", None)
+    assert STATE not in rows["01.png"]
 
 
 def test_rows_of_the_journal_are_used(
@@ -246,6 +267,19 @@ def test_rows_of_the_journal_are_used(
     assert f"tailguard: 32 of 40 images are in {partial} already" in said.err
     assert "o.jsonl: 8 images in" in said.out
     assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["error_detail"] == "marked"
+
+
+def test_what_a_disk_or_network_did_not_give_is_tried_again(
+    begun: tuple[list[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was an error for ever: a bucket that was away for a minute cost all that was asked of it then."""
+    given, partial = begun
+    lines = partial.read_text().splitlines(keepends=True)
+    failed = json.loads(lines[1]) | {"error": "unreadable", "error_detail": "no network"}
+    partial.write_text("".join([lines[0], json.dumps(failed) + "\n", *lines[2:]]))
+    assert score(*given) == 0
+    assert "28 of 40 images are in" in capfd.readouterr().err
+    assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["error"] is None
 
 
 @pytest.mark.parametrize("damage", [b'{"path":', b"\0" * 100 + b"\n", b"[1]\n", b'{"label":1}\n'])

@@ -246,5 +246,7 @@ def test_images_are_counted_not_requests(monkeypatch: pytest.MonkeyPatch) -> Non
     assert refused.value.retry_after_s == pytest.approx(2)
     with pytest.raises(InvalidParameter, match="11 images came at once, the key a may send 10: send fewer at once"):
         key.take(11)
+    with pytest.raises(InvalidParameter, match="11 images came at once"):  # a wait would never end
+        key.take(10, counted=1)
     clock.now += 2
     key.take(3)

@@ -87,8 +87,10 @@ def test_what_did_not_speak_is_dark_and_so_is_what_was_not_seen(browser: Any, ur
     page.close()
 
 
+EVEN = [{"label": name, "class_index": i, "probability": 0.5 - 0.2 * i} for i, name in enumerate(("red", "green"))]
 WORDS = [
-    ({"reason": "unsure"}, "unsure", "Between red and", "A photo from closer"),
+    ({"reason": "unsure", "top_k": EVEN}, "unsure", "Between red and green", "not which of them"),
+    ({"reason": "unsure"}, "unsure", "Perhaps red", "is not certain enough"),  # 99.9%, at a stricter point
     ({"reason": "unknown"}, "unknown", "Unlike anything it knows", "The nearest class is red"),
     ({"reason": "unfit", "unfit": "dark"}, "unfit", "Too dark to tell", "more light"),
     ({"reason": "unfit", "unfit": "small"}, "unfit", "Too small to tell", "larger photo"),

@@ -89,6 +89,19 @@ def test_counted_by_reason_in_metrics_and_figures(client: TestClient) -> None:
     assert (reasons["unknown"]["promised"], shown["groups"]["few"]["reasons"]["unfit"]["promised"]) == (0.035, 0.0)
 
 
+def test_nothing_is_expected_by_reason_at_a_point_where_it_was_not_measured(folder: Path) -> None:
+    """At a stricter point, of costs say, the dashboard still drew what the default one promises."""
+
+    def expected(**settings: Any) -> set[str]:
+        with TestClient(create_app(Settings(bundle=folder, **settings))) as client:
+            assert client.get("/stats").json()["all"]["reasons"]["unsure"]["promised"] == (None if settings else 0.01)
+            return {dict(labels)["reason"] for (name, labels), _ in samples(client).items()
+                    if name == "tailguard_expected_rejections"}  # fmt: skip
+
+    assert expected() == {"unknown", "unsure", "unfit"}
+    assert expected(operating_point="ood95") == expected(threshold_scope="global") == set()
+
+
 def test_the_review_shows_what_may_be_new_first_and_filters(client: TestClient) -> None:
     classify(client)
     deadline = time.monotonic() + 30
