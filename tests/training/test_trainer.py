@@ -192,8 +192,8 @@ def test_ctrl_c_of_the_command(tmp_path):
 def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, {"epoch": 1})
 
-    def full_disk(state, path):
-        Path(path).write_bytes(b"half of a che")
+    def full_disk(state, file):
+        file.write(b"half of a che")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
