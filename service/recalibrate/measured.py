@@ -1,7 +1,7 @@
 """Thresholds, quantiles and p-value references from weighted rows, by the very functions that made the old ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from service.contract.calibration.mix import ClassMix
 from service.contract.calibration.unfit import Flags, counted, refused
 from service.contract.intervals import effective
 from service.contract.outcomes import Outcomes
+from service.contract.points import Scope
 from service.contract.reference import ALL, false_alarms
 from service.errors import TailGuardError
 from service.recalibrate.rows import Row, Rows
 
 MIX = "reviewed stream"
+SCOPES: tuple[Scope, ...] = ("global", "group")
 Floats = NDArray[np.float64]
 Json = dict[str, Any]
 
@@ -156,9 +158,11 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
     points = {_name_of(manifest, point["level"]): point for point in points.values()}
     points |= _catching(manifest, found)
     known, strangers = found.decided()
+    limit = {"threshold": 0.5, "group_thresholds": dict.fromkeys(groups.names, 0.5)}  # of 0 and 1
     for point in points.values():
-        for kind in ("global", "group"):
-            paid = calibrate.cost(point, kind, groups, known, [strangers], inside.weights)
+        for kind in SCOPES:
+            flags = [replace(one, scores=refusals(manifest, point, kind, one)) for one in (known, strangers)]
+            paid = calibrate.cost(limit, kind, groups, flags[0], flags[1:], inside.weights)
             point[f"{kind}_cost"] = {"calibration": paid, "test": None}
     ordered = {name: points[name] for name in manifest.operating_points if name in points}
     old = manifest.calibration
@@ -175,6 +179,13 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
         "quantiles": {name: _quantiles(name, found, true_groups) for name in manifest.scores},
     }  # fmt: skip
     return ordered, record
+
+
+def refusals(manifest: Manifest, point: Json, scope: Scope, given: Scored) -> Floats:
+    """[N] 1 for each image that an operating point refuses, else 0; a class may have a threshold of its own."""
+    own, by_group = point.get("class_thresholds") or {}, point["group_thresholds"]
+    limits = [own.get(c.name, by_group[c.group]) if scope == "group" else point["threshold"] for c in manifest.classes]
+    return np.asarray(~(given.scores <= np.array(limits)[given.predicted]), np.float64)
 
 
 def _name_of(manifest: Manifest, level: float) -> str:

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service.contract.bundle import Manifest
-from service.contract.calibration import calibrate
 from service.contract.intervals import effective, wilson
-from service.recalibrate.measured import Sample
+from service.recalibrate.measured import Sample, refusals
 from service.recalibrate.rows import Rows
 
 ALL = "all"
@@ -32,13 +31,13 @@ class Compared(NamedTuple):
 def compare(manifest: Manifest, points: dict[str, Any], sample: Sample) -> list[Compared]:
     """By operating point with thresholds by group, then each group."""
     found = []
-    scores, weights = sample.decided()[0].scores, sample.inside.weights
+    known, weights = sample.decided()[0], sample.inside.weights
     groups = sample.groups.of_class[sample.inside.images.predicted]
     for name, point in points.items():
         before = manifest.operating_points[name].model_dump()
-        flags = [calibrate.rejected(scores, groups, one, "group") for one in (before, point)]
+        flags = [refusals(manifest, one, "group", known) for one in (before, point)]
         for where in (ALL, *sample.groups.names):
-            own = np.ones(len(scores), bool) if where == ALL else groups == where
+            own = np.ones(len(groups), bool) if where == ALL else groups == where
             old, new = (float(np.average(f[own], weights=weights[own])) for f in flags)
             limits = [one["threshold"] if where == ALL else one["group_thresholds"][where] for one in (before, point)]
             promise = point["group_promises"].get(where)

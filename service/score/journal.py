@@ -132,7 +132,18 @@ def _other(path: Path, first: bytes, header: bytes) -> str:
         key = next(k for k in now if before[HEADER] and before.get(k) != now[k])
     except (ValueError, TypeError, KeyError, StopIteration):
         return f"{path} is no journal of this command: remove it, or choose another --out"
-    return (
-        f"{path} was begun with {key} {before.get(key)}, now it is {now[key]}: give the same to go on, "
-        "remove it to start over, or choose another --out"
+    remedy = "give the same to go on, remove it to start over, or choose another --out"
+    if key != "columns":
+        return f"{path} was begun with {key} {before.get(key)}, now it is {now[key]}: {remedy}"
+    sides = (("with", before[key], now[key]), ("without", now[key], before[key]))
+    differ = [(word, [name for name in one if name not in other]) for word, one, other in sides]
+    said = (
+        " and ".join(f"{word} the columns {_few(names)}" for word, names in differ if names)
+        or "with the columns in another order"
     )
+    return f"{path} was begun {said}: {remedy}"
+
+
+def _few(names: list[str]) -> str:
+    """The first of them: there may be a column for each class."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -116,9 +116,10 @@ export function nodeOf({paths, levels}, probabilities) {
   return null;
 }
 
-/** The k exemplars nearest to an embedding [D]: their places and distances, 1 - cosine. */
+/** The k exemplars nearest to an embedding [D]: their places and distances, 1 - cosine; none where it has no direction. */
 export function nearest(exemplars, embedding, k) {
   const {vectors, class_index: classes} = exemplars, size = embedding.length, length = Math.hypot(...embedding);
+  if (!(length > 0 && length < Infinity)) return [];
   const distances = classes.map((_, i) => {
     let product = 0;
     for (let d = 0; d < size; d++) product += vectors[i * size + d] * embedding[d];

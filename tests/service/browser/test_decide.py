@@ -164,6 +164,7 @@ def test_neighbours(scripts: Any) -> None:
     found = scripts.evaluate(NEAREST, [vectors.ravel().tolist(), [0] * 200, rows.tolist(), 4])
     assert [[one["place"] for one in row] for row in found] == index.tolist()
     np.testing.assert_allclose([[one["distance"] for one in row] for row in found], distance, atol=1e-6)
+    assert scripts.evaluate(NEAREST, [vectors.ravel().tolist(), [0] * 200, [[0.0] * 16], 4]) == [[]]  # no direction
 
 
 def test_what_the_page_is_told_of_exemplars() -> None:

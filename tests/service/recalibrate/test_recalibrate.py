@@ -16,10 +16,11 @@ from service import __main__ as commands
 from service.contract import bundle, outcomes
 from service.contract.decision import decide
 from service.contract.outcomes import Outcomes
+from service.contract.points import OperatingPoint
 from service.contract.reference import Reference
 from service.ledger.writer import Ledger
 from service.observe.metrics import Metrics
-from service.recalibrate import measured, rows
+from service.recalibrate import measured, report, rows
 from service.settings import Settings
 from tests.service import tiny
 from tests.service.ledger.test_ledger import entry
@@ -242,6 +243,24 @@ def test_19_images_of_one_weight_are_enough_whatever_others_weigh(old: Path, wei
     assert measured.sample(manifest, found).groups.names
     with pytest.raises(measured.CannotRecalibrate, match="has 18 reviewed in-distribution images"):
         measured.sample(manifest, rows.Rows([*one_group[1:], *others], found.kept, found.reviewed, 0))
+
+
+def test_a_threshold_of_one_class_counts_in_what_a_point_is_said_to_refuse(old: Path) -> None:
+    """The point that costs had chosen was measured, and compared, as if it were not there."""
+    dear = OperatingPoint(**tiny.point(-1.0) | {"class_thresholds": {"red": -100.0}})
+    manifest = bundle.read(old)
+    manifest = manifest.model_copy(update={"operating_points": manifest.operating_points | {"costs": dear}})
+    known = [rows.Row(c, c, {"energy": -9 + i / 99}, 1.0) for c in tiny.CLASSES for i in range(50)]
+    strangers = [rows.Row("red", None, {"energy": -9.0}, 1.0), rows.Row("blue", None, {"energy": -9.0}, 1.0)]
+    accepted = Counter({rows.Stratum(g, "accept", 1.0): 51 for g in tiny.GROUPS})
+    found = measured.sample(manifest, rows.Rows([*known, *strangers], accepted, accepted, 0))
+    points, _ = measured.measured(manifest, found)
+    for scope, refused_, caught in (("group", 1 / 3, 0.5), ("global", 0.0, 0.0)):
+        cost = points["costs"][f"{scope}_cost"]["calibration"]
+        assert (cost["id_rejected"], cost["outliers_caught"]) == (pytest.approx(refused_), caught)
+    assert points["costs"]["group_cost"]["calibration"]["id_rejected_by_predicted_group"]["many"] == 1.0
+    compared = {(row.point, row.where): row for row in report.compare(manifest, points, found)}
+    assert (compared["costs", "many"].old, compared["costs", "many"].new) == (1.0, 1.0)
 
 
 def test_a_row_stands_for_those_that_were_kept_and_not_reviewed(old: Path, tmp_path: Path) -> None:

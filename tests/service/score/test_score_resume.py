@@ -201,7 +201,7 @@ def test_a_journal_of_something_else_is_refused(
     for more, message in (
         (["--operating-point", "ood95"], "begun with operating_point id95, now it is ood95"),
         (["--thresholds", "global"], "begun with thresholds group, now it is global"),
-        (["--probabilities"], "begun with columns"),
+        (["--probabilities"], "begun without the columns probability_red, probability_green, probability_blue: give"),
         (["--bundle", str(other)], "begun with bundle tiny 1, now it is tiny 2"),
     ):
         with pytest.raises(ScoreError, match=f"{message}.*remove it to start over"):
