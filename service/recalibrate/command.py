@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     files = {}
     if manifest.outcomes:
         files[manifest.outcomes.file] = outcomes.encode(sample.outcomes())
-    added = report.record(read, sample, compared)
+    added = (manifest.provenance.added or {}) | report.record(read, sample, compared)  # the graph has learned the same
     told = None
     if manifest.reasons:
         told = reasons.told(manifest, points[manifest.default_operating_point], sample)

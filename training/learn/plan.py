@@ -72,7 +72,7 @@ def make(given: Learn) -> Plan:
     places = {key: place.resolve() for key in ("data", "outliers") if (place := getattr(given, key))}
     on_ray.require(given.on, config.frozen)
     config = config.model_copy(update={**places, "on": given.on})
-    parent = _parent(given)
+    parent, before_it = _parent(given)
     name = given.name or (parent.name if parent else AboutData.of(config).slug)
     require_writable(given.out, "--out")
     work = given.work or Path("runs") / "-".join(["learn", name, *([given.version] if given.version else [])])
@@ -96,6 +96,7 @@ def make(given: Learn) -> Plan:
     }  # fmt: skip
     if not (before := _begun(work, now)):
         added = write(work, given, config, files, found, notes)
+        added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
         before = now | {"begun": datetime.now(UTC).isoformat(), "added": added, "notes": notes}
         write_json(work / PLAN_FILE, before)
     new = _config(config, record, work.resolve(), given)
@@ -105,14 +106,17 @@ def make(given: Learn) -> Plan:
 # ---- The bundle before ----
 
 
-def _parent(given: Learn) -> Parent | None:
-    """The bundle that was last made of the run, where it is still there; None where that is not known."""
-    exported = given.run / EXPORTED_FILE
+def _parent(given: Learn) -> tuple[Parent | None, list[str]]:
+    """The bundle that was last made of the run, where it is still there, None where that is not known; and the keys of
+    reviewed images that the run was trained on when it learned itself."""
+    plan, exported = given.run.parent / PLAN_FILE, given.run / EXPORTED_FILE
+    taught: list[str] = json.loads(plan.read_text())["added"].get("trained_keys", []) if plan.is_file() else []
     folder = given.parent or (Path(json.loads(exported.read_text())["bundle"]) if exported.is_file() else None)
     if folder is None or (given.parent is None and not (folder / bundle.MANIFEST_FILE).is_file()):
-        return None
+        return None, taught
     manifest = bundle.read(folder)
-    return Parent(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+    taught += (manifest.provenance.added or {}).get("trained_keys", ())
+    return Parent(name=manifest.name, version=manifest.version, sha256=manifest.sha256), taught
 
 
 def _version(plan_file: Path, bundles: Path) -> str:

@@ -52,7 +52,8 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = tiny.files() | {"CARD.md": b"# tiny\n", outcomes.FILE: outcomes.encode(turned_out)}
     said = turned_out.described().model_dump()
     folder = tmp_path_factory.mktemp("models") / "tiny" / "1"
-    return tiny.write(folder, operating_points=points, files=files, outcomes=said)
+    learned = tiny.manifest()["provenance"] | {"added": {"trained_keys": ["ab12"]}}
+    return tiny.write(folder, operating_points=points, files=files, outcomes=said, provenance=learned)
 
 
 def stream(count: int, *, shift: float = 0.0, outliers: int = 0, seed: int = 0) -> Iterator[Image]:
@@ -142,7 +143,9 @@ def test_a_stream_that_has_moved_is_refused_as_promised_again(
     assert manifest.provenance.parent.version == "1"
     assert manifest.calibration.temperature == old_manifest.calibration.temperature
     assert manifest.calibration.class_shares == pytest.approx([1 / 3] * 3, abs=0.03)
-    added = (manifest.provenance.added or {})["recalibrated"]
+    assert manifest.provenance.added is not None
+    assert manifest.provenance.added["trained_keys"] == ["ab12"]  # they tell nothing of this one either
+    added = manifest.provenance.added["recalibrated"]
     assert added["outliers"] == sum(s["reviewed"] for s in added["rows"]) - added["known_images"]
     assert "## Recalibrated" in (out / "CARD.md").read_text()
     assert "temperature: as it was" in printed

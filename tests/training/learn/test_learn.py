@@ -104,13 +104,17 @@ def test_a_new_class_is_accepted_under_its_name(
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
     assert "4 classes" in learn(capsys, taught, tmp_path)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
-    shutil.rmtree(tmp_path / "models")
+    shutil.rmtree(tmp_path / "models")  # and yet it is known what the run was trained on before
     fruit.save(tmp_path / "more" / "lime", "lime", 6, 40_000)
     moved = tmp_path / "again"
     commands.main(["learn", str(tmp_path / "work" / "run"), "--from", str(tmp_path / "more"), "--out",
                    str(moved / "models"), "--work", str(moved / "work"), "--name", "shop", "--version", "3",
                    "--allow-worse"])  # fmt: skip
-    assert len(bundle.read(moved / "models" / "shop" / "3").classes) == 4
+    third = bundle.read(moved / "models" / "shop" / "3")
+    assert len(third.classes) == 4
+    assert third.provenance.added is not None
+    keys, first = third.provenance.added["trained_keys"], manifest.provenance.added["trained_keys"]
+    assert len({*keys}) == len(keys) > len(first) == len({*first} & {*keys})
 
 
 def test_no_image_of_the_run_is_learned_or_compared_on_twice(
