@@ -24,9 +24,8 @@ def trim(
 
     Rows go in the order in which they came: one from `before` that time stays while one that came earlier is
     younger, as it has its time from a clock that was wrong; so has one from after `now`, which goes with the old ones
-    around it. `max_bytes` counts schema.ROW_BYTES a row and its
-    embedding, and images that earlier versions kept in the rows: the database gives the room of deleted rows to
-    new ones.
+    around it. `max_bytes` counts schema.ROW_BYTES a row and its embedding, and images that earlier versions kept in the
+    rows: the database gives the room of deleted rows to new ones.
     """
     oldest, newest = database.fetch(ENDS)[0]
     if oldest is None:
