@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def ledger(tmp_path: Path, manifest: Manifest) -> Path:
     fill(str(where), tmp_path / "store", manifest, [*refused, *sample])
     database = connect(str(where))
     tables.write_groups(database, {row: "violets" if row <= 9 else "oranges" for row in range(1, 14)})
-    tables.claim(database, ["grouping"], "a replica that groups elsewhere", 0, 2e10)  # nothing is regrouped meanwhile
+    # Nothing is regrouped meanwhile.
+    tables.claim(database, ["grouping"], "a replica that groups elsewhere", time.time(), tables.LONGEST_S - 5)
     database.close()
     return where
 
