@@ -114,5 +114,5 @@ def decide_row(
     if verdict.decision == "accept":
         return verdict
     usual = class_limit(manifest.operating_points[manifest.default_operating_point], scope, manifest.classes[best])
-    unknown, likely = scores[reasons.unknown_score], float(probabilities[best])
-    return replace(verdict, reason=reasons.name(verdict.score, verdict.threshold, usual, unknown, likely))
+    limit, unknown = max(verdict.threshold, usual), scores[reasons.unknown_score]
+    return replace(verdict, reason=reasons.name(verdict.score, limit, unknown, float(probabilities[best])))

@@ -115,15 +115,15 @@ class Reasons(Frozen):
                     f"reasons give golden example {example.file!r} the deciding score {made:.6g}, the graph {given:.6g}"
                 )
 
-    def name(self, score: float, limit: float, usual: float, unknown: float, best: float) -> Reason:
-        """Why an image is refused whose deciding score is above `limit` and whose pixels are fit: from its score of
-        what is unknown and its largest probability. A part that is no number says unknown.
+    def name(self, score: float, limit: float, unknown: float, best: float) -> Reason:
+        """Why an image with fit pixels is refused: from its deciding score, its score of what is unknown and its
+        largest probability. A part that is no number says unknown.
 
-        `usual` is the limit of the bundle's default operating point. A stricter point, of costs say, refuses images
-        that lie within it: what was learnt looks so too, hence they are unsure and not unknown."""
-        if score <= usual:
+        `limit` is that of the operating point, or of the bundle's default point where that is larger. A stricter
+        point, of costs say, refuses images within it: what was learnt looks so too, so they are unsure, not unknown.
+        """
+        if score <= limit:
             return "unsure"
-        limit = max(limit, usual)
         one, other = self.unknown.value(unknown), self.unsure.value(doubt(best))
         # above the limit, or at least not below the other: in float32 the two may fall on either side of the limit
         return "unsure" if one <= limit and one < other and not math.isnan(score) else "unknown"

@@ -68,14 +68,14 @@ def point(manifest: Manifest, found: Outcomes, paid: Bill, rule: Rule, words: st
     }
     counts = np.array([c.train_count for c in manifest.classes], np.int64)
     groups = Groups(manifest.groups, np.array(of_class), counts)
-    decided = {"threshold": 0.5, "group_thresholds": dict.fromkeys(manifest.group_names, 0.5)}  # of 0 and 1
+    inside = Scored(found.score[found.known], found.predicted[found.known], found.label[found.known])
+    outside = Scored(found.score[~found.known], found.predicted[~found.known])
     for kind, limits in (
         ("global", np.full(len(found.label), rule.threshold)), ("group", rule.limits(found.predicted, of_class))
     ):  # fmt: skip
-        flags = paid.refused(limits).astype(np.float64)
-        inside = Scored(flags[found.known], found.predicted[found.known], found.label[found.known])
-        outside = Scored(flags[~found.known], found.predicted[~found.known])
-        cost = calibrate.cost(decided, kind, groups, inside, [outside], found.weight[found.known])
+        flags = paid.refused(limits)
+        refused = [flags[found.known], flags[~found.known]]
+        cost = calibrate.cost_of(refused, groups, inside, [outside], found.weight[found.known])
         fields[f"{kind}_cost"] = {"calibration": cost, "test": None}
     return fields
 

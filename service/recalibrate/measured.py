@@ -1,14 +1,14 @@
 """Thresholds, quantiles and p-value references from weighted rows, by the very functions that made the old ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Manifest
-from service.contract.calibration import calibrate, conformal
+from service.contract.calibration import calibrate, conformal, distributions
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups
 from service.contract.calibration.mix import ClassMix
@@ -158,11 +158,10 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
     points = {_name_of(manifest, point["level"]): point for point in points.values()}
     points |= _catching(manifest, found)
     known, strangers = found.decided()
-    limit = {"threshold": 0.5, "group_thresholds": dict.fromkeys(groups.names, 0.5)}  # of 0 and 1
     for point in points.values():
         for kind in SCOPES:
-            flags = [replace(one, scores=refusals(manifest, point, kind, one)) for one in (known, strangers)]
-            paid = calibrate.cost(limit, kind, groups, flags[0], flags[1:], inside.weights)
+            flags = [refusals(manifest, point, kind, one) for one in (known, strangers)]
+            paid = calibrate.cost_of(flags, groups, known, [strangers], inside.weights)
             point[f"{kind}_cost"] = {"calibration": paid, "test": None}
     ordered = {name: points[name] for name in manifest.operating_points if name in points}
     old = manifest.calibration
@@ -174,18 +173,18 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
         "class_mix": mix.name, "class_shares": mix.shares.tolist(),
         "presumed_shares": old.presumed_shares,  # of the graph, which stays
         "references": {name: reference.model_dump() for name, reference in references.items()},
-        "id_scores": calibrate.distribution(_scores(manifest, found.known), inside.weights),
-        "quantile_levels": calibrate.QUANTILE_LEVELS,
+        "id_scores": distributions.distribution(_scores(manifest, found.known), inside.weights),
+        "quantile_levels": distributions.QUANTILE_LEVELS,
         "quantiles": {name: _quantiles(name, found, true_groups) for name in manifest.scores},
     }  # fmt: skip
     return ordered, record
 
 
-def refusals(manifest: Manifest, point: Json, scope: Scope, given: Scored) -> Floats:
-    """[N] 1 for each image that an operating point refuses, else 0; a class may have a threshold of its own."""
+def refusals(manifest: Manifest, point: Json, scope: Scope, given: Scored) -> Flags:
+    """bool [N]: which images an operating point refuses; a class may have a threshold of its own."""
     own, by_group = point.get("class_thresholds") or {}, point["group_thresholds"]
     limits = [own.get(c.name, by_group[c.group]) if scope == "group" else point["threshold"] for c in manifest.classes]
-    return np.asarray(~(given.scores <= np.array(limits)[given.predicted]), np.float64)
+    return np.asarray(~(given.scores <= np.array(limits)[given.predicted]), bool)
 
 
 def _name_of(manifest: Manifest, level: float) -> str:
@@ -217,7 +216,7 @@ def _quantiles(name: str, found: Sample, true_groups: NDArray[np.str_]) -> dict[
         there = [(score, weight) for score, weight in pairs if score is not None]
         if there:
             scores, weights = (np.array(column, np.float64) for column in zip(*there, strict=True))
-            quantiles[key] = weighted_quantiles(scores, weights, calibrate.QUANTILE_LEVELS)
+            quantiles[key] = weighted_quantiles(scores, weights, distributions.QUANTILE_LEVELS)
     return quantiles
 
 

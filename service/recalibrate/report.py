@@ -52,8 +52,7 @@ def lines(manifest: Manifest, rows: Rows, sample: Sample, compared: list[Compare
           f"known images and {len(sample.strangers)} outliers"  # fmt: skip
     for stratum, kept in sorted(rows.kept.items()):
         seen = rows.reviewed[stratum]
-        spoken = any(rows.reviewed[other] for other in rows.kept if other[:2] == stratum[:2])
-        none = ": those that were stand for them" if spoken else ": left out"
+        none = ": those that were stand for them" if rows.is_spoken_for(stratum) else ": left out"
         each = f", each stands for {rows.stands_for(stratum):.4g} images" if seen else none
         how = f"{stratum.group}, {stratum.decision}, kept with probability {stratum.keep_probability:g}"
         yield f"  {how}: {seen} of {kept} reviewed{each}"

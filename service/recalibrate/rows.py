@@ -51,9 +51,17 @@ class Rows:
         Rows of its group with the same decision that were kept with another probability, of which none was reviewed
         (the rate of the sample has been changed, and their images may be gone), are spoken for by those that were.
         """
-        alike = {s: kept / s.keep_probability for s, kept in self.kept.items() if s[:2] == stratum[:2]}
+        alike = self._alike(stratum)
         spoken = sum(images for s, images in alike.items() if self.reviewed[s])
         return alike[stratum] / self.reviewed[stratum] * sum(alike.values()) / spoken
+
+    def is_spoken_for(self, stratum: Stratum) -> bool:
+        """Whether any row of its group with the same decision was reviewed."""
+        return any(self.reviewed[s] for s in self._alike(stratum))
+
+    def _alike(self, stratum: Stratum) -> dict[Stratum, float]:
+        """The strata of its group with the same decision: for how many images of the stream they stand."""
+        return {s: kept / s.keep_probability for s, kept in self.kept.items() if s[:2] == stratum[:2]}
 
     def known(self, name: str) -> "list[Row]":
         """The in-distribution rows that have the score `name`."""
@@ -95,9 +103,9 @@ def read(where: str, manifest: Manifest) -> Rows:
         for row in reader.labelled():
             unkept += row.model.sha256 == manifest.sha256 and row.keep_probability is None
     found = Rows([], kept, reviewed, unkept, labelled)
+    weights = {stratum: found.stands_for(stratum) for stratum in reviewed}
     for row, stratum, truth in seen:
-        weight = found.stands_for(stratum)
-        found.rows.append(Row(row.predicted, truth, row.scores, weight, row.reason == "unfit"))
+        found.rows.append(Row(row.predicted, truth, row.scores, weights[stratum], row.reason == "unfit"))
     return found
 
 

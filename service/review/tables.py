@@ -19,9 +19,7 @@ from service.ledger.rows import Kind, ModelKey, Source
 CHUNK_ROWS = 500  # of one statement, and of one transaction: nobody waits long for it to end
 MOST_AT_ONCE = 1000  # labels of one action, and of others that came between them
 LOOK_BACK = 5000  # labels, for the last one that can be undone
-LONGEST_S = (
-    600.0  # of a claim, with what the clocks of replicas may differ by: a later one is of a clock that was wrong
-)
+LONGEST_S = 600.0  # of a claim, with what the clocks of replicas differ by: a later one is of a wrong clock
 LOOKED_AT = "image_key IS NOT NULL AND keep_probability IS NOT NULL AND (decision = 'reject' OR sampled = 1)"
 NEWEST = f"SELECT row FROM decisions WHERE {LOOKED_AT} ORDER BY row DESC LIMIT ?"
 ITEMS = """SELECT d.row, d.time, d.request_id, d.position, d.label, d.class_group, d.decision, d.score, d.p_value,

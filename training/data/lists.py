@@ -55,7 +55,7 @@ def read_list(path: Path) -> Parts:
             continue
         seen.add(one)
         labelled.setdefault(part, []).append((image, label))
-        for name in row.keys() - {"path", "label", "split"}:
+        for name in row.keys() - {*COLUMNS}:
             before = len(labelled[part]) - 1
             values = columns.setdefault(part, {}).setdefault(str(name), [])
             values += [""] * (before - len(values))  # rows of JSON lines may lack it

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.calibration import calibrate
+from service.contract.calibration import calibrate, distributions
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups, group_classes
 from service.contract.calibration.mix import TRAIN, ClassMix, class_mix
@@ -206,10 +206,10 @@ def _calibration(
         "presumed_shares": presumed_shares(
             predicted.probabilities.astype(np.float64), labels, data.train.counts
         ).tolist(),
-        "id_scores": calibrate.distribution(scored.scores, inside.weights),
-        "quantile_levels": calibrate.QUANTILE_LEVELS,
+        "id_scores": distributions.distribution(scored.scores, inside.weights),
+        "quantile_levels": distributions.QUANTILE_LEVELS,
         "quantiles": {
-            name: calibrate.quantiles(
+            name: distributions.quantiles(
                 values.astype(np.float64), true_groups, groups.names,
                 held.scores[name].astype(np.float64) if held else np.empty(0),
             )

@@ -78,9 +78,8 @@ def _with_input(images: Images) -> tuple[Images, Input]:
 
 @dataclass(frozen=True)
 class Compared:
-    """How many images, and what the old and the new model say of each."""
+    """What the old and the new model say of each image."""
 
-    images: int
     old: Judged
     new: Judged
 
@@ -89,7 +88,7 @@ class Compared:
         """Of the images that are `kept`, all where that is not given; `pictures` are the same as pixels."""
         kept = np.ones(len(images), bool) if kept is None else kept
         one, two = (judge(images[kept], judge.unfit(pictures)[kept]) for judge in (old, new))
-        return cls(int(kept.sum()), one, two)
+        return cls(one, two)
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def figures(
         if (fresh := ~own & ~known).any():
             yield Figure.of(f"{what}, new classes", one[fresh], two[fresh], max(better, 0))
     for where, found in outside.items():
-        if found.images:
+        if len(found.old.refused):
             one, two = found.old.refused, found.new.refused
             # people have seen these because the old model refused them: it cannot lose on them, nor the new one win
             yield Figure.of(f"caught, {where}", one, two, 0 if where == REVIEWED and one.all() else 1)

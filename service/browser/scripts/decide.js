@@ -60,11 +60,11 @@ function brokenLimit(limits, [brightness, contrast, sharpness], sidePx) {
   return sharpness < limits.sharpness ? "blurred" : null;
 }
 
-// `usual`: the limit of the default operating point; what only a stricter one refuses is unsure.
-function reasonName(reasons, score, limit, usual, unknown, best) {
-  if (score <= usual) return "unsure";
+// `limit`: at least that of the default operating point; what only a stricter one refuses is unsure.
+function reasonName(reasons, score, limit, unknown, best) {
+  if (score <= limit) return "unsure";
   const one = standard(reasons.unknown, unknown), other = standard(reasons.unsure, doubt(best));
-  return one <= Math.max(limit, usual) && one < other && !Number.isNaN(score) ? "unsure" : "unknown";
+  return one <= limit && one < other && !Number.isNaN(score) ? "unsure" : "unknown";
 }
 
 /**
@@ -83,7 +83,7 @@ export function decideRow(manifest, row, operatingPoint, scope, sidePx) {
   if (verdict.decision === "accept") return verdict;
   const usual = limitOf(manifest.operating_points[manifest.default_operating_point], scope, predicted);
   const unknown = scores[reasons.unknown_score];
-  return {...verdict, reason: reasonName(reasons, score, limit, usual, unknown, probabilities[best])};
+  return {...verdict, reason: reasonName(reasons, score, Math.max(limit, usual), unknown, probabilities[best])};
 }
 
 // ---- What is said beyond it ------------------------------------------------------------------------------------------

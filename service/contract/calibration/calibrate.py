@@ -14,9 +14,7 @@ from service.contract.calibration.mix import TRAIN, ClassMix
 from service.contract.reference import ALL, Reference, false_alarms
 
 LEVEL = 0.95
-MOST_SCORES = 2000  # in the distribution that metrics are compared with
 SPARE_SEED = 0
-QUANTILE_LEVELS = tuple(round(i / 100, 2) for i in range(101))
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -210,10 +208,18 @@ def cost(
 
     The sets of outliers count alike; empty ones are left out.
     """
+    flags = [rejected(of.scores, groups.of_class[of.predicted], point, scope) for of in (inside, *outliers)]
+    return cost_of(flags, groups, inside, outliers, weights)
+
+
+def cost_of(
+    refused: Sequence[NDArray[np.bool_]], groups: Groups, inside: Scored, outliers: Sequence[Scored],
+    weights: Floats | None = None,
+) -> Json:  # fmt: skip
+    """As `cost`, where it is known which images are `refused`: of `inside`, then of each set of `outliers`."""
     assert inside.labels is not None
-    names, of_class = groups.names, groups.of_class
-    flags = rejected(inside.scores, of_class[inside.predicted], point, scope)
-    sets = [(rejected(o.scores, of_class[o.predicted], point, scope), o) for o in outliers if len(o.scores)]
+    names, of_class, flags = groups.names, groups.of_class, refused[0]
+    sets = [(f, o) for f, o in zip(refused[1:], outliers, strict=True) if len(o.scores)]
     caught: dict[str, float | None] = {}
     by_set = [shares(f, of_class[o.predicted], names) for f, o in sets]
     for group in names:
@@ -229,21 +235,3 @@ def cost(
         "outliers_caught": float(np.mean([f.mean() for f, _ in sets])) if sets else None,
         "outliers_caught_by_predicted_group": caught,
     }
-
-
-def distribution(scores: Floats, weights: Floats) -> list[float]:
-    """The scores in ascending order, as they are where they are few and count alike, else MOST_SCORES quantiles."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    if len(ordered) > MOST_SCORES or len(np.unique(weights)) > 1:
-        up_to = np.cumsum(weights[order])
-        count = min(len(ordered), MOST_SCORES)
-        places = np.searchsorted(up_to, (np.arange(count) + 0.5) / count * up_to[-1])
-        ordered = ordered[np.minimum(places, len(ordered) - 1)]
-    return [float(s) for s in ordered]
-
-
-def quantiles(scores: Floats, groups: Names, names: Sequence[str], outlier_scores: Floats) -> dict[str, list[float]]:
-    """Quantiles at QUANTILE_LEVELS: all, each group (of the true class), outliers; empty sets left out."""
-    sets: dict[str, Floats] = {ALL: scores, **{g: scores[groups == g] for g in names}, "outliers": outlier_scores}
-    return {name: [float(q) for q in np.quantile(s, QUANTILE_LEVELS)] for name, s in sets.items() if len(s)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.calibration import calibrate, conformal
+from service.contract.calibration import calibrate, conformal, distributions
 from service.contract.calibration.groups import group_classes
 from service.contract.calibration.mix import ClassMix, class_mix
 from training.data import loading
@@ -304,16 +304,16 @@ def test_temperature_stays_in_its_range():
 
 def test_distribution():
     alike = np.ones(5)
-    assert calibrate.distribution(shuffled(5), alike) == [1, 2, 3, 4, 5]
-    found = calibrate.distribution(shuffled(10_000), np.ones(10_000))
-    assert len(found) == calibrate.MOST_SCORES
+    assert distributions.distribution(shuffled(5), alike) == [1, 2, 3, 4, 5]
+    found = distributions.distribution(shuffled(10_000), np.ones(10_000))
+    assert len(found) == distributions.MOST_SCORES
     np.testing.assert_allclose(found, np.linspace(3, 9998, len(found)), atol=1)
-    assert calibrate.distribution(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 1.0, 1.0, 5.0])) == [1, 3, 4, 4]
+    assert distributions.distribution(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 1.0, 1.0, 5.0])) == [1, 3, 4, 4]
 
 
 def test_quantiles():
     groups = np.array(["head"] * 100 + ["tail"])
-    found = calibrate.quantiles(np.arange(101.0), groups, ("head", "middle", "tail"), np.empty(0))
+    found = distributions.quantiles(np.arange(101.0), groups, ("head", "middle", "tail"), np.empty(0))
     assert list(found) == ["all", "head", "tail"]
     assert found["all"] == pytest.approx(list(range(101)))
     assert found["tail"] == [100.0] * 101

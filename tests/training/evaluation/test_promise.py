@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.bundle import Manifest
-from service.contract.calibration import calibrate, conformal
+from service.contract.calibration import calibrate, conformal, distributions
 from service.contract.calibration.calibrate import Scored, Weighted
 from service.contract.calibration.groups import Groups, group_classes
 from service.contract.calibration.mix import ClassMix
@@ -39,7 +39,7 @@ def manifest(images: Scored, groups: Groups, mix: ClassMix, levels: tuple[float,
     ]
     calibration = fields["calibration"] | {
         "in_distribution_images": len(images.scores), "images_by_group": {}, "class_mix": mix.name,
-        "class_shares": mix.shares.tolist(), "id_scores": calibrate.distribution(images.scores, weighted.weights),
+        "class_shares": mix.shares.tolist(), "id_scores": distributions.distribution(images.scores, weighted.weights),
         "references": {name: reference.model_dump() for name, reference in references.items()}, "quantiles": {},
     }  # fmt: skip
     changed: dict[str, Any] = {

@@ -56,10 +56,10 @@ def fit(taught: Taught) -> Gate:
 
 def _crossed(taught: Taught, strength: float) -> Floats:
     """[N, K] probabilities of each row by a model that has not seen its unit."""
-    classes = int(taught.labels.max()) + 1
-    found = np.zeros((len(taught.labels), classes))
     from sklearn.model_selection import StratifiedGroupKFold  # takes as long to import as torch
 
+    classes = int(taught.labels.max()) + 1
+    found = np.zeros((len(taught.labels), classes))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # then a fold has none of it
