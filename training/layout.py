@@ -24,6 +24,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join(lines)
 
 
+def several(count: int, one: str) -> str:
+    """A count and its noun: 1 image, 2 images, 3 classes."""
+    return f"{count} {one}{'' if count == 1 else 'es' if one.endswith('s') else 's'}"
+
+
 def span(seconds: float) -> str:
     """Seconds in words: 40 s, 12 min, 5.2 h, 3.1 days."""
     for unit, name, digits in ((86_400, "days", 1), (3_600, "h", 1), (60, "min", 0)):

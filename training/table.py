@@ -16,7 +16,7 @@ from training.runs.files import write_json
 RESULTS = Path(__file__).parent / "results"
 
 
-class Table(BaseModel):
+class Table(BaseModel, use_attribute_docstrings=True):
     """Train what a table lacks, then print it and write it with its pictures: <out>/<name>.md, .csv, .html and .png."""
 
     REPLACING: ClassVar[tuple[str, ...]] = (
@@ -184,7 +184,7 @@ class WithoutOod(OnRun):
         return []
 
 
-class Pareto(BaseModel):
+class Pareto(BaseModel, use_attribute_docstrings=True):
     """Compare runs by size, speed and quality on the calibration split, to choose what ships."""
 
     runs: CliPositionalArg[list[Path]]

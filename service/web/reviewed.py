@@ -96,6 +96,7 @@ class AuditAnswer(BaseModel):
 
     shown: list[ImageShown]
     waiting: int
+    note: str | None = Field(description="why nothing waits, where no sample is drawn")
 
 
 class LabelsBody(BaseModel):

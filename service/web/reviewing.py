@@ -20,6 +20,7 @@ from service.web.context import context_of, runtime_of
 MOST_KEYS = 8  # of a group, beside its name
 OFF = f"this service keeps no ledger, so there is nothing to review: {PREFIX}LEDGER is off"
 NOTHING_KEPT = f"no image is kept: start the service with {PREFIX}KEEP=rejected, and {PREFIX}KEEP_SAMPLE=0.01 beside it"
+NO_SAMPLE = f"no image is drawn for the audit: start the service with {PREFIX}KEEP_SAMPLE=0.01"
 FAILED = "images could not be grouped, the service's log says why: each stands alone"
 UNGROUPED = "the bundle that decided gives no embedding, so images are not grouped: each stands alone"
 EMPTY = 'kind=class needs a label, such as "kind": "class", "label": "cat"'

@@ -133,8 +133,10 @@ def _frozen(config: Config, work: Work) -> Estimate:
     return frozen_estimate(config, work, backbone.graph(), features, size)
 
 
-def frozen_estimate(config: Config, work: Work, graph: bytes, features: int, size_px: int) -> Estimate:
-    """The time of a run on the features of `graph` [N, `features`], which sees images of `size_px`."""
+def frozen_estimate(
+    config: Config, work: Work, graph: bytes, features: int, size_px: int, heads: int = 1
+) -> Estimate:  # fmt: skip
+    """The time of `heads` trained on the features of `graph` [N, `features`], which sees images of `size_px`."""
     view, decoded = view_seconds(graph, size_px), file_seconds(work.files, size_px)
     views = (2 + config.feature_views) * (work.train + work.outliers) + work.others
     images = work.train + work.outliers + work.others
@@ -143,8 +145,9 @@ def frozen_estimate(config: Config, work: Work, graph: bytes, features: int, siz
     made_of = [f"{views} views of images through the backbone at {1000 * view:.1f} ms"]
     if decoded:
         made_of.insert(0, f"{images} images read at {1000 * decoded:.1f} ms")
-    made_of.append(f"{steps} steps of the head at {1000 * step:.1f} ms")
-    return Estimate(seconds=images * decoded + views * view + steps * step, made_of=made_of)
+    of_each = f"of each of {heads} heads" if heads > 1 else "of the head"
+    made_of.append(f"{steps} steps {of_each} at {1000 * step:.1f} ms")
+    return Estimate(seconds=images * decoded + views * view + heads * steps * step, made_of=made_of)
 
 
 def _scratch(config: Config, work: Work) -> Estimate:

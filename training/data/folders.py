@@ -21,6 +21,7 @@ from service.contract.files import ImageFiles
 from training.data.decode import Unreadable, decode, resized, square
 from training.data.listing import Labelled, Parts, by_frequency, some
 from training.data.readers import DataError, Pixels, array
+from training.layout import several
 
 PARTS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -60,7 +61,7 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
         notes.append(f"{folder}: left out {some(beside)} beside train/: the parts are {', '.join(PARTS)}")
     empty = [name for _, _, names in found.values() for name in names]
     if empty and not parted:
-        notes.append(f"{folder}: left out {len(empty)} folders without images ({', '.join(empty[:5])})")
+        notes.append(f"{folder}: left out {several(len(empty), 'folder')} without images ({', '.join(empty[:5])})")
     holders = {where for _, places, _ in found.values() for _, where in places}
     labelled: Labelled = {}
     for part, (_, places, _) in found.items():
@@ -163,4 +164,5 @@ def unreadable_notes(bad: list[Unreadable]) -> list[str]:
     """The count, and the first of them with their reasons."""
     if not bad:
         return []
-    return [f"left out {len(bad)} unreadable files: {some([f'{one.path} ({one.reason})' for one in bad], '; ')}"]
+    shown = some([f"{one.path} ({one.reason})" for one in bad], "; ")
+    return [f"left out {several(len(bad), 'unreadable file')}: {shown}"]

@@ -21,6 +21,7 @@ from training.data.listing import Listing, Parts, alike_notes, some
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import Scan, scan
 from training.data.splits import held_back, long_tail_rows, salted
+from training.layout import several
 
 CACHE = "cache"  # folder in a run's
 SCAN_FILE = "scan.npz"
@@ -105,7 +106,8 @@ def missing_notes(data: Path, train: Listing, test: Listing) -> list[str]:
     untested = [name for name, n in zip(test.classes, test.counts, strict=True) if not n]
     if not untested or not len(test.labels):  # without any test image there is a note already
         return []
-    return [f"{data}: no test image of {len(untested)} classes, whose accuracy is not measured: {some(untested)}"]
+    count = several(len(untested), "class")
+    return [f"{data}: no test image of {count}, whose accuracy is not measured: {some(untested)}"]
 
 
 # ---- Splitting ----

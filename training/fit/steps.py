@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training import trainer
@@ -16,15 +18,16 @@ from training.data.notes import said_once
 from training.data.photographs import CACHE
 from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
-from training.finished import Calibrate, Evaluate, Export
+from training.evaluation import cross_fit, left_out
+from training.finished import AUTO, Calibrate, Evaluate, Export
 from training.fit import begun
 from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
-from training.layout import columns, span
+from training.layout import columns, several, span
 from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint
-from training.runs.files import CALIBRATION_FILE
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
 from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 
 
@@ -56,12 +59,12 @@ def require_held_back(plan: Plan) -> None:
 
 
 def _made(plan: Plan, given: Fit) -> None:
-    prepare(plan)
+    prepare(plan, given)
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
     record = calibration(best)
     if not is_measured(best, record["score"]):
-        step("measure on the test images")
+        step("measure on the test images" if plan.files.test.paths else f"measure, {cross_fit.NAMED}")
         quietly(plan.work, Evaluate(
             run=best, score=record["score"], ood=list(given.ood), device=given.device, on=given.on
         ))  # fmt: skip
@@ -85,11 +88,13 @@ def look(plan: Plan) -> str:
         f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
         f"{counts.min()} each), {len(files.test.paths) or 'none'} to test on"
         + (f", {outliers} outliers" if outliers else ""),
-        ", ".join(f"{name} {int((groups.of_class == name).sum())} classes" for name in groups.names),
+        ", ".join(f"{name} {several(int((groups.of_class == name).sum()), 'class')}" for name in groups.names),
         *files.notes,
     ]  # fmt: skip
     if few:
-        lines.append(f"{few} classes of 1 to {FEWEST_IMAGES - 1} images: trained on, and nothing is held back of them")
+        lines.append(
+            f"{several(few, 'class')} of 1 to {FEWEST_IMAGES - 1} images: trained on, and nothing is held back"
+        )
     return "\n".join([*lines, "", *chosen(plan)])
 
 
@@ -100,7 +105,7 @@ def chosen(plan: Plan) -> list[str]:
     return [line for row, c in zip(rows, plan.choices, strict=True) for line in (row, f"{'':{width}}({c.reason})")]
 
 
-def prepare(plan: Plan) -> None:
+def prepare(plan: Plan, given: Fit) -> None:
     """Weights and backbone, room on the disk, and how long it will take."""
     if wanted := pretrained.find(plan.config.backbone):
         step("weights")
@@ -118,8 +123,20 @@ def prepare(plan: Plan) -> None:
         classes=len(files.train.classes), files=files.train.paths,
     )  # fmt: skip
     config = plan.config.model_copy(update={"method": plan.heads[0]}).with_schedule(work.train)
-    found = timing.frozen_estimate(config, work, loaded.cache.graph, loaded.backbone.features, size)
-    print(f"\nabout {span(found.seconds)} for the first head: {', '.join(found.made_of)}", flush=True)
+    found = timing.frozen_estimate(config, work, loaded.cache.graph, loaded.backbone.features, size,
+                                   trainings(plan, given.score))  # fmt: skip
+    print(f"\nabout {span(found.seconds)}, and the export: {', '.join(found.made_of)}", flush=True)
+
+
+def trainings(plan: Plan, score: str) -> int:
+    """How many heads learn: those that are compared and, to judge each, one for every part of the classes that is left
+    out and, where there is no test part, one for every fold."""
+    files, judging = plan.files, 0
+    if score == AUTO and np.count_nonzero(files.calibration.counts) >= left_out.FEWEST_CLASSES:
+        judging += len(left_out.folds(files.train.counts))
+    if not files.test.paths:
+        judging += cross_fit.FOLDS
+    return len(plan.heads) * (1 + judging)
 
 
 def head(plan: Plan, name: str, given: Fit) -> Path:
@@ -189,11 +206,24 @@ def finished(plan: Plan) -> str:
                      f"them; more in {plan.target / 'CARD.md'}")  # fmt: skip
     serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
     example = next(iter(plan.files.test.paths or plan.files.train.paths), "photo.jpg")
-    return "\n".join([*lines, "", "serve it, and ask:", f"  TAILGUARD_BUNDLE={shlex.quote(str(plan.target))} {serve}",
-                      f"  curl -F {shlex.quote(f'file=@{example}')} 127.0.0.1:8000/classify"])  # fmt: skip
+    lines += ["", "serve it, and ask:", f"  TAILGUARD_BUNDLE={shlex.quote(str(plan.target))} {serve}",
+              f"  curl -F {shlex.quote(f'file=@{example}')} 127.0.0.1:8000/classify"]  # fmt: skip
+    if run := exported(plan):
+        lines += ["teach it what people said of the images that it refused:",
+                  f"  {program()} learn {shlex.quote(str(run))} --from REVIEWED"]  # fmt: skip
+    return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------------------- helpers
+
+
+def exported(plan: Plan) -> Path | None:
+    """The run that became the bundle; None where it has been exported to another place since."""
+    for run in (plan.work / name for name in plan.heads):
+        note = run / EXPORTED_FILE
+        if note.is_file() and json.loads(note.read_text())["bundle"] == str(plan.target.resolve()):
+            return run
+    return None
 
 
 def calibration(run: Path) -> dict[str, Any]:

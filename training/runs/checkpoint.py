@@ -44,7 +44,10 @@ def load(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run; ValueError when there is none or it cannot be read."""
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: name the folder of a run (train --out)")
+        around = folder if folder.is_dir() else folder.parent
+        runs = [str(other.parent) for other in sorted(around.glob(f"*/{CHECKPOINT_FILE}"))]
+        such = f", such as {' or '.join(runs[:3])}" if runs else ""
+        raise ValueError(f"{path} does not exist: name the folder of a run (train --out){such}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

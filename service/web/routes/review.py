@@ -30,6 +30,7 @@ from service.web.openapi import (
 )
 from service.web.reviewing import (
     EMPTY,
+    NO_SAMPLE,
     OFF,
     claim_shown,
     front_of,
@@ -109,11 +110,15 @@ async def audit(request: Request) -> bodies.AuditAnswer:
     among them; claim those that you show.
     """
 
+    drawn = runtime_of(request).settings.keep_sample > 0
+
     def answer(desk: Desk) -> bodies.AuditAnswer:
         waiting = desk.audit()
         claimed = desk.claims()
         free = [item for item in waiting if f"row-{item.row}" not in claimed]
-        return bodies.AuditAnswer(shown=[shown(item, 0.0) for item in free[:AUDIT_IMAGES]], waiting=len(waiting))
+        first = [shown(item, 0.0) for item in free[:AUDIT_IMAGES]]
+        note = NO_SAMPLE if not (waiting or drawn) else None
+        return bodies.AuditAnswer(shown=first, waiting=len(waiting), note=note)
 
     return await front_of(request).ask(answer)
 

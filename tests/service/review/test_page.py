@@ -115,6 +115,32 @@ def test_a_review_by_keys_alone(
     assert given[-1][3] == "audit"
 
 
+def test_without_a_key_and_without_a_sample_it_says_what_to_do(
+    browser: Any, embedding_bundle: Path, ledger: Path, tmp_path: Path
+) -> None:
+    with sqlite3.connect(ledger) as connection:
+        connection.execute("UPDATE decisions SET sampled = 0")
+    connection.close()
+    with serving(
+        embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected", admin_keys="me=s3cret"
+    ) as url:
+        page = Page(browser, url, "/review", 1200)
+        page.shows("#error", "Enter an API key.")
+        page.page.fill("#key", "wrong")
+        page.press("Enter")
+        page.shows("#error", "The service does not know this API key.")
+        page.page.fill("#key", "s3cret")
+        page.press("Enter")
+        page.shows("#title", "What do these 9 images show?")
+        page.shows("#resttitle", "Next")
+        assert page.page.locator("#rest b").all_inner_texts() == ["4 images"]  # not the group that is looked at
+        page.press("a")
+        page.shows("#title", "Nothing waits")
+        page.shows("#note", "KEEP_SAMPLE=0.01")
+        page.said = [line for line in page.said if "401" not in line]  # the browser notes the refusals
+        page.close()
+
+
 def test_it_reads_to_a_screen_reader(browser: Any, embedding_bundle: Path, ledger: Path, tmp_path: Path) -> None:
     with serving(embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected") as url:
         page = Page(browser, url, "/review", 1200)

@@ -490,6 +490,14 @@ def test_without_a_ledger_or_kept_images(opened: Open, tmp_path: Path) -> None:
     client = opened(ledger=":memory:", keep="none", store=None)
     assert "KEEP=rejected" in client.get("/review/groups").json()["note"]
     assert client.get("/review/progress").json()["waiting"] == 0
+    assert "KEEP_SAMPLE=0.01" in client.get("/review/audit").json()["note"]
+
+
+def test_a_sample_that_is_drawn_or_waits_needs_no_note(kept: str, opened: Open) -> None:
+    waits = opened(keep="rejected", keep_sample=0.0).get("/review/audit").json()
+    assert waits["waiting"]
+    assert waits["note"] is None
+    assert opened(ledger=":memory:", keep="none", keep_sample=0.5, store=None).get("/review/audit").json()["note"] is None
 
 
 def test_what_the_service_refuses_comes_to_the_review(opened: Open, where: str) -> None:

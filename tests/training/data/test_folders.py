@@ -69,7 +69,7 @@ def test_class_folders_without_train(tmp_path):
     found = folders.read_folders(tmp_path)
     assert found.parts.keys() == {"train"}
     assert found.parts["train"].classes == ("bee", "ant")
-    assert found.notes == [f"{tmp_path}: left out 1 folders without images (docs)"]
+    assert found.notes == [f"{tmp_path}: left out 1 folder without images (docs)"]
 
 
 def test_nested_folders_keep_their_path_as_taxonomy(tmp_path):
@@ -178,7 +178,7 @@ def test_a_class_without_test_images_is_named(tree):
         path.unlink()
     (tree / "test" / "rare").rmdir()
     notes = loading.load(config(tree)).notes
-    assert any("no test image of 1 classes, whose accuracy is not measured: rare" in note for note in notes)
+    assert any("no test image of 1 class, whose accuracy is not measured: rare" in note for note in notes)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])
@@ -329,4 +329,4 @@ def test_a_path_that_no_file_can_have_is_left_out(tree):
     )
     data = loading.load(config(tree / "list.jsonl", test_fraction=0.2))
     assert len(data.train.labels) == 2
-    assert any("left out 1 unreadable files" in note for note in data.notes)
+    assert any("left out 1 unreadable file" in note for note in data.notes)

@@ -129,7 +129,7 @@ def test_from_a_folder_to_a_served_answer(tree: Path, tmp_path: Path, capsys: py
     assert not list(run.rglob("pixels-*"))
     assert list((tmp_path / "shared").glob("train-*.npy"))
     finished.Evaluate(run=run, ood=[tree / "junk"]).cli_cmd()
-    assert "left out 1 unreadable files" in capsys.readouterr().err
+    assert "left out 1 unreadable file" in capsys.readouterr().err
     finished.Calibrate(run=run).cli_cmd()
     finished.Export(run=run, out=tmp_path / "models", name="colours", precision="fp32").cli_cmd()
     folder = tmp_path / "models" / "colours" / "1"
