@@ -46,23 +46,28 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     """The arguments of the chosen command, serve if none is. `prog` is how it was called, for its help."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("serve", help="serve a bundle over HTTP (the default)")
-    look = commands.add_parser("inspect", help="verify a bundle and print its summary, or what its decisions cost")
-    look.add_argument("bundle")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    command("serve", "serve a bundle over HTTP (the default). Settings are environment variables, TAILGUARD_BUNDLE and "
+            "TAILGUARD_PORT say; service/README.md lists them")  # fmt: skip
+    look = command("inspect", "verify a bundle and print its summary, or what its decisions cost")
+    look.add_argument("bundle", help="its folder, or an address such as s3://models/shop/3")
     look.add_argument("--costs", type=Path, metavar="FILE", help="JSON or CSV of what a wrong accept, a refusal and an "
                       "accepted unknown cost: what that would have come to on calibration images")  # fmt: skip
     look.add_argument("--out", type=Path, help="with --costs: the new bundle <models>/<name>/<version> with thresholds "
                       "of least cost")  # fmt: skip
     look.add_argument("--point", help=f"the name of its operating point (default {costs.POINT})")
-    score.add_arguments(commands.add_parser("score", help="score folders of images into a table, without a server"))
-    promotion.add_arguments(commands.add_parser("promote", help="put a running service's shadow in force, or go back"))
-    recalibrate.add_arguments(commands.add_parser(
-        "recalibrate", help="measure the thresholds of a bundle anew on reviewed rows of a ledger"
+    score.add_arguments(command("score", "score folders of images into a table, without a server"))
+    promotion.add_arguments(command("promote", "put a running service's shadow in force, or go back"))
+    recalibrate.add_arguments(command(
+        "recalibrate", "measure the thresholds of a bundle anew on reviewed rows of a ledger"
     ))  # fmt: skip
-    browser.add_arguments(commands.add_parser("web", help="write a bundle as a folder that classifies in the browser"))
-    push.add_arguments(commands.add_parser("push", help="copy a bundle to where others fetch it"))
-    conversion.add_arguments(commands.add_parser("convert", help="write the graph for another runtime, checked"))
-    review.add_arguments(commands.add_parser("review", help="export what people said of kept images, or import it"))
+    browser.add_arguments(command("web", "write a bundle as a folder that classifies in the browser"))
+    push.add_arguments(command("push", "copy a bundle to where others fetch it"))
+    conversion.add_arguments(command("convert", "write the graph for another runtime, checked"))
+    review.add_arguments(command("review", "export what people said of kept images, or import it"))
     return parser.parse_args(arguments)
 
 

@@ -7,7 +7,9 @@ import urllib.request
 from http.client import HTTPException
 from typing import Any
 
+from service.deploy import evidence
 from service.errors import TailGuardError
+from service.settings import PREFIX
 
 TIMEOUT_S = 600  # reviewed images are looked at behind the traffic
 
@@ -21,12 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", help="its folder there, or its address; not given: the shadow")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default %(default)s)")
     parser.add_argument("--key", help="an API key with the role admin, where the service has keys")
-    parser.add_argument("--shadow", action="store_true", help="only load the bundle as the shadow")
-    parser.add_argument("--share", type=float, help="of the images that the shadow sees")
-    parser.add_argument("--least-compared", type=int, help="images that both have seen")
-    parser.add_argument("--most-disagreement", type=float, help="share of those accepted before")
-    parser.add_argument("--most-newly-accepted", type=float, help="share of all: refused before, of no reviewed class")
-    parser.add_argument("--least-reviewed", type=int, help="reviewed images, not trained on")
+    parser.add_argument(
+        "--shadow", action="store_true", help="only load the bundle as the shadow; none given: have none"
+    )
+    parser.add_argument(
+        "--share", type=float, help=f"of the images that the shadow sees (default {PREFIX}SHADOW_SHARE)"
+    )
+    usual = evidence.Limits()
+    least, most = {"type": int, "metavar": "N"}, {"type": float, "metavar": "SHARE"}
+    for name, kind, what in (
+        ("least_compared", least, "images that both have seen"),
+        ("most_disagreement", most, "of those accepted before, that are refused or named otherwise now"),
+        ("most_newly_accepted", most, "of all, that were refused and are accepted now as a class that nobody reviewed"),
+        ("least_reviewed", least, "reviewed images, not trained on, that it has seen"),
+    ):
+        text = f"{what} (default {getattr(usual, name):g})"
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind, help=text)  # type: ignore[arg-type]
     parser.add_argument("--force", action="store_true", help="whatever the evidence says")
     parser.add_argument("--back", action="store_true", help="put the bundle before this one in force again")
     parser.add_argument("--to", metavar="NAME/VERSION", help="with --back: an earlier one by name")

@@ -85,7 +85,11 @@ def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
     )
     opened = shadow.seen["newly-accepted"]
     if compared < limits.least_compared:
-        against.append(f"it has been compared on {compared} images, and {limits.least_compared} are asked for: wait")
+        skipped, failed = shadow.seen["skipped"], shadow.seen["failed"]
+        more = f" ({skipped} were skipped while the service was busy, {failed} failed)" if skipped or failed else ""
+        against.append(
+            f"it has been compared on {compared} images{more}, and {limits.least_compared} are asked for: wait"
+        )
     else:
         if not better:
             what = "images that were accepted"

@@ -57,6 +57,16 @@ def test_unknown_option_is_named(run, command, tmp_path):
     assert "--widht" in printed
 
 
+@pytest.mark.parametrize("command", sorted(commands.Command.model_fields))
+def test_help_is_in_words_and_tells_what_an_option_takes(run, command):
+    status, printed = run(command, "--help")
+    assert status == 0
+    assert not [odd for odd in ("null", "tuple[", "list[", "(default: ())", "(default: [])") if odd in printed]
+    expected = {"audit": "Write a picture of the counts", "weights": "EfficientNet-Lite", "bench": "side by side",
+                "table": "which joins data sets and backbones", "fit": "--calibration-fraction NUMBER"}  # fmt: skip
+    assert expected.get(command, "") in " ".join(printed.split())
+
+
 def test_unknown_option_of_the_real_command():
     command = [sys.executable, "-m", "training", "train", "--lerning-rate", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -203,6 +203,11 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_unreadable_checkpoint(tmp_path):
+    (tmp_path / "fit" / "msp").mkdir(parents=True)
+    (tmp_path / "fit" / "msp" / checkpoint.CHECKPOINT_FILE).touch()
+    for folder in ("", "joint"):  # that of all heads, or a head that there is not
+        with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist: name .*, such as .*fit/msp$"):
+            checkpoint.load(tmp_path / "fit" / folder)
     with pytest.raises(ValueError, match=r"checkpoint\.pt does not exist: name the folder of a run"):
         checkpoint.load(tmp_path)
     checkpoint.save(tmp_path, {"epoch": 1})

@@ -275,6 +275,8 @@ def test_what_it_was_taught_is_no_disagreement_and_outliers_are_held_against_its
     [said] = weighed(fine, same=50, newly_accepted=150).objections  # it accepts everything
     assert said.startswith("it accepts, under classes that nobody reviewed for it, what was refused: 75.0%")
     assert len(weighed([], same=50, both_refuse=150).objections) == 1  # nothing was reviewed
+    [said] = weighed(fine, same=29, skipped=241, failed=12).objections
+    assert said.startswith("it has been compared on 29 images (241 were skipped while the service was busy, 12 failed)")
     outliers = [Answered(True, i < 12, True, True, False) for i in range(20)]  # 12 of 20: at most 78%
     [said] = weighed(outliers, same=200).objections
     assert said.startswith("of 20 confirmed outliers it refuses 12, at most 78.1%, and its manifest claims 90.0%")

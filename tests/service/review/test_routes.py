@@ -497,7 +497,9 @@ def test_a_sample_that_is_drawn_or_waits_needs_no_note(kept: str, opened: Open) 
     waits = opened(keep="rejected", keep_sample=0.0).get("/review/audit").json()
     assert waits["waiting"]
     assert waits["note"] is None
-    assert opened(ledger=":memory:", keep="none", keep_sample=0.5, store=None).get("/review/audit").json()["note"] is None
+    assert (
+        opened(ledger=":memory:", keep="none", keep_sample=0.5, store=None).get("/review/audit").json()["note"] is None
+    )
 
 
 def test_what_the_service_refuses_comes_to_the_review(opened: Open, where: str) -> None:

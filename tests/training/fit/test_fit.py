@@ -6,6 +6,7 @@ The backbone is a tiny extractor in a file: means of patches, enough to tell col
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -101,6 +102,7 @@ def test_from_photographs_to_an_answer_over_http(
     printed = fit(capsys, *given)
     folder = tmp_path / "models" / "fruit-stand" / "1"
     assert f"TAILGUARD_BUNDLE={folder}" in printed
+    assert f" learn {tmp_path / 'work' / bundle.read(folder).provenance.method} --from REVIEWED" in printed
     for said in ("48 images of 3 classes", "has its test images beside it", "--calibration-fraction  0.3", "--heads"):
         assert said in printed
     manifest = bundle.read(folder)
@@ -139,6 +141,8 @@ def test_a_list_without_outliers(
     manifest = bundle.read(tmp_path / "models" / "fruit" / "1")
     assert (printed + beside).count(f"{listed}: no test part") == 1  # though every step reads the data
     assert NAMED in printed
+    learned = set(re.findall(r"(stage1|fold \d of \d|without \d+ classes, \d of \d):", beside))
+    assert f"steps of each of {len(learned)} heads" in printed
     assert "they would add a class for what is to be refused" in printed
     assert manifest.evaluation["accuracy"] > 0.8
     assert not any(name.startswith("ood") for name in manifest.operating_points)
