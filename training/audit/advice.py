@@ -129,10 +129,10 @@ def calibration_fraction(counts: Counts, groups: Groups) -> tuple[float, str]:
         if not short:
             return fraction, f"each group gets the {needed} images that its own {LEVEL:.0%} threshold needs"
     with_least = support(counts, groups, 0, FRACTIONS[0]).groups
-    bounds = " and ".join(f"{g} at most {with_least[g].promise:.0%}" for g in short)
+    bounds = " and ".join(f"{with_least[g].promise:.0%} of {g}" for g in short)
     return FRACTIONS[0], (
-        f"no share up to {FRACTIONS[-1]:g} gives {' and '.join(short)} {needed} images: more would cost the tail "
-        f"training images for nothing; of the images of these groups are refused: {bounds}"
+        f"no share up to {FRACTIONS[-1]:g} gives {' and '.join(short)} the {needed} images that a threshold "
+        f"of its own needs, so the least is kept from training; up to {bounds} may be refused"
     )
 
 

@@ -30,8 +30,8 @@ HEADS = {  # outliers given → rows to compare, the safest first
     True: ("tailguard-joint", "logit-adjustment"),
     False: ("logit-adjustment", "msp"),
 }
-INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and nothing was lost (LOG.md)"
-STAGES_REASON = "features of early layers beside those of the last tell more, at next to no cost (LOG.md)"
+INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and lost nothing (training/LOG.md)"
+STAGES_REASON = "features of early layers beside those of the last tell more, at next to no cost (training/LOG.md)"
 CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoint
 SPARE_BYTES = 300 << 20  # for checkpoints, tables and the bundle
 
