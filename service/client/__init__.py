@@ -6,7 +6,7 @@
             print(item.file, item.answer.decision if item.answer else item.problem.detail)
         client.feedback(answer.request_id, "cat")
 
-`AsyncClient` has the same methods to await. Both need httpx: pip install 'tailguard[client]'.
+`AsyncClient` has the same methods to await. Both need httpx: pip install '.[client]' in a checkout.
 """
 
 from service.client.calls import Batching, Image, Retries

@@ -3,8 +3,9 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
-from pydantic_settings import CliPositionalArg
+from pydantic_settings import CliPositionalArg, CliSuppress
 
 from training.config import Config, program
 
@@ -13,8 +14,11 @@ class Fit(Config):
     """From photographs to a bundle that can be served: look, choose, extract, train, compare, calibrate, export.
 
     Every choice is printed with its reason and the option that sets it. The same command again goes on where it was
-    stopped. The other options are those of `train`, and hold for every head that is compared.
+    stopped. The other options are those of `train`, and hold for every head that is compared; so are the defaults shown,
+    and what `fit` chooses in their place it prints.
     """
+
+    dataset: CliSuppress[Literal["folder"]] = "folder"
 
     data: CliPositionalArg[Path]
     """Photographs: DIR/train/<class> with test/ and perhaps val/, DIR/<class>, or a list (CSV, JSON lines, Parquet)."""

@@ -181,6 +181,7 @@ def test_feedback_on_the_page_to_try_it(browser: Any, embedding_bundle: Path, tm
     ledger = tmp_path / "ledger.sqlite3"
     with serving(embedding_bundle, ledger=ledger) as url:
         page = Page(browser, url, "/", 390)
+        page.shows("#pointis", "id95: keeps 95%")
         page.page.get_by_role("button", name="Example red").click()
         page.page.get_by_role("button", name="Right", exact=True).click()
         page.shows("#told", "Thank you, noted.")

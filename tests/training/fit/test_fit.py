@@ -218,6 +218,7 @@ def test_what_cannot_do_is_refused_before_any_work(
     assert "name their terms with --data-licence" in fit(capsys, photos, *arguments, "--thumbnails")
     assert "use small letters" in fit(capsys, photos, *arguments, "--name", "No Name")
     assert "is missing" in fit(capsys, photos, *arguments, "--outliers", tmp_path / "gone")
+    assert "--dataset: Input should be 'folder'" in fit(capsys, photos, *arguments, "--dataset", "digits")
     (tmp_path / "models" / "fruit-stand" / "1").mkdir(parents=True)
     assert "exists already: choose another version" in fit(capsys, photos, *arguments, "--version", 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
