@@ -14,8 +14,8 @@ class Fit(Config):
     """From photographs to a bundle that can be served: look, choose, extract, train, compare, calibrate, export.
 
     Every choice is printed with its reason and the option that sets it. The same command again goes on where it was
-    stopped. The other options are those of `train`, and hold for every head that is compared; so are the defaults shown,
-    and what `fit` chooses in their place it prints.
+    stopped. The other options are those of `train`, and hold for every head that is compared. So are the defaults
+    shown: what `fit` chooses in their place it prints.
     """
 
     dataset: CliSuppress[Literal["folder"]] = "folder"
