@@ -195,7 +195,7 @@ def export(
         "evaluation": evaluation,
         "provenance": {
             "method": run.config.method,
-            "dataset": f"{about.name}, imbalance {run.config.imbalance or 'as it is'}",
+            "dataset": about.name + (f", imbalance {run.config.imbalance}" if run.config.imbalance else ""),
             "seed": run.config.seed,
             "command": run.provenance["command"],
             "commit": run.provenance["commit"],

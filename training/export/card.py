@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.contract.bundle import Cost, Manifest
+from training.evaluation.evaluate import CONVENTIONS
 from training.export.about import against_the_paper, known_images, licence_text
 from training.export.answers import sets, taxonomy
 from training.export.lineage import learned
@@ -54,17 +55,15 @@ def _purpose(m: Manifest) -> Iterable[str]:
         f"{_and(f'`{s}`' for s in m.scores)}, and rejects an image whose `{m.deciding_score}` lies above a calibrated "
         f"threshold. Graph: {m.precision}, {m.passes} pass{'es' if m.passes > 1 else ''} through the trunk per image."
     )
-    yield markdown_table(
-        [measured_on(m), "accuracy", "mean AUROC", "mean AUPR", "mean FPR95"],
-        [["", *map(_share, (results.get("accuracy"), mean.get("auroc"), mean.get("aupr"), mean.get("fpr95")))]],
-    )
+    ood = {f"mean {key.upper()}": _share(mean[key]) for key in ("auroc", "aupr", "fpr95") if key in mean}
+    yield markdown_table([measured_on(m), "accuracy", *ood], [["", _share(results.get("accuracy")), *ood.values()]])
     yield "## For and not for"
     yield (
         f"For: sorting images that look like `{m.provenance.dataset}` into {_and(c.name for c in m.classes)}, setting "
         "aside what resembles none of them, and trying out TailGuard.\n\n"
         "Not for: classes outside this list; decisions about people or safety without a person who checks them; images "
         "from another source (another camera, size or style) before the thresholds are calibrated on such images. An "
-        "accepted image is not thereby in-distribution: the tables below show what slips through. The p-value bounds "
+        "accepted image is not thereby in-distribution: see By OOD set for what slips through. The p-value bounds "
         "false alarms on in-distribution images only; it does not say how many outliers are caught."
     )
 
@@ -152,15 +151,15 @@ def _ood(m: Manifest) -> Iterable[str]:
     sets: Mapping[str, Mapping[str, Any]] = m.evaluation.get("ood") or {}
     mean = m.evaluation.get("mean") or {}
     yield "## By OOD set"
-    yield m.evaluation.get("conventions") or (
-        "OOD is the positive class: FPR95 is the share of in-distribution images flagged when 95% of OOD images are "
-        "caught. The other convention is named: the share of OOD images accepted when 95% of in-distribution is kept."
-    )
-    rows = [[name, *(_cell(k, measured.get(k)) for k in OOD_COLUMNS.values())] for name, measured in sets.items()]
-    rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
-    yield markdown_table(["set", *OOD_COLUMNS], rows)
-    inside = _cell("images", m.evaluation.get("images"))
-    yield f"In-distribution images, {measured_on(m)}: {inside}. Score: `{m.deciding_score}`."
+    if sets:
+        yield m.evaluation.get("conventions") or CONVENTIONS
+        rows = [[name, *(_cell(k, row.get(k)) for k in OOD_COLUMNS.values())] for name, row in sets.items()]
+        rows.append(["**mean**", *(DASH if k == "images" else _share(mean.get(k)) for k in OOD_COLUMNS.values())])
+        yield markdown_table(["set", *OOD_COLUMNS], rows)
+    else:
+        yield "No OOD set was given (`--ood`), so how many unknown things slip through was not measured."
+    images = _cell("images", m.evaluation.get("images"))
+    yield f"In-distribution images, {measured_on(m)}: {images}. Score: `{m.deciding_score}`."
     at_tpr, at_fpr = mean.get("acc_at_tpr") or {}, m.evaluation.get("acc_at_fpr") or {}
     kept = [[f"{100 * float(n):g}% of OOD images caught", _share(v)] for n, v in at_tpr.items()]
     kept += [[f"{100 * float(n):g}% of in-distribution images rejected", _share(v)] for n, v in at_fpr.items()]

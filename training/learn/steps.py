@@ -242,6 +242,6 @@ def finished(plan: Plan) -> str:
     which = "reviewed" if held == found["images"] else "test"
     return (
         f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
-        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', which)} images; put it beside the model "
-        "in service with TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote"
+        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', which)} images; compare it in "
+        f"service, then put it in force: tailguard promote --shadow {plan.target}, tailguard promote"
     )

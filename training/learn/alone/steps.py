@@ -62,8 +62,8 @@ def learn(given: Learn) -> Path:
     step(f"write {target}")
     clear_killed_export(target)
     written = write(given, target, learned, graph, fields, compared)
-    print(f"\n{target}: {len(written.classes)} classes, {len(found)} reviewed images; put it beside the model in "
-          "service with TAILGUARD_SHADOW_BUNDLE or PUT /admin/shadow, then tailguard promote")  # fmt: skip
+    print(f"\n{target}: {len(written.classes)} classes, {len(found)} reviewed images; compare it in service, then "
+          f"put it in force: tailguard promote --shadow {target}, tailguard promote")  # fmt: skip
     return target
 
 
