@@ -68,7 +68,12 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     push.add_arguments(command("push", "copy a bundle to where others fetch it"))
     conversion.add_arguments(command("convert", "write the graph for another runtime, checked"))
     review.add_arguments(command("review", "export what people said of kept images, or import it"))
-    return parser.parse_args(arguments)
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        serves = chosen.command in (None, "serve")
+        hint = f": settings of the service are variables, such as {settings.PREFIX}PORT=8001" if serves else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return chosen
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m service") -> int:

@@ -91,6 +91,8 @@ def ask(args: argparse.Namespace, method: str, route: str, body: dict[str, Any])
             answer: dict[str, Any] = json.load(response)
             return answer
     except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise CannotPromote("the API key is missing or wrong: give one with the role admin by --key") from error
         raise CannotPromote(_detail(error)) from error
     except (OSError, ValueError, HTTPException) as error:
         raise CannotPromote(f"{args.url} cannot be asked ({error}): is the service there, and is it http?") from error

@@ -68,6 +68,17 @@ def test_help_of_a_command_shows_the_command_that_was_typed(name: str) -> None:
     assert done.stdout.startswith(f"usage: tailguard {name} "), done
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"), [(["serve", "--port", "1"], True), (["score", "x", "--out", "y", "-q"], False)]
+)
+def test_an_option_of_serve_is_a_variable(given: list[str], hint: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        service_side.parse(given, "tailguard")
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: -" in said
+    assert ("TAILGUARD_PORT=8001" in said) == hint
+
+
 def test_the_service_runs_without_torch_and_without_the_training_package() -> None:
     done = tailguard("inspect", BUNDLE, without=("torch", "training"))
     assert (done.returncode, done.stderr) == (0, "")

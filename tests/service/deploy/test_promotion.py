@@ -321,9 +321,9 @@ def test_the_command_against_a_real_service(
 ) -> None:
     given = {"BUNDLE": str(versions[0]), "LEDGER": str(tmp_path / "l.sqlite3"), "ADMIN_KEYS": "ops=r00t"}
 
-    def promote(port: int, *arguments: str) -> tuple[int, str]:
+    def promote(port: int, *arguments: str, key: str = "r00t") -> tuple[int, str]:
         url = f"http://127.0.0.1:{port}"
-        status = commands.main(["promote", *arguments, "--url", url, "--key", "r00t"])
+        status = commands.main(["promote", *arguments, "--url", url, "--key", key])
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -339,6 +339,7 @@ def test_the_command_against_a_real_service(
             f"in force: tiny version 2, graph {sha}\ncompared on 0 images, differed on - of the 0 that were accepted"
         )
         assert promote(port, "--back")[1].startswith("back to tiny version 1")
+        assert "give one with the role admin by --key" in promote(port, "--back", key="wrong")[1]
     status, said = promote(port)
     assert status == 1
     assert "cannot be asked" in said

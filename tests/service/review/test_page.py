@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.contract import bundle
 from service.contract.bundle import Manifest
 from service.ledger.database import connect
 from service.review import tables
@@ -181,7 +182,7 @@ def test_feedback_on_the_page_to_try_it(browser: Any, embedding_bundle: Path, tm
     ledger = tmp_path / "ledger.sqlite3"
     with serving(embedding_bundle, ledger=ledger) as url:
         page = Page(browser, url, "/", 390)
-        page.shows("#pointis", "id95: keeps 95%")
+        page.shows("#pointis", f"id95: {bundle.read(embedding_bundle).operating_points['id95'].description}")
         page.page.get_by_role("button", name="Example red").click()
         page.page.get_by_role("button", name="Right", exact=True).click()
         page.shows("#told", "Thank you, noted.")
