@@ -46,7 +46,7 @@ def test_the_calibration_fraction_is_the_smallest_that_helps(few, fraction):
     counts = np.array([1000, 500, few])
     found, reason = advice.calibration_fraction(counts, group_classes(counts))
     assert found == fraction
-    assert ("are refused: tail at most 33%" in reason) == (few == 20)
+    assert ("up to 33% of tail may be refused" in reason) == (few == 20)
 
 
 # ---- Advice ----
