@@ -76,7 +76,7 @@ def _made(plan: Plan, given: Learn) -> None:
     new_record = calibrated(plan.run)
     ood = [Path(p) for p in old._paths] + ([plan.compared_outliers] if plan.compared_outliers else [])
     if not is_measured(plan.run, new_record["score"]):
-        step("measure on the test images")
+        step("measure the new run")
         quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device, on=given.on))
     step("compare with the old model")
     compared = comparison(plan, given, before, ood)
