@@ -444,7 +444,7 @@ def test_a_full_queue_drops_and_counts(where: str, manifest: bundle.Manifest, mo
         until(lambda: kept.failures() >= 1)
         for i in range(2000):
             kept.ledger.record(entry(manifest, str(i)))
-        assert 900 <= kept.rows("dropped") <= 1995
+        assert 900 <= kept.rows("dropped") <= 1996  # one less has room where "first" is still queued
         with pytest.raises(NotReady):
             kept.label("before", 0, "red")
         dropped = kept.rows("dropped")
