@@ -65,7 +65,11 @@ class Store:
                 copy=other.path or other.mark, last_used_s=round(age_s),
             )  # fmt: skip
         said = [*user, self._files.mark(), time.time()]
-        self._files.write(USER, json.dumps(said).encode())
+        try:
+            self._files.write(USER, json.dumps(said).encode())
+        except Exception:  # on a full disk; what makes room there goes on
+            if other.mark != user.mark:
+                raise
 
     def _user(self, user: User) -> tuple[User, float]:
         """Who has used this store last, and how many seconds ago; `user`, where nobody has."""

@@ -109,6 +109,21 @@ def test_two_copies_of_a_ledger_do_not_use_a_store_at_once(opened: Store, monkey
         opened.claim(User("one", "here"))
 
 
+def test_a_full_disk_is_no_reason_to_delete_nothing(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not write that it uses the store could never make room there."""
+    opened.claim(User("one", "here"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(opened._files, "write", full)
+    opened.claim(User("one", "here"))
+    now = time.time() + ALIVE_S + 1
+    monkeypatch.setattr(time, "time", lambda: now)
+    with pytest.raises(OSError, match="No space left"):
+        opened.claim(User("one", "there"))
+
+
 def test_half_of_what_was_said_of_the_user_is_nothing(opened: Store) -> None:
     opened.claim(User("one", "here"))
     opened._files.write("user", b'["one", "he')
