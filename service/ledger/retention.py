@@ -76,7 +76,7 @@ def _last_aged(database: Database, before: float, ahead: float, end: int, newest
 
 
 def _last_ahead(database: Database, first: int, newest: int, before: float, ahead: float) -> int:
-    """The last of the rows from after `ahead` with which the ledger begins, where more rows that follow on them are from
+    """The last of the rows from after `ahead` with which the ledger begins, where more of those that follow are from
     `before` that time; 0 where they are not. A wrong hour may have written thousands."""
 
     def times(row: int) -> list[float]:
