@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.ledger.users import mark_of
-
 LEFT_BEHIND_S = 600.0  # a temporary file so old is of a process that was killed
 TOGETHER = 50  # files that are deleted at once where each request goes over a network
 
@@ -75,7 +73,7 @@ class Folder:
         return (self._folder / name).is_file()
 
     def mark(self) -> str:
-        return mark_of(self._folder)
+        return str(self._folder.stat().st_ino)  # alone: a network's disk is another one from each machine
 
     def sweep(self) -> None:
         """Delete the temporary files of processes that were killed; those of other replicas are younger."""

@@ -26,6 +26,9 @@ from service.ledger.users import ALIVE_S, User
 from service.settings import PREFIX, Settings
 
 KEY = re.compile(r"[0-9a-f]{64}")
+NO_STORES = dict.fromkeys(("http", "https"), "and a web server takes no files") | {
+    "ftp": "whose connection does one thing at a time, and a file is there before it is whole"
+}
 OWNER, USER = "ledger", "user"
 
 log = structlog.get_logger()
@@ -147,6 +150,10 @@ def store_at(address: str) -> Store:
 
 
 def _check_scheme(scheme: str) -> None:
+    if scheme in NO_STORES:
+        raise SettingsError(
+            f"{PREFIX}STORE names {scheme}://…, {NO_STORES[scheme]}: give a folder, or s3://, gs://, az://"
+        )
     try:
         from fsspec import get_filesystem_class
     except ImportError:

@@ -60,12 +60,9 @@ def user(database: Database, where: str) -> User:
 
 
 def mark_of(path: Path) -> str:
-    """What no copy of a file or a folder has, and the same after `mv` within a disk; "" where there is none."""
-    try:
-        found = path.stat()
-        disk = os.statvfs(path).f_fsid if hasattr(os, "statvfs") else found.st_dev  # a device may change its number
-    except OSError:
-        return ""
+    """What no copy of a file has, and the same after `mv` within a disk. Raises OSError where there is none."""
+    found = path.stat()
+    disk = os.statvfs(path).f_fsid if hasattr(os, "statvfs") else found.st_dev  # a device may change its number
     return f"{disk}-{found.st_ino}"
 
 

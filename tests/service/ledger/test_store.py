@@ -230,6 +230,9 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for address in (str(tmp_path / "file"), str(tmp_path / "no" / "images")):
         with pytest.raises(SettingsError, match=f"TAILGUARD_STORE={address}: give the path of a folder in a folder"):
             store_at(address)
+    for address in ("https://host/images", "ftp://host/images"):  # fsspec knows them, for reading
+        with pytest.raises(SettingsError, match=r"TAILGUARD_STORE names .*://…, .*: give a folder, or s3://"):
+            store_at(address)
     pytest.importorskip("fsspec")
     with pytest.raises(SettingsError, match=r"names cloud://…, which fsspec does not know"):
         store_at("cloud://bucket")
