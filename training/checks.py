@@ -72,17 +72,21 @@ def require_writable(folder: Path, setting: str) -> None:
         raise ValueError(f"{setting} {folder}: {there} cannot be written to, name another folder")
 
 
-def require_outside(config: Config, written: Mapping[str, Path], *more: Path) -> None:
-    """ValueError where a folder to be `written`, by its option, lies among the images of `config` or of `more` folders:
-    its plots and examples were a class or outliers the next time."""
-    data = [config.data] if config.dataset == "folder" and config.data else []
-    read = [root for folder in (*data, *more) for root in _class_roots(folder)]
-    read += [config.outliers] if config.outliers else []
+def require_outside(written: Mapping[str, Path], *data: Path | None, outliers: Path | None = None) -> None:
+    """ValueError where a folder to be `written`, by its option, lies among the images of `data` or `outliers`: its
+    plots and examples were a class or outliers the next time."""
+    read = [root for folder in data if folder for root in _class_roots(folder)]
+    read += [outliers] if outliers else []
     for root in (folder.resolve() for folder in read if folder.is_dir()):
         for option, folder in written.items():
             if folder.resolve().is_relative_to(root):
                 raise ValueError(f"{option} {folder} lies in {root}, of which every image is read: name a folder "
                                  f"outside, {option} ../{folder.name} say, or start in another folder")  # fmt: skip
+
+
+def photographs(config: Config) -> Path | None:
+    """The folder of the training images, where they are read from one; else None."""
+    return config.data if config.dataset == "folder" else None
 
 
 def _class_roots(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checks import require_outside, require_trainable, require_tunable, require_writable
+from training.checks import photographs, require_outside, require_trainable, require_tunable, require_writable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load, with_taxonomy
@@ -49,7 +49,7 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         config = config.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     require_writable(out, "--out")
     if not resume:
-        require_outside(config, {"--out": out})
+        require_outside({"--out": out}, photographs(config), outliers=config.outliers)
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:
         raise ValueError(
             f"{out} holds no checkpoint to resume"

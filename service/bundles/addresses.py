@@ -29,7 +29,7 @@ from service.settings.places import MLFLOW, Source, without_password
 WEB = ("http://", "https://")
 PIN = "#sha256="
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub",
-            "http": "aiohttp", "https": "aiohttp"}  # fmt: skip
+            "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
 MOST_MANIFEST_BYTES = 64 * 2**20
 MOST_BYTES = 4 * 2**30  # of a bundle
 COPY_BYTES = 2**20  # at once

@@ -15,6 +15,7 @@ truly are of it and are accepted as another: of the two costs of such an image t
 import csv
 import difflib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,7 @@ def read(path: Path, classes: list[str]) -> Costs:
             content = _of_csv(path, text)
         else:
             content = json.loads(text, object_pairs_hook=named_once)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
         raise SettingsError(
             f"--costs {path} cannot be read ({error}): give a file as service/README.md shows"
         ) from error
@@ -92,12 +93,25 @@ def read(path: Path, classes: list[str]) -> Costs:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise SettingsError(f"--costs {path}: {where} is {str(first['input'])[:80]}: {first['msg']}") from error
+    found = found.model_copy(update={"classes": _as_written(found.classes, classes, path)})
     for name in found.classes:
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
             raise SettingsError(f"--costs {path} names the class {name!r}, which the bundle has not: is it {near!r}?")
     if not found.wrong_accept and not found.refusal and not found.of(ALL).unknown_accept and not found.classes:
         raise SettingsError(f"--costs {path}: nothing costs anything, so every threshold is as good as another")
+    return found
+
+
+def _as_written(given: dict[str, ClassCosts], classes: list[str], path: Path) -> dict[str, ClassCosts]:
+    """By the names of the bundle: a file from macOS may have an accent as a character of its own."""
+    written = {unicodedata.normalize("NFC", name): name for name in classes}
+    found: dict[str, ClassCosts] = {}
+    for name, costs in given.items():
+        own = name if name in classes else written.get(unicodedata.normalize("NFC", name), name)
+        if own in found:
+            raise SettingsError(f"--costs {path} names the class {own!r} twice: one line for each")
+        found[own] = costs
     return found
 
 

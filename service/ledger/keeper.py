@@ -18,6 +18,7 @@ from service.contract.lines import one_line
 from service.ledger.rows import StoreNews
 from service.ledger.store import Store
 from service.ledger.thumbnails import thumbnail
+from service.ledger.users import RENEW_S, User
 from service.observe.metrics import Metrics
 
 NICENESS = 15
@@ -54,8 +55,9 @@ class Keeper:
         self.room = Room(HELD_BYTES)
         self._store, self._max_pixels, self._tell = store, max_pixels, tell
         self._images = metrics.store_images
-        self._ledger_id: str | None = None
-        self._claimed = self._failing = self._hurry = False
+        self._user: User | None = None
+        self._claimed_at: float | None = None
+        self._failing = self._hurry = False
         self._said_at = -QUIET_S
         self._seen: OrderedDict[str, int] = OrderedDict()  # and its bytes
         self._coming, self._going = set[str](), set[str]()  # keys that wait: a slow store is not asked twice
@@ -63,10 +65,15 @@ class Keeper:
         self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
         self._thread.start()
 
-    def serve(self, ledger_id: str) -> None:
-        """Keep for the ledger of this id. Before anything else."""
-        if self._ledger_id != ledger_id:  # another one where the file of the ledger was replaced
-            self._ledger_id, self._claimed = ledger_id, False
+    def serve(self, user: User) -> None:
+        """Keep for this copy of a ledger. Before anything else."""
+        if self._user != user:  # another one where the file of the ledger was replaced
+            self._user, self._claimed_at = user, None
+
+    def renew(self) -> None:
+        """Say that the store is in use, if it is and has not been said for RENEW_S."""
+        if self._claimed_at is not None and time.monotonic() - self._claimed_at >= RENEW_S:
+            self._jobs.put(self._renew)
 
     def put(self, key: str, data: bytes, *, known: bool) -> None:
         """Store a file and its thumbnail. `known`: the ledger believes that the store has it."""
@@ -75,10 +82,11 @@ class Keeper:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete files that nothing refers to, unless that is waiting to be done."""
-        for key in keys:
-            if key not in self._going:
-                self._going.add(key)
-                self._jobs.put(lambda key=key: self._delete(key))  # type: ignore[misc]
+        new = [key for key in dict.fromkeys(keys) if key not in self._going]
+        self._going.update(new)
+        for start in range(0, len(new), self._store.together):
+            some = new[start : start + self._store.together]
+            self._jobs.put(lambda some=some: self._delete(some))  # type: ignore[misc]
 
     def look_for(self, keys: Iterable[str]) -> None:
         """Say whether files are there that somebody did not finish storing; those that wait here come yet."""
@@ -121,17 +129,18 @@ class Keeper:
             self._coming.discard(key)
             self.room.give_back(len(data))
 
-    def _delete(self, key: str) -> None:
+    def _delete(self, keys: list[str]) -> None:
         try:
             self._claim()  # another ledger's images are not deleted
-            self._store.delete(key)
+            self._store.delete(keys)
         except Exception as error:
             self._failed(error)
         else:
-            self._seen.pop(key, None)
-            self._tell(StoreNews(deleted=[key]))
+            for key in keys:
+                self._seen.pop(key, None)
+            self._tell(StoreNews(deleted=keys))
         finally:
-            self._going.discard(key)
+            self._going.difference_update(keys)
 
     def _look_for(self, key: str) -> None:
         try:
@@ -144,10 +153,17 @@ class Keeper:
             self._tell(StoreNews(failed=[key]) if data is None else StoreNews(stored=[(key, size)]))
 
     def _claim(self) -> None:
-        if not self._claimed:
-            assert self._ledger_id is not None  # serve comes before
-            self._store.claim(self._ledger_id)
-            self._claimed = True
+        """Whatever is done follows it by less than RENEW_S: a copy of the ledger may have taken the store meanwhile."""
+        if self._claimed_at is None or time.monotonic() - self._claimed_at >= RENEW_S:
+            assert self._user is not None  # serve comes before
+            self._store.claim(self._user)
+            self._claimed_at = time.monotonic()
+
+    def _renew(self) -> None:
+        try:
+            self._claim()
+        except Exception as error:
+            self._failed(error)
 
     def _thumbnail(self, key: str, data: bytes) -> bytes | None:
         try:

@@ -137,4 +137,7 @@ def _decided(found: tuple[Any, ...]) -> DecidedRow:
 
 
 def _vector(embedding: bytes | None) -> NDArray[np.float32] | None:
-    return None if embedding is None else np.frombuffer(embedding, "<f2").astype(np.float32)
+    if embedding is None:
+        return None
+    found = np.frombuffer(embedding, "<f2").astype(np.float32)
+    return found if np.isfinite(found).all() else None  # earlier versions kept what a graph failed at

@@ -13,6 +13,7 @@ SIZES = """SELECT row, COALESCE(length(image), 0) + COALESCE(length(embedding), 
     WHERE row <= ? ORDER BY row"""
 NEWEST = """SELECT max(time) FROM (SELECT time FROM decisions WHERE time < ? ORDER BY row DESC LIMIT 1000) AS latest"""
 TIMES = "SELECT row, time FROM decisions WHERE row <= ? ORDER BY row LIMIT ?"
+AT = "SELECT row, time FROM decisions WHERE row >= ? ORDER BY row LIMIT 1"
 ADD_BYTES = "UPDATE ledger SET bytes = bytes + ?"
 
 
@@ -31,7 +32,7 @@ def trim(
     if oldest is None:
         return 0, []
     end = min(oldest + CHUNK_ROWS, newest) - 1  # the newest stays: SQLite would give its number again
-    last = max(min(end, newest - max_rows), _last_aged(database, before, now + DAY_S, end))
+    last = max(min(end, newest - max_rows), _last_aged(database, before, now + DAY_S, end, newest))
     excess = database.fetch("SELECT bytes FROM ledger")[0][0] - max_bytes
     if excess > 0:
         last = max(last, _last_of(database, excess, end))
@@ -54,7 +55,7 @@ def newest(database: Database, before: float) -> float | None:
     return found
 
 
-def _last_aged(database: Database, before: float, ahead: float, end: int) -> int:
+def _last_aged(database: Database, before: float, ahead: float, end: int, newest: int) -> int:
     """The last of the oldest rows, up to `end`, from `before` that time, before the first that is younger; 0: none.
 
     Rows from after `ahead` are left out of account while the old ones are more: else it is `ahead` that is wrong.
@@ -69,7 +70,27 @@ def _last_aged(database: Database, before: float, ahead: float, end: int) -> int
         old, later = old + (time < before), later + (time > ahead)
         if time < before and old > later:
             last = int(row)
+    if not last and first and first[0][1] > ahead:
+        last = min(end, _last_ahead(database, int(first[0][0]), newest, before, ahead))
     return last
+
+
+def _last_ahead(database: Database, first: int, newest: int, before: float, ahead: float) -> int:
+    """The last of the rows from after `ahead` with which the ledger begins, where more of those that follow are from
+    `before` that time; 0 where they are not. A wrong hour may have written thousands."""
+
+    def times(row: int) -> list[float]:
+        """That of the row, or of the next one there is."""
+        return [time for _, time in database.fetch(AT, (row,))]
+
+    low, high = first, newest
+    if max(times(newest)) > ahead:
+        return 0
+    while high - low > 1:  # row `low` is from after `ahead`, row `high` is not
+        middle = (low + high) // 2
+        low, high = (middle, high) if max(times(middle)) > ahead else (low, middle)
+    follow = [*times(high), *times(2 * high - first)]
+    return high - 1 if len(follow) == 2 and max(follow) < before else 0
 
 
 def _last_of(database: Database, excess: int, end: int) -> int:

@@ -1,43 +1,41 @@
 """Where the files of kept images are: a folder, an address of fsspec, or the memory of this process.
 
 A file's key is the sha256 of its bytes in hex, so the same file sent twice is there once. Its thumbnail lies beside it.
-A store belongs to one ledger, whose id it holds: another ledger does not know its images and would delete them.
+A store belongs to one ledger, whose id it holds: another ledger does not know its images and would delete them. Nor
+may two copies of that ledger use it; see users.py.
 
     ab/cd/abcdef…          the file as it was sent
     ab/cd/abcdef….jpg      its thumbnail
     ledger                 the id of the ledger
+    user                   which copy of it has used the store last, and when
 """
 
 import hashlib
-import os
+import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+
+import structlog
 
 from service.errors import SettingsError
 from service.ledger.database import MEMORY
+from service.ledger.files import Files, Folder, Memory, Remote
+from service.ledger.users import ALIVE_S, User
 from service.settings import PREFIX, Settings
 
 KEY = re.compile(r"[0-9a-f]{64}")
-OWNER = "ledger"
-LEFT_BEHIND_S = 600.0  # a temporary file so old is of a process that was killed
+NO_STORES = dict.fromkeys(("http", "https"), "and a web server takes no files") | {
+    "ftp": "whose connection does one thing at a time, and a file is there before it is whole"
+}
+OWNER, USER = "ledger", "user"
+
+log = structlog.get_logger()
 
 
 class StoreTaken(Exception):
-    """The store is another ledger's."""
-
-
-class Files(Protocol):
-    """Names to bytes. Errors are OSError or those of a driver; a name that is not there is None, and no error."""
-
-    def write(self, name: str, data: bytes) -> None: ...
-
-    def read(self, name: str) -> bytes | None: ...
-
-    def delete(self, name: str) -> None: ...
-
-    def has(self, name: str) -> bool: ...
+    """The store is another ledger's, or in use by another copy of this one."""
 
 
 class Store:
@@ -46,16 +44,45 @@ class Store:
     def __init__(self, files: Files) -> None:
         self._files = files
 
-    def claim(self, ledger_id: str) -> None:
-        """Take the store for a ledger. Raises StoreTaken when it is another's."""
+    def claim(self, user: User) -> None:
+        """Take the store for a copy of a ledger, for the next ALIVE_S. Raises StoreTaken when it is another's."""
         owner = self._files.read(OWNER)
         if owner is None:
-            self._files.write(OWNER, ledger_id.encode())
-        elif owner != ledger_id.encode():
+            self._files.write(OWNER, user.ledger.encode())
+        elif owner != user.ledger.encode():
             raise StoreTaken(
                 f"the store holds the images of another ledger: set {PREFIX}STORE to a place of this ledger's own, or "
                 f"delete its file {OWNER!r} if that ledger is no more"
             )
+        other, age_s = self._user(user)
+        if not user.may_follow(other, age_s):
+            raise StoreTaken(
+                f"the store is used by another copy of this ledger, {other.path or other.mark}, as of {age_s:.0f} s "
+                f"ago, and each would delete images of the other: set {PREFIX}STORE to a place of this copy's own. If "
+                f"that copy is no more (this one was moved), it takes over {ALIVE_S:.0f} s after the last use, or once "
+                f"the store's file {USER!r} is deleted"
+            )
+        if other.mark != user.mark:
+            log.warning(
+                "another copy of this ledger has used the image store: what it has deleted there is gone",
+                copy=other.path or other.mark, last_used_s=round(age_s),
+            )  # fmt: skip
+        said = [*user, self._files.mark(), time.time()]
+        try:
+            self._files.write(USER, json.dumps(said).encode())
+        except Exception:  # on a full disk; what makes room there goes on
+            if other.mark != user.mark:
+                raise
+
+    def _user(self, user: User) -> tuple[User, float]:
+        """Who has used this store last, and how many seconds ago; `user`, where nobody has."""
+        try:
+            *said, place, at = json.loads(self._files.read(USER) or b"")
+            other, age_s = User(*said), time.time() - at
+        except (ValueError, TypeError):  # there is none yet, or half of one
+            return user, 0.0
+        of_another = other.ledger != user.ledger or place != self._files.mark()  # this one was copied with the store
+        return (user, 0.0) if of_another else (other, age_s)
 
     def put(self, key: str, data: bytes, thumbnail: bytes | None) -> None:
         """Store a file and its thumbnail, which another put of the same key may have done; all of a file or nothing."""
@@ -75,10 +102,14 @@ class Store:
         """A JPEG of at most THUMBNAIL_PX a side; None when it is not there. Raises ValueError for what is no key."""
         return self._files.read(_name(key) + ".jpg")
 
-    def delete(self, key: str) -> None:
-        """Delete a file and its thumbnail, if they are there."""
-        for name in (_name(key), _name(key) + ".jpg"):
-            self._files.delete(name)
+    @property
+    def together(self) -> int:
+        """Keys that `delete` takes at once with some gain."""
+        return self._files.together
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete files and their thumbnails, if they are there. After an error some are left."""
+        self._files.delete([name for key in keys for name in (_name(key), _name(key) + ".jpg")])
 
 
 def key_of(data: bytes) -> str:
@@ -90,118 +121,6 @@ def _name(key: str) -> str:
     if not KEY.fullmatch(key):
         raise ValueError(f"{key[:80]!r} is no key of an image: it has 64 digits 0-9a-f")
     return f"{key[:2]}/{key[2:4]}/{key}"
-
-
-class Folder:
-    """A file appears whole or not at all: it is written under another name, then renamed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._temporary = folder / "tmp"
-        self._count = 0
-
-    def write(self, name: str, data: bytes) -> None:
-        self._count += 1
-        part = self._temporary / f"{os.getpid()}-{id(self)}-{self._count}-{name.rpartition('/')[2]}"
-        path = self._folder / name
-        try:
-            try:
-                part.write_bytes(data)
-            except FileNotFoundError:
-                self._temporary.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(data)
-            try:
-                part.replace(path)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)  # what a full disk has cut short
-            raise
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def delete(self, name: str) -> None:
-        (self._folder / name).unlink(missing_ok=True)
-
-    def has(self, name: str) -> bool:
-        return (self._folder / name).is_file()
-
-    def sweep(self) -> None:
-        """Delete the temporary files of processes that were killed; those of other replicas are younger."""
-        for part in self._temporary.glob("*"):
-            try:
-                if time.time() - part.stat().st_mtime > LEFT_BEHIND_S:
-                    part.unlink()
-            except OSError:
-                continue  # another replica sweeps too, or this one may only read
-
-
-class Memory:
-    """Ends with the process."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}
-
-    def write(self, name: str, data: bytes) -> None:
-        self._files[name] = data
-
-    def read(self, name: str) -> bytes | None:
-        return self._files.get(name)
-
-    def delete(self, name: str) -> None:
-        self._files.pop(name, None)
-
-    def has(self, name: str) -> bool:
-        return name in self._files
-
-
-class Remote:
-    """A place that fsspec knows. Object stores write a file whole or not at all; other kinds may leave a part, which
-    Store.get does not take for the file."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._opened: tuple[Any, str] | None = None
-
-    def write(self, name: str, data: bytes) -> None:
-        system, path = self._at(name)
-        try:
-            system.pipe_file(path, data)
-        except FileNotFoundError:  # of kinds that have folders
-            system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            system.pipe_file(path, data)
-
-    def read(self, name: str) -> bytes | None:
-        system, path = self._at(name)
-        try:
-            return bytes(system.cat_file(path))
-        except FileNotFoundError:
-            return None
-
-    def delete(self, name: str) -> None:
-        system, path = self._at(name)
-        try:
-            system.rm_file(path)
-        except FileNotFoundError:
-            return
-
-    def has(self, name: str) -> bool:
-        system, path = self._at(name)
-        return bool(system.exists(path))
-
-    def _at(self, name: str) -> tuple[Any, str]:
-        if self._opened is None:  # not before: some kinds connect at once
-            from fsspec.core import url_to_fs
-
-            system, path = url_to_fs(self._address, use_listings_cache=False)
-            self._opened = (system, path.rstrip("/"))
-        system, root = self._opened
-        return system, f"{root}/{name}"
 
 
 def open_store(settings: Settings) -> Store | None:
@@ -231,6 +150,10 @@ def store_at(address: str) -> Store:
 
 
 def _check_scheme(scheme: str) -> None:
+    if scheme in NO_STORES:
+        raise SettingsError(
+            f"{PREFIX}STORE names {scheme}://…, {NO_STORES[scheme]}: give a folder, or s3://, gs://, az://"
+        )
     try:
         from fsspec import get_filesystem_class
     except ImportError:

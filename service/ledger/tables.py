@@ -32,6 +32,7 @@ from service.ledger.rows import (
     key_of,
 )
 from service.ledger.store import key_of as store_key
+from service.ledger.users import User, user
 
 APPEND = """INSERT INTO decisions (time, request_id, position, model, operating_point, scope, label, class_group,
     decision, score, threshold, p_value, scores, api_key, client_id, by_deployment,
@@ -132,9 +133,9 @@ class Tables:
         with self._database.transaction():
             return self.images.stale()
 
-    def ledger_id(self) -> str:
-        """By which the image store knows this ledger."""
-        return str(self._database.fetch("SELECT id FROM ledger")[0][0])
+    def user(self, where: str) -> User:
+        """By which the image store knows this ledger, which is at `where`."""
+        return user(self._database, where)
 
     def close(self) -> None:
         self._database.close()

@@ -134,7 +134,7 @@ class Worker:
             self._clock.begin(self._tables.newest)
             self._looked_at = -math.inf  # it may be another ledger by now
             if self._keeper is not None:
-                self._keeper.serve(self._tables.ledger_id())
+                self._keeper.serve(self._tables.user(self._where))
         if self._batch:
             written = self._tables.write(self._batch)
             self._batch = []
@@ -156,6 +156,7 @@ class Worker:
             stale = tables.stale_images()
             self._keeper.look_for(stale.arriving)
             self._delete(stale.leaving)
+            self._keeper.renew()
         self._read_tallies(tables)
         self._look_at_sample(tables)
         self._store_bytes = tables.images.size_bytes()

@@ -97,6 +97,8 @@ def items(database: Database, rows: Iterable[int]) -> list[Item]:
         for values in database.fetch(ITEMS.format(marks=_marks(chunk)), chunk):
             *first, embedding, sampled, probability, sender, name, version, sha256, reason, node = values
             vector = None if embedding is None else np.frombuffer(embedding, "<f2")
+            if vector is not None and not np.isfinite(vector).all():
+                vector = None  # one would spoil the middle of every group; earlier versions kept such
             last = (vector, bool(sampled), probability, sender, ModelKey(name, version, sha256), reason, node)
             found.append(Item._make((*first, *last)))
     return found

@@ -1,6 +1,7 @@
 """Inputs in object stores, s3://…, gs://…, and everything else that fsspec knows: found and read by address."""
 
 import errno
+import threading
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +11,10 @@ from service.contract import files
 from service.contract.lines import one_line
 from service.errors import BodyTooLarge
 from service.score.errors import ScoreError
+from service.settings.places import without_password
+
+WEB = ("http://", "https://")
+OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
 
 def is_remote(path: str) -> bool:
@@ -31,13 +36,20 @@ def find(address: str, *, every: bool) -> list[str]:
             found = [p for p in system.glob(path) if not system.isdir(p)]
         else:
             below = [p for p in system.find(path) if not _hidden(p, path)]
+            if not below and address.startswith(WEB):
+                system.ls(path)  # find takes a server that cannot be reached for an empty folder
             found = below if every else [p for p in below if PurePosixPath(p).suffix.lower() in files.SUFFIXES]
     except ScoreError:
         raise
+    except FileNotFoundError as error:
+        if not address.startswith(WEB):
+            raise ScoreError(f"{address} cannot be listed: {one_line(error)}") from error
+        raise ScoreError(f"{address} is not there: the server answers 404") from error
     except Exception as error:  # each kind of place has its own
         raise ScoreError(f"{address} cannot be listed: {one_line(error)}") from error
-    start = f"{scheme}://"  # of a web server it is part of the paths
-    return sorted(p if is_remote(p) else start + (p if scheme == "file" else p.removeprefix("/")) for p in found)
+    start = f"{scheme}://{_host(address)}"  # of a web server it is part of the paths
+    whole = scheme == "file" or bool(_host(address))
+    return sorted(p if is_remote(p) else start + (p if whole else p.removeprefix("/")) for p in found)
 
 
 def read(address: str, limit: int) -> bytes:
@@ -61,14 +73,27 @@ def read(address: str, limit: int) -> bytes:
 
 def _system(address: str) -> tuple[Any, str]:
     scheme = address.partition("://")[0]
-    system = _opened(scheme)
+    host = _host(address)
+    if ":" in host.rpartition("@")[0]:
+        raise ScoreError(
+            f"{without_password(address)} was given with a password, which every row would repeat: leave it out "
+            f"and set FSSPEC_{scheme.upper()}_PASSWORD instead"
+        )
+    system = _opened(f"{scheme}://{host or 'x'}", threading.get_ident() if host else 0)
     return system, str(system._strip_protocol(address)).rstrip("/")
 
 
+def _host(address: str) -> str:
+    """Of a kind of place where the path alone does not name it; "" of others, which have it in the path."""
+    scheme, _, rest = address.partition("://")
+    return rest.partition("/")[0] if scheme in OF_HOSTS else ""
+
+
 @lru_cache
-def _opened(scheme: str) -> Any:
-    """One file system for each kind of place: it holds the connections."""
-    return file_system(f"{scheme}://x")[0]
+def _opened(place: str, thread: int) -> Any:
+    """One file system for each kind of place: it holds the connections. For each host and thread one where a
+    connection is to a host and does one thing at a time."""
+    return file_system(f"{place}/x")[0]
 
 
 def _hidden(path: str, below: str) -> bool:

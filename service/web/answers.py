@@ -28,9 +28,10 @@ async def answer_with_more(admitted: Admitted[Any], decided: Decided) -> dict[st
         near = await asyncio.to_thread(known.near, row.embedding, asked.neighbours)
         found["neighbours"] = [_neighbour(admitted.model.manifest, one) for one in near]
     if asked.embedding and row.embedding is not None:
-        found["embedding"] = rounded(row.embedding)
+        found["embedding"] = rounded(row.embedding) if np.isfinite(row.embedding).all() else None  # JSON knows no NaN
     if asked.wanted.heat_map and row.heat_map is not None:
-        found["map"] = heat_map(admitted.model.manifest, row, row.heat_map)
+        finite = np.isfinite(row.heat_map).all()
+        found["map"] = heat_map(admitted.model.manifest, row, row.heat_map) if finite else None
     return found
 
 

@@ -126,7 +126,7 @@ def _tables(path: Path) -> Mapping[str, Any]:
         raise SettingsError(f"{PREFIX}KEYS_FILE={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise SettingsError(f"{path} is not TOML: it is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:  # the latter of what is nested too deep
         raise SettingsError(f"{path} is not TOML: {error}") from None
     for name in content:
         if name != "keys":

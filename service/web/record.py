@@ -12,6 +12,8 @@ Used by every route that classifies, so a stage means the same in all of them:
 from time import perf_counter, time
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from service.contract.decision import Verdict, decide_row
 from service.contract.taxonomy import Node
 from service.inference.rows import Image, Row
@@ -107,8 +109,14 @@ def _entry(
         file if kept else None,
         context.client_id,
         admitted.parameters.is_default,
-        row.embedding.astype("<f2").tobytes() if kept and row.embedding is not None else None,
+        _vector(row) if kept else None,
         choice.sample_rate,
         choice.keep_probability,
         told,
     )
+
+
+def _vector(row: Row) -> bytes | None:
+    """Its embedding for the ledger; None for one that is not finite, near which lies nothing."""
+    found = row.embedding
+    return found.astype("<f2").tobytes() if found is not None and np.isfinite(found).all() else None

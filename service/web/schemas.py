@@ -109,8 +109,10 @@ class Answer(BaseModel):
     image: ImageSize
     stage_times: StageTimes
     neighbours: list[NeighbourAnswer] | None = Field(default=None, description="only where asked for")
-    embedding: list[float] | None = Field(default=None, description="of length 1; only where asked for")
-    map: HeatMapAnswer | None = Field(default=None, description="only where asked for")
+    embedding: list[float] | None = Field(
+        default=None, description="of length 1, null where it is not finite; only where asked for"
+    )
+    map: HeatMapAnswer | None = Field(default=None, description="only where asked for, and finite")
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -97,10 +97,10 @@ def url(folder: Path, database: str = "postgres") -> str:
     return f"postgresql://{USER}@/{database}?host={folder}"
 
 
-def new_database(folder: Path, name: str) -> str:
-    """The URL of a database that nothing has been in."""
+def new_database(folder: Path, name: str, template: str = "template0") -> str:
+    """The URL of a database that nothing has been in, or of a copy of `template`."""
     import psycopg
 
     with psycopg.connect(url(folder), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
     return url(folder, name)

@@ -38,7 +38,7 @@ def graph(
     side: int = SIDE, outputs: tuple[str, ...] = ("probabilities", "energy", "msp"), unit: str = "direction"
 ) -> bytes:
     """The serialised ONNX graph; "embedding" among `outputs` is the mean per channel, brought to length 1 unless `unit`
-    is "mean"."""
+    is "mean"; where that is "broken", with NaN for each channel that is 0."""
     constants = {"gain": np.float32(GAIN / 255), "one": np.float32(1), "axis": np.array([1]), "plane": np.array([1, 2])}
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
@@ -50,6 +50,8 @@ def graph(
         helper.make_node("ReduceMax", ["probabilities", "axis"], ["largest"], keepdims=0),
         helper.make_node("Sub", ["one", "largest"], ["msp"]),
         helper.make_node("LpNormalization", ["mean"], ["direction"], axis=1),
+        helper.make_node("Div", ["mean", "mean"], ["ratio"]),
+        helper.make_node("Mul", ["direction", "ratio"], ["broken"]),
         helper.make_node("Identity", [unit], ["embedding"]),
     ]
     shapes: dict[str, list[Any]] = {"probabilities": ["N", 3], "energy": ["N"], "msp": ["N"], "embedding": ["N", 3]}

@@ -81,12 +81,12 @@ def read(
         outliers = outliers or next((p for p in [data / "outliers"] if p.is_dir()), None)
         ood = ood or _subfolders(data / "ood") or [p for p in [data / "ood"] if p.is_dir()]
     paths = [p for path in ood for p in (sorted(path.glob("*.np[yz]")) or [path])]
-    if twice := [name for name, n in Counter(p.stem for p in paths).items() if n > 1]:
+    if twice := [name for name, n in Counter(map(folders.set_name, paths)).items() if n > 1]:
         raise DataError(f"two OOD sets are called {twice[0]!r}: rename one of {', '.join(map(str, paths))}")
     return Sources(
         kind, classes, splits,
         _unlabelled("outliers", outliers, size_px) if outliers else None,
-        [_unlabelled(f"ood/{p.stem}", p, size_px) for p in paths], notes,
+        [_unlabelled(f"ood/{folders.set_name(p)}", p, size_px) for p in paths], notes,
     )  # fmt: skip
 
 

@@ -139,6 +139,11 @@ def unlabelled_pixels(
     return pixels[:count]
 
 
+def set_name(path: Path) -> str:
+    """What a set of images is called: an array without its suffix, a folder, which has none, by its whole name."""
+    return path.name if path.is_dir() else path.stem
+
+
 def unlabelled_files(path: Path, notes: list[str] | None = None) -> list[str]:
     """The image files of a folder. DataError where it holds none."""
     found = [str(p) for p in image_files(path, notes)]

@@ -11,7 +11,7 @@ other visits in 32% (by thumbnails and colour histograms; 10 splits). The bounds
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ def group(listing: Listing, by: str, keys: Keys, small: Pixels) -> Grouped:
     if kind == "none" and not argument:
         return Grouped(_joined(n, [_equal(keys)]), "equal content alone")
     if kind == "folder" and not argument:
-        names = [os.path.dirname(path) for path in listing.paths]
+        names = _folders(listing.paths)
     elif kind == "column" and argument:
         if argument not in listing.columns:
             known = ", ".join(sorted(listing.columns)) or "none"
@@ -92,6 +92,13 @@ def units(groups: Groups, keys: Keys) -> Keys:
         for key in smallest.tolist()
     ]
     return np.array(hashed, np.uint64)[groups]
+
+
+def _folders(paths: Sequence[str]) -> list[str]:
+    """The folder of each path, however it is spelled: a/x.jpg, ./a/y.jpg and links lead to one folder."""
+    spelled = [os.path.dirname(path) for path in paths]
+    real = {folder: os.path.realpath(folder) for folder in set(spelled)}
+    return [real[folder] for folder in spelled]
 
 
 def _match(pattern: str, path: str) -> str:

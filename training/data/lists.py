@@ -120,7 +120,7 @@ def rows(path: Path) -> Iterable[ListRow]:
         raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
     except DataError:
         raise
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} ({error}): save it again") from error
     if bad := next((i for i, row in enumerate(found, start=1) if not isinstance(row, dict)), None):
         raise DataError(f"{path}: line {bad} is no JSON object: write one object a line, with path and label")

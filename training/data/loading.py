@@ -96,9 +96,14 @@ def load(config: Config, run: Path | None = None, cache: Path | None = None, *, 
         notes += came_since(0 if config.imbalance else new, more)
     found = Data(
         train, calibration, test, outliers[kept], outliers[out], ood, size, max(1, size // 8),
-        config.dataset != "digits", choice, notes=tuple(notes), taxonomy=taxonomy.recorded(run),
+        has_mirrors(config), choice, notes=tuple(notes), taxonomy=taxonomy.recorded(run),
     )  # fmt: skip
     return _all_fitted(found, target) if target else found
+
+
+def has_mirrors(config: Config) -> bool:
+    """Whether a mirror image shows the same class; a digit's does not."""
+    return config.dataset != "digits"
 
 
 def with_taxonomy(data: Data, config: Config) -> Data:
@@ -130,7 +135,7 @@ def ood_sets(
     paths: list[Path], size_px: int, *, target: Input | None = None, unreadable: OnUnreadable = "skip",
     notes: list[str] | None = None, cache: Path | None = None,
 ) -> dict[str, Images]:  # fmt: skip
-    """OOD test sets by name (the file's stem): files or folders; a folder of arrays gives one set per array.
+    """OOD test sets by name (folders.set_name): files or folders; a folder of arrays gives one set per array.
 
     Pixels, or Fitted with a `target`. What is `unreadable` in a folder is said in `notes`; `cache` is a folder that
     keeps which files can be read.
@@ -139,13 +144,13 @@ def ood_sets(
     for path in paths:
         arrays = sorted(p for p in path.glob("*.np[yz]")) if path.is_dir() else []
         for one in arrays or [path]:
-            if one.stem in sets:
-                raise DataError(f"two OOD sets are called {one.stem!r}: rename one of {path}")
+            if (name := folders.set_name(one)) in sets:
+                raise DataError(f"two OOD sets are called {name!r}: rename one of {path}")
             if target and one.is_dir():
-                sets[one.stem] = _fitted_folder(one, target, unreadable, notes, cache)
+                sets[name] = _fitted_folder(one, target, unreadable, notes, cache)
             else:
                 pixels = folders.unlabelled_pixels(one, size_px, notes, unreadable=unreadable)
-                sets[one.stem] = fitted(pixels, target) if target else pixels
+                sets[name] = fitted(pixels, target) if target else pixels
     return sets
 
 
@@ -165,7 +170,7 @@ def _fitted_folder(
     path: Path, target: Input, unreadable: OnUnreadable, notes: list[str] | None, cache: Path | None
 ) -> Fitted:
     files = folders.unlabelled_files(path, notes)
-    seen = scan(files, cache=cache / f"scan-{path.stem}.npz" if cache else None, title=f"read {path.name}")
+    seen = scan(files, cache=cache / f"scan-{folders.set_name(path)}.npz" if cache else None, title=f"read {path.name}")
     folders.require_readable(path, seen.unreadable, len(files), unreadable, notes)
     return Fitted([files[i] for i in seen.index.tolist()], seen.keys, target)
 

@@ -172,7 +172,7 @@ class Export(OnRun):
         return {}
 
     def cli_cmd(self) -> None:
-        from training.checks import require_outside, require_writable
+        from training.checks import photographs, require_outside, require_writable
         from training.data import folders
         from training.export import bundle as export
         from training.export.about import AboutData
@@ -184,11 +184,12 @@ class Export(OnRun):
         target = self.out / (self.name or about.slug) / self.version
         export.require_target(target)
         require_writable(self.out, "--out")
-        require_outside(config, {"--out": self.out} | ({"--web": self.web} if self.web else {}))
+        written = {"--out": self.out} | ({"--web": self.web} if self.web else {})
+        require_outside(written, photographs(config), outliers=config.outliers)
         if self.web and self.web.exists():
             raise ValueError(f"--web {self.web} exists already: name another folder, or remove it first")
         calibration = calibrated(self.run)
-        rows = json.loads(self.candidates.read_text()) if self.candidates else None
+        rows = _candidates(self.candidates) if self.candidates else None
         images = {p.name: p.read_bytes() for p in folders.image_files(self.examples)} if self.examples else None
         if images is not None and not images:
             raise ValueError(f"--examples {self.examples} holds no image: name a folder with some, or leave it out")
@@ -211,6 +212,13 @@ def write_pages(bundle: Path, out: Path) -> None:
     given = ["web", str(bundle), "--out", str(out)]
     if subprocess.run([sys.executable, "-m", "service", *given]).returncode:
         raise ValueError(f"{bundle} is written, but not its web pages: see above, then tailguard {' '.join(given)}")
+
+
+def _candidates(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--candidates {path} cannot be read as JSON ({error})") from error
 
 
 def calibrated(run: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from training.data.photographs import Files
 from training.data.readers import DataError
 from training.data.taxonomy import Taxonomy
 from training.fit.command import Fit
+from training.runs import reserved
 from training.runs.files import write_json
 
 if TYPE_CHECKING:
@@ -77,13 +78,16 @@ def begin(plan: "Plan", given: Fit) -> bool:
         "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
     }  # fmt: skip
     if (before := written(plan.work)) is None:
+        reserved.reserve(plan.target, plan.work, PLAN_FILE)
         write_json(path, now | {"begun": datetime.now(UTC).isoformat()})
         return False
     if differ := list(_differences(before, now)):
         raise ValueError(f"{plan.work} holds a fit with {'; '.join(differ)}. Go on with that, or give another --work "
                          "(or --name), or remove the folder")  # fmt: skip
     if not plan.target.exists():
+        reserved.reserve(plan.target, plan.work, PLAN_FILE)
         return False
+    reserved.release(plan.target)
     made = bundle.read(plan.target).created
     if made < datetime.fromisoformat(before["begun"]).replace(microsecond=0):
         raise ValueError(f"{plan.target} exists already and is not of this fit: give --version or --name")

@@ -25,6 +25,7 @@ from training.fit.command import Fit
 from training.methods.methods import NONE
 from training.methods.methods import find as find_method
 from training.network import pretrained
+from training.runs import reserved
 
 HEADS = {  # outliers given → rows to compare, the safest first
     True: ("tailguard-joint", "logit-adjustment"),
@@ -78,9 +79,12 @@ def make(given: Fit) -> Plan:
     name = given.name or about.slug
     work = given.work or Path("runs") / "-".join(["fit", name, *([given.version] if given.version else [])])
     before = begun.written(work)
-    target = given.out / name / (given.version or _version(before, given.out / name))
+    target = given.out / name / (given.version or _version(before, given.out / name, work))
     if before is None:
         require_target(target)
+        if other := _elsewhere(target, work):
+            raise ValueError(f"{target} is being made in {other}: give another --version or --name, go on with that, "
+                             "or remove that folder")  # fmt: skip
     heads = given.heads or (
         (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
     )
@@ -112,11 +116,18 @@ def make(given: Fit) -> Plan:
     return Plan(config, heads, target, work, chosen, files, begun.key(files, tree, given.ood))
 
 
-def _version(before: dict[str, Any] | None, bundles: Path) -> str:
+def _version(before: dict[str, Any] | None, bundles: Path, work: Path) -> str:
     """That of the fit which is gone on with, else the first number that is free among `bundles`."""
     if before is not None:
         return Path(before["target"]).name
-    return next(str(n) for n in itertools.count(1) if not (bundles / str(n)).exists())
+    numbers = map(str, itertools.count(1))
+    return next(n for n in numbers if not ((bundles / n).exists() or _elsewhere(bundles / n, work)))
+
+
+def _elsewhere(target: Path, work: Path) -> Path | None:
+    """The folder of another fit that is making this bundle."""
+    other = reserved.maker(target, begun.PLAN_FILE)
+    return None if other == work.resolve() else other
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:

@@ -26,7 +26,7 @@ from training.fit.command import Fit
 from training.fit.plan import Plan
 from training.layout import columns, several, span
 from training.network import frozen, on_ray, pretrained
-from training.runs import checkpoint
+from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
 from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 
@@ -35,8 +35,8 @@ def fit(given: Fit) -> Path:
     """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
     require_writable(given.out, "--out")
     require_writable(given.work or Path("runs"), "--work")
-    read = given.model_copy(update={"dataset": "folder", "data": plans.place(given.data.resolve())})
-    require_outside(read, {"--out": given.out, "--work": given.work or Path("runs")})
+    written = {"--out": given.out, "--work": given.work or Path("runs")}
+    require_outside(written, plans.place(given.data.resolve()), outliers=given.outliers)
     on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
     require_held_back(plan)
@@ -69,12 +69,17 @@ def _made(plan: Plan, given: Fit) -> None:
             run=best, score=record["score"], ood=list(given.ood), device=given.device, on=given.on
         ))  # fmt: skip
     step(f"export {plan.target}")
+    if plan.target.exists():
+        raise ValueError(f"{plan.target} was made by something else meanwhile: export the finished run under another "
+                         f"name or version, `{program()} export {shlex.quote(str(best))} --out "
+                         f"{shlex.quote(str(given.out))} --name {plan.target.parent.name} --version ...`")  # fmt: skip
     clear_killed_export(plan.target)
     quietly(plan.work, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
         precision=plan.config.backbone_precision, device=given.device, on=given.on, thumbnails=given.thumbnails,
         data_licence=given.data_licence,
     ))  # fmt: skip
+    reserved.release(plan.target)
 
 
 def look(plan: Plan) -> str:

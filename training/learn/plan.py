@@ -18,7 +18,7 @@ from typing import Any
 
 from service.contract import bundle
 from service.contract.manifest import Parent
-from training.checks import require_outside, require_writable
+from training.checks import photographs, require_outside, require_writable
 from training.config import Config, flag
 from training.data.photographs import CACHE, list_files
 from training.export.about import AboutData
@@ -77,7 +77,7 @@ def make(given: Learn) -> Plan:
     require_writable(given.out, "--out")
     work = given.work or Path("runs") / "-".join(["learn", name, *([given.version] if given.version else [])])
     require_writable(work, "--work")
-    require_outside(config, {"--out": given.out, "--work": work}, given.added)
+    require_outside({"--out": given.out, "--work": work}, photographs(config), given.added, outliers=config.outliers)
     target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
     if not (work / PLAN_FILE).is_file():
         require_target(target)

@@ -115,6 +115,7 @@ def _has_classes(where: Path) -> bool:
 def _outliers(where: Path, notes: list[str]) -> Iterable[tuple[str, str, str]]:
     folder = exported.folder_of(where) / OUTLIERS_FOLDER
     inside = [str(path) for path in folders.image_files(folder, notes)] if folder.is_dir() else []
+    notes += exported.unlisted(where, inside)
     listed = lists.outliers(where) if lists.is_list(where) and any(map(lists.is_outlier, lists.rows(where))) else []
     for path in dict.fromkeys([*inside, *listed]):
         yield path, "", ""

@@ -13,7 +13,7 @@ from service.contract.bundle import Input
 from training.config import Config
 from training.data.augment import KINDS
 from training.data.fitted import Fitted
-from training.data.loading import Data
+from training.data.loading import Data, has_mirrors
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
 from training.network import backbones, on_ray
 from training.network.backbones import Backbone
@@ -167,8 +167,8 @@ def load(config: Config, run: Path) -> FrozenBackbone:
     backbone = replace(backbone, provenance=backbone.provenance | {"input": in_words(target)})
     cache = FeatureCache(
         config.feature_cache or run / CACHE_FOLDER, graph, backbone.preprocessing,
-        extra_views=config.feature_views, mirror=KINDS[config.augment].flip, threads=config.threads,
-        run=run_on,
+        extra_views=config.feature_views, mirror=KINDS[config.augment].flip and has_mirrors(config),
+        threads=config.threads, run=run_on,
     )  # fmt: skip
     return FrozenBackbone(backbone, target, cache)
 

@@ -1,6 +1,7 @@
 """The mix of classes that is expected in service, and how much each calibration image counts for it."""
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def class_mix(given: str, classes: Sequence[str], train_counts: NDArray[np.int64
         return ClassMix(TRAIN, train_counts / max(int(train_counts.sum()), 1))
     if given == UNIFORM:
         return ClassMix(UNIFORM, np.full(len(classes), 1 / len(classes)))
-    found = _read(Path(given))
+    found = _read(Path(given), classes)
     if missing := [c for c in classes if c not in found]:
         raise ValueError(f"{given} has no share for {', '.join(missing[:5])}: give a line for every class")
     if strangers := [c for c in found if c not in set(classes)]:
@@ -60,7 +61,9 @@ def class_mix(given: str, classes: Sequence[str], train_counts: NDArray[np.int64
     return ClassMix(Path(given).name, shares / shares.sum())
 
 
-def _read(path: Path) -> dict[str, float]:
+def _read(path: Path, classes: Sequence[str]) -> dict[str, float]:
+    """The shares by the names in `classes`: a file from macOS may have an accent as a character of its own."""
+    written = {unicodedata.normalize("NFC", name): name for name in classes}
     try:
         rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +71,8 @@ def _read(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for number, row in enumerate(rows, 1):
         try:
-            name, share = row[0], float(row[1])
+            share = float(row[1])
+            name = row[0] if row[0] in classes else written.get(unicodedata.normalize("NFC", row[0].strip()), row[0])
         except (IndexError, ValueError):
             if number == 1:
                 continue  # a header

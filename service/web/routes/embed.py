@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from service.errors import InvalidImage, TailGuardError
+from service.errors import EngineError, InvalidImage, Overloaded, TailGuardError, kind_of
 from service.web.admission import Admitted, admit
 from service.web.answers import rounded
 from service.web.body import read_images
@@ -66,6 +66,7 @@ class _Result(NamedTuple):
     file: str
     row: NDArray[np.float32] | None = None
     problem: dict[str, Any] | None = None
+    error: TailGuardError | None = None
 
 
 async def _item(
@@ -74,17 +75,21 @@ async def _item(
     name = upload.filename or str(position)
     try:
         row = await admitted.submit(upload.data)
+        if row.embedding is None or not np.isfinite(row.embedding).all():
+            raise EngineError(f"{name}: the model gives no finite embedding of this image: it lies near no other")
     except TailGuardError as error:
-        return _Result(name, problem=problem_of(request, admitted, position, error, failures))
+        return _Result(name, problem=problem_of(request, admitted, position, error, failures), error=error)
     count_row(admitted, row, perf_counter())
     return _Result(name, row.embedding)
 
 
 def _npy(results: list[_Result]) -> bytes:
-    """float32 [N, D]. Raises InvalidImage for the first image that has no embedding."""
+    """float32 [N, D]. Raises for the first image that has no embedding: InvalidImage, or what the service failed at."""
     for result in results:
-        if result.problem is not None:
-            raise InvalidImage(f"{result.file}: {result.problem['detail']}")
+        if result.error is not None:
+            if isinstance(result.error, Overloaded) or kind_of(result.error).status >= 500:
+                raise result.error  # it is not the image
+            raise InvalidImage(f"{result.file}: {result.error}")
     buffer = io.BytesIO()
     np.save(buffer, np.stack([result.row for result in results if result.row is not None]), allow_pickle=False)
     return buffer.getvalue()

@@ -44,6 +44,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("{", "cannot be read"),
+        ('{"classes":' * 100_000, "costs.json cannot be read"),  # RecursionError: no words, and a trace
         (PLAIN | {"refusal": -1}, "refusal is -1"),
         (PLAIN | {"refusal": 1e200}, "refusal is 1e\\+200: Input should be less than or equal to"),
         (PLAIN | {"unknown_share": 1}, "unknown_share is 1"),
@@ -92,6 +93,15 @@ def test_no_value_of_a_csv_is_passed_over(tmp_path: Path, lines: str, reason: st
 def test_no_value_of_a_json_is_passed_over(tmp_path: Path, text: str, name: str) -> None:
     with pytest.raises(SettingsError, match=f"'{name}' is named twice"):
         given.read(wrote(tmp_path, text), CLASSES)
+
+
+def test_an_accent_may_be_a_character_of_its_own(tmp_path: Path) -> None:
+    """As macOS writes file names, of which such files are made."""
+    found = given.read(wrote(tmp_path, PLAIN | {"classes": {"cre\u0300me": {"missed": 5}}}), ["cr\u00e8me", "red"])
+    assert found.of("cr\u00e8me").missed == 5
+    both = {"cre\u0300me": {"missed": 5}, "cr\u00e8me": {"missed": 6}}
+    with pytest.raises(SettingsError, match="twice: one line for each"):
+        given.read(wrote(tmp_path, PLAIN | {"classes": both}), ["cr\u00e8me"])
 
 
 # ---- The bill and the best threshold ----

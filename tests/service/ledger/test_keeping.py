@@ -16,14 +16,17 @@ from service.contract import bundle
 from service.errors import Forbidden, NotFound
 from service.ledger import images, keeper, work
 from service.ledger.database import MEMORY, connect
+from service.ledger.files import Folder
 from service.ledger.rows import StoreNews
-from service.ledger.store import Folder, key_of, store_at
+from service.ledger.store import key_of, store_at
+from service.ledger.users import User
 from service.observe.metrics import Metrics
 from service.settings.places import ROOT
 from tests.service import s3, tiny
 from tests.service.ledger.test_ledger import Kept, entry, read, until
 
 RED, BLUE = tiny.photo((220, 30, 30)), tiny.photo((10, 20, 200))
+OF_THE_STORE = ("ledger", "user")
 KEPT: dict[str, Any] = {"keep_probability": 1.0, "embedding": bytes(8)}
 
 
@@ -41,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def files(folder: Path) -> list[str]:
     """Keys of the files, with `.jpg` for thumbnails."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "ledger")
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name not in OF_THE_STORE)
 
 
 def keeping(where: str, folder: Path, **settings: Any) -> Kept:
@@ -81,7 +84,7 @@ def test_the_same_file_a_thousand_times_is_stored_once(where: str, folder: Path,
         assert files(folder) == sorted([red, f"{red}.jpg", blue, f"{blue}.jpg"])
         stored = store_at(str(folder))
         assert (stored.get(red), stored.get(blue)) == (RED, BLUE)
-        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "ledger"]
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in OF_THE_STORE]
         assert read(where, "SELECT sum(bytes) FROM images") == [(sum(sizes),)]
         until(lambda: kept.metrics.store_bytes._value.get() == sum(sizes))
     keys = read(where, "SELECT image_key, count(*) FROM decisions GROUP BY image_key ORDER BY count(*) DESC")
@@ -326,7 +329,7 @@ def test_a_look_that_fails_half_way_does_not_end_the_keeper(folder: Path, monkey
         return read_file(self, name)
 
     kept = keeper.Keeper(store_at(str(folder)), Metrics(), 1000, told.append)
-    kept.serve("l")
+    kept.serve(User("l", "here"))
     kept.put(key, RED, known=False)
     until(lambda: told)
     with monkeypatch.context() as broken:
@@ -374,6 +377,79 @@ def test_a_store_of_another_ledger_is_left_alone(tmp_path: Path, folder: Path, m
     assert files(folder) == [key_of(RED), f"{key_of(RED)}.jpg"]
 
 
+def test_a_copy_of_a_ledger_deletes_nothing_of_its_original(
+    tmp_path: Path, folder: Path, manifest: bundle.Manifest
+) -> None:
+    """Both have one id, so the copy was let in, and its retention deleted the files of rows that the original holds."""
+    one, copy = tmp_path / "one", tmp_path / "copy"
+    with keeping(str(one), folder) as kept:
+        for request_id, image in (("a", RED), ("b", BLUE)):
+            kept.ledger.record(entry(manifest, request_id, image=image, **KEPT))
+        until(lambda: states(str(one)) == ["kept", "kept"])
+    shutil.copy(one, copy)
+    with keeping(str(copy), folder) as kept, capture_logs() as logs:
+        forget(kept, "a")
+        until(lambda: any("error" in log for log in logs))
+        kept.ledger.record(entry(manifest, "c", image=tiny.photo((1, 2, 3)), **KEPT))
+        until(lambda: count(kept, "failed") == 1)
+    said = next(log["error"] for log in logs if "error" in log)
+    assert f"is used by another copy of this ledger, {one}, as of" in said
+    assert len(files(folder)) == 4
+    with keeping(str(copy), tmp_path / "of-the-copy") as kept:  # the remedy
+        kept.ledger.record(entry(manifest, "c", image=BLUE, **KEPT))
+        until(lambda: len(files(tmp_path / "of-the-copy")) == 2)
+
+
+@pytest.mark.parametrize("how", ["moved", "restored", "with its store"])
+def test_a_ledger_that_was_moved_keeps_its_store(
+    tmp_path: Path, folder: Path, manifest: bundle.Manifest, how: str
+) -> None:
+    one, now = tmp_path / "one", tmp_path / "now"
+    with keeping(str(one), folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(str(one)) == ["kept"])
+    shutil.copy(one, now)  # another file, as on another disk
+    if how == "moved":
+        one.unlink()
+    elif how == "restored":
+        now = now.replace(one)
+    else:
+        folder = Path(shutil.copytree(folder, tmp_path / "images-now"))
+    with keeping(str(now), folder) as kept:
+        assert forget(kept, "a") == 1
+        until(lambda: files(folder) == [] and states(str(now)) == [])
+    assert len(files(tmp_path / "images")) == (2 if how == "with its store" else 0)
+
+
+def test_a_copy_of_a_database_deletes_nothing_of_its_original(
+    server: Path, folder: Path, manifest: bundle.Manifest
+) -> None:
+    from tests.service import postgres
+
+    one = postgres.new_database(server, "original")
+    with keeping(one, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(one) == ["kept"])
+    copy = postgres.new_database(server, "copied", template="original")
+    with keeping(copy, folder) as kept, capture_logs() as logs:
+        forget(kept, "a")
+        until(lambda: any("another copy of this ledger" in str(log.get("error")) for log in logs))
+    assert len(files(folder)) == 2
+
+
+def test_a_store_in_use_says_so_while_nothing_comes(
+    tmp_path: Path, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy elsewhere would else take a quiet service's store."""
+    monkeypatch.setattr(keeper, "RENEW_S", 0.05)
+    where = str(tmp_path / "ledger.sqlite3")
+    with keeping(where, folder) as kept:
+        kept.ledger.record(entry(manifest, "a", image=RED, **KEPT))
+        until(lambda: states(where) == ["kept"])
+        said = (folder / "user").read_bytes()
+        until(lambda: (folder / "user").read_bytes() not in (b"", said))
+
+
 def test_a_slow_store_delays_nobody_and_is_bounded(
     where: str, folder: Path, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,14 +494,14 @@ def test_what_waits_to_be_deleted_is_not_asked_for_again(
     """A store slower than LEFT_S is not buried under the same deletions."""
     asked, told, delete = list[str](), list[StoreNews](), Folder.delete
 
-    def slow(folder: Folder, name: str) -> None:
+    def slow(folder: Folder, names: list[str]) -> None:
         time.sleep(0.02)
-        asked.append(name)
-        delete(folder, name)
+        asked.extend(names)
+        delete(folder, names)
 
     monkeypatch.setattr(Folder, "delete", slow)
     keep = keeper.Keeper(store_at(str(folder)), Metrics(), 10**6, told.append)
-    keep.serve("one")
+    keep.serve(User("one", "here"))
     keys = [key_of(picture(i)) for i in range(5)]
     for _ in range(20):
         keep.delete(keys)

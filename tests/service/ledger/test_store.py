@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
 from service.errors import SettingsError
 from service.ledger import store
-from service.ledger.store import Folder, Memory, Store, StoreTaken, key_of, open_store, store_at
+from service.ledger.files import Folder, Memory
+from service.ledger.store import Store, StoreTaken, key_of, open_store, store_at
 from service.ledger.thumbnails import thumbnail
+from service.ledger.users import ALIVE_S, User
 from service.settings import Settings
 from service.settings.places import ROOT
+from tests.service import s3
 
 DATA = b"the bytes of a file"
-KEY = hashlib.sha256(DATA).hexdigest()
+KEY, OTHER = (hashlib.sha256(data).hexdigest() for data in (DATA, b"other"))
 
 
 @pytest.fixture(params=["folder", "fsspec", "s3", "memory"])
@@ -43,7 +47,7 @@ def test_a_file_is_found_by_its_key_until_it_is_deleted(opened: Store) -> None:
         opened.put(KEY, DATA, small)
     assert (opened.get(KEY), opened.thumbnail(KEY), opened.has(KEY)) == (DATA, b"small", True)
     for _ in range(2):
-        opened.delete(KEY)
+        opened.delete([KEY, OTHER])
         assert opened.get(KEY) is opened.thumbnail(KEY) is None
         assert not opened.has(KEY)
     opened.put(KEY, DATA, None)
@@ -75,16 +79,77 @@ def test_what_is_not_the_file_is_not_given(opened: Store) -> None:
     "key", ["", "../../etc/passwd", KEY + "/..", KEY[:-1] + "/", KEY.upper(), KEY + "\n", "ledger"]
 )
 def test_a_key_is_no_path(opened: Store, key: str) -> None:
-    for call in (opened.get, opened.thumbnail, opened.delete, opened.has):
+    for call in (opened.get, opened.thumbnail, lambda key: opened.delete([key]), opened.has):
         with pytest.raises(ValueError, match="is no key of an image"):
             call(key)
 
 
 def test_a_store_belongs_to_one_ledger(opened: Store) -> None:
     for _ in range(2):
-        opened.claim("one")
+        opened.claim(User("one", "here"))
     with pytest.raises(StoreTaken, match="holds the images of another ledger: set TAILGUARD_STORE"):
-        opened.claim("other")
+        opened.claim(User("other", "here"))
+
+
+def test_two_copies_of_a_ledger_do_not_use_a_store_at_once(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a copy deletes, its original may refer to. One on another machine may have been moved there: it waits."""
+    opened.claim(User("one", "here"))
+    with pytest.raises(
+        StoreTaken, match=r"another copy of this ledger, here, as of \d+ s ago.*set TAILGUARD_STORE.*'user'"
+    ):
+        opened.claim(User("one", "there"))
+    opened.claim(User("one", "here"))
+    now = time.time() + ALIVE_S + 1
+    monkeypatch.setattr(time, "time", lambda: now)
+    with capture_logs() as logs:
+        opened.claim(User("one", "there"))
+        opened.claim(User("one", "there"))
+    assert [log["copy"] for log in logs] == ["here"]
+    with pytest.raises(StoreTaken, match="another copy of this ledger, there"):
+        opened.claim(User("one", "here"))
+
+
+def test_a_full_disk_is_no_reason_to_delete_nothing(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not write that it uses the store could never make room there."""
+    opened.claim(User("one", "here"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(opened._files, "write", full)
+    opened.claim(User("one", "here"))
+    now = time.time() + ALIVE_S + 1
+    monkeypatch.setattr(time, "time", lambda: now)
+    with pytest.raises(OSError, match="No space left"):
+        opened.claim(User("one", "there"))
+
+
+def test_half_of_what_was_said_of_the_user_is_nothing(opened: Store) -> None:
+    opened.claim(User("one", "here"))
+    opened._files.write("user", b'["one", "he')
+    opened.claim(User("one", "there"))
+
+
+@pytest.mark.skipif(bool(s3.missing()), reason=str(s3.missing()))
+def test_object_stores_say_what_they_do_not_delete(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs deletes many with one request and leaves out what was refused: a forgotten image would stay, and count as
+    deleted."""
+    import s3fs
+
+    store = store_at(s3_address)
+    for data in (DATA, b"other"):
+        store.put(key_of(data), data, None)
+    one_by_one = s3fs.S3FileSystem._rm_file
+
+    async def refused(system: object, path: str, **options: object) -> None:
+        if KEY in path:
+            raise PermissionError("Access Denied")
+        await one_by_one(system, path, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_rm_file", refused)
+    with pytest.raises(PermissionError):
+        store.delete([KEY, OTHER])
+    assert (store.has(KEY), store.has(OTHER)) == (True, False)
 
 
 def test_a_folder_has_two_levels_and_no_temporary_file_stays(tmp_path: Path) -> None:
@@ -107,7 +172,8 @@ def test_temporary_files_of_killed_processes_are_swept(tmp_path: Path) -> None:
 WRITES = """
 import sys
 from pathlib import Path
-from service.ledger.store import Folder, Store, key_of
+from service.ledger.files import Folder
+from service.ledger.store import Store, key_of
 store, i = Store(Folder(Path(sys.argv[1]))), 0
 while True:
     data = i.to_bytes(4, "big") * 250_000
@@ -163,6 +229,9 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "file").write_bytes(b"")
     for address in (str(tmp_path / "file"), str(tmp_path / "no" / "images")):
         with pytest.raises(SettingsError, match=f"TAILGUARD_STORE={address}: give the path of a folder in a folder"):
+            store_at(address)
+    for address in ("https://host/images", "ftp://host/images"):  # fsspec knows them, for reading
+        with pytest.raises(SettingsError, match=r"TAILGUARD_STORE names .*://…, .*: give a folder, or s3://"):
             store_at(address)
     pytest.importorskip("fsspec")
     with pytest.raises(SettingsError, match=r"names cloud://…, which fsspec does not know"):

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -35,6 +36,7 @@ from tests.service.review.kept import Given, colours, fill, picture
 from training.data import lists, photographs
 from training.data.folders import read_folders
 from training.data.lists import read_list
+from training.learn import data as learn_data
 from training.learn import reviewed
 
 VIOLET, GREY = (120, 20, 220), (90, 90, 90)
@@ -146,6 +148,42 @@ def test_a_known_class_that_no_folder_may_be_called_is_learned_as_itself(
     found = reviewed.read(tmp_path / "out", [name, "blue"], tmp_path / "scan.npz", [])
     assert sorted(found.labels.tolist()) == sorted([name, "blue"])
     assert set(photographs.read_parts(tmp_path / "out").parts["train"].classes) == {name, "blue"}  # for fit and train
+
+
+def test_an_export_copied_over_another_is_noticed(where: str, tmp_path: Path, manifest: Manifest) -> None:
+    """`cp -r` of two exports into one folder keeps one list: class names and groups of the other are lost."""
+    odd = manifest.classes[0].model_copy(update={"name": "Acacia sp."})
+    fill(where, tmp_path / "store", manifest.model_copy(update={"classes": [odd, *manifest.classes[1:]]}),
+         colours({VIOLET: 4}))  # fmt: skip
+    reader = Reader(where, store_at(str(tmp_path / "store")))
+    mark(where, [1], "class", "Acacia sp.")
+    mark(where, [2], "outlier", "outlier")
+    export.folder(reader, tmp_path / "both")
+    for rows in ([1], [2]):
+        mark(where, rows, "withdrawn", "")
+    mark(where, [3], "class", "blue")
+    export.folder(reader, tmp_path / "second")
+    reader.close()
+    shutil.copytree(tmp_path / "second", tmp_path / "both", dirs_exist_ok=True)
+    found = reviewed.read(tmp_path / "both", ["Acacia sp.", "blue"], tmp_path / "scan.npz", notes := [])
+    assert sorted(found.labels.tolist()) == ["", "Acacia sp.", "blue"]  # not the new class "Acacia sp%2E"
+    assert ["1 images have no row in the list of the export (train/Acacia sp%2E/" in note for note in notes] == [1, 0]
+    assert "1 images have no row in the list of the export (outliers/" in notes[1]
+    assert len(photographs.read_parts(tmp_path / "both").notes) == 1  # of fit and train
+
+
+def test_the_list_of_an_export_is_read_once(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(labelled, store_at(str(tmp_path / "store")))
+    export.folder(reader, tmp_path / "out")
+    reader.close()
+    read, asked = lists.rows, []
+    monkeypatch.setattr(lists, "rows", lambda path: asked.append(path) or read(path))
+    found = reviewed.read(tmp_path / "out", ["red"], tmp_path / "scan.npz", [])
+    assert sum(learn_data.sources(tmp_path / "out").values()) == len(found)
+    assert len(asked) == 1
+    listed = tmp_path / "out" / "labels.csv"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:2]))  # another is read again
+    assert sum(learn_data.sources(tmp_path / "out").values()) == 1
 
 
 def test_a_list_as_parquet_without_pyarrow_is_refused(

@@ -13,7 +13,7 @@ import pytest
 
 from service.score import remote
 from service.score.errors import ScoreError
-from tests.service import s3, tiny
+from tests.service import ftp, s3, tiny
 from tests.service.score.test_score import score
 
 
@@ -78,6 +78,39 @@ def test_files_of_a_web_server(tiny_bundle: Path, tmp_path: Path) -> None:
             assert [(row["path"], row["label"]) for row in rows] == [(f"{url}/{name}", "red") for name in names]
         server.shutdown()
         thread.join()
+
+
+def test_a_web_server_that_does_not_answer_is_no_empty_folder(tmp_path: Path) -> None:
+    """fsspec takes what it cannot reach for a folder without files: "holds no image", said `score`."""
+    pytest.importorskip("aiohttp", reason="fsspec reads from web servers with aiohttp")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(ScoreError, match=f"{url}/photos/ is not there: the server answers 404"):
+            score(f"{url}/photos/", "--out", tmp_path / "out.jsonl")
+        server.shutdown()
+        thread.join()
+    with pytest.raises(ScoreError, match=f"{url}/photos cannot be listed: Cannot connect to host 127.0.0.1"):
+        score(f"{url}/photos", "--out", tmp_path / "out.jsonl")
+
+
+def test_files_of_an_ftp_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The server that was asked was called "x", and a row's path lacked its host; threads had one connection."""
+    out = tmp_path / "out.jsonl"
+    names = [f"/photos/{i:02}.png" for i in range(40)]
+    with ftp.server({name: tiny.photo() for name in names} | {"/photos/notes.txt": b"text"}) as address:
+        arguments = ("--out", out, "--bundle", tiny_bundle, "--threads", "3", "--batch-images", "2")
+        assert score(f"{address}/photos", *arguments) == 0
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [(row["path"], row["label"]) for row in rows] == [(address + name, "red") for name in names]
+        with pytest.raises(FileNotFoundError):
+            remote.read(f"{address}/photos/none.png", 1000)
+    with pytest.raises(ScoreError, match=r"ftp://host/a was given with a password.*FSSPEC_FTP_PASSWORD") as error:
+        score("ftp://eva:s3cret@host/a", "--out", tmp_path / "other.jsonl")
+    assert "s3cret" not in str(error.value)
 
 
 @pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")

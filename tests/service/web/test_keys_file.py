@@ -76,6 +76,7 @@ def test_every_source_is_read(path: Path) -> None:
         (f'[keys.a]\nkey = "{SECRET}é"', "keys.a.key is empty or holds blanks"),
         (f'[keys.A]\nkey = "{SECRET}"', "keys.A is not a valid name: 1 to 32"),
         (f'[keys.anonymous]\nkey = "{SECRET}"', "keys.anonymous is not a valid name"),
+        (f"keys = {'[' * 100_000}", "is not TOML"),
         (f'[keys.{"a" * 33}]\nkey = "{SECRET}"', "is not a valid name"),
     ],
 )

@@ -1,6 +1,7 @@
 """What is answered only where it is asked for: training examples, embedding, heat map; POST /embed."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from service.contract import exemplars
+from service.ledger.reading import Reader
 from service.settings import Settings
 from service.web.app import create_app
 from service.web.embed_schemas import EmbedAnswer
@@ -165,6 +168,38 @@ def test_the_compact_form(whole: TestClient) -> None:
     refused = whole.post("/embed", files=files(RED, b""), headers={"accept": "application/x-npy"})
     assert refused.status_code == 422
     assert "1.png: the image is empty" in refused.json()["detail"]
+
+
+def test_what_is_not_finite_is_no_number_in_an_answer(tmp_path: Path) -> None:
+    """NaN is no JSON: whoever reads it strictly, as a browser does, lost the whole answer."""
+    content = tiny.files() | {
+        "model.onnx": tiny.graph(outputs=tiny.WITH_EMBEDDING, unit="broken"),
+        "exemplars.npz": exemplars.encode(tiny.EXEMPLARS, [0, 0, 1, 2]),
+    }
+    said = {"file": "exemplars.npz", "count": 4, "chosen": "all there are"}
+    folder = tiny.write_embedding(tmp_path / "tiny" / "1", files=content, exemplars=said)
+    settings = Settings(bundle=folder, inference_threads=1, keep="all", ledger=str(tmp_path / "ledger.sqlite3"))
+    pure = tiny.photo((220, 0, 0))
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        found = strict(classify(client, pure, neighbours=2, embedding="true"))
+        assert (found["label"], found["embedding"], found["neighbours"]) == ("red", None, [])
+        assert strict(classify(client, embedding="true"))["embedding"] is not None
+        good, bad = strict(client.post("/embed", files=files(RED, pure)))["results"]
+        assert (good["problem"], bad["embedding"]) == (None, None)
+        assert "gives no finite embedding of this image" in bad["problem"]["detail"]
+        asked = {"accept": "application/x-npy"}
+        whole = client.post("/embed", files=files(RED, pure), headers=asked)  # else a row less, and all after it moved
+        assert (whole.status_code, strict(whole)["type"]) == (500, "urn:tailguard:problem:engine-error")
+    reader = Reader(str(tmp_path / "ledger.sqlite3"))
+    assert [row.embedding is None for row in reader.kept()] == [True, False]  # one NaN would spoil every group
+    reader.close()
+
+
+def strict(answer: Any) -> Any:
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} in JSON")
+
+    return json.loads(answer.content, parse_constant=refused)
 
 
 def test_a_bundle_without_an_embedding_embeds_nothing(client: TestClient) -> None:

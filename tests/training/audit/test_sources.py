@@ -1,5 +1,7 @@
 """What lies in the folders is read to the end: data sets are detected and every faulty file is listed."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +95,9 @@ def test_bad_input_names_the_value_and_the_remedy(folder, tmp_path):
         audit(folder, outliers=tmp_path / "none.npy")
     with pytest.raises(DataError, match="size_px 4"):
         audit(folder, size_px=4)
+    for name in ("night.v1", "night.v2"):  # not two that are called "night"
+        shutil.copytree(folder / "test", tmp_path / name)
+    audit(folder, ood=[tmp_path / "night.v1", tmp_path / "night.v2"])
     with pytest.raises(DataError, match="two OOD sets are called 'test'"):
         audit(folder, ood=[folder / "test", folder / "train" / "ant" / ".." / ".." / "test"])
 

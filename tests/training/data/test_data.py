@@ -295,6 +295,16 @@ def test_load_names_an_empty_class(tmp_path):
         loading.load(tiny.config(dataset="cifar10", data=tmp_path, imbalance=None))
 
 
+def test_a_folder_with_a_dot_in_its_name_is_called_by_all_of_it(tmp_path):
+    """ "night.v1" and "night.v2" were both called "night", as if the rest were a suffix."""
+    for name in ("night.v1", "night.v2"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / "a.png")
+    np.save(tmp_path / "night.npy", np.zeros((1, 8, 8, 3), np.uint8))
+    paths = [tmp_path / name for name in ("night.v1", "night.v2", "night.npy")]
+    assert list(loading.ood_sets(paths, 8)) == ["night.v1", "night.v2", "night"]
+
+
 def test_ood_sets_of_a_folder_of_arrays(tmp_path):
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     np.save(tmp_path / "b.npy", pixels)

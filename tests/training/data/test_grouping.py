@@ -110,3 +110,13 @@ def test_units_of_large_groups_are_held_back_no_more_often():
     content = keys(40_000)
     groups = np.repeat(np.arange(2000), 20)
     assert (units(groups, content).astype(float) / 2.0**64 < 0.1).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_folder_is_one_however_it_is_spelled(tmp_path, monkeypatch):
+    """Its images were on both sides of a split; those of the working folder, which has no name, stood alone."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    paths = ["a/1.png", "./a/2.png", f"{tmp_path}/a/3.png", "link/4.png", "5.png", "./6.png"]
+    found = group(listing([0] * 6, paths), "folder", keys(6), pictures(6)).groups
+    assert same_partition(found, [0, 0, 0, 0, 1, 1])

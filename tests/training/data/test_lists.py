@@ -73,6 +73,7 @@ def test_columns_that_some_rows_lack(tmp_path):
         ("a.csv", "path,label,split\nx.png,ant,test\n", r"has no row of the split train"),
         ("a.csv", "", r"has no row of the split train"),
         ("a.jsonl", '{"path": "x.png"', r"cannot be read as JSONL"),
+        ("a.jsonl", '{"path": ' + "[" * 100_000, r"cannot be read as JSONL"),
         ("a.jsonl", '["x.png", "ant"]\n', r"line 1 is no JSON object"),
         ("a.parquet", "PAR1 it is not", r"cannot be read as PARQUET"),
         ("a.csv", b"path,label\n\xff\xfe,ant\n", r"is not in UTF-8 .*: save it in that encoding"),

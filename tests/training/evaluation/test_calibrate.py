@@ -213,6 +213,8 @@ def test_a_mix_from_a_file(tmp_path):
     path.write_text('class,share\n"dog, big",3\ncat,1\n')
     found = class_mix(str(path), ["cat", "dog, big"], counts)
     assert (found.name, found.shares.tolist()) == ("mix.csv", [0.25, 0.75])
+    path.write_text("cre\u0300me,1\n cat,3\n")  # as macOS writes file names
+    assert class_mix(str(path), ["cat", "cr\u00e8me"], counts).shares.tolist() == [0.75, 0.25]
     assert class_mix("uniform", ["a", "b"], counts).shares.tolist() == [0.5, 0.5]
     assert class_mix("train", ["a", "b"], counts).shares.tolist() == [0.9, 0.1]
 

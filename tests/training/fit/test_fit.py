@@ -313,3 +313,37 @@ def test_what_is_said_of_the_images_is_noticed_too(
     assert "holds a fit with other images" in fit(capsys, *given)
     (tmp_path / "work" / PLAN_FILE).write_text("")
     assert f"{PLAN_FILE} cannot be read" in fit(capsys, *given)
+
+
+def test_two_fits_of_one_name_do_not_meet_at_the_export(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], stopped_before_a_head: None
+) -> None:
+    """With a folder of work each, both took the first free version, and the second one failed after hours."""
+    one, two = [photos, *arguments], [photos, *arguments, "--work", tmp_path / "other"]
+    assert "stopped" in fit(capsys, *one)
+    said = fit(capsys, *two, "--version", "1")
+    assert f"fruit-stand/1 is being made in {tmp_path / 'work'}: give another --version" in said
+    assert "stopped" in fit(capsys, *two)
+    targets = [json.loads((tmp_path / work / PLAN_FILE).read_text())["target"] for work in ("work", "other")]
+    assert [Path(target).name for target in targets] == ["1", "2"]
+    shutil.rmtree(tmp_path / "work")  # given up: nobody makes it any more
+    assert "stopped" in fit(capsys, photos, *arguments, "--work", tmp_path / "third", "--version", "1")
+
+
+def test_a_bundle_that_came_meanwhile_is_named_with_the_remedy(
+    photos: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "models" / "fruit-stand" / "1"
+
+    def measured(plan: object, runs: list[Path]) -> Path:
+        target.mkdir(parents=True)
+        return runs[0]
+
+    monkeypatch.setattr(steps, "choose", measured)
+    said = fit(capsys, photos, *arguments, "--heads", "msp")
+    assert f"{target} was made by something else meanwhile: export the finished run under another" in said
+    assert f"export {tmp_path / 'work' / 'msp'} --out" in said

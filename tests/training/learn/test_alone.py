@@ -23,7 +23,7 @@ from training import __main__ as commands
 from training.learn.alone import gate
 from training.learn.alone.gate import Gate, Taught
 from training.learn.alone.graph import Grown
-from training.learn.alone.inherited import Seen, _presumed
+from training.learn.alone.inherited import Seen, _presumed, refused
 from training.network.session import session
 
 
@@ -279,3 +279,12 @@ def test_presumed_shares_of_classes_that_are_taken_for_equally_frequent() -> Non
     assert _presumed((0.75, 0.25), 2) == pytest.approx([0.375, 0.125, 0.25, 0.25])
     seen = Seen(np.array([0, 1]), {"energy": np.array([1.0, 2.0])}, np.array([0, -1]), "energy")
     assert seen.take(np.array([False, True])).scores["energy"].tolist() == [2.0]
+
+
+def test_thresholds_of_single_classes_hold_for_the_judgement_too() -> None:
+    """`costs` makes such points; what `learn` measured and judged by was another decision than the service's."""
+    point = {"threshold": 0.0, "group_thresholds": {"many": 1.0, "few": 2.0}, "class_thresholds": {"plum": -1.0}}
+    classes = {"apple": "many", "plum": "many", "lime": "few"}
+    seen = Seen(np.array([0, 1, 1, 2]), {"energy": np.array([0.5, 0.5, -1.0, 0.5])}, np.zeros(4, np.int64), "energy")
+    assert refused(point, seen, classes, "group").tolist() == [False, True, False, False]
+    assert refused(point, seen, classes, "global").tolist() == [True, True, False, True]

@@ -52,8 +52,8 @@ def grown(parent: Manifest, new: Mapping[str, int], calibration: Seen, compared:
     """
     name, counts = group_name(parent), list(new.values())
     groups = [*parent.groups, ClassGroup(name=name, least_images=min(counts), most_images=max(counts))]
-    of_class = [*(c.group for c in parent.classes), *[name] * len(new)]
-    learned = _Learned(parent, name, np.array(of_class), calibration, compared)
+    of_class = {c.name: c.group for c in parent.classes} | dict.fromkeys(new, name)
+    learned = _Learned(parent, name, of_class, calibration, compared)
     points = {point: learned.point(point) for point in parent.operating_points}
     flags = refused(points[parent.default_operating_point], compared, of_class, parent.threshold_scope)
     classes = [c.model_dump() | {"accuracy": None, "rejected": None} for c in parent.classes]
@@ -70,21 +70,32 @@ def grown(parent: Manifest, new: Mapping[str, int], calibration: Seen, compared:
     }
 
 
-def refused(point: Mapping[str, Any], seen: Seen, of_class: Sequence[str], scope: Scope) -> Flags:
-    """bool [N]: which images an operating point refuses; `of_class`: the group of each class."""
-    groups = np.array(of_class)[seen.classes]
-    return calibrate.rejected(seen.scores[seen.deciding], groups, dict(point), scope)
+def refused(point: Mapping[str, Any], seen: Seen, classes: Mapping[str, str], scope: Scope) -> Flags:
+    """bool [N]: which images an operating point refuses; `classes`: the group of each class, in their order."""
+    scores, flags = seen.scores[seen.deciding], np.zeros(len(seen.classes), bool)
+    groups = np.array([*classes.values()])[seen.classes]
+    flags |= calibrate.rejected(scores, groups, dict(point), scope)
+    for place, name in enumerate(classes):
+        if scope == "group" and (own := point["class_thresholds"].get(name)) is not None:
+            mine = seen.classes == place
+            flags[mine] = ~(scores[mine] <= own)
+    return flags
 
 
 @dataclass(frozen=True)
 class _Learned:
-    """The group `name` of the new classes; `of_class` [C]: the group of every class."""
+    """The group `name` of the new classes; `classes`: the group of every class."""
 
     parent: Manifest
     name: str
-    of_class: NDArray[np.str_]
+    classes: Mapping[str, str]
     calibration: Seen
     compared: Seen
+
+    @property
+    def of_class(self) -> NDArray[np.str_]:
+        """[C]: the group of every class."""
+        return np.array([*self.classes.values()])
 
     @property
     def reference(self) -> Reference:
@@ -143,7 +154,7 @@ class _Learned:
 
     def _cost(self, old: Cost | None, point: Json, scope: Scope, seen: Seen, outside: Seen | None) -> Json:
         """The parent's cost of known classes, which stays, with that of the new ones. Outliers only where reviewed."""
-        flags = refused(point, seen, self.of_class.tolist(), scope)
+        flags = refused(point, seen, self.classes, scope)
         before = (old.in_distribution_images, old.id_rejected) if old else (0, 0.0)
         mine, total = self._mine(seen), before[0] + len(flags)
         nothing: dict[str, float | None] = dict.fromkeys(self.parent.group_names)
@@ -154,7 +165,7 @@ class _Learned:
                 **between,
                 **calibrate.between_groups(flags, self.of_class[seen.truth], self.of_class[seen.classes], names),
             }
-        caught = refused(point, outside, self.of_class.tolist(), scope) if outside and len(outside.truth) else None
+        caught = refused(point, outside, self.classes, scope) if outside and len(outside.truth) else None
         return {
             "in_distribution_images": total,
             "outlier_images": 0 if caught is None else len(caught),

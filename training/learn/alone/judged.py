@@ -37,8 +37,12 @@ def figures(learned: Learned, fitted: Gate, before: Outputs, after: Outputs, fie
     point, scope = parent.default_operating_point, parent.threshold_scope
     held = learned.made.side == COMPARED
     one, two = learned.seen(before, held), learned.seen(after, held)
-    was = inherited.refused(parent.operating_points[point].model_dump(), one, [c.group for c in parent.classes], scope)
-    now = inherited.refused(fields["operating_points"][point], two, [c["group"] for c in fields["classes"]], scope)
+    was = inherited.refused(
+        parent.operating_points[point].model_dump(), one, {c.name: c.group for c in parent.classes}, scope
+    )
+    now = inherited.refused(
+        fields["operating_points"][point], two, {c["name"]: c["group"] for c in fields["classes"]}, scope
+    )
     right, right_now = one.classes == one.truth, two.classes == two.truth
     sets = {"known classes": (one.truth >= 0) & (one.truth < known), "new classes": one.truth >= known}
     for where, own in sets.items():

@@ -12,7 +12,7 @@ from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.exemplars import Exemplars
 from training.checks import require_outside, require_writable
-from training.config import Config, flag
+from training.config import flag
 from training.data.decode import MAX_PIXELS
 from training.export.bundle import require_target
 from training.layout import columns
@@ -87,7 +87,7 @@ def require_suitable(parent: Manifest, where: Path) -> Exemplars:
 
 def _target(given: Learn, parent: Manifest) -> Path:
     require_writable(given.out, "--out")
-    require_outside(Config(), {"--out": given.out}, given.added)
+    require_outside({"--out": given.out}, given.added)
     folder = given.out / (given.name or parent.name)
     version = given.version or next(str(n) for n in itertools.count(1) if not (folder / str(n)).exists())
     require_target(folder / version)
