@@ -74,7 +74,7 @@ def test_hugging_face_hub(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": url})
         assert bundle.read(fetched(address, tmp_path / "cache")) == bundle.read(tiny_bundle)
         shutil.rmtree(folder)
-        tiny.write(folder, version="2 " + "and longer" * 20)
+        tiny.write(folder, version="2" + "-and-longer" * 20)
         assert bundle.read(fetched(address, tmp_path / "cache")) == bundle.read(folder)
         with pytest.raises(BundleError, match=r"^hf://owner/repo@main/shop/4 cannot be fetched"):
             fetched(address.replace("/3", "/4"), tmp_path / "cache")
