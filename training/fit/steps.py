@@ -13,11 +13,11 @@ from training.audit import timing
 from training.checks import require_outside, require_writable
 from training.config import program
 from training.data.notes import said_once
-from training.data.photographs import CACHE
+from training.data.photographs import CACHE, SCAN_FILE
 from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
 from training.finished import Calibrate, Evaluate, Export
-from training.fit import begun
+from training.fit import alike, begun
 from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
@@ -87,6 +87,7 @@ def look(plan: Plan) -> str:
         + (f", {outliers} outliers" if outliers else ""),
         ", ".join(f"{name} {int((groups.of_class == name).sum())} classes" for name in groups.names),
         *files.notes,
+        *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip
     if few:
         lines.append(f"{few} classes of 1 to {FEWEST_IMAGES - 1} images: trained on, and nothing is held back of them")
