@@ -193,6 +193,7 @@ def file_system(address: str) -> tuple[Any, str]:
         raise BundleError(f"{shown(address)} needs fsspec: pip install 'tailguard[store]'") from error
     try:
         system, root = url_to_fs(address, use_listings_cache=False)
+        system.invalidate_cache()  # that of the Hub remembers sizes all the same, and would cut what has grown since
     except ImportError as error:
         named = PACKAGES.get(scheme, "the package of that kind")
         raise BundleError(f"{shown(address)} needs {named}: pip install {named} ({one_line(error)})") from error

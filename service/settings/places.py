@@ -38,7 +38,13 @@ def _exists(path: Path) -> bool:
 def without_password(address: str) -> str:
     """A URL without user, password and options; anything else as it is."""
     scheme, mark, rest = address.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if mark else address
+    if not mark:
+        return address
+    shown = rest.partition("?")[0]
+    first = shown.partition("/")[0]
+    if ":" in first or "@" in first:  # else an @ further on is part of a path, as in hf://owner/repo@main/shop/3
+        shown = shown.rpartition("@")[2]
+    return f"{scheme}://{shown}"
 
 
 def is_loopback(host: str) -> bool:

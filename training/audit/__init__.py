@@ -87,7 +87,7 @@ def audit(
         unreadable=[Unreadable(path=p, reason=r) for source in every for p, r in source.unreadable],
         copies=copies, conflicts=conflicts, look_alikes=_near(images),
         support=advice.support(counts, groups, len(found.outliers.part.pixels) if found.outliers else 0, fraction),
-        advice=advised, alternatives=both[1:], notes=[],
+        advice=advised, alternatives=both[1:], notes=[], ood=[str(path) for path in found.ood_paths],
     )  # fmt: skip
     return report.model_copy(update={"notes": [*notes(report, found), *unmeasured]})
 

@@ -1,5 +1,6 @@
 """What an audit found: JSON-able models, and their text for a terminal."""
 
+import shlex
 import textwrap
 
 from service.contract.calibration.calibrate import LEVEL
@@ -12,6 +13,7 @@ from training.layout import columns, span
 EDGE_CLASSES = 6  # how many of the largest and of the smallest classes the text shows
 SHOWN_EXAMPLES = 5  # of each kind of fault in the text; the JSON has all
 WIDTH = 116
+OF_FIT = ("imbalance", "outliers", "group_by", "class_level")  # settings that say what there is; the others it chooses
 
 
 class Range(Frozen):
@@ -99,6 +101,7 @@ class Report(Frozen):
     advice: Advice
     alternatives: list[Advice]  # other ways, with the time that each takes
     notes: list[str]
+    ood: list[str]  # where the OOD sets are
 
 
 def render(report: Report) -> str:
@@ -202,21 +205,30 @@ def _support(report: Report) -> list[str]:
 
 def _advice(report: Report) -> list[str]:
     rows = [["ADVICE", "", ""], *([s.name, str(s.value), s.reason] for s in report.advice.settings)]
-    command = [f"{program()} train"]
-    for setting in report.advice.settings:
-        if len(command[-1]) + len(option(setting)) > WIDTH:
-            command[-1] += " \\"
-            command.append("   ")
-        command[-1] += f" {option(setting)}"
-    lines = [*columns(rows), "", *command]
+    settings = report.advice.settings
+    lines = [*columns(rows), "", *_pasted([f"{program()} train", *map(option, settings)])]
     if report.dataset == "folder":
-        lines += ["", "or all steps at once, to a bundle that can be served:", f"{program()} fit {report.data}"]
+        kept = [option(s) for s in settings if s.name in OF_FIT]
+        sets = [f"--ood {shlex.quote(path)}" for path in report.ood]
+        lines += ["", "or all steps at once, to a bundle that can be served:",
+                  *_pasted([f"{program()} fit {shlex.quote(report.data)}", *kept, *sets])]  # fmt: skip
     for one in (report.advice, *report.alternatives):
         if one.estimate:
             way = "with a pretrained backbone, frozen" if one.name == "frozen" else "from scratch"
             text = f"{span(one.estimate.seconds)} {way}: {', '.join(one.estimate.made_of)}"
             lines += ["", *_wrapped(text, "about ")]
             lines += [] if one is report.advice else _wrapped(one.command, "    ")
+    return lines
+
+
+def _pasted(parts: list[str]) -> list[str]:
+    """A command in lines that a shell takes for one."""
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {part}"
     return lines
 
 

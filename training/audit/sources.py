@@ -54,6 +54,7 @@ class Sources:
     outliers: Source | None
     ood: list[Source]
     notes: list[str]
+    ood_paths: tuple[Path, ...] = ()  # the files and folders of `ood`
 
 
 def read(
@@ -86,7 +87,7 @@ def read(
     return Sources(
         kind, classes, splits,
         _unlabelled("outliers", outliers, size_px) if outliers else None,
-        [_unlabelled(f"ood/{folders.set_name(p)}", p, size_px) for p in paths], notes,
+        [_unlabelled(f"ood/{folders.set_name(p)}", p, size_px) for p in paths], notes, tuple(paths),
     )  # fmt: skip
 
 

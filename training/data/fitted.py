@@ -25,7 +25,8 @@ class Fitted:
     """N image files, or an array of N images, whose content keys are `keys`, each as the service would see it.
 
     Like an array uint8 [N, H, W, 3] that is only read: by a slice or by indices, from several threads at once where
-    that is wanted (decoding and resizing let others work meanwhile). Files that are `checked` must have their keys.
+    that is wanted (decoding and resizing let others work meanwhile). Files that are `checked` must have their keys: of
+    what was changed since they were read, hours ago perhaps, features were kept as those of what was there.
     """
 
     source: Sequence[str] | Pixels

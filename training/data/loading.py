@@ -172,7 +172,7 @@ def _fitted_folder(
     files = folders.unlabelled_files(path, notes)
     seen = scan(files, cache=cache / f"scan-{folders.set_name(path)}.npz" if cache else None, title=f"read {path.name}")
     folders.require_readable(path, seen.unreadable, len(files), unreadable, notes)
-    return Fitted([files[i] for i in seen.index.tolist()], seen.keys, target)
+    return Fitted([files[i] for i in seen.index.tolist()], seen.keys, target, checked=True)
 
 
 def _load_photographs(config: Config, run: Path | None, cache: Path | None, target: Input | None) -> Data:
@@ -185,7 +185,7 @@ def _load_photographs(config: Config, run: Path | None, cache: Path | None, targ
 
     def unlabelled(source: Source, keys: Keys) -> Images:
         if target:
-            return Fitted(source.paths if isinstance(source, Listing) else source, keys, target)
+            return Fitted(source.paths if isinstance(source, Listing) else source, keys, target, checked=True)
         if isinstance(source, Listing):
             return pixel_array(source.paths, keys, size, cache)
         return resized(source, square(size))

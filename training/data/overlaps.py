@@ -33,6 +33,9 @@ def notes(data: Path, parts: Mapping[str, Part]) -> list[str]:
     if n := len(learnt & sets.get("test", set())):
         said.append(f"{data}: {n} test images are among those that are learned from, so figures are better than the "
                     "truth: leave them in one part")  # fmt: skip
+    if n := len(sets.get("train", set()) & sets.get("calibration", set())):
+        said.append(f"{data}: {n} validation images are training images too: thresholds set on what was learned are "
+                    "too tight, and more is refused in service than they promise; leave them in one part")  # fmt: skip
     refused = set[int]().union(*(sets.get(name, ()) for name in OUTLIERS))
     if n := len(refused & (learnt | sets.get("test", set()))):
         said.append(f"{data}: {n} outliers are images of a class too, which the model is taught to know and to refuse: "

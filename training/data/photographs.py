@@ -46,6 +46,7 @@ class Files:
     choice: Choice
     unreadable: list[Unreadable]
     notes: tuple[str, ...]
+    validated: bool = False  # calibrated on images of a part of its own, val, and not on some of the training images
 
 
 def list_files(config: Config, run: Path | None = None, cache: Path | None = None) -> Files:
@@ -84,6 +85,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     return Files(
         listings["train"], listings["calibration"], listings["test"], sides["outliers"][0],
         sides["calibration_outliers"][0], {name: keys for name, (_, keys) in sides.items()}, choice, bad, tuple(notes),
+        "val" in found.parts,
     )  # fmt: skip
 
 

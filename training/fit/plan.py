@@ -170,10 +170,10 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
         headers = scan(files.train.paths, cache=cache).headers
         side = float(np.median([min(h.width_px, h.height_px) for h in headers]))
         settings.append(advice.frozen_size(side))
-    fraction = base.calibration_fraction
-    groups = group_classes(counts)
-    if "calibration_fraction" not in given.model_fields_set:
-        fraction, why = advice.calibration_fraction(counts, groups)
+    fraction, why = advice.calibration_fraction(counts, group_classes(counts))
+    if files.validated:  # then it is of outliers alone
+        fraction, why = base.calibration_fraction, "of the outliers: there are validation images to calibrate on"
+    if base.outliers or not files.validated:
         settings.append(advice.Setting(name="calibration_fraction", value=fraction, reason=why))
     found += [Choice(s.name, s.value, s.reason) for s in settings if s.name not in given.model_fields_set]
     plain = Config(backbone=base.backbone)

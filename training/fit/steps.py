@@ -15,12 +15,12 @@ from training.audit import timing
 from training.checks import require_outside, require_writable
 from training.config import program
 from training.data.notes import said_once
-from training.data.photographs import CACHE
+from training.data.photographs import CACHE, SCAN_FILE
 from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
 from training.evaluation import cross_fit, left_out
 from training.finished import AUTO, Calibrate, Evaluate, Export
-from training.fit import begun
+from training.fit import alike, begun
 from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
@@ -95,6 +95,7 @@ def look(plan: Plan) -> str:
         + (f", {outliers} outliers" if outliers else ""),
         ", ".join(f"{name} {several(int((groups.of_class == name).sum()), 'class')}" for name in groups.names),
         *files.notes,
+        *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip
     if few:
         lines.append(

@@ -1,8 +1,8 @@
 """An exported feature extractor of any framework: what its ONNX file says of itself, and its normalisation put inside.
 
-The input is one float tensor of normalised RGB, [N, 3, H, W] or [N, H, W, 3]; the output that is taken is [N, F], or a
-feature map that is averaged over its positions. Size, mean and std are given, or read from the file's metadata_props
-(`size`, `mean`, `std`, `layout`; numbers separated by commas).
+The input is one tensor of RGB, [N, 3, H, W] or [N, H, W, 3]: float32 or float16, normalised, or uint8 as it is. The
+output that is taken is [N, F], or a feature map that is averaged over its positions. Size, mean and std are given, or
+read from the file's metadata_props (`size`, `mean`, `std`, `layout`; numbers separated by commas).
 """
 
 import hashlib
@@ -13,17 +13,25 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from onnx.inliner import inline_local_functions
 
 from service.contract.lines import one_line
+from training.network.extractor_graph import (
+    of_any_number,
+    tried,
+    two_images,
+    with_float_input,
+    with_one_output,
+    with_usual_operators,
+)
 from training.network.onnx_graph import chained, opset_of
-from training.network.preprocessing import BackboneError, Preprocessing, three
+from training.network.preprocessing import PLAIN, BackboneError, Preprocessing, three
 from training.network.pretrained import digest
 
 Layout = Literal["NCHW", "NHWC"]
 EXTERNAL = "external_data_sha256"
-PREFERRED = ("features", "embedding", "embeddings", "pooled")  # names of the output to take where there are several
+KINDS = ("FLOAT", "FLOAT16", "UINT8")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ def read(
     layout = layout or _layout(path, shape, said.get("layout"))
     sides = shape[2:] if layout == "NCHW" else shape[1:3]
     size = _size(path, sides, size_px or _number(path, said.get("size")))
+    if image.type.tensor_type.elem_type == TensorProto.UINT8:
+        if given := next((f"--backbone-{key}" for key, value in (("mean", mean), ("std", std)) if value), None):
+            raise BackboneError(f"{given}: {path} takes pixels as they are, uint8, and normalises them: leave it out")
+        mean, std = (0.0, 0.0, 0.0), PLAIN
     mean = mean or _numbers(path, said, "mean")
     std = std or _numbers(path, said, "std")
     if mean is None or std is None:
@@ -57,8 +69,10 @@ def read(
             "--backbone-std, of RGB in [0, 1] (0,0,0 and 1,1,1 for plain [0, 1])"
         )
     preprocessing = Preprocessing(size, three(mean, "mean"), three(std, "std"))
-    model = _with_one_output(path, model)
-    features = _try(path, model, layout, size)
+    pixels = two_images(preprocessing, layout)
+    own = with_one_output(path, of_any_number(with_float_input(model, image)), pixels)
+    model = with_usual_operators(path, own)
+    features = tried(path, own, model, pixels)
     provenance = {
         "backbone": path.name,
         "weights": path.name,
@@ -110,6 +124,7 @@ def _model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
+        model = inline_local_functions(model)
     except Exception as error:  # protobuf, checker and missing external data raise unrelated classes
         raise BackboneError(f"--backbone onnx:{path} is no ONNX model that can be read: {one_line(error)}") from error
     return model
@@ -119,16 +134,16 @@ def _input(path: Path, model: onnx.ModelProto) -> Any:
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     kinds = [(i.name, TensorProto.DataType.Name(i.type.tensor_type.elem_type)) for i in inputs]
-    if len(inputs) != 1 or kinds[0][1] != "FLOAT" or len(inputs[0].type.tensor_type.shape.dim) != 4:
+    if len(inputs) != 1 or kinds[0][1] not in KINDS or len(inputs[0].type.tensor_type.shape.dim) != 4:
         raise BackboneError(
-            f"{path} takes {kinds}: one float32 tensor of images [N, 3, H, W] or [N, H, W, 3] is needed"
+            f"{path} takes {kinds}: one tensor of images [N, 3, H, W] or [N, H, W, 3] is needed, {', '.join(KINDS)}"
         )
     return inputs[0]
 
 
 def _layout(path: Path, shape: list[int], said: str | None) -> Layout:
-    if said in ("NCHW", "NHWC"):
-        return said  # type: ignore[return-value]
+    if said and said.upper() in ("NCHW", "NHWC"):
+        return said.upper()  # type: ignore[return-value]
     if (shape[1] == 3) != (shape[3] == 3):
         return "NCHW" if shape[1] == 3 else "NHWC"
     raise BackboneError(f"{path} takes {shape} and does not say where its channels are: give --backbone-layout")
@@ -163,47 +178,3 @@ def _numbers(path: Path, said: Mapping[str, str], key: str) -> tuple[float, ...]
         raise BackboneError(
             f"{path}: its metadata give the {key} {said[key]!r}, not three numbers: give --backbone-{key}"
         ) from None
-
-
-def _with_one_output(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the one output `features` [N, F]: the preferred name, else the only output of rank 2, else a map."""
-    ranks = {o.name: len(o.type.tensor_type.shape.dim) for o in model.graph.output}
-    named = [name for name in PREFERRED if ranks.get(name) in (2, 4)]
-    flat, maps = ([name for name, rank in ranks.items() if rank == wanted] for wanted in (2, 4))
-    chosen = (named or (flat if len(flat) == 1 else []) or (maps if not flat and len(maps) == 1 else []))[:1]
-    if not chosen:
-        raise BackboneError(
-            f"{path} gives {ranks} (name: rank): name one output [N, F], or one feature map, `features`"
-        )
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    source, target = chosen[0], "features"
-    if ranks[source] == 4:
-        made.graph.node.extend(
-            [
-                helper.make_node("GlobalAveragePool", [source], ["features.pooled"]),
-                helper.make_node("Flatten", ["features.pooled"], [target], axis=1),
-            ]
-        )
-    elif source != target:
-        made.graph.node.append(helper.make_node("Identity", [source], [target]))
-    del made.graph.output[:]
-    made.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, ["N", None]))
-    return made
-
-
-def _try(path: Path, model: onnx.ModelProto, layout: Layout, size: int) -> int:
-    """The number of features, from a run on two images. Raises BackboneError when the run fails or mixes images up."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    shape = (2, 3, size, size) if layout == "NCHW" else (2, size, size, 3)
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        features = session.run(["features"], {model.graph.input[0].name: np.zeros(shape, np.float32)})[0]
-    except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        raise BackboneError(
-            f"{path} does not run on two images of {size} x {size} pixels, {layout}: {one_line(error)}"
-        ) from error
-    if features.ndim != 2 or len(features) != 2:
-        raise BackboneError(f"{path} gives {list(features.shape)} for two images, not [2, F]: export it with N dynamic")
-    return int(features.shape[1])

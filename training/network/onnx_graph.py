@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import compose, version_converter
+from onnx import compose, helper, version_converter
 from torch import Tensor, nn
 
 OPSET = 18
@@ -67,18 +67,34 @@ def chained(first: bytes, second: bytes, output: str, taken_as: str) -> bytes:
     """
     front, back = onnx.load_from_string(first), onnx.load_from_string(second)
     opset = max(opset_of(front), opset_of(back))
-    front, back = (m if opset_of(m) == opset else version_converter.convert_version(m, opset) for m in (front, back))
+    front, back = brought_to(front, opset), brought_to(back, opset)
     front.ir_version = back.ir_version = max(front.ir_version, back.ir_version)
-    for model in (front, back):  # what the exporter notes of its own functions clashes between two graphs
-        del model.functions[:]
-        others = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
-        del model.opset_import[:]
-        model.opset_import.extend(others)
     front = compose.add_prefix(front, f"{BACKBONE}/", rename_inputs=False, rename_outputs=False)
     merged = compose.merge_models(front, back, [(output, taken_as)])
+    _name_once(merged, opset)
     onnx.checker.check_model(merged)
     content: bytes = merged.SerializeToString()
     return content
+
+
+def brought_to(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """`model` with the standard operators of that version. Raises what the converter raises."""
+    if opset_of(model) != opset:
+        model = version_converter.convert_version(model, opset)
+    del model.functions[:]  # what the exporter notes of its own functions clashes between two graphs
+    _name_once(model, opset)
+    return model
+
+
+def _name_once(model: onnx.ModelProto, opset: int) -> None:
+    """Standard operators have one version: merging names it once for each graph, and converting changes one of them.
+
+    Other sets of operators, such as onnxruntime's own, stay where a node uses one.
+    """
+    used = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    others = {o.domain: o.version for o in model.opset_import if o.domain in used}
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(name, version) for name, version in {"": opset, **others}.items())
 
 
 def with_outputs(graph: bytes, names: Sequence[str]) -> bytes:

@@ -5,6 +5,8 @@ from typing import Any
 
 from service.contract.manifest import Resampling
 
+PLAIN = (1 / 255, 1 / 255, 1 / 255)  # the std with which, and a mean of 0, pixels stay what they are
+
 
 class BackboneError(ValueError):
     """A backbone or its weights cannot be used; the message names the value and the remedy."""
@@ -22,7 +24,10 @@ class Preprocessing:
 
 
 def three(values: Any, what: str) -> tuple[float, float, float]:
+    """The `what`, mean or std, of RGB in [0, 1]. BackboneError where it cannot be that."""
     numbers = tuple(float(v) for v in values)
     if len(numbers) != 3:
         raise BackboneError(f"the {what} must be three numbers, for red, green and blue, not {numbers}")
+    if not all(-1 <= n <= 1 for n in numbers) or (what == "std" and not all(n > 0 for n in numbers)):
+        raise BackboneError(f"the {what} {numbers} is not one of RGB in [0, 1]: divide one of pixels up to 255 by 255")
     return numbers

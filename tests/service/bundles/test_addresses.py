@@ -217,7 +217,13 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_secrets_are_not_shown() -> None:
     assert addresses.shown("https://me:secret@host/b?token=secret#sha256=00") == "https://host/b"
+    assert addresses.shown("s3://me:se/cret@host/b") == "s3://host/b"
     assert addresses.shown("models:/shop/3") == "models:/shop/3"
+
+
+def test_a_revision_is_no_user() -> None:
+    """It was shown as hf://main/shop/3, in errors and as what is served."""
+    assert addresses.shown("hf://owner/repo@main/shop/3") == "hf://owner/repo@main/shop/3"
 
 
 def _fetch(address: str, cache: Path, slow: bool) -> None:

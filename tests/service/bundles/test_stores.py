@@ -1,11 +1,13 @@
-"""Bundles pushed to and fetched from real places: an S3 server (moto's), a registry of MLflow."""
+"""Bundles pushed to and fetched from real places: an S3 server (moto's), a registry of MLflow, a Hugging Face Hub."""
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import httpx
 import pytest
 
@@ -14,7 +16,7 @@ from service.bundles.push import push
 from service.contract import bundle
 from service.contract.bundle import BundleError
 from tests import live
-from tests.service import s3
+from tests.service import hub, s3, tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -61,3 +63,18 @@ def test_mlflow(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             push(tiny_bundle, "models:/tiny/3")
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def test_hugging_face_hub(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `main` is changes while a service runs: its manifest was read at the size that it had before, cut."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    folder, address = tmp_path / "repo" / "shop" / "3", "hf://owner/repo@main/shop/3"
+    shutil.copytree(tiny_bundle, folder)
+    with hub.serving(tmp_path / "repo") as url:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": url})
+        assert bundle.read(fetched(address, tmp_path / "cache")) == bundle.read(tiny_bundle)
+        shutil.rmtree(folder)
+        tiny.write(folder, version="2" + "-and-longer" * 20)
+        assert bundle.read(fetched(address, tmp_path / "cache")) == bundle.read(folder)
+        with pytest.raises(BundleError, match=r"^hf://owner/repo@main/shop/4 cannot be fetched"):
+            fetched(address.replace("/3", "/4"), tmp_path / "cache")

@@ -97,6 +97,20 @@ def test_photographs_are_advised_a_pretrained_backbone_and_digits_are_not(folder
     assert {p.name: p.images for p in report.parts} == {"train": 382, "test": 478, "outliers": 174, "ood/nine": 180}
 
 
+def test_the_line_of_all_steps_names_what_was_looked_at(folder):
+    """It named the folder alone: pasted, it trained without the outliers, in other groups, and measured nothing."""
+    data = folder.rename(folder.parent / "my shelf")
+    for name in ("outliers", "ood/sea", "ood/sky"):
+        save(data / name / "0.png", 600 + len(name))
+    report = audit(data, class_level=1, group_by="folder")
+    text = render(report).partition("or all steps at once, to a bundle that can be served:\n")[2].partition("\n\n")[0]
+    words = shlex.split(text.replace("\\\n", " "))
+    assert words[words.index("fit") + 1] == str(data)
+    given = dict(zip(words[words.index("fit") + 2 :: 2], words[words.index("fit") + 3 :: 2], strict=True))
+    assert (given["--outliers"], given["--group-by"], given["--class-level"]) == (str(data / "outliers"), "folder", "1")
+    assert [w for w in words if w.startswith(str(data / "ood"))] == [str(data / "ood/sea"), str(data / "ood/sky")]
+
+
 def test_what_outliers_would_add_and_what_they_do_not_promise(folder):
     assert any(note.startswith("no outliers: everything works") for note in audit(folder).notes)
     save(folder / "outliers" / "0.png", 600)

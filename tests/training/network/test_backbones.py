@@ -214,7 +214,6 @@ def test_what_an_extractor_does_not_say_must_be_given(tmp_path: Path) -> None:
     [
         ({"metadata": {"mean": "a,b,c", "std": "1,1,1"}}, "not three numbers"),
         ({"metadata": SAID | {"mean": "0.5,0.5"}}, "must be three numbers"),
-        ({"metadata": SAID, "batch": 1}, "export it with N dynamic|does not run on two images"),
         ({"metadata": SAID | {"size": "large"}, "size": None}, "no number"),
     ],
 )

@@ -1,0 +1,33 @@
+"""training/fit/plan.py: what is chosen, and the reason that is printed beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.fit.test_alike import data as data
+from tests.training.fit.test_alike import scene
+from training.fit import plan
+from training.fit.command import Fit
+
+
+def fraction(given: Fit) -> list[tuple[float, str]]:
+    return [(c.value, c.reason) for c in plan.make(given).choices if c.setting == "calibration_fraction"]
+
+
+def test_with_validation_images_nothing_is_said_of_training_images_held_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said that each group gets so many of them, and by that the share of outliers held back was chosen."""
+    monkeypatch.chdir(tmp_path)
+    given = {"data": data, "backbone": "onnx:x"}
+    assert fraction(Fit(**given)) == []
+    (tmp_path / "outliers").mkdir()
+    for i in range(5):
+        scene(900 + i).save(tmp_path / "outliers" / f"{i}.png")
+    with_outliers = given | {"outliers": tmp_path / "outliers"}
+    assert fraction(Fit(**with_outliers)) == [(0.1, "of the outliers: there are validation images to calibrate on")]
+    assert fraction(Fit(**with_outliers, calibration_fraction=0.4)) == [(0.4, "as given")]
+    (data / "val").rename(tmp_path / "elsewhere")
+    [(_, why)] = fraction(Fit(**given))
+    assert "images" in why
+    assert "validation" not in why
