@@ -1,5 +1,6 @@
 """Fixtures that several packages of tests share."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -14,6 +15,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No test fails because the machine is busy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """A service collects garbage as it ends: it need not walk through all that the tests have imported, torch too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
