@@ -11,7 +11,7 @@ serve: .venv/.serve
 	$(BIN)/tailguard serve
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 20 --durations-min 5 --ignore tests/hard
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5 --ignore tests/hard
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hard
 
 lint: .venv/.dev

@@ -1,15 +1,34 @@
 """Fixtures of the service's tests."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
 from service.web.app import create_app
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_document() -> Iterator[None]:
+    """FastAPI needs half a second for the document of the routes, which are the same in every application."""
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+    make = FastAPI.openapi
+
+    def openapi(app: FastAPI) -> dict[str, Any]:
+        key = app.title, len(app.routes)
+        if key not in made:
+            made[key] = copy.deepcopy(make(app))
+        return copy.deepcopy(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FastAPI, "openapi", openapi)
+        yield
 
 
 @pytest.fixture

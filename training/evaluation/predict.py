@@ -72,9 +72,14 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = to_input(images)
         raw = self.scoring.trunk.raw(x)
+        own = raw if self.trunk is None else self.trunk.raw(x)
+        found = self.behind(raw, own)
+        return (*found, own) if self.gives_raw else found
+
+    def behind(self, raw: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        """What stands behind the trunks, from what that of stage 1 and that behind the probabilities give [N, F]."""
         features = self.scoring.trunk.finished(raw)
         logits = self.scoring.head(features)
-        own = raw if self.trunk is None else self.trunk.raw(x)
         own_features = features if self.trunk is None else self.trunk.finished(own)
         class_logits = logits if self.shared else self.head(own_features)
         seen = Seen(
@@ -84,8 +89,6 @@ class Deployed(nn.Module):
         if self.either is not None:
             found.append(self.either(found[self.score_names.index(self.either.unknown)], class_logits))
         more = [] if self.embedding is None else [self.embedding(features)]
-        if self.gives_raw:
-            more.append(own)
         return (class_logits / self.temperature).softmax(dim=1), *found, *more
 
     @property

@@ -1,4 +1,4 @@
-"""Networks → an ONNX graph: BatchNorm folded, and run on the CPU as the service runs it."""
+"""Networks → an ONNX graph, run on the CPU as the service runs it."""
 
 import copy
 from collections.abc import Callable
@@ -7,28 +7,28 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
 from service.contract.embedding import EMBEDDING
 from training.evaluation.predict import Deployed, Predict, in_batches
-from training.network.network import Block, Trunk
+from training.network.network import Trunk
 from training.network.onnx_graph import FEATURES, chained, exported, with_outputs
 from training.network.session import session
+from training.network.trunk_graph import behind_trunks
 
+SCORING_FEATURES = "scoring_features"  # of the trunk of stage 1, where that behind the probabilities is another
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [N, H, W, 3] → [N, D] of length 1
 
 
-def fold_norms(trunk: Trunk) -> None:
-    """Fold each BatchNorm into the convolution before it (eval mode): the same function, fewer operations."""
-    identity = torch.nn.Identity()
-    trunk.conv, trunk.bn = fuse_conv_bn_eval(trunk.conv, trunk.bn), identity  # type: ignore[assignment]
-    for block in trunk.stages:
-        assert isinstance(block, Block)
-        block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), identity  # type: ignore[assignment]
-        block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), identity  # type: ignore[assignment]
-        if len(block.shortcut):
-            fused = fuse_conv_bn_eval(block.shortcut[0], block.shortcut[1])  # type: ignore[arg-type, type-var]
-            block.shortcut = torch.nn.Sequential(fused)
+class Behind(nn.Module):
+    """What a module to be exported has behind its trunks: from raw features [N, F], of two trunks where it has two."""
+
+    def __init__(self, module: Deployed) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, raw: Tensor, own: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.module.behind(raw, raw if own is None else own)
 
 
 def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> bytes:
@@ -42,13 +42,15 @@ def to_onnx(module: Deployed, size_px: int, backbone: bytes | None = None) -> by
     if backbone is not None:
         head = exported(module, torch.zeros(2, module.scoring.trunk.features), takes="trunk_features", gives=gives)
         return with_outputs(chained(backbone, head, FEATURES, "trunk_features"), [*gives, FEATURES])
+    first, own = module.scoring.trunk, module.classifying_trunk
+    if isinstance(first, Trunk) and isinstance(own, Trunk):
+        trunks = {FEATURES: own} if first is own else {SCORING_FEATURES: first, FEATURES: own}
+        samples = tuple(torch.zeros(2, trunk.features) for trunk in trunks.values())
+        head = exported(Behind(module), samples, takes=[*trunks], gives=gives)
+        return with_outputs(behind_trunks(head, trunks, size_px), [*gives, FEATURES])
     module.gives_raw = True
-    gives.append(FEATURES)
-    for trunk in (module.scoring.trunk, module.trunk):
-        if isinstance(trunk, Trunk):
-            fold_norms(trunk)
     sample = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
-    return exported(module, sample, takes="images", gives=gives)
+    return exported(module, sample, takes="images", gives=[*gives, FEATURES])
 
 
 def onnx_predict(graph: bytes, *, workers: int = 1) -> Predict:

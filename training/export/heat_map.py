@@ -8,20 +8,20 @@ several sizes (the stages of a backbone) each is averaged down to the coarsest, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, compose, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from service.contract.heat_map import FILE, HEAT_MAP, MOST_SIDE, HeatMap, with_map
 from training.export.pooling import Norm, NotPooledError, Pooled, Walk
-from training.network.gains import Gains
-from training.network.onnx_graph import FEATURES, exported, opset_of
+from training.network import gains
+from training.network.nodes import Nodes
+from training.network.onnx_graph import FEATURES
 from training.network.session import session
 from training.runs.checkpoint import Run
 
@@ -58,7 +58,7 @@ def made(graph: bytes, run: Run) -> Made:
     try:
         maps = _maps(model, Walk(model).parts(FEATURES))
         height, width = _grid(maps)
-        nodes = _Writer(model, maps, (height, width)).written(_gains(model, run))
+        nodes = _written(model, maps, run, (height, width))
         _check(graph, nodes)
     except NotPooledError as error:
         return Made(None, reason=f"{error}: no position of the picture can be told what it has brought")
@@ -109,103 +109,71 @@ def overlaps(fine: int, coarse: int) -> NDArray[np.float64]:
     return np.asarray(np.maximum(within, 0) * coarse / fine)
 
 
-def _gains(model: onnx.ModelProto, run: Run) -> onnx.ModelProto:
-    """A graph from FEATURES and `probabilities` to GAINS and REST, in the operator set of `model`."""
+def _written(model: onnx.ModelProto, maps: Sequence[Maps], run: Run, grid: tuple[int, int]) -> bytes:
+    """The file's content: nodes and constants that follow those of `model`; all that they name begins with PREFIX."""
+    nodes = Nodes(PREFIX)
     network = run.classifying if run.method.passes == 2 else run.scoring  # as Deployed has it
-    gains = Gains(network.trunk, run.classifying.head)
-    size, classes = gains.weight.shape[1], gains.weight.shape[0]
-    given = torch.ones(2, size), torch.full((2, classes), 1 / classes)
-    graph = exported(gains, given, takes=[FEATURES, "probabilities"], gives=["gains", "rest"])
-    found = onnx.load_from_string(graph)
-    del found.functions[:]
-    if opset_of(found) != opset_of(model):
-        found = version_converter.convert_version(found, opset_of(model))
-    renamed: onnx.ModelProto = compose.add_prefix(found, PREFIX, rename_inputs=False)
-    return renamed
+    found = gains.write(nodes, network.trunk, run.classifying.head, FEATURES, "probabilities")
+    share, rest = (nodes.node("Identity", name, gives=to) for name, to in zip(found, (GAINS, REST), strict=True))
+    shares, sizes = [share], [m.channels for m in maps]
+    if len(sizes) > 1:
+        shares = [f"{PREFIX}gains_{i}" for i in range(len(sizes))]
+        nodes.written.append(helper.make_node("Split", [share, nodes.constant(sizes)], shares, name=shares[0], axis=1))
+    total = nodes.node("Reshape", rest, nodes.constant([-1, 1, 1, 1]))
+    for part, of_part in zip(maps, shares, strict=True):
+        for contribution in _contribution(nodes, part, of_part, grid):
+            total = nodes.node("Add", contribution, total)
+    nodes.node("Reshape", total, nodes.constant([0, *grid]), gives=HEAT_MAP)
+    return _content(model, nodes, grid)
 
 
-@dataclass
-class _Writer:
-    """Nodes and constants that follow those of `model`; all that they name begins with PREFIX."""
+def _contribution(nodes: Nodes, maps: Maps, share: str, grid: tuple[int, int]) -> list[str]:
+    """[N, 1, height, width] of what the positions bring, and [N, 1, 1, 1] of what none of them does alone."""
+    values = nodes.node("Cast", maps.name, to=TensorProto.FLOAT)  # of a trunk in fp16
+    size = maps.height * maps.width
+    flat = [0, size, maps.channels] if maps.channels_last else [0, maps.channels, size]
+    values = nodes.node("Reshape", values, nodes.constant(flat))
+    aside = []
+    if maps.norm is not None:
+        share, rest = _behind(nodes, maps.norm, share, values, 1 if maps.channels_last else 2)
+        aside = [rest] if rest else []
+    row = nodes.node("Unsqueeze", share, nodes.constant([2 if maps.channels_last else 1]))
+    both = [values, row] if maps.channels_last else [row, values]
+    seen = nodes.node("Reshape", nodes.node("MatMul", *both), nodes.constant([0, 1, maps.height, maps.width]))
+    if (maps.height, maps.width) != grid:
+        down, across = overlaps(maps.height, grid[0]), overlaps(maps.width, grid[1]).T
+        seen = nodes.node("MatMul", seen, nodes.floats(across))
+        seen = nodes.node("MatMul", nodes.floats(down), seen)
+    return [seen, *aside]
 
-    model: onnx.ModelProto
-    maps: Sequence[Maps]
-    grid: tuple[int, int]
-    nodes: list[NodeProto] = field(default_factory=list)
-    constants: dict[str, TensorProto] = field(default_factory=dict)
 
-    def node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """The name of the one output."""
-        name = f"{PREFIX}{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+def _behind(nodes: Nodes, norm: Norm, share: str, values: str, positions: int) -> tuple[str, str | None]:
+    """Gains before a LayerNorm, of gains behind it: the deviation it divides by is that of the mean of all."""
+    last = nodes.constant([1])
+    x = nodes.node("ReduceMean", values, nodes.constant([positions]), keepdims=0)
+    x = nodes.node("Sub", x, nodes.node("ReduceMean", x, last))
+    variance = nodes.node("ReduceMean", nodes.node("Mul", x, x), last)
+    deviation = nodes.node("Sqrt", nodes.node("Add", variance, nodes.floats(norm.epsilon)))
+    scaled = nodes.node("Mul", share, nodes.floats(norm.scale))
+    before = nodes.node("Div", nodes.node("Sub", scaled, nodes.node("ReduceMean", scaled, last)), deviation)
+    if norm.bias is None:
+        return before, None
+    summed = nodes.node("ReduceSum", nodes.node("Mul", share, nodes.floats(norm.bias)), last)
+    return before, nodes.node("Reshape", summed, nodes.constant([-1, 1, 1, 1]))
 
-    def constant(self, value: Any, dtype: type = np.int64) -> str:
-        name = f"{PREFIX}constant_{len(self.constants)}"
-        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
-        return name
 
-    def written(self, gains: onnx.ModelProto) -> bytes:
-        """The file's content."""
-        height, width = self.grid
-        sizes = [m.channels for m in self.maps]
-        shares = [GAINS]
-        if len(sizes) > 1:
-            shares = [f"{PREFIX}gains_{i}" for i in range(len(sizes))]
-            self.nodes.append(helper.make_node("Split", [GAINS, self.constant(sizes)], shares, name=shares[0], axis=1))
-        total = self.node("Reshape", [REST, self.constant([-1, 1, 1, 1])])
-        for maps, share in zip(self.maps, shares, strict=True):
-            for part in self._contribution(maps, share):
-                total = self.node("Add", [part, total])
-        shape = self.constant([0, height, width])
-        self.nodes.append(helper.make_node("Reshape", [total, shape], [HEAT_MAP], name=HEAT_MAP))
-        return self._content(gains)
-
-    def _contribution(self, maps: Maps, share: str) -> list[str]:
-        """[N, 1, height, width] of what the positions bring, and [N, 1, 1, 1] of what none of them does alone."""
-        values = self.node("Cast", [maps.name], to=TensorProto.FLOAT)  # of a trunk in fp16
-        size = maps.height * maps.width
-        flat = [0, size, maps.channels] if maps.channels_last else [0, maps.channels, size]
-        values = self.node("Reshape", [values, self.constant(flat)])
-        aside = []
-        if maps.norm is not None:
-            share, rest = self._behind(maps.norm, share, values, 1 if maps.channels_last else 2)
-            aside = [rest] if rest else []
-        row = self.node("Unsqueeze", [share, self.constant([2 if maps.channels_last else 1])])
-        both = [values, row] if maps.channels_last else [row, values]
-        seen = self.node("Reshape", [self.node("MatMul", both), self.constant([0, 1, maps.height, maps.width])])
-        if (maps.height, maps.width) != self.grid:
-            down, across = overlaps(maps.height, self.grid[0]), overlaps(maps.width, self.grid[1]).T
-            seen = self.node("MatMul", [seen, self.constant(across, np.float32)])
-            seen = self.node("MatMul", [self.constant(down, np.float32), seen])
-        return [seen, *aside]
-
-    def _behind(self, norm: Norm, share: str, values: str, positions: int) -> tuple[str, str | None]:
-        """Gains before a LayerNorm, of gains behind it: the deviation it divides by is that of the mean of all."""
-        last = self.constant([1])
-        x = self.node("ReduceMean", [values, self.constant([positions])], keepdims=0)
-        x = self.node("Sub", [x, self.node("ReduceMean", [x, last])])
-        variance = self.node("ReduceMean", [self.node("Mul", [x, x]), last])
-        deviation = self.node("Sqrt", [self.node("Add", [variance, self.constant(norm.epsilon, np.float32)])])
-        scaled = self.node("Mul", [share, self.constant(norm.scale, np.float32)])
-        before = self.node("Div", [self.node("Sub", [scaled, self.node("ReduceMean", [scaled, last])]), deviation])
-        if norm.bias is None:
-            return before, None
-        summed = self.node("ReduceSum", [self.node("Mul", [share, self.constant(norm.bias, np.float32)]), last])
-        return before, self.node("Reshape", [summed, self.constant([-1, 1, 1, 1])])
-
-    def _content(self, gains: onnx.ModelProto) -> bytes:
-        known = {_identity(i): i.name for i in self.model.graph.initializer}
-        same = {i.name: known[_identity(i)] for i in gains.graph.initializer if _identity(i) in known}
-        for node in gains.graph.node:  # weights that the graph holds already are read from it
-            node.input[:] = [same.get(name, name) for name in node.input]
-        out = onnx.ModelProto()  # no version and no operator set: those of the graph hold
-        out.graph.node.extend([*gains.graph.node, *self.nodes])
-        out.graph.initializer.extend(i for i in gains.graph.initializer if i.name not in same)
-        out.graph.initializer.extend(self.constants.values())
-        out.graph.output.append(helper.make_tensor_value_info(HEAT_MAP, TensorProto.FLOAT, ["N", *self.grid]))
-        content: bytes = out.SerializeToString(deterministic=True)
-        return content
+def _content(model: onnx.ModelProto, nodes: Nodes, grid: tuple[int, int]) -> bytes:
+    known = {_identity(i): i.name for i in model.graph.initializer}
+    mine = nodes.constants.values()
+    same = {i.name: known[_identity(i)] for i in mine if _identity(i) in known}
+    for node in nodes.written:  # weights that the graph holds already are read from it
+        node.input[:] = [same.get(name, name) for name in node.input]
+    out = onnx.ModelProto()  # no version and no operator set: those of the graph hold
+    out.graph.node.extend(nodes.written)
+    out.graph.initializer.extend(i for i in mine if i.name not in same)
+    out.graph.output.append(helper.make_tensor_value_info(HEAT_MAP, TensorProto.FLOAT, ["N", *grid]))
+    content: bytes = out.SerializeToString(deterministic=True)
+    return content
 
 
 def _identity(constant: TensorProto) -> tuple[int, tuple[int, ...], bytes]:

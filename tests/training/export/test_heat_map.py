@@ -19,11 +19,12 @@ from training.export.graph import to_onnx
 from training.export.half import halved
 from training.export.pooling import NotPooledError, Pooled, Walk
 from training.methods.stage2 import ClassScales
-from training.network import backbones
+from training.network import backbones, gains
 from training.network.backbones import Backbone
-from training.network.gains import Gains, linear_map
+from training.network.gains import linear_map
 from training.network.network import CosineHead, FeatureTrunk, Network, Trunk
-from training.network.onnx_graph import FEATURES, with_outputs
+from training.network.nodes import Nodes
+from training.network.onnx_graph import FEATURES, OPSET, with_outputs
 from training.network.preprocessing import BackboneError, Preprocessing
 from training.network.quantized import quantize
 from training.network.session import session
@@ -58,6 +59,22 @@ def feature_trunk(size: int, *, rooted: bool = False, adapts: bool = False) -> F
 # ------------------------------------------------------------------------------------------------- gains, by hand
 
 
+def gains_of(trunk: Trunk | FeatureTrunk, head: nn.Module, raw: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """(gains, rest) that the nodes give."""
+    nodes, given = Nodes("gains/"), {"raw": raw.detach().numpy(), "probabilities": probabilities.detach().numpy()}
+    names = gains.write(nodes, trunk, head, *given)
+    kind = onnx.TensorProto.FLOAT
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, ["N", value.shape[1]]) for name, value in given.items()]
+    shapes = (["N", raw.shape[1]], ["N"])
+    outputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in zip(names, shapes, strict=True)]
+    made = onnx.helper.make_graph(nodes.written, "gains", inputs, outputs, [*nodes.constants.values()])
+    opset = onnx.helper.make_opsetid("", OPSET)
+    model = onnx.helper.make_model(made, opset_imports=[opset], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    found = session(model.SerializeToString()).run([*names], given)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
 @pytest.mark.parametrize("adapts", [False, True])
 @pytest.mark.parametrize("rooted", [False, True])
 def test_gains_of_features_add_up_to_the_logit(rooted: bool, adapts: bool) -> None:
@@ -67,9 +84,9 @@ def test_gains_of_features_add_up_to_the_logit(rooted: bool, adapts: bool) -> No
     raw = torch.rand(6, 40) if rooted else torch.randn(6, 40)
     raw[0, :20] = 0  # a backbone that ends in a ReLU gives many
     logits = head(trunk(raw))
-    gains, rest = Gains(trunk, head)(raw, logits.softmax(dim=1))
+    each, rest = gains_of(trunk, head, raw, logits.softmax(dim=1))
     best = logits.argmax(dim=1)
-    torch.testing.assert_close((gains * raw).sum(dim=1) + rest + head.bias[best], logits.max(dim=1).values)
+    torch.testing.assert_close((each * raw).sum(dim=1) + rest + head.bias[best], logits.max(dim=1).values)
 
 
 def test_a_position_by_hand() -> None:
@@ -78,8 +95,8 @@ def test_a_position_by_hand() -> None:
     trunk.mean, trunk.deviation = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
     head.weight.data = torch.tensor([[3.0, 4.0], [-1.0, 0.0]])
     maps = torch.tensor([[7.0, 0.0], [3.0, 3.0]])  # (F, positions): the means are 3.5 and 3; (2.5/2, 3) has length 3.25
-    gains, rest = Gains(trunk, head)(maps.mean(dim=1)[None], torch.tensor([[0.9, 0.1]]))
-    found = (gains[0] @ maps) + rest
+    each, rest = gains_of(trunk, head, maps.mean(dim=1)[None], torch.tensor([[0.9, 0.1]]))
+    found = (each[0] @ maps) + rest
     by_hand = [10 * (0.6 * (7 - 1) / 2 + 0.8 * 3) / 3.25, 10 * (0.6 * (0 - 1) / 2 + 0.8 * 3) / 3.25]
     torch.testing.assert_close(found, torch.tensor(by_hand))
 
@@ -91,9 +108,19 @@ def test_the_plain_trunk_and_a_head_with_scales() -> None:
     weight, bias = linear_map(head)
     raw = torch.randn(4, 8)
     torch.testing.assert_close(raw @ weight.T + bias, head(raw))
-    gains, rest = Gains(Trunk(width=1), head)(raw, head(raw).softmax(dim=1))
+    each, rest = gains_of(Trunk(width=1), head, raw, head(raw).softmax(dim=1))
     best = head(raw).argmax(dim=1)
-    torch.testing.assert_close((gains * raw).sum(dim=1) + bias[best], head(raw).max(dim=1).values)
+    torch.testing.assert_close((each * raw).sum(dim=1) + bias[best], head(raw).max(dim=1).values)
+    assert not rest.any()
+
+
+def test_a_trunk_whose_features_have_length_1() -> None:
+    torch.manual_seed(0)
+    trunk, head = Trunk(width=1, unit_norm=True), CosineHead(8, CLASSES)
+    raw = torch.rand(4, 8)
+    logits = head(trunk.finished(raw))
+    each, rest = gains_of(trunk, head, raw, logits.softmax(dim=1))
+    torch.testing.assert_close((each * raw).sum(dim=1), logits.max(dim=1).values)
     assert not rest.any()
 
 
