@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from service.ledger.database import MEMORY, POSTGRESQL, SHARED_MEMORY, Database, connect
+from service.ledger.database import MEMORY, POSTGRESQL, SHARED_MEMORY, Database
 
 RENEW_S = 60.0
 ALIVE_S = 300.0
@@ -68,10 +68,12 @@ def mark_of(path: Path) -> str:
 
 def _is_there(other: User) -> bool:
     """Whether a file of this machine is still that copy. One that cannot be read may be."""
-    if not Path(other.path).is_file():
+    path = Path(other.path)
+    if not path.is_file():
         return False
-    with suppress(sqlite3.Error, OSError), closing(connect(other.path, read_only=True)) as database:
-        return bool(database.fetch(ID) == [(other.ledger,)])
+    as_it_is = f"{path.as_uri()}?mode=ro&immutable=1"  # makes no file beside it, which its own user could not open
+    with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(as_it_is, uri=True)) as connection:
+        return bool(connection.execute(ID).fetchall() == [(other.ledger,)])
     return True
 
 
