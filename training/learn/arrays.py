@@ -47,7 +47,11 @@ def as_files(config: Config, run: Path, work: Path) -> tuple[Files, Mapping[int,
         name: Listing.unlabelled(listed(name, images))
         for name, images in (("outliers", data.outliers), ("calibration_outliers", data.calibration_outliers))
     }
-    return Files(**labelled, **outside, keys=keys, choice=Choice.read(run), unreadable=[], notes=data.notes), of_pixels
+    files = Files(
+        labelled["train"], labelled["calibration"], labelled["test"], outside["outliers"],
+        outside["calibration_outliers"], keys, Choice.read(run), unreadable=[], notes=data.notes,
+    )  # fmt: skip
+    return files, of_pixels
 
 
 def _written(folder: Path, name: str, images: Images) -> tuple[list[str], Keys]:
