@@ -47,7 +47,10 @@ def as_files(config: Config, run: Path, work: Path) -> tuple[Files, Mapping[int,
         name: Listing.unlabelled(listed(name, images))
         for name, images in (("outliers", data.outliers), ("calibration_outliers", data.calibration_outliers))
     }
-    return Files(**labelled, **outside, keys=keys, choice=Choice.read(run), unreadable=[], notes=data.notes), of_pixels
+    files = Files(
+        **labelled, **outside, keys=keys, choice=Choice.read(run), unreadable=[], notes=data.notes, validated=False
+    )
+    return files, of_pixels
 
 
 def _written(folder: Path, name: str, images: Images) -> tuple[list[str], Keys]:
