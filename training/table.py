@@ -142,8 +142,8 @@ class Table(BaseModel, use_attribute_docstrings=True):
             raise ValueError(f"--weights {self.weights}: there is no such file")
         if self.dataset == "digits":  # brings its own outliers and OOD set
             return
-        if self.render_only and self.name == "pretrained":  # from results alone
-            return
+        if self.render_only and (self.name == "pretrained" or self.dataset != "folder"):
+            return  # nothing is read of the data; runs of photographs are found by the name of their folder
         if self.data is None:
             raise ValueError(f"--dataset {self.dataset} needs --data DIR")
         if self.outliers is None and (names := [m for m in self.methods or rows if find(m).needs_outliers]):

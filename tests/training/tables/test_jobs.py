@@ -121,3 +121,13 @@ def test_rows_without_outliers_need_none(tmp_path):
     tables[0]._require_data(TABLES["comparison"])
     with pytest.raises(ValueError, match="trains oe on outliers: give --outliers"):
         tables[1]._require_data(TABLES["comparison"])
+
+
+def test_what_is_rendered_alone_needs_no_data(tmp_path, capsys):
+    """Nothing is read of them: whoever was sent finished runs has none."""
+    Table(name="comparison", out=tmp_path, render_only=True).cli_cmd()
+    assert "| OE |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--dataset cifar10 needs --data DIR"):
+        Table(name="comparison", out=tmp_path).cli_cmd()
+    with pytest.raises(ValueError, match="--dataset folder needs --data DIR"):  # of which the runs have their names
+        Table(name="comparison", dataset="folder", out=tmp_path, render_only=True).cli_cmd()

@@ -1,0 +1,70 @@
+"""What the proxies do with a request whose replica is lost after it was sent: to classify alone is tried again."""
+
+import http.server
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.replicas import proxies
+
+
+class _Lost(http.server.BaseHTTPRequestHandler):
+    """Ready, and gone when it has taken a request in."""
+
+    seen: Counter[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.seen[f"{self.command} {self.path}"] += 1
+        self.close_connection = True
+
+    do_PUT = do_POST
+
+
+@contextmanager
+def lost(seen: Counter[str]) -> Iterator[int]:
+    handler = type("Handler", (_Lost,), {"seen": seen})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", list(proxies.PROGRAMS))
+def test_what_an_administrator_sends_is_never_sent_twice(name: str, tmp_path: Path) -> None:
+    if reason := proxies.missing(name):
+        pytest.skip(reason)
+    seen: Counter[str] = Counter()
+    with ExitStack() as stack:
+        ports = [stack.enter_context(lost(seen)) for _ in range(3)]
+        port = stack.enter_context(proxies.proxy(name, ports, tmp_path))
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+        for method, path in (("PUT", "/admin/bundle"), ("POST", "/admin/keys/reload")):
+            assert refused(client, method, path)
+            assert seen[f"{method} {path}"] == 1, path
+            time.sleep(2.5)  # nginx tries a replica that failed again after 2 s
+        assert refused(client, "POST", "/classify")
+        if name == "nginx":  # HAProxy 2.6 tries another one only now and then
+            assert seen["POST /classify"] > 1
+
+
+def refused(client: httpx.Client, method: str, path: str) -> bool:
+    """Whether the proxy says that there is no answer, or ends the connection as the replica did."""
+    try:
+        return client.request(method, path, content=b"{}").status_code in (502, 503)
+    except httpx.RemoteProtocolError:
+        return True
