@@ -34,7 +34,7 @@ def behind_trunks(head: bytes, trunks: Mapping[str, Trunk], size_px: int) -> byt
     del graph.node[:], graph.input[:]
     graph.node.extend([*nodes.written, *behind])
     graph.initializer.extend(nodes.constants.values())
-    shape = ["N", size_px, size_px, 3]
+    shape: list[str | int | None] = ["N", size_px, size_px, 3]
     graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
     for name, trunk in trunks.items():
         graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", trunk.features]))
