@@ -1,6 +1,6 @@
 """training/network/{tuned,adapters,sized}.py: a pretrained trunk that learns, from a file to a served answer.
 
-Every backbone here is tiny, random and written to a file first: a convolutional network and a vision transformer.
+Every backbone here is tiny, random and written to a file first: a ResNet, a MobileNet, a ConvNeXt and a ViT.
 """
 
 import functools
@@ -32,7 +32,7 @@ from training.runs import checkpoint
 from training.runs.loop import Interrupted, make_optimizer
 
 SIZE = 32
-CNN, VIT = "test_resnet", "test_vit"
+CNN, MOBILE, CONVNEXT, VIT = NAMES = "test_resnet", "mobilenetv3_small_050", "test_convnext", "test_vit"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,13 +45,13 @@ def _quick() -> Any:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of the two backbones; the transformer's grid of positions is that of its own size, 160 px."""
+    """Files of the backbones; the transformer's grid of positions is that of its own size, 160 px."""
     try:
         timm = backbones.import_timm()
     except BackboneError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("weights")
-    for name in (CNN, VIT, "test_convnext"):
+    for name in NAMES:
         torch.manual_seed(0)
         model = timm.create_model(name, pretrained=False).eval()
         with torch.no_grad():
@@ -62,7 +62,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             if hasattr(model, "pos_embed"):
                 model.pos_embed.normal_(std=0.5)
         torch.save(model.state_dict(), folder / f"{name}.pth")
-    return {name: folder / f"{name}.pth" for name in (CNN, VIT, "test_convnext")}
+    return {name: folder / f"{name}.pth" for name in NAMES}
 
 
 def config(files: dict[str, Path], name: str = CNN, tune: str = "full", **settings: Any) -> Config:
@@ -268,7 +268,7 @@ def test_settings_that_make_no_sense(weights: dict[str, Path], settings: dict[st
     ("name", "tune", "method", "message"),
     [
         (CNN, "adapters", "msp", "test_resnet has no such blocks: use --tune full"),
-        ("test_convnext", "adapters", "msp", "test_convnext has no such blocks"),
+        (CONVNEXT, "adapters", "msp", "test_convnext has no such blocks"),
         (VIT, "full", "abf", "test_vit has none: use --stage2 abf-head"),
         (VIT, "adapters", "pascl-abf", "test_vit has none: use --stage2 abf-head"),
     ],
@@ -308,7 +308,13 @@ def test_images_that_do_not_fit_the_disk_are_refused(
 # ---- From the file to a served answer ----
 
 
-@pytest.mark.parametrize(("name", "tune", "method"), [(CNN, "full", "pascl-abf"), (VIT, "adapters", "tailguard-joint")])
+@pytest.mark.parametrize(
+    ("name", "tune", "method"),
+    [
+        (CNN, "full", "pascl-abf"), (MOBILE, "full", "oe"), (CONVNEXT, "full", "tailguard-joint"),
+        (VIT, "adapters", "tailguard-joint"),
+    ],
+)  # fmt: skip
 def test_from_the_file_to_a_served_answer(
     weights: dict[str, Path], tmp_path: Path, name: str, tune: str, method: str
 ) -> None:
