@@ -5,8 +5,8 @@
     Wait(seconds)    → None
 
 `clients.py` does these things, blocking or on an event loop. What the service sheds (429, 503) is sent again after the
-seconds in Retry-After. A connection that breaks is tried again as well: to classify an image once more harms nobody,
-and feedback given twice counts once.
+seconds in Retry-After. A connection that breaks is tried again as well, here or between a proxy and a replica that was
+lost (502, 504): to classify an image once more harms nobody, and feedback given twice counts once.
 """
 
 import os
@@ -31,6 +31,7 @@ T = TypeVar("T")
 Item = TypeVar("Item", BatchItem, EmbeddedImage)
 
 SHED = (429, 503)
+LOST = (502, 504)  # a proxy's
 TOO_LARGE = 413
 TOO_MANY = 422  # for the queue of the service, among other reasons
 
@@ -198,7 +199,7 @@ class Calls:
                 return response
             refusal = _refusal(response)
             wait_s = self.retries.pause(attempt + 1) if refusal.retry_after_s is None else refusal.retry_after_s
-            if last or response.status_code not in SHED or wait_s > self.retries.longest_wait_s:
+            if last or response.status_code not in SHED + LOST or wait_s > self.retries.longest_wait_s:
                 raise refusal
             yield Wait(wait_s)
         raise AssertionError("the last attempt returns or raises")

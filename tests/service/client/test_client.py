@@ -110,6 +110,14 @@ def test_what_is_shed_is_sent_again_after_the_seconds_asked_for(made: Callable[.
     assert all(b"image" in request.content for request in service.requests)
 
 
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_a_proxy_lost_with_a_replica_is_sent_again(made: Callable[..., Any], status: int) -> None:
+    service = Service(httpx.Response(status, html="<h1>Bad Gateway</h1>"), httpx.Response(200, json=ANSWER))
+    assert made(service).call("classify", b"image").label == "cat"
+    assert [b"image" in request.content for request in service.requests] == [True, True]
+    assert len(service.waits) == 1
+
+
 def test_a_wait_longer_than_allowed_is_not_waited_for(made: Callable[..., Any]) -> None:
     service = Service(refusal(Overloaded, **{"retry-after": "31"}))
     with pytest.raises(ProblemError, match="429 The queue is full: why") as raised:
