@@ -20,6 +20,7 @@ from service.contract import bundle
 from service.contract.manifest import Parent
 from training.checks import photographs, require_outside, require_writable
 from training.config import Config, flag
+from training.data.loading import has_mirrors
 from training.data.photographs import CACHE, list_files
 from training.export.about import AboutData
 from training.export.bundle import require_target
@@ -161,6 +162,8 @@ def _config(old: Config, record: Json, work: Path, given: Learn) -> Config:
     }  # fmt: skip
     if old.dataset != "folder":  # of its small pictures nothing was cut away
         changed |= {"dataset": "folder", "backbone_fit": old.backbone_fit or "square"}
+        if not has_mirrors(old):  # a folder's have, unless the augmentation says otherwise
+            changed["augment"] = "crop"
     if given.threads:
         changed["threads"] = given.threads
     if old.frozen:
