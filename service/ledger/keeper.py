@@ -72,7 +72,7 @@ class Keeper:
 
     def renew(self) -> None:
         """Say that the store is in use, if it is and has not been said for RENEW_S."""
-        if self._claimed_at is not None and time.monotonic() - self._claimed_at >= RENEW_S:
+        if self._claimed_at is not None and self._is_due():
             self._jobs.put(self._renew)
 
     def put(self, key: str, data: bytes, *, known: bool) -> None:
@@ -154,10 +154,13 @@ class Keeper:
 
     def _claim(self) -> None:
         """Whatever is done follows it by less than RENEW_S: a copy of the ledger may have taken the store meanwhile."""
-        if self._claimed_at is None or time.monotonic() - self._claimed_at >= RENEW_S:
+        if self._is_due():
             assert self._user is not None  # serve comes before
             self._store.claim(self._user)
             self._claimed_at = time.monotonic()
+
+    def _is_due(self) -> bool:
+        return self._claimed_at is None or time.monotonic() - self._claimed_at >= RENEW_S
 
     def _renew(self) -> None:
         try:

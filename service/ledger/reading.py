@@ -16,7 +16,7 @@ from service.contract.decision import Decision, Scope
 from service.contract.reasons import Reason
 from service.ledger import schema
 from service.ledger.database import connect
-from service.ledger.rows import Kind, ModelKey, Source
+from service.ledger.rows import Kind, ModelKey, Source, unpacked
 from service.ledger.store import Store
 
 CHUNK_ROWS = 1000
@@ -137,7 +137,5 @@ def _decided(found: tuple[Any, ...]) -> DecidedRow:
 
 
 def _vector(embedding: bytes | None) -> NDArray[np.float32] | None:
-    if embedding is None:
-        return None
-    found = np.frombuffer(embedding, "<f2").astype(np.float32)
-    return found if np.isfinite(found).all() else None  # earlier versions kept what a graph failed at
+    found = unpacked(embedding)
+    return None if found is None else found.astype(np.float32)

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.contract.bundle import OUTLIER_LABEL, Manifest
 from service.contract.decision import Decision, Scope, Verdict
 from service.contract.reasons import Reason
@@ -171,3 +174,14 @@ def outcome(label: str, truth: str) -> Outcome:
     if truth == OUTLIER_LABEL:
         return "outlier"
     return "correct" if truth == label else "wrong"
+
+
+def packed(embedding: NDArray[np.float32] | None) -> bytes | None:
+    """An embedding [D] as the ledger keeps it; None for one that is not finite, near which lies nothing."""
+    return None if embedding is None or not np.isfinite(embedding).all() else embedding.astype("<f2").tobytes()
+
+
+def unpacked(kept: bytes | None) -> NDArray[np.float16] | None:
+    """The embedding [D] that was packed; None for one that is not finite, which earlier versions kept."""
+    found = None if kept is None else np.frombuffer(kept, "<f2")
+    return None if found is None or not np.isfinite(found).all() else found

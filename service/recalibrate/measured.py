@@ -182,9 +182,7 @@ def measured(manifest: Manifest, found: Sample) -> tuple[Json, Json]:
 
 def refusals(manifest: Manifest, point: Json, scope: Scope, given: Scored) -> Flags:
     """bool [N]: which images an operating point refuses; a class may have a threshold of its own."""
-    own, by_group = point.get("class_thresholds") or {}, point["group_thresholds"]
-    limits = [own.get(c.name, by_group[c.group]) if scope == "group" else point["threshold"] for c in manifest.classes]
-    return np.asarray(~(given.scores <= np.array(limits)[given.predicted]), bool)
+    return calibrate.refused(given.scores, given.predicted, {c.name: c.group for c in manifest.classes}, point, scope)
 
 
 def _name_of(manifest: Manifest, level: float) -> str:

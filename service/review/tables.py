@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.contract.reasons import Reason
 from service.ledger.database import Database
-from service.ledger.rows import Kind, ModelKey, Source
+from service.ledger.rows import Kind, ModelKey, Source, unpacked
 
 CHUNK_ROWS = 500  # of one statement, and of one transaction: nobody waits long for it to end
 MOST_AT_ONCE = 1000  # labels of one action, and of others that came between them
@@ -96,10 +96,8 @@ def items(database: Database, rows: Iterable[int]) -> list[Item]:
     for chunk in _chunks(rows):
         for values in database.fetch(ITEMS.format(marks=_marks(chunk)), chunk):
             *first, embedding, sampled, probability, sender, name, version, sha256, reason, node = values
-            vector = None if embedding is None else np.frombuffer(embedding, "<f2")
-            if vector is not None and not np.isfinite(vector).all():
-                vector = None  # one would spoil the middle of every group; earlier versions kept such
-            last = (vector, bool(sampled), probability, sender, ModelKey(name, version, sha256), reason, node)
+            vector, model = unpacked(embedding), ModelKey(name, version, sha256)
+            last = (vector, bool(sampled), probability, sender, model, reason, node)
             found.append(Item._make((*first, *last)))
     return found
 

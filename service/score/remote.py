@@ -6,14 +6,13 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from service.bundles.addresses import file_system
+from service.bundles.addresses import WEB, file_system
 from service.contract import files
 from service.contract.lines import one_line
 from service.errors import BodyTooLarge
 from service.score.errors import ScoreError
 from service.settings.places import without_password
 
-WEB = ("http://", "https://")
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
 

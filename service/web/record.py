@@ -12,13 +12,11 @@ Used by every route that classifies, so a stage means the same in all of them:
 from time import perf_counter, time
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from service.contract.decision import Verdict, decide_row
 from service.contract.taxonomy import Node
 from service.inference.rows import Image, Row
 from service.ledger.policy import NOT_KEPT
-from service.ledger.rows import Entry
+from service.ledger.rows import Entry, packed
 from service.ledger.writer import Ledger
 from service.web.admission import Admitted
 
@@ -109,14 +107,8 @@ def _entry(
         file if kept else None,
         context.client_id,
         admitted.parameters.is_default,
-        _vector(row) if kept else None,
+        packed(row.embedding) if kept else None,
         choice.sample_rate,
         choice.keep_probability,
         told,
     )
-
-
-def _vector(row: Row) -> bytes | None:
-    """Its embedding for the ledger; None for one that is not finite, near which lies nothing."""
-    found = row.embedding
-    return found.astype("<f2").tobytes() if found is not None and np.isfinite(found).all() else None

@@ -1,6 +1,9 @@
 """Images to calibrate or to test on that are nearly images to learn from: a burst or a video in two parts."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from training.audit import duplicates
 from training.audit.duplicates import ImagePart
@@ -16,10 +19,9 @@ WHY = {
 
 def notes(files: Files, cache: Path) -> list[str]:
     """Sentences for a person; `cache` is the file that keeps the scan of these images."""
-    learned = _part(files.train, cache)
+    learned, *others = _parts([files.train, files.calibration, files.test], cache)
     said = []
-    for purpose, listing in (("calibrate", files.calibration), ("test", files.test)):
-        part = _part(listing, cache)
+    for purpose, part in zip(WHY, others, strict=True):
         pairs = [p for p in duplicates.near(learned, part) if p.full_cosine > duplicates.SAME_COSINE]
         if pairs:
             first = f"{part.names[pairs[0].second]} and {learned.names[pairs[0].first]}"
@@ -28,6 +30,13 @@ def notes(files: Files, cache: Path) -> list[str]:
     return said
 
 
-def _part(listing: Listing, cache: Path) -> ImagePart:
-    seen = scan(listing.paths, cache=cache)
-    return ImagePart("", seen.small, [listing.paths[i] for i in seen.index.tolist()])
+def _parts(listings: Sequence[Listing], cache: Path) -> Iterator[ImagePart]:
+    """The images of each as the scan has seen them, which is read once for all."""
+    paths = [path for listing in listings for path in listing.paths]
+    seen = scan(paths, cache=cache)
+    begin = 0
+    for listing in listings:
+        end = begin + len(listing.paths)
+        rows = np.flatnonzero((begin <= seen.index) & (seen.index < end))
+        yield ImagePart("", seen.small[rows], [paths[i] for i in seen.index[rows].tolist()])
+        begin = end

@@ -82,9 +82,7 @@ def make(given: Fit) -> Plan:
     target = given.out / name / (given.version or _version(before, given.out / name, work))
     if before is None:
         require_target(target)
-        if other := _elsewhere(target, work):
-            raise ValueError(f"{target} is being made in {other}: give another --version or --name, go on with that, "
-                             "or remove that folder")  # fmt: skip
+        reserved.require_free(target, work, begun.PLAN_FILE)
     heads = given.heads or (
         (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
     )
@@ -121,13 +119,8 @@ def _version(before: dict[str, Any] | None, bundles: Path, work: Path) -> str:
     if before is not None:
         return Path(before["target"]).name
     numbers = map(str, itertools.count(1))
-    return next(n for n in numbers if not ((bundles / n).exists() or _elsewhere(bundles / n, work)))
-
-
-def _elsewhere(target: Path, work: Path) -> Path | None:
-    """The folder of another fit that is making this bundle."""
-    other = reserved.maker(target, begun.PLAN_FILE)
-    return None if other == work.resolve() else other
+    free = (n for n in numbers if not reserved.elsewhere(bundles / n, work, begun.PLAN_FILE))
+    return next(n for n in free if not (bundles / n).exists())
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:

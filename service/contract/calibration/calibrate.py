@@ -169,6 +169,15 @@ def rejected(scores: NDArray[np.floating[Any]], predicted_groups: Names, point: 
     return np.asarray(~(scores.astype(np.float64) <= limits(predicted_groups, point, scope)), dtype=bool)
 
 
+def refused(
+    scores: NDArray[np.floating[Any]], predicted: NDArray[np.int64], classes: Mapping[str, str], point: Json, scope: str
+) -> NDArray[np.bool_]:
+    """`rejected`, of a point in which a class may have a threshold of its own. `classes`: name to group, in order."""
+    own, by_group = point.get("class_thresholds") or {}, point["group_thresholds"]
+    by_class = [point["threshold"] if scope == "global" else own.get(c, by_group[g]) for c, g in classes.items()]
+    return np.asarray(~(scores.astype(np.float64) <= np.array(by_class, np.float64)[predicted]), dtype=bool)
+
+
 def limits(predicted_groups: Names, point: Json, scope: str) -> Floats:
     """[N] the threshold of each image."""
     by_group, one = point["group_thresholds"], point["threshold"]

@@ -72,14 +72,7 @@ def grown(parent: Manifest, new: Mapping[str, int], calibration: Seen, compared:
 
 def refused(point: Mapping[str, Any], seen: Seen, classes: Mapping[str, str], scope: Scope) -> Flags:
     """bool [N]: which images an operating point refuses; `classes`: the group of each class, in their order."""
-    scores, flags = seen.scores[seen.deciding], np.zeros(len(seen.classes), bool)
-    groups = np.array([*classes.values()])[seen.classes]
-    flags |= calibrate.rejected(scores, groups, dict(point), scope)
-    for place, name in enumerate(classes):
-        if scope == "group" and (own := point["class_thresholds"].get(name)) is not None:
-            mine = seen.classes == place
-            flags[mine] = ~(scores[mine] <= own)
-    return flags
+    return calibrate.refused(seen.scores[seen.deciding], seen.classes, classes, dict(point), scope)
 
 
 @dataclass(frozen=True)
