@@ -29,7 +29,7 @@ from training.export.about import AboutData
 from training.export.embedding import fit as fit_embedding
 from training.export.graph import onnx_embed, onnx_predict, to_onnx
 from training.export.parity import ExportError, changed, cosine, real_images, require_finite
-from training.export.precision import Asked, Precision, at_precision, compare, require_precision
+from training.export.precision import MOST_MOVED, Asked, Precision, at_precision, compare, refuse, require_precision
 from training.network.frozen import FrozenBackbone
 from training.network.onnx_graph import with_outputs
 from training.network.quality import with_quality
@@ -71,8 +71,9 @@ def build(
     """(graph with `score` and the `extra` ones, its precision, parity record); `frozen` is what the run stands on.
 
     With `embedding`, which takes the features of stage 1, the graph gives that too. `two` is what stands behind a score
-    like "energy|msp". Raises ExportError when fp32 ONNX
-    and torch decide differently on more than 0.1%.
+    like "energy|msp". Where int8 would change more than MOST_MOVED of the decisions, auto is fp32. Raises ExportError
+    when fp32 ONNX and torch decide differently on more than 0.1%, and when the precision asked for changes more than
+    MOST_MOVED.
     """
     images = real_images(data, PARITY_IMAGES)
     groups = data_groups(data).of_class
@@ -102,12 +103,16 @@ def build(
     made, precision = at_precision(graph, asked, pixels, frozen)
     given = ["probabilities", *module.score_names, *([EMBEDDING] if embedding is not None else [])]
     graph, made, same = with_outputs(graph, given), with_outputs(made, given), made == graph
-    if not same:
-        smaller = on_images(made, frozen)(images)
-        require_finite(smaller, precision)
-        record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
-        if embedding is not None:
-            record[f"embedding_cosine_torch_{precision}"] = cosine(module, features, made, images[:PARITY_ROWS])
+    if same:
+        return made, precision, record
+    smaller = on_images(made, frozen)(images)
+    require_finite(smaller, precision)
+    moved = record[f"{precision}_against_onnx_decisions_changed"] = changed(full, smaller, points, score, groups)
+    if moved > MOST_MOVED:
+        refuse(asked, precision, moved)
+        return graph, "fp32", record
+    if embedding is not None:
+        record[f"embedding_cosine_torch_{precision}"] = cosine(module, features, made, images[:PARITY_ROWS])
     return made, precision, record
 
 

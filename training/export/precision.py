@@ -7,6 +7,7 @@ import numpy as np
 
 from training.data.loading import Data
 from training.export.half import halved
+from training.export.parity import ExportError
 from training.network.frozen import FrozenBackbone, quantization_sample
 from training.network.preprocessing import BackboneError
 from training.network.quantized import quantize
@@ -14,6 +15,7 @@ from training.runs.files import Json
 
 Precision = Literal["fp32", "int8", "fp16"]
 Asked = Literal["auto", "fp32", "int8", "fp16"]
+MOST_MOVED = 0.2  # of decisions; int8 of a sound trunk changes 7 to 9%, mostly next to a threshold (training/LOG.md)
 FP16_ON_A_CPU = "fp16 gains on a GPU only: a CPU serves it too, computing in fp32 and no faster for it"
 
 
@@ -50,6 +52,17 @@ def at_precision(graph: bytes, asked: Asked, pixels: Data, frozen: FrozenBackbon
             raise
         print(f"--precision auto: exported in fp32, because {error}", file=sys.stderr)
         return graph, "fp32"
+
+
+def refuse(asked: Asked, precision: Precision, moved: float) -> None:
+    """Say why `auto` does not take a smaller graph that decides otherwise; ExportError where it was asked for."""
+    why = f"{precision} would change {moved:.1%} of the decisions of fp32 (at most {MOST_MOVED:.0%} is allowed)"
+    if asked != "auto":
+        remedy = "export with --precision fp32"
+        if precision == "int8":
+            remedy += ", or train with --backbone-precision int8, so that the head learns on what is served"
+        raise ExportError(f"{why}: nothing was written; {remedy}")
+    print(f"--precision auto: exported in fp32, because {why}", file=sys.stderr)
 
 
 def compare(full: Json, made: Json, decisions_changed: float) -> Json:

@@ -20,6 +20,7 @@ from training import finished, table, trainer
 from training.evaluation import predict
 from training.evaluation.cross_fit import NAMED
 from training.export import bundle as export
+from training.export import precision
 from training.export.half import HalfError, halved
 from training.export.precision import at_precision, compare, require_precision
 from training.network.onnx_graph import chained, exported
@@ -126,6 +127,22 @@ def test_fp16_is_served_and_the_card_says_what_it_changed(run: Path, tmp_path: P
         "What the weights were trained on is not recorded",
     ):  # fmt: skip
         assert said in card
+
+
+def test_int8_that_decides_otherwise_is_not_taken(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges taken from one grey leave out what photographs give: auto exports fp32 and says why, int8 is refused."""
+    monkeypatch.setattr(precision, "quantization_sample", lambda images: np.full((4, SIDE, SIDE, 3), 127, np.uint8))
+    with pytest.raises(export.ExportError, match=r"int8 would change \d+\.\d% of the decisions .*--precision fp32, or"):
+        finished.Export(run=run, out=tmp_path, name="grey", precision="int8").cli_cmd()
+    assert not (tmp_path / "grey").exists()
+    finished.Export(run=run, out=tmp_path, name="grey").cli_cmd()
+    assert "exported in fp32, because int8 would change" in capsys.readouterr().err
+    manifest = bundle.read(tmp_path / "grey" / "1")
+    assert manifest.precision == "fp32"
+    assert manifest.evaluation["parity"]["int8_against_onnx_decisions_changed"] > precision.MOST_MOVED
+    assert "int8 against fp32" not in (tmp_path / "grey" / "1" / "CARD.md").read_text()
 
 
 def test_pareto_compares_runs_on_frozen_backbones(
