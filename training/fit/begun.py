@@ -78,14 +78,14 @@ def begin(plan: "Plan", given: Fit) -> bool:
         "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
     }  # fmt: skip
     if (before := written(plan.work)) is None:
-        reserved.reserve(plan.target, plan.work, PLAN_FILE)
+        reserved.reserve(plan.target, path)
         write_json(path, now | {"begun": datetime.now(UTC).isoformat()})
         return False
     if differ := list(_differences(before, now)):
         raise ValueError(f"{plan.work} holds a fit with {'; '.join(differ)}. Go on with that, or give another --work "
                          "(or --name), or remove the folder")  # fmt: skip
     if not plan.target.exists():
-        reserved.reserve(plan.target, plan.work, PLAN_FILE)
+        reserved.reserve(plan.target, path)
         return False
     reserved.release(plan.target)
     made = bundle.read(plan.target).created

@@ -1,6 +1,5 @@
 """What `fit` will do: where the images are, which settings, each with its reason; and what makes it refuse."""
 
-import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def make(given: Fit) -> Plan:
     target = given.out / name / (given.version or _version(before, given.out / name, work))
     if before is None:
         require_target(target)
-        reserved.require_free(target, work, begun.PLAN_FILE)
+        reserved.require_free(target, work / begun.PLAN_FILE)
     heads = given.heads or (
         (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
     )
@@ -118,9 +117,7 @@ def _version(before: dict[str, Any] | None, bundles: Path, work: Path) -> str:
     """That of the fit which is gone on with, else the first number that is free among `bundles`."""
     if before is not None:
         return Path(before["target"]).name
-    numbers = map(str, itertools.count(1))
-    free = (n for n in numbers if not reserved.elsewhere(bundles / n, work, begun.PLAN_FILE))
-    return next(n for n in free if not (bundles / n).exists())
+    return reserved.first_free(bundles, work / begun.PLAN_FILE)
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:

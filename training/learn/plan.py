@@ -8,7 +8,6 @@ WORK/split.csv           which image is on which side
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, write
 from training.learn.reviewed import Reviewed
 from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
-from training.runs import checkpoint
+from training.runs import checkpoint, reserved
 from training.runs.files import EXPORTED_FILE, Json, write_json
 
 PLAN_FILE = "learn.json"
@@ -82,6 +81,7 @@ def make(given: Learn) -> Plan:
     target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
     if not (work / PLAN_FILE).is_file():
         require_target(target)
+        reserved.require_free(target, work / PLAN_FILE)
     notes: list[str] = []
     of_pixels: Mapping[int, int] = {}
     if config.dataset == "folder":
@@ -123,7 +123,7 @@ def _parent(given: Learn) -> tuple[Parent | None, list[str]]:
 def _version(plan_file: Path, bundles: Path) -> str:
     if plan_file.is_file():
         return Path(json.loads(plan_file.read_text())["target"]).name
-    return next(str(n) for n in itertools.count(1) if not (bundles / str(n)).exists())
+    return reserved.first_free(bundles, plan_file)
 
 
 # ---- Going on, and refusing to ----

@@ -30,7 +30,7 @@ from training.learn.data import COMPARED_OUTLIERS, SPLITS
 from training.learn.plan import PLAN_FILE, Plan
 from training.network import frozen
 from training.network.features import Known
-from training.runs import checkpoint
+from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE, Json, write_json
 from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 from training.scores import either
@@ -57,7 +57,9 @@ def learn(given: Learn) -> Path:
     print("\n".join(look(plan)), flush=True)
     with alone_in(plan.work):
         if not is_done(plan):
+            reserved.reserve(plan.target, plan.work / PLAN_FILE)
             _made(plan, given)
+        reserved.release(plan.target)
     print(f"\n{finished(plan)}")
     return plan.target
 

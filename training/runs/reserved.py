@@ -1,40 +1,47 @@
 """Which command makes a bundle, said beside it from the beginning to the end: two would else meet after hours of work.
 
-models/<name>/.<version>.made-in       the folder in which it works
+models/<name>/.<version>.made-in       the plan of that command, a file in the folder in which it works
 """
 
+import itertools
 import json
 from pathlib import Path
 
 
-def elsewhere(target: Path, work: Path, plan_file: str) -> Path | None:
-    """The folder, another than `work`, in which the bundle `target` is being made; None where there is none.
+def elsewhere(target: Path, plan: Path | None = None) -> Path | None:
+    """The folder in which the bundle `target` is being made by another than `plan`; None where there is none.
 
-    `plan_file`: its file that names the target, which may be another by now.
+    `plan`: a JSON file that names the target, which may be another by now.
     """
-    other = _maker(target, plan_file)
-    return None if other == work.resolve() else other
+    other = _maker(target)
+    return other.parent if other and not (plan and other == plan.resolve()) else None
 
 
-def require_free(target: Path, work: Path, plan_file: str) -> None:
-    """ValueError where `target` is being made elsewhere than in `work`."""
-    if other := elsewhere(target, work, plan_file):
+def first_free(bundles: Path, plan: Path | None = None) -> str:
+    """The first number that no bundle in `bundles` has, nor one that is being made elsewhere."""
+    numbers = map(str, itertools.count(1))
+    return next(n for n in numbers if not (bundles / n).exists() and not elsewhere(bundles / n, plan))
+
+
+def require_free(target: Path, plan: Path | None = None) -> None:
+    """ValueError where `target` is being made by another than `plan`."""
+    if other := elsewhere(target, plan):
         raise _taken(target, other)
 
 
-def reserve(target: Path, work: Path, plan_file: str) -> None:
-    """Say that `target` is made in `work`. ValueError where it is made elsewhere."""
-    require_free(target, work, plan_file)
+def reserve(target: Path, plan: Path) -> None:
+    """Say that `target` is made by `plan`. ValueError where it is made elsewhere."""
+    require_free(target, plan)
     mark = _mark(target)
-    if _maker(target, plan_file):  # this one
+    if _maker(target):  # this one
         return
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     try:
         with mark.open("x") as file:
-            file.write(str(work.resolve()))
-    except FileExistsError:  # of a fit that began at the same moment
-        raise _taken(target, mark.read_text().strip()) from None
+            file.write(str(plan.resolve()))
+    except FileExistsError:  # of one that began at the same moment
+        raise _taken(target, Path(mark.read_text().strip()).parent) from None
 
 
 def release(target: Path) -> None:
@@ -42,18 +49,18 @@ def release(target: Path) -> None:
     _mark(target).unlink(missing_ok=True)
 
 
-def _taken(target: Path, other: Path | str) -> ValueError:
+def _taken(target: Path, other: Path) -> ValueError:
     return ValueError(f"{target} is being made in {other}: give another --version or --name, go on with that, or "
                       "remove that folder")  # fmt: skip
 
 
-def _maker(target: Path, plan_file: str) -> Path | None:
+def _maker(target: Path) -> Path | None:
     try:
-        work = Path(_mark(target).read_text().strip())
-        found = json.loads((work / plan_file).read_text())["target"]
+        plan = Path(_mark(target).read_text().strip())
+        found = json.loads(plan.read_text())["target"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return work if found == str(target.resolve()) else None
+    return plan if found == str(target.resolve()) else None
 
 
 def _mark(target: Path) -> Path:

@@ -23,9 +23,9 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
-from training.learn import compare, reviewed, steps
+from training.learn import compare, plan, reviewed, steps
 from training.network import features
-from training.runs import checkpoint
+from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE
 
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
@@ -308,6 +308,30 @@ def test_killed_at_any_moment(taught: Path, tmp_path: Path, capsys: pytest.Captu
     assert "4 classes" in learn(capsys, taught, tmp_path)
     assert [path.name for path in target.parent.iterdir()] == ["1"]
     assert not list((tmp_path / "work").rglob("*.partial"))
+
+
+def test_two_that_learn_at_once_do_not_meet_at_the_export(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a folder of work each, both took version 1, and the second one to end failed."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_training:
+        at_training.setattr(steps, "prepare", interrupted)
+        assert "stopped" in learn(capsys, taught, tmp_path)
+        other = tmp_path / "other"
+        said = learn(capsys, taught, tmp_path, "--work", other, "--version", "1")
+        assert f"shop/1 is being made in {tmp_path / 'work'}: give another --version" in said
+        assert not other.exists() or not (other / plan.PLAN_FILE).exists()
+        assert "stopped" in learn(capsys, taught, tmp_path, "--work", other)
+    targets = [json.loads((work / plan.PLAN_FILE).read_text())["target"] for work in (tmp_path / "work", other)]
+    assert [Path(target).name for target in targets] == ["1", "2"]
+    bundles = tmp_path / "models" / "shop"
+    assert reserved.first_free(bundles) == "3"  # for a bundle that learns alone
+    assert f"{bundles / '1'}: 4 classes" in learn(capsys, taught, tmp_path)
+    assert [mark.name for mark in bundles.glob(".*")] == [".2.made-in"]
 
 
 def test_known_features_are_taken_as_they_are() -> None:

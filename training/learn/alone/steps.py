@@ -1,6 +1,5 @@
 """`tailguard learn BUNDLE`: the steps, in memory from beginning to end; the bundle appears whole or not at all."""
 
-import itertools
 import tempfile
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from training.learn.alone.writing import write
 from training.learn.command import Learn
 from training.learn.sides import COMPARED, TRAIN
 from training.network.session import session
+from training.runs import reserved
 from training.runs.steps import clear_killed_export, step
 
 BATCH_IMAGES = 64
@@ -89,8 +89,9 @@ def _target(given: Learn, parent: Manifest) -> Path:
     require_writable(given.out, "--out")
     require_outside({"--out": given.out}, given.added)
     folder = given.out / (given.name or parent.name)
-    version = given.version or next(str(n) for n in itertools.count(1) if not (folder / str(n)).exists())
+    version = given.version or reserved.first_free(folder)
     require_target(folder / version)
+    reserved.require_free(folder / version)
     return folder / version
 
 
