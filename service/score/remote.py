@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from service.bundles.addresses import WEB, file_system
+from service.bundles.kinds import WEB, file_system
 from service.contract import files
 from service.contract.lines import one_line
 from service.errors import BodyTooLarge
