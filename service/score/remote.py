@@ -2,6 +2,8 @@
 
 import errno
 import threading
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,10 +23,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def find(address: str, *, every: bool) -> list[str]:
+def find(address: str, *, every: bool, say: Callable[[str], object] = bool) -> list[str]:
     """The addresses below a folder, of a pattern or of one file, in sorted order: images, or with `every` all files.
 
-    Hidden files are left out below a folder. Raises ScoreError where the place cannot be reached.
+    Below a folder hidden files are left out, and without `every` those whose name does not end like an image's, as
+    nobody looks into them; `say` is told of both. Raises ScoreError where the place cannot be reached.
     """
     scheme, _, _ = address.partition("://")
     try:
@@ -34,10 +37,14 @@ def find(address: str, *, every: bool) -> list[str]:
         elif any(sign in path for sign in "*?["):
             found = [p for p in system.glob(path) if not system.isdir(p)]
         else:
-            below = [p for p in system.find(path) if not _hidden(p, path)]
+            every_file = [p for p in system.find(path) if not p.endswith("/")]  # as object stores mark a folder
+            below = [p for p in every_file if not _hidden(p, path)]
             if not below and address.startswith(WEB):
                 system.ls(path)  # find takes a server that cannot be reached for an empty folder
-            found = below if every else [p for p in below if PurePosixPath(p).suffix.lower() in files.SUFFIXES]
+            found = below if every else [p for p in below if _suffix(p) in files.SUFFIXES]
+            _notes(
+                address, Counter(map(_suffix, below)) - Counter(map(_suffix, found)), len(every_file) - len(below), say
+            )
     except ScoreError:
         raise
     except FileNotFoundError as error:
@@ -93,6 +100,19 @@ def _opened(place: str, thread: int) -> Any:
     """One file system for each kind of place: it holds the connections. For each host and thread one where a
     connection is to a host and does one thing at a time."""
     return file_system(f"{place}/x")[0]
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower() or files.NO_SUFFIX
+
+
+def _notes(address: str, left_out: Counter[str], hidden: int, say: Callable[[str], object]) -> None:
+    """What was left out below a folder, in sentences."""
+    if n := left_out.total():
+        kinds = ", ".join(f"{suffix} {k}" for suffix, k in left_out.most_common())
+        say(f"{address}: left out {n} whose name does not end like an image's ({kinds}); --all-files takes every file")
+    if hidden:
+        say(f"{address}: left out {hidden} hidden {'item' if hidden == 1 else 'items'}")
 
 
 def _hidden(path: str, below: str) -> bool:

@@ -43,6 +43,20 @@ def test_folders_patterns_and_files(store: Any) -> None:
         score("nowhere://b", "--out", "out.jsonl")
 
 
+def test_what_is_left_out_is_named(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A photograph whose name has no suffix went without a word; the mark of a folder, dir.png/, was an image."""
+    for name in ("/bucket/b/photo", "/bucket/b/note.TXT", "/bucket/b/.DS_Store"):
+        store.pipe_file(name, tiny.photo())
+    store.store["/bucket/b/dir.png/"] = store.store["/bucket/b/photo"]  # as an object store has it
+    with pytest.raises(ScoreError, match="memory://bucket/b holds no image: --all-files takes every file"):
+        score("memory://bucket/b", "--out", tmp_path / "out.jsonl")
+    said = capsys.readouterr().err
+    assert "bucket/b: left out 2 whose name does not end like an image's (" in said
+    assert all(part in said for part in (".txt 1", "(no suffix) 1", "left out 1 hidden item"))
+    assert remote.find("memory://bucket/b", every=True) == ["memory://bucket/b/note.TXT", "memory://bucket/b/photo"]
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.jsonl"
     paths = tmp_path / "paths.txt"
