@@ -29,7 +29,7 @@ from service.settings.places import Source
 
 MOST_MANIFEST_BYTES = 64 * 2**20
 MOST_BYTES = 4 * 2**30  # of a bundle
-LEFT_OVER_S = 3600.0  # without a byte, where a fetch gives up after half a minute
+LEFT_OVER_S = 600.0  # without a byte, where a fetch gives up after half a minute
 
 log = structlog.get_logger()
 
