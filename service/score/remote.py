@@ -15,6 +15,18 @@ from service.errors import BodyTooLarge
 from service.score.errors import ScoreError
 from service.settings.places import without_password
 
+State = list[Any] | None  # bytes, and what is another when the file is another
+CHANGES = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "modify",
+    "created",
+)  # of some kind each
+_states: dict[str, State] = {}
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
 
@@ -30,14 +42,17 @@ def find(address: str, *, every: bool, say: Callable[[str], object] = bool) -> l
     nobody looks into them; `say` is told of both. Raises ScoreError where the place cannot be reached.
     """
     scheme, _, _ = address.partition("://")
+    about: dict[str, dict[str, Any]]
     try:
         system, path = _system(address)
         if not address.endswith("/") and system.isfile(path):  # whatever signs are in its name
-            found = [path]
+            found = list(about := {path: system.info(path)})
         elif any(sign in path for sign in "*?["):
-            found = [p for p in system.glob(path) if not system.isdir(p)]
+            about = system.glob(path, detail=True)
+            found = [p for p, info in about.items() if info.get("type") != "directory"]
         else:
-            every_file = [p for p in system.find(path) if not p.endswith("/")]  # as object stores mark a folder
+            about = system.find(path, detail=True)
+            every_file = [p for p in about if not p.endswith("/")]  # as object stores mark a folder
             below = [p for p in every_file if not _hidden(p, path)]
             if not below and address.startswith(WEB):
                 system.ls(path)  # find takes a server that cannot be reached for an empty folder
@@ -55,7 +70,19 @@ def find(address: str, *, every: bool, say: Callable[[str], object] = bool) -> l
         raise ScoreError(f"{address} cannot be listed: {one_line(error)}") from error
     start = f"{scheme}://{_host(address)}"  # of a web server it is part of the paths
     whole = scheme == "file" or bool(_host(address))
-    return sorted(p if is_remote(p) else start + (p if whole else p.removeprefix("/")) for p in found)
+    named = {p if is_remote(p) else start + (p if whole else p.removeprefix("/")): about[p] for p in found}
+    _states.update((name, _state(info)) for name, info in named.items())
+    return sorted(named)
+
+
+def state(address: str) -> State:
+    """Of a file as `find` has seen it; None where it did not, or the place tells nothing that changes with the file."""
+    return _states.get(address)
+
+
+def _state(info: dict[str, Any]) -> State:
+    told = next((str(info[name]) for name in CHANGES if info.get(name)), None)
+    return None if told is None else [info.get("size"), told]
 
 
 def read(address: str, limit: int) -> bytes:

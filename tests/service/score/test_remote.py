@@ -1,5 +1,6 @@
 """Inputs by address: found, read, refused as files of this machine are."""
 
+import errno
 import functools
 import http.server
 import json
@@ -67,6 +68,31 @@ def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkey
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["error"] for row in rows] == [None, "not-found", "body-too-large"]
     assert rows[0]["label"] == "red"
+
+
+@pytest.mark.parametrize("given", ["memory://bucket/c", "memory://bucket/c/*.png", "memory://bucket/c/1.png", "list"])
+def test_a_file_that_was_replaced_between_two_runs(
+    given: str, store: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store tells it in its listing; the row of what had been there was kept, a damaged file's error too."""
+    store.pipe_file("/bucket/c/1.png", b"damaged")
+    if given == "list":
+        (tmp_path / "list.txt").write_text("memory://bucket/c/1.png\n")
+        given = str(tmp_path / "list.txt")
+    arguments = (given, "--out", tmp_path / "out.jsonl", "--bundle", tiny_bundle)
+
+    def full(out: Path, kinds: Any, rows: Any, *_: Any) -> None:
+        assert [row["error"] for row in rows] == ["unsupported-media"]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.score.outputs.write", full)
+        with pytest.raises(ScoreError, match="No space left"):
+            score(*arguments)
+    store.pipe_file("/bucket/c/1.png", tiny.photo())
+    assert score(*arguments) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert row["label"] == ("red" if "list" not in given else None)  # of a list nobody knows
 
 
 def test_files_of_a_web_server(tiny_bundle: Path, tmp_path: Path) -> None:
