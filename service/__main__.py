@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m service") ->
     """Run one command; the exit status, after one line on standard error where it failed."""
     chosen = parse(arguments, prog)
     try:
+        if chosen.command not in (None, "serve"):
+            logs.to_stderr()
         if chosen.command == "inspect":
             return inspect(chosen)
         if chosen.command == "score":

@@ -94,7 +94,7 @@ class Table(BaseModel, use_attribute_docstrings=True):
 
         table = tables.find(self.name)
         self._require_data(table)
-        tracking.require(self.mlflow, self.tensorboard)
+        tracking.require(self.mlflow, self.tensorboard, self.out / "runs")
         jobs = [job for imbalance in table.imbalances for job in self._jobs(table, imbalance)]
         if not self.render_only:
             trained = [job for i in table.imbalances for job in self._jobs(table, i, self.methods)]

@@ -14,25 +14,22 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
+from service.bundles.kinds import PIN, WEB, Copy, reader, said, shown
 from service.contract import bundle
 from service.contract.bundle import MANIFEST_FILE, BundleError, Manifest
-from service.contract.lines import one_line
-from service.settings.places import MLFLOW, Source, without_password
+from service.settings.places import Source
 
-WEB = ("http://", "https://")
-PIN = "#sha256="
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub",
-            "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
 MOST_MANIFEST_BYTES = 64 * 2**20
 MOST_BYTES = 4 * 2**30  # of a bundle
-COPY_BYTES = 2**20  # at once
+LEFT_OVER_S = 600.0  # without a byte, where a fetch gives up after half a minute
 
 log = structlog.get_logger()
 
@@ -57,11 +54,6 @@ class Place(NamedTuple):
         return cls(address.rstrip("/"), pin.lower() or None)
 
 
-def shown(source: Source) -> str:
-    """For logs and errors: an address without user, password and options."""
-    return without_password(str(source).partition(PIN)[0])
-
-
 def named(source: Source) -> str:
     """How a deployment is written down: an address as it is, a path made absolute."""
     return source if isinstance(source, str) else str(source.absolute())
@@ -78,7 +70,6 @@ def fetched(source: Source, cache: Path) -> Path:
     copies = cache.expanduser() / hashlib.sha256(place.address.encode()).hexdigest()[:16]
     if place.pin and _is_whole(copies / place.pin[:16], place.pin):
         return copies / place.pin[:16]
-    copy = reader(place.address)
     partial = copies / f".{uuid.uuid4().hex[:8]}.partial"
     try:
         copies.mkdir(parents=True, exist_ok=True)
@@ -87,21 +78,23 @@ def fetched(source: Source, cache: Path) -> Path:
         remedy = "name a folder to write to in TAILGUARD_BUNDLE_CACHE"
         raise BundleError(f"{error.filename} cannot be made ({error.strerror}): {remedy}") from error
     try:
-        return _fetched(place, copy, copies, partial)
+        _drop_leftovers(copies)
+        return _fetched(place, copies, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
+def _fetched(place: Place, copies: Path, partial: Path) -> Path:
     try:
+        copy = reader(place.address, partial)
         copy(MANIFEST_FILE, partial / MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
         if place.pin or (last := _last(copies)) is None:  # another copy is not what an address is pinned to
-            raise BundleError(f"{shown(place.address)} cannot be fetched: {one_line(error)}") from error
+            raise BundleError(f"{shown(place.address)} cannot be fetched: {said(error)}") from error
         log.warning("the bundle cannot be fetched: the copy fetched last is served", bundle=shown(place.address),
-                    copy=str(last), error=one_line(error))  # fmt: skip
+                    copy=str(last), error=said(error))  # fmt: skip
         return last
     text = (partial / MANIFEST_FILE).read_bytes()
     digest = hashlib.sha256(text).hexdigest()
@@ -124,7 +117,16 @@ def _fetched(place: Place, copy: "Copy", copies: Path, partial: Path) -> Path:
     return target
 
 
-def _copy_files(place: Place, manifest: Manifest, copy: "Copy", partial: Path) -> None:
+def _drop_leftovers(copies: Path) -> None:
+    """Remove what a process left that was killed while it fetched: each start of a pod, perhaps, leaves another."""
+    for partial in copies.glob(".*.partial"):
+        with suppress(OSError):  # another process does it too
+            newest = max(path.stat().st_mtime for path in (partial, *partial.rglob("*")))
+            if time.time() - newest > LEFT_OVER_S:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_files(place: Place, manifest: Manifest, copy: Copy, partial: Path) -> None:
     """Every file that the manifest names, into `partial`."""
     left = MOST_BYTES
     for name in manifest.files:
@@ -136,7 +138,7 @@ def _copy_files(place: Place, manifest: Manifest, copy: "Copy", partial: Path) -
         except BundleError:
             raise
         except Exception as error:
-            raise BundleError(f"{shown(place.address)}: {name} cannot be fetched: {one_line(error)}") from error
+            raise BundleError(f"{shown(place.address)}: {name} cannot be fetched: {said(error)}") from error
         left -= target.stat().st_size
 
 
@@ -156,63 +158,3 @@ def _is_whole(copy: Path, sha256: str) -> bool:
 def _last(copies: Path) -> Path | None:
     found = [path for path in copies.iterdir() if (path / MANIFEST_FILE).is_file() and path.name[0] != "."]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-# ---- Kinds of places ----
-
-Copy = Callable[[str, Path, int], None]  # copy(name, into, most_bytes): a file of the bundle is now `into`
-
-
-def reader(address: str) -> Copy:
-    """How files are copied from `address`. Raises BundleError where a package is missing."""
-    if address.startswith(MLFLOW):
-        return _mlflow(address)
-    system, root = file_system(address)
-
-    def copy(name: str, into: Path, most_bytes: int) -> None:
-        size = 0
-        with system.open(f"{root}/{name}", "rb") as source, into.open("wb") as target:
-            while block := source.read(COPY_BYTES):
-                size += len(block)
-                if size > most_bytes:
-                    raise BundleError(f"{shown(address)}: {name} and what came before it have more than "
-                                      f"{most_bytes} bytes, which is no bundle of this program")  # fmt: skip
-                target.write(block)
-
-    return copy
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it. BundleError names the package that is missing."""
-    scheme, _, behind = address.partition("://")
-    if not behind.strip("/"):  # fsspec takes s3: for a folder of that name, here
-        raise BundleError(f"{shown(address)} names nothing behind its kind: give an address such as s3://models/shop/3")
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise BundleError(f"{shown(address)} needs fsspec: pip install 'tailguard[store]'") from error
-    try:
-        system, root = url_to_fs(address, use_listings_cache=False)
-        system.invalidate_cache()  # that of the Hub remembers sizes all the same, and would cut what has grown since
-    except ImportError as error:
-        named = PACKAGES.get(scheme, "the package of that kind")
-        raise BundleError(f"{shown(address)} needs {named}: pip install {named} ({one_line(error)})") from error
-    except ValueError as error:
-        raise BundleError(f"{shown(address)}: fsspec does not know {scheme}:// ({one_line(error)})") from error
-    return system, str(root).rstrip("/")
-
-
-def _mlflow(address: str) -> Copy:
-    try:
-        from mlflow.artifacts import download_artifacts  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise BundleError(f"{address} needs mlflow: pip install mlflow") from error
-
-    def copy(name: str, into: Path, most_bytes: int) -> None:
-        found = Path(download_artifacts(artifact_uri=f"{address}/{name}", dst_path=str(into.parent)))
-        if found.stat().st_size > most_bytes:
-            raise BundleError(f"{address}: {name} has {found.stat().st_size} bytes, which is no bundle of this program")
-        if found != into:
-            os.replace(found, into)
-
-    return copy

@@ -5,10 +5,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from service.bundles.addresses import PIN, WEB, file_system, shown
+from service.bundles.kinds import PIN, WEB, file_system, said, shown
 from service.contract import bundle
 from service.contract.bundle import MANIFEST_FILE, BundleError
-from service.contract.lines import one_line
 from service.settings.places import MLFLOW, is_address
 
 
@@ -53,7 +52,7 @@ def push(folder: Path, address: str) -> str:
     except BundleError:
         raise
     except Exception as error:  # each kind of place has its own
-        raise BundleError(f"{shown(address)} cannot be written: {one_line(error)}") from error
+        raise BundleError(f"{shown(address)} cannot be written: {said(error)}") from error
     return address + PIN + digest
 
 
@@ -80,5 +79,5 @@ def _to_mlflow(folder: Path, address: str) -> str:
         source = f"{run.info.artifact_uri}/bundle"
         made = client.create_model_version(name, source, run.info.run_id)
     except Exception as error:
-        raise BundleError(f"{address} cannot be written: {one_line(error)}") from error
+        raise BundleError(f"{address} cannot be written: {said(error)}") from error
     return f"{MLFLOW}{name}/{made.version}"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import structlog
 
-from service.bundles import addresses
+from service.bundles import addresses, kinds
 from service.contract.bundle import BundleError
 from service.deploy.deployments import Deployment, Deployments, Served
 from service.errors import SettingsError, TailGuardError
@@ -41,7 +41,7 @@ def load(
     if was is not None and was != now:
         loaded.close()
         raise SettingsError(
-            f"{addresses.shown(source)} was {_shown(was)}, when it was in force, and is {_shown(now)} now: put it in "
+            f"{kinds.shown(source)} was {_shown(was)}, when it was in force, and is {_shown(now)} now: put it in "
             "force by its path if that is meant"
         )
     return loaded

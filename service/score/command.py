@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from service import process, settings
-from service.bundles import addresses
+from service.bundles import addresses, kinds
 from service.contract import bundle, cluster
 from service.inference.engine import Engine
 from service.score import inputs, labelling, on_ray, outputs
@@ -164,7 +164,7 @@ def _scorer(
     point = config.operating_point or manifest.default_operating_point
     if point not in manifest.operating_points:
         known = ", ".join(manifest.operating_points)
-        raise ScoreError(f"operating point {point} is none of {addresses.shown(config.bundle)}'s: {known}")
+        raise ScoreError(f"operating point {point} is none of {kinds.shown(config.bundle)}'s: {known}")
     return Scorer(
         engine=Engine(
             folder,

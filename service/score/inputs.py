@@ -42,7 +42,7 @@ def _expand(given: str, all_files: bool) -> list[str]:
             raise ScoreError("stdin is closed: give one path per line there, or name a list")
         return _lines(sys.stdin.buffer.read())
     if remote.is_remote(given):
-        return remote.find(given, every=all_files)
+        return remote.find(given, every=all_files, say=_say)
     if os.path.isdir(given):
         return _below(given, all_files)
     if os.path.isfile(given) and given.lower().endswith(LIST_SUFFIXES):

@@ -2,8 +2,8 @@
 
 A KILL leaves whole lines and at most one partial line, which is dropped. Rows are looked up by path, so files may be
 added or removed between two runs. A row holds for the file as it was: one that was written, replaced, found or given
-its permissions in between is scored again, and so is one that a disk or network did not give. Of an address nobody
-knows whether it was replaced, so its row stays.
+its permissions in between is scored again, and so is one that a disk or network did not give. Of an address in a list
+nobody knows whether it was replaced, so its row stays; a listing of the place tells it.
 """
 
 import fcntl
@@ -22,16 +22,19 @@ ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # ASCII: sur
 HEADER, FORMAT = "tailguard-score", 2
 STATE = "file_state"  # of a line, beside the columns of the row
 
-State = list[int] | None
+State = remote.State
 
 
 def state_of(path: str) -> State:
-    """[bytes, time of the last change, ns] of a file, which nobody can set back; None of an address, or of no file."""
+    """[bytes, time of the last change, ns] of a file, which nobody can set back; None of no file. As `remote.state` of
+    an address."""
+    if remote.is_remote(path):
+        return remote.state(path)
     try:
-        status = None if remote.is_remote(path) else os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return status and [status.st_size, status.st_ctime_ns]
+    return [status.st_size, status.st_ctime_ns]
 
 
 class Journal:

@@ -2,17 +2,31 @@
 
 import errno
 import threading
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from service.bundles.addresses import WEB, file_system
+from service.bundles.kinds import WEB, file_system
 from service.contract import files
 from service.contract.lines import one_line
 from service.errors import BodyTooLarge
 from service.score.errors import ScoreError
 from service.settings.places import without_password
 
+State = list[Any] | None  # bytes, and what is another when the file is another
+CHANGES = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "modify",
+    "created",
+)  # of some kind each
+_states: dict[str, State] = {}
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
 
@@ -21,23 +35,31 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def find(address: str, *, every: bool) -> list[str]:
+def find(address: str, *, every: bool, say: Callable[[str], object] = bool) -> list[str]:
     """The addresses below a folder, of a pattern or of one file, in sorted order: images, or with `every` all files.
 
-    Hidden files are left out below a folder. Raises ScoreError where the place cannot be reached.
+    Below a folder hidden files are left out, and without `every` those whose name does not end like an image's, as
+    nobody looks into them; `say` is told of both. Raises ScoreError where the place cannot be reached.
     """
     scheme, _, _ = address.partition("://")
+    about: dict[str, dict[str, Any]]
     try:
         system, path = _system(address)
         if not address.endswith("/") and system.isfile(path):  # whatever signs are in its name
-            found = [path]
+            found = list(about := {path: system.info(path)})
         elif any(sign in path for sign in "*?["):
-            found = [p for p in system.glob(path) if not system.isdir(p)]
+            about = system.glob(path, detail=True)
+            found = [p for p, info in about.items() if info.get("type") != "directory"]
         else:
-            below = [p for p in system.find(path) if not _hidden(p, path)]
+            about = system.find(path, detail=True)
+            every_file = [p for p in about if not p.endswith("/")]  # as object stores mark a folder
+            below = [p for p in every_file if not _hidden(p, path)]
             if not below and address.startswith(WEB):
                 system.ls(path)  # find takes a server that cannot be reached for an empty folder
-            found = below if every else [p for p in below if PurePosixPath(p).suffix.lower() in files.SUFFIXES]
+            found = below if every else [p for p in below if _suffix(p) in files.SUFFIXES]
+            _notes(
+                address, Counter(map(_suffix, below)) - Counter(map(_suffix, found)), len(every_file) - len(below), say
+            )
     except ScoreError:
         raise
     except FileNotFoundError as error:
@@ -48,7 +70,19 @@ def find(address: str, *, every: bool) -> list[str]:
         raise ScoreError(f"{address} cannot be listed: {one_line(error)}") from error
     start = f"{scheme}://{_host(address)}"  # of a web server it is part of the paths
     whole = scheme == "file" or bool(_host(address))
-    return sorted(p if is_remote(p) else start + (p if whole else p.removeprefix("/")) for p in found)
+    named = {p if is_remote(p) else start + (p if whole else p.removeprefix("/")): about[p] for p in found}
+    _states.update((name, _state(info)) for name, info in named.items())
+    return sorted(named)
+
+
+def state(address: str) -> State:
+    """Of a file as `find` has seen it; None where it did not, or the place tells nothing that changes with the file."""
+    return _states.get(address)
+
+
+def _state(info: dict[str, Any]) -> State:
+    told = next((str(info[name]) for name in CHANGES if info.get(name)), None)
+    return None if told is None else [info.get("size"), told]
 
 
 def read(address: str, limit: int) -> bytes:
@@ -93,6 +127,19 @@ def _opened(place: str, thread: int) -> Any:
     """One file system for each kind of place: it holds the connections. For each host and thread one where a
     connection is to a host and does one thing at a time."""
     return file_system(f"{place}/x")[0]
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower() or files.NO_SUFFIX
+
+
+def _notes(address: str, left_out: Counter[str], hidden: int, say: Callable[[str], object]) -> None:
+    """What was left out below a folder, in sentences."""
+    if n := left_out.total():
+        kinds = ", ".join(f"{suffix} {k}" for suffix, k in left_out.most_common())
+        say(f"{address}: left out {n} whose name does not end like an image's ({kinds}); --all-files takes every file")
+    if hidden:
+        say(f"{address}: left out {hidden} hidden {'item' if hidden == 1 else 'items'}")
 
 
 def _hidden(path: str, below: str) -> bool:

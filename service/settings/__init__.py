@@ -216,8 +216,8 @@ class Settings(BaseSettings):
         """The settings for the log at start: a secret is only said to be set or not."""
         shown = self.model_dump(mode="json")
         shown |= {name: "not set" if getattr(self, name) is None else "set" for name in SECRETS}
-        shown["ledger"] = without_password(self.ledger)
-        shown["store"] = None if self.store is None else without_password(self.store)
+        for name in ("bundle", "shadow_bundle", "ledger", "store", "otlp_endpoint"):
+            shown[name] = shown[name] and without_password(shown[name])
         return shown
 
 

@@ -141,6 +141,34 @@ def test_a_value_that_is_left_empty_is_none_or_is_named() -> None:
             assert "nil pointer" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "ports"),
+    [
+        ({}, []),
+        ({"ledger": {"url": "postgresql://a:b:c@pool:6543/x?sslmode=require"}}, [6543]),
+        ({"ledger": {"url": "postgresql://a:b@pool/x", "port": 5433}}, [5433]),
+        ({"settings": {"TAILGUARD_BUNDLE": f"http://models:8081/shop/3#sha256={'A' * 64}"}}, [443, 8081]),
+        ({"settings": {"TAILGUARD_SHADOW_BUNDLE": f"http://models/shop/3#sha256={'a' * 64}"}}, [443, 80]),
+        ({"settings": {"TAILGUARD_BUNDLE": "s3://models/shop/3"},
+          "env": [{"name": "AWS_ENDPOINT_URL", "value": "http://minio.storage:9000/"}]}, [443, 9000]),
+        ({"env": [{"name": "TAILGUARD_BUNDLE", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}, [443]),
+        ({"settings": {"TAILGUARD_OTLP_ENDPOINT": "http://otel.monitoring:4318/v1/traces"}}, [4318]),
+    ],
+)  # fmt: skip
+def test_what_settings_name_can_be_reached(values: dict[str, Any], ports: list[int]) -> None:
+    """A database at another port, MinIO, a web server without TLS: every packet was dropped without a word."""
+    rules = of_kind("NetworkPolicy", rendered(KEYS | values))["spec"]["egress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == [53, 53, *ports]
+
+
+def test_a_bundle_that_a_secret_names_has_a_cache() -> None:
+    """Its address holds a token, say; the container's own file system is read-only."""
+    named = {"name": "TAILGUARD_BUNDLE", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}
+    manifests = rendered(KEYS | {"env": [named]})
+    assert container(manifests)["env"][-1] == named
+    assert "/var/cache/tailguard" in [mount["mountPath"] for mount in container(manifests)["volumeMounts"]]
+
+
 def test_what_is_no_setting_can_be_a_number_in_quotes() -> None:
     quoted = rendered(KEYS | {"replicas": "1", "service": {"port": "80"}, "terminationMarginSeconds": "10"})
     assert of_kind("Deployment", quoted)["spec"]["replicas"] == 1

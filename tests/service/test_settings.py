@@ -168,6 +168,18 @@ def test_bundle_is_found_from_the_repository_root(monkeypatch: pytest.MonkeyPatc
     assert Settings().shadow_bundle is None
 
 
+def test_no_secret_of_an_address_is_printed() -> None:
+    """The log at the start held the token of a web server, though secrets are only said to be set."""
+    given = {
+        "bundle": f"https://me:hunter2@host/b?token=hunter2#sha256={'0' * 64}", "ledger": "postgresql://a:hunter2@h/d",
+        "shadow_bundle": "s3://key:hunter2@models/b", "otlp_endpoint": "http://a:hunter2@collector:4318",
+    }  # fmt: skip
+    shown = Settings(**given).printable()  # type: ignore[arg-type]
+    assert "hunter2" not in json.dumps(shown)
+    assert shown["bundle"] == "https://host/b"
+    assert Settings(bundle="s3://models/b#sha256=ab").printable()["bundle"] == "s3://models/b#sha256=ab"
+
+
 def test_what_is_kept_needs_a_ledger_and_a_place() -> None:
     assert not settings.load({}).keeps
     assert settings.load({"TAILGUARD_KEEP_SAMPLE": "0.01"}).keeps  # in memory, beside a ledger in memory

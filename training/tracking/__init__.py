@@ -9,12 +9,13 @@ from training.tracking.record import read
 __all__ = ["require", "send"]
 
 
-def require(mlflow: str | None, tensorboard: Path | None) -> None:
-    """ValueError before hours of work where a package is missing, or the place cannot be reached or written to."""
+def require(mlflow: str | None, tensorboard: Path | None, runs: Path) -> None:
+    """ValueError before hours of work where a package is missing, or the place cannot be reached or written to, or is
+    that of the `runs` themselves."""
     if mlflow is not None:
         mlflow_runs.require(mlflow)
     if tensorboard is not None:
-        boards.require(tensorboard)
+        boards.require(tensorboard, runs)
 
 
 def send(folder: Path, result: Json, mlflow: str | None, tensorboard: Path | None) -> list[str]:

@@ -15,16 +15,24 @@ from training.tracking.record import Record
 DIGEST_FILE = "tailguard.digest"
 
 
-def require(folder: Path) -> None:
-    """ValueError where TensorBoard is not installed or `folder` cannot be written to."""
+def require(folder: Path, runs: Path) -> None:
+    """ValueError where TensorBoard is not installed, or `folder` cannot be written to or is that of the `runs`."""
     _writer()
+    if folder.resolve() == runs.resolve():
+        raise ValueError(f"--tensorboard {folder} is where the runs themselves are kept: name another folder")
     require_writable(folder, "--tensorboard")
 
 
 def send(record: Record, folder: Path) -> str:
-    """Write the run to `folder`/<its name>, unless it is there; in words what was done."""
+    """Write the run to `folder`/<its name>, unless it is there; in words what was done.
+
+    Raises ValueError where something else lies there, which is never replaced.
+    """
     place = folder / record.name
     digest = place / DIGEST_FILE
+    if place.exists() and not digest.is_file():
+        raise ValueError(f"--tensorboard {folder}: {place} is there and was not written for TensorBoard by this "
+                         "program: name another folder")  # fmt: skip
     if digest.is_file() and digest.read_text() == record.digest:
         return "there already"
     folder.mkdir(parents=True, exist_ok=True)

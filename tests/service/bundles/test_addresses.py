@@ -5,17 +5,21 @@ import hashlib
 import http.server
 import json
 import multiprocessing
+import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pytest
 
-from service.bundles import addresses
+from service.__main__ import main
+from service.bundles import addresses, kinds, watched
 from service.bundles.addresses import fetched
 from service.bundles.push import push
 from service.contract import bundle
@@ -215,15 +219,136 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fetched("memory://b/1", tmp_path / "cache")  # as in a folder that is there, and read-only
 
 
+def test_a_copy_of_the_cache_is_told_on_standard_error(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`inspect ADDRESS > summary.json` had the warning as its first line."""
+    push(tiny_bundle, f"local://{tmp_path}/store/1")
+    monkeypatch.setenv("TAILGUARD_BUNDLE_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        assert main(["inspect", f"local://{tmp_path}/store/1"]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["name"] == "tiny"
+        (tmp_path / "store" / "1" / MANIFEST_FILE).unlink(missing_ok=True)
+    assert "the copy fetched last is served" in printed.err
+
+
+def test_what_a_killed_fetch_left_goes(tiny_bundle: Path, tmp_path: Path, memory: Any) -> None:
+    """A pod that is killed at each start left another part of a bundle each time."""
+    source = push(tiny_bundle, "memory://models/tiny/1")
+    copies = fetched(source, tmp_path).parent
+    left, under_way = copies / ".1.partial", copies / ".2.partial"
+    for folder in (left, under_way):
+        (folder / "plots").mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"half")
+    for path in (left, left / "plots", left / "model.onnx", under_way, under_way / "plots"):
+        os.utime(path, (0, 0))
+    fetched("memory://models/tiny/1", tmp_path)
+    assert not left.exists()
+    assert under_way.exists()
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Serves `folder` with a token only, as it comes and without HEAD, stalls within files of the kinds in `stalls`."""
+
+    folder: Path
+    stalls = ""
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path, _, options = self.path.partition("?")
+        file = self.folder / unquote(path).removeprefix("/b/")
+        if options != "token=s3cret":
+            return self.send_error(401)
+        if not file.is_file():
+            return self.send_error(404)
+        data = file.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        half = len(data) // 2
+        for at in range(0, half, half // 5):  # slowly
+            self.wfile.write(data[at : min(half, at + half // 5)])
+            time.sleep(0.2 if file.name == "model.onnx" else 0)
+        if self.stalls and file.match(self.stalls):
+            time.sleep(5)
+        self.wfile.write(data[half:])
+
+
+@pytest.fixture
+def odd(tiny_bundle: Path) -> Iterator[type[Odd]]:
+    pytest.importorskip("aiohttp", reason="fsspec reads from web servers with aiohttp")
+
+    class Here(Odd):
+        folder = tiny_bundle
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        Here.url = f"http://127.0.0.1:{server.server_address[1]}/b"  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Here
+        server.shutdown()
+
+
+@pytest.mark.parametrize("stalls", ["", "*.onnx", MANIFEST_FILE])
+def test_a_server_that_stalls_is_given_up_and_a_slow_one_is_not(
+    stalls: str, odd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was waited for in silence for 5 minutes, and a slow file was cut off after 5; a token went to the wrong end
+    of the address."""
+    monkeypatch.setattr(watched, "STALLED_S", 0.7)
+    odd.stalls = stalls
+    source, started = f"{odd.url}/?token=s3cret#sha256={digest_of(odd.folder)}", time.monotonic()
+    if not stalls:
+        assert bundle.read(fetched(source, tmp_path)) == bundle.read(odd.folder)
+        return
+    with pytest.raises(
+        BundleError, match=rf"^{odd.url}\S* .*nothing came for 0\.7 s, after \d+ bytes of the bundle: see"
+    ):
+        fetched(source, tmp_path)
+    assert time.monotonic() - started < 4
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_address_that_stalls_is_away(
+    tiny_bundle: Path, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it cannot be reached: the copy fetched last is served."""
+    push(tiny_bundle, "memory://models/tiny/1")
+    found = fetched("memory://models/tiny/1", tmp_path)
+    monkeypatch.setattr(watched, "STALLED_S", 0.3)
+    monkeypatch.setattr(type(memory), "_open", lambda *_, **__: time.sleep(3))
+    assert fetched("memory://models/tiny/1", tmp_path) == found
+    with pytest.raises(BundleError, match=r"memory://models/tiny/2 cannot be fetched: nothing came for 0\.3 s"):
+        fetched("memory://models/tiny/2", tmp_path)
+
+
+def test_a_server_that_cannot_be_reached_when_it_is_asked_for(tmp_path: Path) -> None:
+    """FTP connects at once: `inspect ftp://…` ended with a traceback."""
+    with pytest.raises(BundleError, match=r"ftp://127.0.0.1:1/b cannot be fetched: .*Connection refused"):
+        fetched("ftp://127.0.0.1:1/b", tmp_path)
+
+
+def test_no_secret_of_a_web_address_in_an_error(odd: Any, tmp_path: Path) -> None:
+    address = odd.url.replace("://", "://me:pass@")
+    for options, wrong in (("?token=wr0ng", "401"), ("?token=s3cret", r"b/none/manifest\.json is not there")):
+        with pytest.raises(BundleError, match=wrong) as error:
+            fetched(f"{address}/none{options}#sha256={'0' * 64}", tmp_path)
+        assert not re.search("pass|wr0ng|s3cret", str(error.value))
+
+
 def test_secrets_are_not_shown() -> None:
-    assert addresses.shown("https://me:secret@host/b?token=secret#sha256=00") == "https://host/b"
-    assert addresses.shown("s3://me:se/cret@host/b") == "s3://host/b"
-    assert addresses.shown("models:/shop/3") == "models:/shop/3"
+    assert kinds.shown("https://me:secret@host/b?token=secret#sha256=00") == "https://host/b"
+    assert kinds.shown("s3://me:se/cret@host/b") == "s3://host/b"
+    assert kinds.shown("models:/shop/3") == "models:/shop/3"
 
 
 def test_a_revision_is_no_user() -> None:
     """It was shown as hf://main/shop/3, in errors and as what is served."""
-    assert addresses.shown("hf://owner/repo@main/shop/3") == "hf://owner/repo@main/shop/3"
+    assert kinds.shown("hf://owner/repo@main/shop/3") == "hf://owner/repo@main/shop/3"
 
 
 def _fetch(address: str, cache: Path, slow: bool) -> None:

@@ -1,5 +1,6 @@
 """Inputs by address: found, read, refused as files of this machine are."""
 
+import errno
 import functools
 import http.server
 import json
@@ -43,6 +44,20 @@ def test_folders_patterns_and_files(store: Any) -> None:
         score("nowhere://b", "--out", "out.jsonl")
 
 
+def test_what_is_left_out_is_named(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A photograph whose name has no suffix went without a word; the mark of a folder, dir.png/, was an image."""
+    for name in ("/bucket/b/photo", "/bucket/b/note.TXT", "/bucket/b/.DS_Store"):
+        store.pipe_file(name, tiny.photo())
+    store.store["/bucket/b/dir.png/"] = store.store["/bucket/b/photo"]  # as an object store has it
+    with pytest.raises(ScoreError, match="memory://bucket/b holds no image: --all-files takes every file"):
+        score("memory://bucket/b", "--out", tmp_path / "out.jsonl")
+    said = capsys.readouterr().err
+    assert "bucket/b: left out 2 whose name does not end like an image's (" in said
+    assert all(part in said for part in (".txt 1", "(no suffix) 1", "left out 1 hidden item"))
+    assert remote.find("memory://bucket/b", every=True) == ["memory://bucket/b/note.TXT", "memory://bucket/b/photo"]
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.jsonl"
     paths = tmp_path / "paths.txt"
@@ -53,6 +68,31 @@ def test_rows_of_addresses(store: Any, tiny_bundle: Path, tmp_path: Path, monkey
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["error"] for row in rows] == [None, "not-found", "body-too-large"]
     assert rows[0]["label"] == "red"
+
+
+@pytest.mark.parametrize("given", ["memory://bucket/c", "memory://bucket/c/*.png", "memory://bucket/c/1.png", "list"])
+def test_a_file_that_was_replaced_between_two_runs(
+    given: str, store: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store tells it in its listing; the row of what had been there was kept, a damaged file's error too."""
+    store.pipe_file("/bucket/c/1.png", b"damaged")
+    if given == "list":
+        (tmp_path / "list.txt").write_text("memory://bucket/c/1.png\n")
+        given = str(tmp_path / "list.txt")
+    arguments = (given, "--out", tmp_path / "out.jsonl", "--bundle", tiny_bundle)
+
+    def full(out: Path, kinds: Any, rows: Any, *_: Any) -> None:
+        assert [row["error"] for row in rows] == ["unsupported-media"]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.score.outputs.write", full)
+        with pytest.raises(ScoreError, match="No space left"):
+            score(*arguments)
+    store.pipe_file("/bucket/c/1.png", tiny.photo())
+    assert score(*arguments) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert row["label"] == ("red" if "list" not in given else None)  # of a list nobody knows
 
 
 def test_files_of_a_web_server(tiny_bundle: Path, tmp_path: Path) -> None:

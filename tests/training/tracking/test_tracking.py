@@ -93,7 +93,7 @@ def runs_of(client: Any, name: str = "tailguard") -> list[Any]:
 def test_mlflow_has_the_run_once(run: tuple[Path, Json], client: tuple[str, Any]) -> None:
     folder, result = run
     uri, reader = client
-    tracking.require(uri, None)
+    tracking.require(uri, None, Path("runs"))
     assert tracking.send(folder, result, uri, None) == ["mlflow: cifar10-lt100-oe-s0: sent"]
     assert tracking.send(folder, result, uri, None) == ["mlflow: cifar10-lt100-oe-s0: there already"]
     (found,) = runs_of(reader)
@@ -132,7 +132,7 @@ def test_what_was_cut_short_or_measured_again_is_replaced(
 @pytest.mark.filterwarnings("ignore")
 def test_a_place_that_is_none_is_named_before_the_work(client: tuple[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^--mlflow nowhere://a cannot be used: "):
-        tracking.require("nowhere://a", None)
+        tracking.require("nowhere://a", None, Path("runs"))
 
 
 # ---- TensorBoard -----------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_tensorboard_has_the_run_once(run: tuple[Path, Json], tmp_path: Path) ->
 
     folder, result = run
     out = tmp_path / "board"
-    tracking.require(None, out)
+    tracking.require(None, out, tmp_path / "runs")
     for said in ("sent", "there already"):
         assert tracking.send(folder, result, None, out) == [f"tensorboard: cifar10-lt100-oe-s0: {said}"]
     result["accuracy"] = 0.75
@@ -163,6 +163,21 @@ def test_tensorboard_has_the_run_once(run: tuple[Path, Json], tmp_path: Path) ->
     held = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hparams = plugin_data_pb2.HParamsPluginData.FromString(held).session_start_info.hparams
     assert hparams["width"].string_value == "16"
+
+
+def test_a_run_is_never_replaced_by_its_events(
+    run: tuple[Path, Json], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--tensorboard OUT/runs deleted every run, with its checkpoint, as it was sent."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    folder, result = run
+    kept = sorted(folder.iterdir())
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ValueError, match=r"runs is where the runs themselves are kept: name another folder"):
+        tracking.require(None, Path("../runs"), folder.parent)
+    with pytest.raises(ValueError, match=r"is there and was not written for TensorBoard by this program"):
+        tracking.send(folder, result, None, folder.parent)
+    assert sorted(folder.iterdir()) == kept
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -220,5 +235,5 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--tensorboard .*is a file, name a folder"):
-        boards.require(tmp_path / "file")
+        boards.require(tmp_path / "file", tmp_path / "runs")
     assert mlflow_runs.EXPERIMENT == "tailguard"

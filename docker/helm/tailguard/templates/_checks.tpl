@@ -119,7 +119,7 @@ A bundle under /models is named and nothing is mounted there: set bundles.existi
 {{- if and (regexMatch "^https?://" $source) (not (contains "#sha256=" $source)) }}
 {{ $name }}={{ $shown }} comes from a web server and is not pinned: add #sha256=… with the digest of its manifest.json.
 {{- end }}
-{{- if and (contains "#sha256=" $source) (not (regexMatch "#sha256=[0-9a-f]{64}$" $source)) }}
+{{- if and (contains "#sha256=" $source) (not (regexMatch "#sha256=[0-9a-fA-F]{64}$" $source)) }}
 {{ $name }}={{ $shown }} is pinned to what is no sha256: give its 64 digits, as tailguard push prints them.
 {{- end }}
 {{- if regexMatch "://[^/?]*@" (regexReplaceAll "^hf://[^#]*" $source "") }}

@@ -24,11 +24,31 @@
 {{- if or (contains "://" .) (hasPrefix "models:/" .) -}}true{{- end -}}
 {{- end -}}
 
-{{/* "true" where a bundle is fetched from an address. */}}
+{{/* "true" where a bundle is fetched from an address, or may be: what a Secret holds is not known here. */}}
 {{- define "tailguard.fetches" -}}
 {{- $bundle := include "tailguard.given" (list . "TAILGUARD_BUNDLE") -}}
 {{- $shadow := include "tailguard.given" (list . "TAILGUARD_SHADOW_BUNDLE") -}}
-{{- if or (include "tailguard.isAddress" $bundle) (include "tailguard.isAddress" $shadow) -}}true{{- end -}}
+{{- if or (include "tailguard.isAddress" $bundle) (include "tailguard.isAddress" $shadow) (has "(elsewhere)" (list $bundle $shadow)) -}}true{{- end -}}
+{{- end -}}
+
+{{/* The port of a URL; empty where it names none. */}}
+{{- define "tailguard.port" -}}
+{{- regexReplaceAll "^[a-z]+://([^/?#]*@)?" . "" | regexFind "^[^/?#]*" | regexFind ":[0-9]+$" | trimPrefix ":" -}}
+{{- end -}}
+
+{{/* Ports for addresses: those given, and those of web addresses in the settings and variables (AWS_ENDPOINT_URL, say). */}}
+{{- define "tailguard.addressPorts" -}}
+{{- $ports := .Values.networkPolicy.addressPorts -}}
+{{- $texts := list (include "tailguard.given" (list . "TAILGUARD_BUNDLE")) (include "tailguard.given" (list . "TAILGUARD_SHADOW_BUNDLE")) -}}
+{{- range .Values.env -}}{{- if not (hasPrefix "TAILGUARD_" .name) -}}{{- $texts = append $texts (get . "value" | toString) -}}{{- end -}}{{- end -}}
+{{- range $texts -}}
+{{- if regexMatch "^https?://" . -}}
+{{- $ports = append $ports (include "tailguard.port" . | default (ternary "443" "80" (hasPrefix "https:" .)) | int) -}}
+{{- end -}}
+{{- end -}}
+{{- range uniq $ports }}
+- {protocol: TCP, port: {{ int . }}}
+{{- end -}}
 {{- end -}}
 
 {{/* Which ledger: postgresql, elsewhere (a variable from a Secret), off, memory or file. */}}
