@@ -59,21 +59,23 @@ def audit(
     every = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
     parts = [_part(source, found.classes) for source in every]
     counts = np.array(parts[0].counts)
-    groups = group_classes(counts)
+    validation = next((np.array(part.counts) for part in parts if part.name == "val"), None)
+    groups = group_classes(counts if validation is None else counts + validation)  # as calibration makes them
     if outliers is None and found.outliers is not None and data is not None:
         outliers = data / "outliers"
     both = [
         advice.advise(
             dataset=found.kind, data=data, imbalance=imbalance, outliers=outliers, counts=counts, groups=groups,
             median_side_px=min(parts[0].width_px.median, parts[0].height_px.median), frozen=frozen,
+            validated=validation is not None,
         )
         for frozen in ([True, False] if found.kind in sources.PHOTOGRAPHS else [False])
     ]  # fmt: skip
     unmeasured: list[str] = []
     both = [_measured(_with_reading(one, group_by, class_level), found, measure, unmeasured) for one in both]
     advised = both[0]
-    fraction = next(s.value for s in advised.settings if s.name == "calibration_fraction")
-    held = advice.held_out(counts, fraction).tolist()
+    fraction = next((s.value for s in advised.settings if s.name == "calibration_fraction"), 0.0)
+    held = (advice.held_out(counts, fraction) if validation is None else validation).tolist()
     images = [source.part for source in every]
     copies, conflicts = _exact(images, found.classes)
     report = Report(
@@ -86,7 +88,9 @@ def audit(
         imbalance_ratio=float(counts.max() / max(counts.min(), 1)), gini=gini(counts), parts=parts,
         unreadable=[Unreadable(path=p, reason=r) for source in every for p, r in source.unreadable],
         copies=copies, conflicts=conflicts, look_alikes=_near(images),
-        support=advice.support(counts, groups, len(found.outliers.part.pixels) if found.outliers else 0, fraction),
+        support=advice.support(
+            counts, groups, len(found.outliers.part.pixels) if found.outliers else 0, fraction, validation
+        ),
         advice=advised, alternatives=both[1:], notes=[], ood=[str(path) for path in found.ood_paths],
     )  # fmt: skip
     return report.model_copy(update={"notes": [*notes(report, found), *unmeasured]})

@@ -58,9 +58,9 @@ class GroupSupport(Frozen):
 
 
 class Support(Frozen):
-    """What a calibration split of this fraction supports."""
+    """What a calibration split of this fraction supports, or what validation images do; they make it None."""
 
-    fraction: float
+    fraction: float | None
     groups: dict[str, GroupSupport]
     classes_by_level: dict[str, int]  # level → how many classes hold images enough for a threshold of their own
     outliers: int
@@ -101,9 +101,14 @@ def held_out(counts: Counts, fraction: float) -> Counts:
     return expected_held_back(counts, fraction)
 
 
-def support(counts: Counts, groups: Groups, outliers: int, fraction: float) -> Support:
-    """`counts` [C] training images and the groups of the classes; the number of training outliers."""
-    held = held_out(counts, fraction)
+def support(
+    counts: Counts, groups: Groups, outliers: int, fraction: float, validation: Counts | None = None
+) -> Support:
+    """`counts` [C] training images and the groups of the classes; the number of training outliers.
+
+    `validation` [C] images of the classes, where there are such: these are calibrated on, and no training image.
+    """
+    held = held_out(counts, fraction) if validation is None else validation
     by_group: dict[str, GroupSupport] = {}
     for name in groups.names:
         inside = groups.of_class == name
@@ -117,7 +122,8 @@ def support(counts: Counts, groups: Groups, outliers: int, fraction: float) -> S
         )
     by_level = {f"{level:.0%}": int((held >= images_needed(level)).sum()) for level in LEVELS}
     return Support(
-        fraction=fraction, groups=by_group, classes_by_level=by_level, outliers=round(fraction * outliers)
+        fraction=fraction if validation is None else None, groups=by_group, classes_by_level=by_level,
+        outliers=round(fraction * outliers),
     )  # fmt: skip
 
 
@@ -136,13 +142,24 @@ def calibration_fraction(counts: Counts, groups: Groups) -> tuple[float, str]:
     )
 
 
+def held_back(counts: Counts, groups: Groups, *, validated: bool, outliers: bool) -> list[Setting]:
+    """The calibration fraction and its reason; nothing where validation images leave it nothing to do."""
+    if validated and not outliers:
+        return []
+    value, why = calibration_fraction(counts, groups)
+    if validated:
+        value, why = FRACTIONS[0], "of the outliers: there are validation images to calibrate on"
+    return [Setting(name="calibration_fraction", value=value, reason=why)]
+
+
 def advise(
     *, dataset: str, data: Path | None, imbalance: float | None, outliers: Path | None, counts: Counts, groups: Groups,
-    median_side_px: float, frozen: bool,
+    median_side_px: float, frozen: bool, validated: bool,
 ) -> Advice:  # fmt: skip
     """Settings for `train`, each with its reason, and the complete command. Counts [C] after the cut.
 
-    `frozen`: a head on a pretrained backbone that does not learn, else a network that is trained from scratch.
+    `validated`: there are validation images, which are calibrated on. `frozen`: a head on a pretrained backbone that
+    does not learn, else a network that is trained from scratch.
     """
     ratio = counts.max() / max(counts.min(), 1)
     method, why = METHOD_RULES[bool(ratio < BALANCED_RATIO), outliers is not None or dataset == "digits"]
@@ -161,10 +178,9 @@ def advise(
         settings.append(frozen_size(median_side_px))
     elif dataset == "folder":
         settings.append(_image_size(median_side_px))
-    fraction, why = calibration_fraction(counts, groups)
-    settings.append(Setting(name="calibration_fraction", value=fraction, reason=why))
+    settings += (held := held_back(counts, groups, validated=validated, outliers=outliers is not None))
     if not frozen:  # a head has a schedule of its own, which `train` derives
-        settings += _schedule(int((counts - held_out(counts, fraction)).sum()))
+        settings += _schedule(int((counts if validated else counts - held_out(counts, held[0].value)).sum()))
     config = Config(**{s.name: s.value for s in settings})  # every name and value is one that `train` takes
     command = " ".join([f"{program()} train", *map(option, settings)])
     return Advice(name="frozen" if config.frozen else "scratch", settings=settings, command=command)

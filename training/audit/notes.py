@@ -2,7 +2,9 @@
 
 from training.audit.report import Report
 from training.audit.sources import PHOTOGRAPHS, Sources
+from training.data.listing import some
 from training.data.splits import FEWEST_IMAGES
+from training.layout import several
 
 WITHOUT_OUTLIERS = (
     "no outliers: everything works without. A folder of images that belong to no class (--outliers DIR: the junk that "
@@ -47,12 +49,12 @@ def notes(report: Report, found: Sources) -> list[str]:
         said.append("`train` calibrates on val, so it takes no calibration images from train")
     every = [*found.splits.values(), *([found.outliers] if found.outliers else []), *found.ood]
     said += found.notes + [note for source in every for note in source.notes]
-    if few := [c.name for c in report.classes if 0 < c.train < FEWEST_IMAGES]:
+    if few := [c.name for c in report.classes if c.train and not c.calibration]:
+        why = "no validation image" if "val" in by_name else f"of 1 to {FEWEST_IMAGES - 1} images none is held back"
         said.append(
-            f"{len(few)} classes have 1 to {FEWEST_IMAGES - 1} images ({', '.join(few[:5])}"
-            f"{' ...' if len(few) > 5 else ''}): they are trained on, and none of their images is held back; so no "
-            "share of them that is kept is promised or measured without a test part, and their threshold is that of "
-            "their group, whose other classes gave the calibration images"
+            f"{several(len(few), 'class')} without an image to calibrate on ({some(few)}; {why}): no share of them "
+            "that is kept is promised or measured without a test part, and their threshold is that of their group, "
+            "whose other classes gave the calibration images"
         )
     if found.outliers is None:
         said.append(WITHOUT_OUTLIERS)

@@ -42,7 +42,7 @@ class ClassRow(Frozen):
     name: str
     group: str
     train: int
-    calibration: int  # of the training images, at the advised fraction
+    calibration: int  # of the training images, at the advised fraction; with validation images these
     highest_level: float  # that so many support: 1 − 1/(n + 1)
 
 
@@ -185,7 +185,8 @@ def _unreadable(report: Report) -> list[str]:
 
 def _support(report: Report) -> list[str]:
     s, needed = report.support, images_needed(LEVEL)
-    rows = [["CALIBRATION", "classes", "train", "held out", f"{LEVEL:.0%} (>= {needed})", "refuses at most"]]
+    held = "held out" if s.fraction is not None else "val"
+    rows = [["CALIBRATION", "classes", "train", held, f"{LEVEL:.0%} (>= {needed})", "refuses at most"]]
     for group in report.groups:
         v = s.groups[group.name]
         rows.append([group.name, str(v.classes), str(v.train_images), str(v.calibration_images),
@@ -196,7 +197,8 @@ def _support(report: Report) -> list[str]:
     )
     return [
         *columns(rows),
-        f"at a fraction of {s.fraction:g}; refuses at most: of the images of the group, on average over the splits",
+        ("on the images of val" if s.fraction is None else f"at a fraction of {s.fraction:g}")
+        + "; refuses at most: of the images of the group, on average over the splits",
         "classes with images enough for a threshold of their own:",
         f"    {by_level}",
         f"outliers held out: {s.outliers}" if s.outliers else "no outliers: the point id95 alone",

@@ -4,7 +4,6 @@ Unlike training, which may stop at the first fault, this goes on and lists them 
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,13 +80,11 @@ def read(
     if kind == "folder" and data.is_dir():  # what lies beside train and test is meant for it
         outliers = outliers or next((p for p in [data / "outliers"] if p.is_dir()), None)
         ood = ood or _subfolders(data / "ood") or [p for p in [data / "ood"] if p.is_dir()]
-    paths = [p for path in ood for p in (sorted(path.glob("*.np[yz]")) or [path])]
-    if twice := [name for name, n in Counter(map(folders.set_name, paths)).items() if n > 1]:
-        raise DataError(f"two OOD sets are called {twice[0]!r}: rename one of {', '.join(map(str, paths))}")
+    sets = folders.set_places(ood)
     return Sources(
         kind, classes, splits,
         _unlabelled("outliers", outliers, size_px) if outliers else None,
-        [_unlabelled(f"ood/{folders.set_name(p)}", p, size_px) for p in paths], notes, tuple(paths),
+        [_unlabelled(f"ood/{name}", p, size_px) for name, p in sets.items()], notes, tuple(sets.values()),
     )  # fmt: skip
 
 

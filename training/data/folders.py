@@ -141,7 +141,18 @@ def unlabelled_pixels(
 
 def set_name(path: Path) -> str:
     """What a set of images is called: an array without its suffix, a folder, which has none, by its whole name."""
-    return path.name if path.is_dir() else path.stem
+    return Path(os.path.abspath(path)).name if path.is_dir() else path.stem  # of "." too
+
+
+def set_places(paths: Iterable[Path]) -> dict[str, Path]:
+    """The sets at these places by name; a folder of arrays is a set for each. DataError where two have one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        arrays = sorted(path.glob("*.np[yz]")) if path.is_dir() else []
+        for one in arrays or [path]:
+            if (other := found.setdefault(set_name(one), one)) is not one:
+                raise DataError(f"two OOD sets are called {set_name(one)!r}, {other} and {one}: rename one of them")
+    return found
 
 
 def unlabelled_files(path: Path, notes: list[str] | None = None) -> list[str]:

@@ -141,16 +141,12 @@ def ood_sets(
     keeps which files can be read.
     """
     sets: dict[str, Images] = {}
-    for path in paths:
-        arrays = sorted(p for p in path.glob("*.np[yz]")) if path.is_dir() else []
-        for one in arrays or [path]:
-            if (name := folders.set_name(one)) in sets:
-                raise DataError(f"two OOD sets are called {name!r}: rename one of {path}")
-            if target and one.is_dir():
-                sets[name] = _fitted_folder(one, target, unreadable, notes, cache)
-            else:
-                pixels = folders.unlabelled_pixels(one, size_px, notes, unreadable=unreadable)
-                sets[name] = fitted(pixels, target) if target else pixels
+    for name, one in folders.set_places(paths).items():
+        if target and one.is_dir():
+            sets[name] = _fitted_folder(one, target, unreadable, notes, cache)
+        else:
+            pixels = folders.unlabelled_pixels(one, size_px, notes, unreadable=unreadable)
+            sets[name] = fitted(pixels, target) if target else pixels
     return sets
 
 

@@ -162,6 +162,7 @@ def export(
         "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
         "examples": {"given": len(example_images)} if example_images else {"given": 0},
         "score_choice": calibration.get("score_choice"), "heat_map": where.reason,
+        "uncalibrated": [name for i, name in enumerate(run.classes) if i not in turned_out.label],
     }  # fmt: skip
     lineage = lineage or {}
     if compared := lineage.get("comparison"):

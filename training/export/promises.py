@@ -49,13 +49,14 @@ def promises(m: Manifest) -> Iterable[str]:
 
 
 def few_images(m: Manifest) -> Iterable[str]:
-    """What classes of fewer than FEWEST_IMAGES training images allow; nothing where there are none."""
-    rare = [f"{c.name} ({c.train_count})" for c in m.classes if c.train_count < FEWEST_IMAGES]
-    if rare:
+    """What classes without a calibration image allow; nothing where there are none."""
+    named = m.evaluation.get("uncalibrated")
+    without = [c for c in m.classes if (c.train_count < FEWEST_IMAGES if named is None else c.name in named)]
+    if without:
         yield (
-            f"Classes of fewer than {FEWEST_IMAGES} training images: {', '.join(rare)}. All their images were trained "
-            "on, and none was kept for calibration. They can be predicted, but nothing here says how well beyond the "
-            "few test images there may be: no temperature, threshold or p-value was measured on them. Their "
+            "Classes without a calibration image, and their training images: "
+            f"{', '.join(f'{c.name} ({c.train_count})' for c in without)}. They can be predicted, but nothing here "
+            "says how well beyond the test images there may be: no threshold or p-value was measured on them. Their "
             "predictions are judged by the thresholds of their group, which rest on other classes, so the promise "
             "of an operating point does not cover them: expect more of their images to be refused."
         )

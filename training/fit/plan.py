@@ -11,7 +11,7 @@ from service.contract.calibration.groups import group_classes
 from training.audit import advice, sources
 from training.config import Config, flag
 from training.data import overlaps, taxonomy
-from training.data.folders import PARTS
+from training.data.folders import PARTS, set_places
 from training.data.listing import Listing
 from training.data.photographs import SCAN_FILE, TEST_FRACTION, Files, Source, list_files
 from training.data.readers import DataError
@@ -121,13 +121,14 @@ def _version(before: dict[str, Any] | None, bundles: Path, work: Path) -> str:
 
 
 def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
-    """ValueError where a head is no method, or needs the outliers that are not there; where an OOD set is missing."""
+    """ValueError where a head is no method, or needs outliers that are not there, and where OOD sets do not do."""
     for name in heads:
         if find_method(name).needs_outliers and given.outliers is None:
             raise ValueError(f"--heads {name} learns from outliers: give --outliers DIR, or other heads")
     for path in given.ood:
         if not path.exists():
             raise DataError(f"--ood {path} is missing: name a .npy or .npz array, or a folder of images")
+    set_places(given.ood)
 
 
 def _given(given: Fit, setting: str, reason: str) -> str:
@@ -160,11 +161,9 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
         headers = scan(files.train.paths, cache=cache).headers
         side = float(np.median([min(h.width_px, h.height_px) for h in headers]))
         settings.append(advice.frozen_size(side))
-    fraction, why = advice.calibration_fraction(counts, group_classes(counts))
-    if files.validated:  # then it is of outliers alone
-        fraction, why = base.calibration_fraction, "of the outliers: there are validation images to calibrate on"
-    if base.outliers or not files.validated:
-        settings.append(advice.Setting(name="calibration_fraction", value=fraction, reason=why))
+    settings += advice.held_back(
+        counts, group_classes(counts), validated=files.validated, outliers=base.outliers is not None
+    )
     found += [Choice(s.name, s.value, s.reason) for s in settings if s.name not in given.model_fields_set]
     plain = Config(backbone=base.backbone)
     more = given.model_fields_set & Config.model_fields.keys() - {"data", "outliers", "backbone", "method"}

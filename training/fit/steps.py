@@ -87,7 +87,7 @@ def look(plan: Plan) -> str:
     files = plan.files
     counts = files.train.counts + files.calibration.counts
     outliers = sum(map(plans.length, (files.outliers, files.calibration_outliers)))
-    few = int(((counts > 0) & (counts < FEWEST_IMAGES)).sum())
+    few = int((files.calibration.counts == 0).sum())
     groups = group_classes(counts)
     lines = [
         f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
@@ -98,9 +98,9 @@ def look(plan: Plan) -> str:
         *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip
     if few:
-        lines.append(
-            f"{several(few, 'class')} of 1 to {FEWEST_IMAGES - 1} images: trained on, and nothing is held back"
-        )
+        why = "no validation image" if files.validated else f"1 to {FEWEST_IMAGES - 1} images, or all in one group"
+        lines.append(f"{several(few, 'class')} without an image to calibrate on ({why}): trained on, and judged by the "
+                     "thresholds of their group")  # fmt: skip
     return "\n".join([*lines, "", *chosen(plan)])
 
 

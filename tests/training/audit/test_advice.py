@@ -67,7 +67,7 @@ def test_the_method_follows_tail_and_outliers(folder, tail, outliers, method):
 def advised(counts, **changes):
     given = {
         "dataset": "folder", "data": "DATA", "imbalance": None, "outliers": "OUT", "median_side_px": 32,
-        "frozen": False, "counts": np.array(counts), "groups": group_classes(counts),
+        "frozen": False, "validated": False, "counts": np.array(counts), "groups": group_classes(counts),
     }  # fmt: skip
     return {s.name: s.value for s in advice.advise(**given | changes).settings}
 
@@ -117,7 +117,9 @@ def test_what_outliers_would_add_and_what_they_do_not_promise(folder):
     notes = audit(folder).notes
     assert any("--score auto" in note for note in notes)
     assert not any(note.startswith("no outliers") for note in notes)
-    assert any(note.startswith("1 classes have 1 to 4 images (cow)") for note in notes)
+    assert any(
+        note.startswith("1 class without an image to calibrate on (cow; of 1 to 4 images none") for note in notes
+    )
 
 
 # ---- Time ----

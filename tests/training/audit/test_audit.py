@@ -71,6 +71,24 @@ def test_the_parts_beside_train_and_test_are_found(folder):
     assert [p.name for p in audit(folder, ood=[folder / "extra.npy"]).parts][-1] == "ood/extra"
 
 
+def test_validation_images_are_what_calibration_rests_on(folder):
+    """A fraction of the training images was advised, with what it would hold; `train` takes none where there is val."""
+    for i in range(20):
+        save(folder / "val" / "ant" / f"{i}.png", 500 + i)
+    save(folder / "val" / "cow" / "0.png", 600)
+    report = audit(folder)
+    assert {c.name: (c.train, c.calibration) for c in report.classes} == {
+        "ant": (12, 20), "bee": (6, 0), "cow": (2, 1)}  # fmt: skip
+    assert sum(s.calibration_images for s in report.support.groups.values()) == 21
+    assert "calibration_fraction" not in chosen(report)
+    assert "on the images of val" in render(report)
+    assert "at a fraction" not in render(report)
+    assert any("(bee; no validation image)" in note for note in report.notes)
+    save(folder / "outliers" / "0.png", 601)
+    assert chosen(audit(folder))["calibration_fraction"] == 0.1
+    assert "of the outliers: there are validation images" in render(audit(folder))
+
+
 def test_imbalance_cuts_as_training_does(folder):
     report = audit(folder, imbalance=12)
     assert part(report, "train").counts == [12, 3, 1]

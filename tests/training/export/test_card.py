@@ -270,8 +270,10 @@ def test_the_card_says_what_classes_of_few_images_allow():
         for n, count, g in (("plane", 500, "many"), ("car", 5, "medium"), ("bird", 4, "medium"), ("cat", 1, "few"))
     ]
     found = card.render(make(classes=classes))
-    assert "Classes of fewer than 5 training images: bird (4), cat (1)." in found
-    assert "fewer than 5 training images" not in card.render(make())
+    assert "Classes without a calibration image, and their training images: bird (4), cat (1)." in found
+    with_validation = _evaluation() | {"uncalibrated": ["plane"]}
+    assert "their training images: plane (500)." in card.render(make(with_validation, classes=classes))
+    assert "Classes without a calibration image" not in card.render(make())
 
 
 def test_a_head_on_a_pretrained_backbone_is_not_measured_by_the_papers_recipe():

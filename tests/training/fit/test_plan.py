@@ -6,6 +6,8 @@ import pytest
 
 from tests.training.fit.test_alike import data as data
 from tests.training.fit.test_alike import scene
+from training.data.folders import set_name
+from training.data.readers import DataError
 from training.fit import plan
 from training.fit.command import Fit
 
@@ -31,3 +33,19 @@ def test_with_validation_images_nothing_is_said_of_training_images_held_back(
     [(_, why)] = fraction(Fit(**given))
     assert "images" in why
     assert "validation" not in why
+
+
+def test_ood_sets_of_one_name_are_refused_before_anything_is_computed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were when the first head had been trained, and then the fit that had begun took no others."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("day/strangers", "night/strangers"):
+        (tmp_path / place).mkdir(parents=True)
+        scene(900).save(tmp_path / place / "0.png")
+    both = (tmp_path / "day/strangers", tmp_path / "night/strangers")
+    with pytest.raises(DataError, match=r"two OOD sets are called 'strangers', .*day/strangers and .*night/"):
+        plan.make(Fit(data=data, backbone="onnx:x", ood=both))
+    assert set_name(Path("day/strangers")) == set_name(Path("day/strangers/.")) == "strangers"
+    monkeypatch.chdir(both[0])
+    assert set_name(Path()) == "strangers"
