@@ -8,7 +8,6 @@ import argparse
 import io
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60
 
@@ -33,7 +34,7 @@ def serving(bundle: Path, **settings: object) -> Iterator[str]:
     environ |= {"TAILGUARD_BUNDLE": str(bundle), "TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0"}
     environ |= {f"TAILGUARD_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
+        process = warm.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
         try:
             deadline = time.monotonic() + START_S
             while not (found := re.search(r"listening on (http://[\d.]+:\d+)", _text(log))):

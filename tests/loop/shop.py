@@ -3,7 +3,6 @@
 import hashlib
 import io
 import mimetypes
-import subprocess
 import sys
 import tarfile
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests import live
+from tests import live, warm
 
 KEY = "l00p"  # of an admin, who may also classify and review
 OUTLIER = ""  # a truth that is no class
@@ -117,8 +116,8 @@ def serving(settings: Mapping[str, Any], truth: dict[str, str]) -> Iterator[Serv
 
 def run(*arguments: object) -> str:
     """What a command of `tailguard` prints. RuntimeError with its refusal where it refuses."""
-    command = [sys.executable, "-c", "import sys; from service.commands import main; sys.exit(main())"]
-    done = subprocess.run([*command, *map(str, arguments)], cwd=live.ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "service.commands", *map(str, arguments)]
+    done = warm.run(command, cwd=live.ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{arguments[0]}: {done.stderr[-2000:]}")
     return done.stdout

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
+from tests import warm
 from tests.live import ROOT
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -105,7 +106,7 @@ class Stack:
 def running(folder: Path, bundle: Path) -> Iterator[Stack]:
     with ExitStack() as ends:
         log = folder / "service.log"
-        ends.enter_context(_process([sys.executable, "-m", "service", "serve"], log, _settings(bundle)))
+        ends.enter_context(_process([sys.executable, "-m", "service", "serve"], log, _settings(bundle), warm.Popen))
         listening = re.compile(r"listening on (http://[\d.]+:\d+)")
         address = wait(lambda: listening.search(log.read_text()), "the service")[1]
         notified: list[Json] = []
@@ -127,9 +128,11 @@ def _settings(bundle: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _process(command: list[str], log: Path, environ: dict[str, str] | None = None) -> Iterator[None]:
+def _process(
+    command: list[str], log: Path, environ: dict[str, str] | None = None, popen: type = subprocess.Popen
+) -> Iterator[None]:
     with log.open("w") as stream:
-        started = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stream, stderr=subprocess.STDOUT)
+        started = popen(command, cwd=ROOT, env=environ, stdout=stream, stderr=subprocess.STDOUT)
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ import pytest
 
 import service
 from service.__main__ import main
+from tests import warm
 from tests.service import tiny
 
 ROOT = Path(service.__file__).parent.parent
@@ -23,17 +24,20 @@ LIMIT_S = 60
 COMMAND = ["-m", "service"]
 
 
-def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
+def start(*arguments: str, popen: type = warm.Popen, **settings: str) -> subprocess.Popen[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
     environ = inherited | {f"TAILGUARD_{k}": v for k, v in settings.items()}
     command = [sys.executable, *COMMAND, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process: subprocess.Popen[str] = popen(
+        command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    return process
 
 
 @contextmanager
-def serving(**settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serving(popen: type = warm.Popen, **settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server on a free port, once it listens."""
-    process = start(**{"PORT": "0", "DRAIN_GRACE_S": "0"} | settings)
+    process = start(popen=popen, **{"PORT": "0", "DRAIN_GRACE_S": "0"} | settings)
     try:
         assert process.stderr is not None
         seen = []
@@ -49,7 +53,8 @@ def serving(**settings: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def test_classify_over_a_socket_and_a_big_body(tiny_bundle: Path) -> None:
-    with serving(BUNDLE=str(tiny_bundle)) as (process, port):
+    """Of a process that has imported all itself."""
+    with serving(subprocess.Popen, BUNDLE=str(tiny_bundle)) as (process, port):
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
             multipart = client.post("/classify", files={"file": ("a.png", tiny.photo(), "image/png")})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import warm
 from tests.training import tiny
 from tests.training.data.test_folders import noise_class
 from training import trainer
@@ -168,7 +169,7 @@ def test_ctrl_c_of_the_command(tmp_path):
     """The command as a user runs and stops it, resumed in this process, against one run without a break."""
     settings, out = tiny.config(epochs=12, method="pascl"), tmp_path / "run"
     command = [sys.executable, "-m", "training", "train", *tiny.options(settings), "--out", str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 90
         while not (out / checkpoint.CHECKPOINT_FILE).exists():
             assert process.poll() is None

@@ -31,6 +31,7 @@ from service.ledger.store import key_of, store_at
 from service.ledger.tables import Tables
 from service.review import export, imports
 from service.review.names import folders
+from tests import warm
 from tests.live import ROOT, serving
 from tests.service.review.kept import Given, colours, fill, picture
 from training.data import lists, photographs
@@ -52,7 +53,7 @@ def mark(where: str, rows: list[int], kind: str, label: str, key: str | None = "
 
 def tailguard(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return warm.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture

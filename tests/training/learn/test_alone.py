@@ -15,7 +15,7 @@ import torch
 from service.contract import bundle, exemplars
 from service.contract.decision import decide_row
 from service.contract.sets import PredictionSets
-from tests import live
+from tests import live, warm
 from tests.training import tiny
 from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
@@ -221,7 +221,7 @@ def test_killed_while_it_writes(shop: Path, tmp_path: Path, capsys: pytest.Captu
     model, target = shop / "models" / "shop" / "1", tmp_path / "models" / "shop" / "1"
     command = [sys.executable, "-m", "training", "learn", str(model), "--from", str(shop / "export"), "--out",
                str(tmp_path / "models")]  # fmt: skip
-    process = subprocess.Popen(
+    process = warm.Popen(
         command, cwd=live.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
