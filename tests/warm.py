@@ -66,8 +66,11 @@ class _Server:
     def __init__(self, kind: str) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.warm", kind, str(theirs.fileno())]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # a thread of OpenBLAS would be missing in a fork
         with theirs:
-            self.process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=alone, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
         atexit.register(self.end)
 
     def fork(self, asked: dict[str, Any], files: list[int]) -> int:
