@@ -17,7 +17,7 @@ def test_it_says_and_gives_what_a_process_of_its_own_does(tmp_path: Path) -> Non
     given = {"cwd": tmp_path, "env": environ, "capture_output": True, "text": True}
     own, forked = (run(command, **given) for run in (subprocess.run, warm.run))
     assert own.returncode == 1
-    assert "nowhere" in own.stderr
+    assert "photos is no folder" in own.stderr
     assert (forked.returncode, forked.stdout, forked.stderr) == (own.returncode, own.stdout, own.stderr)
 
 

@@ -125,15 +125,18 @@ def _forked(kind: str, mine: socket.socket) -> str | None:
             return None
         reading, writing = os.pipe()
         if (between := os.fork()) == 0:
-            if child := os.fork():
-                os.write(writing, str(child).encode())
+            if os.fork():
                 os._exit(0)  # so that the child becomes one of the process that has asked
-            os.close(reading), os.close(writing)
+            os.close(reading)
             mine.close()
-            return _prepared(json.loads(content), files)
+            name = _prepared(json.loads(content), files)
+            os.write(writing, str(os.getpid()).encode())
+            os.close(writing)
+            return name
         os.waitpid(between, 0)
-        mine.send(os.read(reading, 32))
-        for file in (reading, writing, *files):
+        os.close(writing)
+        mine.send(os.read(reading, 32))  # as Popen, which returns when the program runs, in its session
+        for file in (reading, *files):
             os.close(file)
 
 
