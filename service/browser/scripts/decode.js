@@ -3,6 +3,7 @@
 import {fit} from "./pixels.js";
 
 const MOST_PIXELS = 50_000_000;
+const MOST_SIDE = 8192;  // of a canvas: what is beyond a browser's own limit it draws as nothing, without an error
 
 function refusal(status, title, detail) { return Object.assign(new Error(detail), {status, title}); }
 
@@ -18,10 +19,22 @@ async function decoded(blob) {
   }
   const canvas = new OffscreenCanvas(1, 1);
   const draw = canvas.getContext("2d", {colorSpace: "srgb", willReadFrequently: true});
-  const read = (left, top, wide, high) => {
+  const part = (left, top, wide, high) => {
     Object.assign(canvas, {width: wide, height: high});  // which empties it too
     draw.drawImage(bitmap, -left, -top);
     return draw.getImageData(0, 0, wide, high, {colorSpace: "srgb"}).data;
+  };
+  const read = (left, top, wide, high) => {
+    if (wide <= MOST_SIDE && high <= MOST_SIDE) return part(left, top, wide, high);
+    const all = new Uint8ClampedArray(4 * wide * high);
+    for (let y = 0; y < high; y += MOST_SIDE)
+      for (let x = 0; x < wide; x += MOST_SIDE) {
+        const across = Math.min(MOST_SIDE, wide - x), down = Math.min(MOST_SIDE, high - y);
+        const pixels = part(left + x, top + y, across, down);
+        for (let row = 0; row < down; row++)
+          all.set(pixels.subarray(4 * row * across, 4 * (row + 1) * across), 4 * ((y + row) * wide + x));
+      }
+    return all;
   };
   return {width, height, read, close: () => bitmap.close()};
 }

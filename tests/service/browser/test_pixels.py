@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,26 @@ def test_a_large_picture_in_strips(scripts: Any, size: tuple[int, int]) -> None:
     rgba = np.random.default_rng(4).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     pixels, _ = by_page(scripts, rgba, target)
     assert np.array_equal(pixels, fit(Image.fromarray(rgba).convert("RGBa"), Input.model_validate(target)))
+
+
+LOADED = """async ([data, target]) => {
+  const {loaded} = await import("/decode.js"), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const {pixels} = await loaded(new Blob([bytes]), target);
+  return btoa(String.fromCharCode(...pixels));
+}"""
+
+
+@pytest.mark.skipif(not VERTICAL_FIRST, reason="the page resizes as Pillow 13 does")
+@pytest.mark.parametrize("size", [(70_000, 40), (40, 70_000)], ids=["wide", "high"])
+def test_a_picture_longer_than_a_canvas_can_be(scripts: Any, size: tuple[int, int]) -> None:
+    """Chromium draws nothing on a canvas of more than 65,535 pixels, without an error: it was classified as white."""
+    target = {"height_px": 32, "width_px": 48, "fit": "stretch", "crop_share": 1, "resampling": "bilinear"}
+    coarse = np.random.default_rng(5).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    image, file = Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST), BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    text = scripts.evaluate(LOADED, [base64.b64encode(file.getvalue()).decode(), target])
+    pixels = np.frombuffer(base64.b64decode(text), np.uint8).reshape(32, 48, 3)
+    assert np.array_equal(pixels, fit(image, Input.model_validate(target)))
 
 
 def test_both_orders_of_the_two_passes_are_among_the_sizes() -> None:
