@@ -7,12 +7,41 @@ const MOST_SIDE = 8192;  // of a canvas: what is beyond a browser's own limit it
 
 function refusal(status, title, detail) { return Object.assign(new Error(detail), {status, title}); }
 
+const latin = new TextDecoder("latin1");
+
+/** The orientation in the EXIF block `view`; 0 where it names none. */
+function ofExif(view) {
+  try {
+    const start = latin.decode(view).startsWith("Exif\0\0") ? 6 : 0, little = view.getUint16(start) === 0x4949;
+    const entries = start + view.getUint32(start + 4, little);
+    for (let i = 0, at = entries + 2; i < view.getUint16(entries, little); i++, at += 12)
+      if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
+  } catch { /* cut short */ }
+  return 0;
+}
+
+/** The orientation that a WebP file names, in EXIF or else in XMP; 1 of any other file. */
+async function ofWebp(blob) {
+  if (!/^RIFF....WEBP/s.test(latin.decode(await blob.slice(0, 12).arrayBuffer()))) return 1;
+  const all = await blob.arrayBuffer(), view = new DataView(all), found = {};
+  for (let at = 12, size; at + 8 <= all.byteLength; at += 8 + size + size % 2) {
+    size = view.getUint32(at + 4, true);
+    found[latin.decode(new DataView(all, at, 4))] ??= new DataView(all, at + 8, Math.min(size, all.byteLength - at - 8));
+  }
+  const xmp = found["XMP "] && latin.decode(found["XMP "]).match(/tiff:Orientation(?:=["']|>)\s*([1-8])/);
+  return (found.EXIF && ofExif(found.EXIF)) || (xmp && Number(xmp[1])) || 1;
+}
+
 /** The browser's decoder turns a picture upright and brings it to sRGB; parts of it are read as RGBA. */
 async function decoded(blob) {
   let bitmap;
   try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}); }
   catch { throw refusal(415, "Unreadable image", "This browser cannot read the file: save it as a PNG or JPEG."); }
-  const {width, height} = bitmap;
+  const {width, height} = bitmap, orientation = await ofWebp(blob);
+  if (orientation > 1 && orientation <= 8) {  // Chromium leaves those as they are, and JPEG, PNG and AVIF not
+    bitmap.close();
+    throw refusal(415, "Unreadable image", "The WebP file is to be turned, as its metadata says, which browsers do not: save it as a PNG or JPEG.");
+  }
   if (width * height > MOST_PIXELS) {
     bitmap.close();
     throw refusal(422, "Invalid image", `The image has ${width} x ${height} pixels, the limit is ${MOST_PIXELS}: make it smaller.`);

@@ -98,6 +98,24 @@ def test_a_picture_longer_than_a_canvas_can_be(scripts: Any, size: tuple[int, in
     assert np.array_equal(pixels, fit(image, Input.model_validate(target)))
 
 
+@pytest.mark.parametrize("orientation", [1, 6, "xmp"])
+def test_a_webp_that_is_to_be_turned_is_refused(scripts: Any, orientation: Any) -> None:
+    """Chromium does not turn it, and the service does: the page decided on a picture that lay on its side."""
+    image, file, exif = Image.new("RGB", (40, 30), (200, 10, 90)), BytesIO(), Image.Exif()
+    exif[0x0112] = 1 if orientation == "xmp" else orientation
+    xmp = b'<x tiff:Orientation="8"/>'
+    if orientation == "xmp":
+        image.save(file, "WEBP", lossless=True, xmp=xmp)
+    else:
+        image.save(file, "WEBP", lossless=True, exif=exif, xmp=xmp)  # what EXIF says holds
+    given = [base64.b64encode(file.getvalue()).decode(), TARGETS[2] | {"resampling": "bilinear"}]
+    if orientation == 1:
+        assert scripts.evaluate(LOADED, given)
+        return
+    with pytest.raises(Exception, match="The WebP file is to be turned, as its metadata says"):
+        scripts.evaluate(LOADED, given)
+
+
 def test_both_orders_of_the_two_passes_are_among_the_sizes() -> None:
     first = {h > t["height_px"] and h - t["height_px"] > 2 * (w - t["width_px"]) for w, h in SIZES for t in TARGETS}
     assert first == {True, False}
