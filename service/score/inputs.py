@@ -11,7 +11,7 @@ from service.score import remote
 from service.score.errors import ScoreError
 
 LIST_SUFFIXES = (".txt", ".lst")
-BOM = b"\xef\xbb\xbf"
+BOM, UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 def paths(inputs: Sequence[str], *, all_files: bool, own: Sequence[Path] = ()) -> list[str]:
@@ -62,6 +62,10 @@ def _expand(given: str, all_files: bool) -> list[str]:
 
 
 def _lines(content: bytes) -> list[str]:
+    if content.startswith(UTF_16):  # every path would be one that no file can have
+        raise ScoreError(
+            "the list is in UTF-16, as PowerShell writes with >: save it as UTF-8 (Out-File -Encoding utf8)"
+        )
     lines = (line.rstrip(b"\r") for line in content.removeprefix(BOM).split(b"\n"))
     return [os.fsdecode(line) for line in lines if line]
 

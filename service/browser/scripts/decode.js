@@ -3,25 +3,67 @@
 import {fit} from "./pixels.js";
 
 const MOST_PIXELS = 50_000_000;
+const MOST_SIDE = 8192;  // of a canvas: what is beyond a browser's own limit it draws as nothing, without an error
 
 function refusal(status, title, detail) { return Object.assign(new Error(detail), {status, title}); }
+
+const latin = new TextDecoder("latin1");
+
+/** The orientation in the EXIF block `view`; 0 where it names none. */
+function ofExif(view) {
+  try {
+    const start = latin.decode(view).startsWith("Exif\0\0") ? 6 : 0, little = view.getUint16(start) === 0x4949;
+    const entries = start + view.getUint32(start + 4, little);
+    for (let i = 0, at = entries + 2; i < view.getUint16(entries, little); i++, at += 12)
+      if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
+  } catch { /* cut short */ }
+  return 0;
+}
+
+/** The orientation that a WebP file names, in EXIF or else in XMP; 1 of any other file. */
+async function ofWebp(blob) {
+  if (!/^RIFF....WEBP/s.test(latin.decode(await blob.slice(0, 12).arrayBuffer()))) return 1;
+  const all = await blob.arrayBuffer(), view = new DataView(all), found = {};
+  for (let at = 12, size; at + 8 <= all.byteLength; at += 8 + size + size % 2) {
+    size = view.getUint32(at + 4, true);
+    found[latin.decode(new DataView(all, at, 4))] ??= new DataView(all, at + 8, Math.min(size, all.byteLength - at - 8));
+  }
+  const xmp = found["XMP "] && latin.decode(found["XMP "]).match(/tiff:Orientation(?:=["']|>)\s*([1-8])/);
+  return (found.EXIF && ofExif(found.EXIF)) || (xmp && Number(xmp[1])) || 1;
+}
 
 /** The browser's decoder turns a picture upright and brings it to sRGB; parts of it are read as RGBA. */
 async function decoded(blob) {
   let bitmap;
   try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}); }
   catch { throw refusal(415, "Unreadable image", "This browser cannot read the file: save it as a PNG or JPEG."); }
-  const {width, height} = bitmap;
+  const {width, height} = bitmap, orientation = await ofWebp(blob);
+  if (orientation > 1 && orientation <= 8) {  // Chromium leaves those as they are, and JPEG, PNG and AVIF not
+    bitmap.close();
+    throw refusal(415, "Unreadable image", "The WebP file is to be turned, as its metadata says, which browsers do not: save it as a PNG or JPEG.");
+  }
   if (width * height > MOST_PIXELS) {
     bitmap.close();
     throw refusal(422, "Invalid image", `The image has ${width} x ${height} pixels, the limit is ${MOST_PIXELS}: make it smaller.`);
   }
   const canvas = new OffscreenCanvas(1, 1);
   const draw = canvas.getContext("2d", {colorSpace: "srgb", willReadFrequently: true});
-  const read = (left, top, wide, high) => {
+  const part = (left, top, wide, high) => {
     Object.assign(canvas, {width: wide, height: high});  // which empties it too
     draw.drawImage(bitmap, -left, -top);
     return draw.getImageData(0, 0, wide, high, {colorSpace: "srgb"}).data;
+  };
+  const read = (left, top, wide, high) => {
+    if (wide <= MOST_SIDE && high <= MOST_SIDE) return part(left, top, wide, high);
+    const all = new Uint8ClampedArray(4 * wide * high);
+    for (let y = 0; y < high; y += MOST_SIDE)
+      for (let x = 0; x < wide; x += MOST_SIDE) {
+        const across = Math.min(MOST_SIDE, wide - x), down = Math.min(MOST_SIDE, high - y);
+        const pixels = part(left + x, top + y, across, down);
+        for (let row = 0; row < down; row++)
+          all.set(pixels.subarray(4 * row * across, 4 * (row + 1) * across), 4 * ((y + row) * wide + x));
+      }
+    return all;
   };
   return {width, height, read, close: () => bitmap.close()};
 }

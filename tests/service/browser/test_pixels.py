@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,44 @@ def test_a_large_picture_in_strips(scripts: Any, size: tuple[int, int]) -> None:
     rgba = np.random.default_rng(4).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     pixels, _ = by_page(scripts, rgba, target)
     assert np.array_equal(pixels, fit(Image.fromarray(rgba).convert("RGBa"), Input.model_validate(target)))
+
+
+LOADED = """async ([data, target]) => {
+  const {loaded} = await import("/decode.js"), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const {pixels} = await loaded(new Blob([bytes]), target);
+  return btoa(String.fromCharCode(...pixels));
+}"""
+
+
+@pytest.mark.skipif(not VERTICAL_FIRST, reason="the page resizes as Pillow 13 does")
+@pytest.mark.parametrize("size", [(70_000, 40), (40, 70_000)], ids=["wide", "high"])
+def test_a_picture_longer_than_a_canvas_can_be(scripts: Any, size: tuple[int, int]) -> None:
+    """Chromium draws nothing on a canvas of more than 65,535 pixels, without an error: it was classified as white."""
+    target = {"height_px": 32, "width_px": 48, "fit": "stretch", "crop_share": 1, "resampling": "bilinear"}
+    coarse = np.random.default_rng(5).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    image, file = Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST), BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    text = scripts.evaluate(LOADED, [base64.b64encode(file.getvalue()).decode(), target])
+    pixels = np.frombuffer(base64.b64decode(text), np.uint8).reshape(32, 48, 3)
+    assert np.array_equal(pixels, fit(image, Input.model_validate(target)))
+
+
+@pytest.mark.parametrize("orientation", [1, 6, "xmp"])
+def test_a_webp_that_is_to_be_turned_is_refused(scripts: Any, orientation: Any) -> None:
+    """Chromium does not turn it, and the service does: the page decided on a picture that lay on its side."""
+    image, file, exif = Image.new("RGB", (40, 30), (200, 10, 90)), BytesIO(), Image.Exif()
+    exif[0x0112] = 1 if orientation == "xmp" else orientation
+    xmp = b'<x tiff:Orientation="8"/>'
+    if orientation == "xmp":
+        image.save(file, "WEBP", lossless=True, xmp=xmp)
+    else:
+        image.save(file, "WEBP", lossless=True, exif=exif, xmp=xmp)  # what EXIF says holds
+    given = [base64.b64encode(file.getvalue()).decode(), TARGETS[2] | {"resampling": "bilinear"}]
+    if orientation == 1:
+        assert scripts.evaluate(LOADED, given)
+        return
+    with pytest.raises(Exception, match="The WebP file is to be turned, as its metadata says"):
+        scripts.evaluate(LOADED, given)
 
 
 def test_both_orders_of_the_two_passes_are_among_the_sizes() -> None:

@@ -314,6 +314,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, photos: Path, 
 def test_refusals(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "powershell.txt").write_text("a.png\n", encoding="utf-16")
     (tmp_path / "kept.csv").write_text("mine")
     (tmp_path / "dir.csv").mkdir()
     cases: list[tuple[list[object], type[Exception], str]] = [
@@ -324,6 +325,7 @@ def test_refusals(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
         ([tmp_path / "none", "--out", tmp_path / "o.csv"], ScoreError, "none holds no image: --all-files"),
         ([tmp_path / "none", "--out", tmp_path / "o.csv", "--all-files"], ScoreError, "none holds no file$"),
         ([tmp_path / "empty.txt", "--out", tmp_path / "o.csv"], ScoreError, "holds no path"),
+        ([tmp_path / "powershell.txt", "--out", tmp_path / "o.csv"], ScoreError, "in UTF-16, .*: save it as UTF-8"),
         ([tmp_path / "x*.png", "--out", tmp_path / "o.csv"], ScoreError, "matches nothing"),
         ([photos, "--out", tmp_path / "o.csv", "--operating-point", "id99"], ScoreError, "id99 .*id95, ood95"),
         ([photos, "--out", tmp_path / "o.csv", "--bundle", tmp_path], BundleError, "not a bundle"),
