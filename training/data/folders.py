@@ -70,6 +70,9 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
             notes.append(f"{roots[part]}: left out {loose} images outside of any class folder")
     if not labelled["train"]:
         raise DataError(f"{roots['train']} has no class folder with images: put those of each class into a folder")
+    for part in [name for name, rows in labelled.items() if not rows]:
+        notes.append(f"{roots[part]}: no image lies in a class folder there, so it counts as missing")
+        del labelled[part]
     if nested := sorted({name for rows in labelled.values() for _, name in rows if "/" in name}):
         notes.append(
             f"{folder}: {len(nested)} classes are nested folders ({nested[0]}): --class-level 1 takes the first folder"

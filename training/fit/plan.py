@@ -32,6 +32,7 @@ HEADS = {  # outliers given → rows to compare, the safest first
 }
 INT8_REASON = "faster and a quarter of the size; the head learns on what is served, and lost nothing (training/LOG.md)"
 STAGES_REASON = "features of early layers beside those of the last tell more, at next to no cost (training/LOG.md)"
+CROSSED_REASON = "of each class, and of outliers, to choose head and score on; thresholds rest on all images, by folds"
 CHECKPOINT_EPOCHS = 20  # of a head, whose epochs take less time than a checkpoint
 SPARE_BYTES = 300 << 20  # for checkpoints, tables and the bundle
 
@@ -98,7 +99,7 @@ def make(given: Fit) -> Plan:
     counts = files.train.counts + files.calibration.counts
     if len(counts) < 2:
         raise DataError(f"{data} has one class, {files.train.classes[0]}: a classifier needs two, each in a folder")
-    chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "the folder's"))]
+    chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "that of the data"))]
     chosen.append(Choice("version", target.name, _given(given, "version", "the first that is free")))
     if not files.test.paths:
         chosen.append(Choice("test_fraction", "none", f"no test part: figures are {NAMED}, and nothing is taken away"))
@@ -161,9 +162,12 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
         headers = scan(files.train.paths, cache=cache).headers
         side = float(np.median([min(h.width_px, h.height_px) for h in headers]))
         settings.append(advice.frozen_size(side))
-    settings += advice.held_back(
+    held = advice.held_back(
         counts, group_classes(counts), validated=files.validated, outliers=base.outliers is not None
     )
+    if not files.test.paths and base.frozen and not files.validated:
+        held = [s.model_copy(update={"reason": CROSSED_REASON}) for s in held]
+    settings += held
     found += [Choice(s.name, s.value, s.reason) for s in settings if s.name not in given.model_fields_set]
     plain = Config(backbone=base.backbone)
     more = given.model_fields_set & Config.model_fields.keys() - {"data", "outliers", "backbone", "method"}

@@ -97,7 +97,7 @@ def look(plan: Plan) -> str:
         *files.notes,
         *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip
-    if few:
+    if few and (files.test.paths or not plan.config.frozen):  # else thresholds rest on all images, by folds
         why = "no validation image" if files.validated else f"1 to {FEWEST_IMAGES - 1} images, or all in one group"
         lines.append(f"{several(few, 'class')} without an image to calibrate on ({why}): trained on, and judged by the "
                      "thresholds of their group")  # fmt: skip

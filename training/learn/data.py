@@ -15,7 +15,7 @@ from training.data import exported, taxonomy
 from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
-from training.data.readers import DataError
+from training.data.readers import DataError, Keys
 from training.learn import doubts, sides
 from training.learn.arrays import FOLDER, as_png
 from training.learn.command import Learn
@@ -36,12 +36,12 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
         found = doubts.left_out(found, given.run, config, work, notes)
     if not len(found):
         raise DataError(f"{given.added}: no image is left to learn from: {'; '.join(notes) or 'it is empty'}")
-    of_class = sides.of_classes(old, found, given.compare_share, config.calibration_fraction)
+    of_class, together = sides.of_classes(old, found, given.compare_share, config.calibration_fraction)
     of_outliers = sides.of_outliers(old, found, given.compare_share, config.calibration_fraction)
     if not (of_class == TRAIN).any() and not (of_outliers != "").any():
         raise DataError(f"{given.added}: nothing is left to train on")
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
-    parts = _write_list(work, old, found, copies, of_class)
+    parts = _write_list(work, old, found, copies, of_class, together)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
     Choice(parts).write(work)
     if tree := taxonomy.recorded(given.run):
@@ -82,15 +82,18 @@ def _copied(path: str, key: int, folder: Path) -> str:
     return str(target)
 
 
-def _write_list(work: Path, old: Old, found: Reviewed, copies: list[str], of_class: sides.Sides) -> dict[str, Part]:
-    """data.csv; the parts of its images by side."""
+def _write_list(
+    work: Path, old: Old, found: Reviewed, copies: list[str], of_class: sides.Sides, together: Keys
+) -> dict[str, Part]:
+    """data.csv; the parts of its images by side, with their groups: `together` [N] are those of the images found."""
     parts: dict[str, Part] = {}
     rows: list[tuple[str, str, str]] = []
     for side in SPLITS:
         mine = np.flatnonzero(of_class == side)
         paths = [os.path.abspath(p) for p in old.listing(side).paths] + [copies[i] for i in mine]
         labels = [*old.names(side), *found.labels[mine].tolist()]
-        parts[side] = Part(np.concatenate([old.files.keys[side], found.keys[mine]]), labels, paths)
+        groups = np.concatenate([old.group_keys(side), together[mine]]).tolist()
+        parts[side] = Part(np.concatenate([old.files.keys[side], found.keys[mine]]), labels, paths, groups)
         rows += [(path, label, SPLITS[side]) for path, label in zip(paths, labels, strict=True)]
     with (
         replacing(work / DATA_FILE) as temporary,

@@ -61,6 +61,12 @@ class Old:
         found: Listing = getattr(self.files, side)
         return found
 
+    def group_keys(self, side: str) -> Keys:
+        """The group of each image; its own key where the run, of an earlier version, does not say."""
+        keys = self.files.keys[side]
+        groups = self.files.choice.groups_of(keys)
+        return keys if groups is None else groups
+
     def names(self, side: str) -> list[str]:
         listing = self.listing(side)
         return [listing.classes[label] for label in listing.labels.tolist()]
@@ -104,15 +110,19 @@ def without_leaks(old: Old, reviewed: Reviewed, notes: list[str]) -> Reviewed:
     return reviewed.take(~held & ~outside)
 
 
-def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -> Sides:
-    """The side of each image; "" for outliers. `share` is compared on, then a share `calibration` calibrated on."""
-    sides = np.full(len(reviewed), "", dtype="<U11")
+def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -> tuple[Sides, Keys]:
+    """(the side of each image, the key of its group); "" and its own key for outliers.
+
+    `share` is compared on, then a share `calibration` calibrated on. A near duplicate of an image that the run was
+    trained on is in the group of that one.
+    """
+    sides, together = np.full(len(reviewed), "", dtype="<U11"), reviewed.keys.copy()
     classes = reviewed.classes
     number = {name: i for i, name in enumerate(classes)}
     place = [i for i, name in enumerate(old.names("train")) if name in number]
     mine = np.flatnonzero(~reviewed.outliers)
     if not len(mine):
-        return sides
+        return sides, together
     labels = np.array([number[old.names("train")[i]] for i in place] if place else [], np.int64)
     labels = np.concatenate([labels, [number[name] for name in reviewed.labels[mine].tolist()]]).astype(np.int64)
     keys = np.concatenate([old.files.keys["train"][place], reviewed.keys[mine]])
@@ -121,9 +131,12 @@ def of_classes(old: Old, reviewed: Reviewed, share: float, calibration: float) -
     groups = group(Listing(paths, labels, tuple(classes), {}), "near", keys, small).groups
     taught = np.isin(groups[len(place) :], groups[: len(place)])
     own, unit = labels[len(place) :], units(groups, keys)[len(place) :]
+    of_group = dict(zip(groups[: len(place)].tolist(), old.group_keys("train")[place].tolist(), strict=True))
+    fresh = zip(groups[len(place) :].tolist(), unit.tolist(), strict=True)
+    together[mine] = np.array([of_group.get(one, key) for one, key in fresh], np.uint64)
     given = reviewed.given[mine]
     sides[mine] = np.where(given == "", split_units(unit, own, taught | (given != ""), share, calibration), given)
-    return sides
+    return sides, together
 
 
 def of_outliers(old: Old | None, reviewed: Reviewed, share: float, calibration: float) -> Sides:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import PrivateAttr
 
 from service.contract import bundle
+from service.contract.calibration.taxonomy import ERROR
 from training import trainer
 from training.data.choice import Choice
 from training.data.fitted import Fitted
@@ -164,7 +165,8 @@ def teach(plan: Plan, given: Learn, record: Json) -> None:
         unsure = two.unsure_part.share / two.refused if two else either.UNSURE_SHARE
         quietly(plan.work, Calibrate(
             run=plan.run, score=score, level=levels, class_mix=mix, unsure_share=unsure, device=given.device,
-            on=given.on,
+            on=given.on, taxonomy_error=record.get("taxonomy_error", ERROR),
+            cross_fit="calibrated" in record["evaluation"],
         ))  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Photographs in folders: which files, of which class, in which part."""
 
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_hidden_folders_are_no_classes_and_files_are_found_by_content(tmp_path):
 def test_images_outside_of_class_folders_are_counted(tree):
     Image.new("RGB", (9, 9)).save(tree / "train" / "loose.png")
     assert any("left out 1 images outside of any class folder" in note for note in folders.read_folders(tree).notes)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_without_images_counts_as_missing(tree, part):
+    """An empty val/ was calibrated on: it was said that the classes have too few images."""
+    shutil.rmtree(tree / part, ignore_errors=True)
+    (tree / part / "often").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tree / part / "loose.png")
+    found = folders.read_folders(tree)
+    assert part not in found.parts
+    assert f"{tree / part}: no image lies in a class folder there, so it counts as missing" in found.notes
 
 
 def test_no_class_folder(tmp_path):

@@ -1,5 +1,6 @@
 """`tailguard learn`: a run learns a new class, more of its tail and outliers; refused, killed and gone on with."""
 
+import csv
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
+from training.evaluation.cross_fit import NAMED
 from training.learn import compare, plan, reviewed, steps
 from training.network import features
 from training.runs import checkpoint, reserved
@@ -203,6 +205,39 @@ def test_one_image_and_outliers_alone(taught: Path, tmp_path: Path, capsys: pyte
     printed = learn(capsys, taught, tmp_path / "two", "--allow-worse", added=tmp_path / "junk")
     assert "3 classes" in printed
     assert "caught, reviewed outliers" in printed
+
+
+def test_thresholds_are_calibrated_as_they_were(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run without a test part they came from all images by cross-fitting, of the taught one from the few that were
+    held back, as the reviewed images that are compared on were taken for a test part; and its folds parted bursts."""
+    shutil.copytree(taught / "shop" / "train", tmp_path / "shop")
+    run = tmp_path / "run"
+    commands.main(["train", "--dataset", "folder", "--data", str(tmp_path / "shop"), "--backbone",
+                   f"onnx:{taught / 'means.onnx'}", "--method", "msp", "--epochs", "4", "--threads", "1", "--out",
+                   str(run)])  # fmt: skip
+    commands.main(["calibrate", str(run), "--score", "energy", "--taxonomy-error", "0.2"])
+    shutil.copytree(taught / "export" / "train", tmp_path / "export" / "train")
+    kept = {
+        Path(row["path"]).name: row
+        for row in csv.DictReader((run / "split.csv").read_text().splitlines())
+        if row["class"] == "kiwi"
+    }
+    name, row = next((name, row) for name, row in kept.items() if row["part"] == "train")
+    burst = tmp_path / "export" / "train" / "kiwi"
+    Image.open(tmp_path / "shop" / "kiwi" / name).save(burst / "again.webp", quality=95)
+    learn(capsys, tmp_path, tmp_path, "--allow-worse")
+    old, new = (json.loads((folder / CALIBRATION_FILE).read_text()) for folder in (run, tmp_path / "work" / "run"))
+    assert new["evaluation"]["calibrated"] == old["evaluation"]["calibrated"] == NAMED
+    assert new["calibration"]["in_distribution_images"] > old["calibration"]["in_distribution_images"]
+    assert new["taxonomy_error"] == old["taxonomy_error"] == 0.2
+    groups = {
+        Path(one["path"]).stem: one["group"]
+        for one in csv.DictReader((tmp_path / "work" / "split.csv").read_text().splitlines())
+    }
+    again = f"{content_key((burst / 'again.webp').read_bytes()):016x}"
+    assert groups[again] == row["group"]
 
 
 def test_doubtful_labels_are_left_out_and_listed(
