@@ -36,6 +36,8 @@ IMPORTED = {
     "service": ("service.__main__",),
 }  # fmt: skip
 LARGEST = 1 << 20  # bytes of a request
+NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+"""Threads that NumPy and onnxruntime begin when they are imported would be missing in a fork."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -67,7 +69,9 @@ class _Server:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.warm", kind, str(theirs.fileno())]
         with theirs:
-            self.process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | NO_THREADS, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
         atexit.register(self.end)
 
     def fork(self, asked: dict[str, Any], files: list[int]) -> int:
@@ -110,7 +114,6 @@ def run(command: list[str], *, capture_output: bool = False, check: bool = False
 
 def _forked(kind: str, mine: socket.socket) -> str | None:
     """Import, then fork whenever asked; in a fork: the module whose main() is to run. None: nobody asks any more."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its thread would be missing in a fork
     for name in IMPORTED[kind]:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not live on in a fork"
@@ -122,15 +125,17 @@ def _forked(kind: str, mine: socket.socket) -> str | None:
             return None
         reading, writing = os.pipe()
         if (between := os.fork()) == 0:
-            if child := os.fork():
-                os.write(writing, str(child).encode())
+            if os.fork():
                 os._exit(0)  # so that the child becomes one of the process that has asked
-            os.close(reading), os.close(writing)
             mine.close()
-            return _prepared(json.loads(content), files)
+            name = _prepared(json.loads(content), files)
+            os.write(writing, str(os.getpid()).encode())
+            os.close(reading), os.close(writing)
+            return name
         os.waitpid(between, 0)
+        os.close(writing)
         mine.send(os.read(reading, 32))
-        for file in (reading, writing, *files):
+        for file in (reading, *files):
             os.close(file)
 
 
