@@ -28,13 +28,14 @@ START_S = 60
 
 
 @contextmanager
-def serving(bundle: Path, **settings: object) -> Iterator[str]:
-    """The address of a service on `bundle`, once it listens; ended with TERM. `settings`: more TAILGUARD_ ones."""
+def serving(bundle: Path, popen: type = warm.Popen, **settings: object) -> Iterator[str]:
+    """The address of a service on `bundle`, once it listens; ended with TERM. `settings`: more TAILGUARD_ ones.
+    `popen`: subprocess.Popen for one that the list of processes names by its command."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
     environ |= {"TAILGUARD_BUNDLE": str(bundle), "TAILGUARD_PORT": "0", "TAILGUARD_DRAIN_GRACE_S": "0"}
     environ |= {f"TAILGUARD_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryFile("w+") as log:
-        process = warm.Popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
+        process = popen([sys.executable, "-m", "service", "serve"], cwd=ROOT, env=environ, stderr=log)
         try:
             deadline = time.monotonic() + START_S
             while not (found := re.search(r"listening on (http://[\d.]+:\d+)", _text(log))):

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests import live, warm
+from tests.service import tiny
 
 
 def test_it_says_and_gives_what_a_process_of_its_own_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service", "score", "photos", "--out", "a.csv"]  # both paths are of `cwd`
+    (tmp_path / "photos").mkdir()  # as is known in `cwd` alone
+    (tmp_path / "photos" / "a.png").write_bytes(tiny.photo())
+    command = [sys.executable, "-m", "service", "score", "photos", "--out", "a.csv"]
     environ = os.environ | {"TAILGUARD_BUNDLE": "nowhere", "PYTHONPATH": str(live.ROOT)}
     given = {"cwd": tmp_path, "env": environ, "capture_output": True, "text": True}
     own, forked = (run(command, **given) for run in (subprocess.run, warm.run))
     assert own.returncode == 1
-    assert "photos is no folder" in own.stderr
+    assert "nowhere is not a bundle" in own.stderr
     assert (forked.returncode, forked.stdout, forked.stderr) == (own.returncode, own.stdout, own.stderr)
 
 

@@ -36,6 +36,8 @@ IMPORTED = {
     "service": ("service.__main__",),
 }  # fmt: skip
 LARGEST = 1 << 20  # bytes of a request
+NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+"""Threads that NumPy and onnxruntime begin when they are imported would be missing in a fork."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -66,10 +68,9 @@ class _Server:
     def __init__(self, kind: str) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.warm", kind, str(theirs.fileno())]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # a thread of OpenBLAS would be missing in a fork
         with theirs:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=alone, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                command, cwd=ROOT, env=os.environ | NO_THREADS, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
         atexit.register(self.end)
 
@@ -113,7 +114,6 @@ def run(command: list[str], *, capture_output: bool = False, check: bool = False
 
 def _forked(kind: str, mine: socket.socket) -> str | None:
     """Import, then fork whenever asked; in a fork: the module whose main() is to run. None: nobody asks any more."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its thread would be missing in a fork
     for name in IMPORTED[kind]:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not live on in a fork"
@@ -127,15 +127,14 @@ def _forked(kind: str, mine: socket.socket) -> str | None:
         if (between := os.fork()) == 0:
             if os.fork():
                 os._exit(0)  # so that the child becomes one of the process that has asked
-            os.close(reading)
             mine.close()
             name = _prepared(json.loads(content), files)
             os.write(writing, str(os.getpid()).encode())
-            os.close(writing)
+            os.close(reading), os.close(writing)
             return name
         os.waitpid(between, 0)
         os.close(writing)
-        mine.send(os.read(reading, 32))  # as Popen, which returns when the program runs, in its session
+        mine.send(os.read(reading, 32))
         for file in (reading, *files):
             os.close(file)
 

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
-from tests import warm
 from tests.live import ROOT
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -106,7 +105,7 @@ class Stack:
 def running(folder: Path, bundle: Path) -> Iterator[Stack]:
     with ExitStack() as ends:
         log = folder / "service.log"
-        ends.enter_context(_process([sys.executable, "-m", "service", "serve"], log, _settings(bundle), warm.Popen))
+        ends.enter_context(_process([sys.executable, "-m", "service", "serve"], log, _settings(bundle)))
         listening = re.compile(r"listening on (http://[\d.]+:\d+)")
         address = wait(lambda: listening.search(log.read_text()), "the service")[1]
         notified: list[Json] = []
@@ -128,11 +127,9 @@ def _settings(bundle: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _process(
-    command: list[str], log: Path, environ: dict[str, str] | None = None, popen: type = subprocess.Popen
-) -> Iterator[None]:
+def _process(command: list[str], log: Path, environ: dict[str, str] | None = None) -> Iterator[None]:
     with log.open("w") as stream:
-        started = popen(command, cwd=ROOT, env=environ, stdout=stream, stderr=subprocess.STDOUT)
+        started = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stream, stderr=subprocess.STDOUT)
         try:
             yield
         finally:

@@ -48,3 +48,10 @@ def reference() -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of tiny.config(); not to be written to."""
     return trainer.train(tiny.config(), tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="module")
+def quick_export() -> Iterator[None]:
+    """Exports compare 100 images, and draw no plots."""
+    with tiny.quick_export(100):
+        yield

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,32 +14,28 @@ from service.bundles.addresses import fetched
 from service.bundles.push import push
 from service.contract import bundle
 from service.contract.bundle import BundleError
-from tests import live
-from tests.service import hub, s3, tiny
+from tests import live, warm
+from tests.service import hub, tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")
-def test_s3(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3(s3_address: str, tiny_bundle: Path, tmp_path: Path) -> None:
     """Pushed by the command, served from there by a process that knows only the address."""
-    with s3.server() as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        command = [sys.executable, "-m", "service", "push", str(tiny_bundle), f"s3://{s3.BUCKET}/models/tiny/1"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        address = done.stdout.strip().removeprefix("TAILGUARD_BUNDLE='").removesuffix("'")
-        with live.serving(address, bundle_cache=tmp_path / "cache") as url:  # type: ignore[arg-type]
-            assert httpx.get(f"{url}/model").json()["sha256"] == bundle.read(tiny_bundle).sha256
-        shown = subprocess.run([sys.executable, "-m", "service", "inspect", address], cwd=ROOT, capture_output=True,
-                               text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)})  # fmt: skip
-        assert '"name": "tiny"' in shown.stdout, shown.stderr
-        missing = subprocess.run([sys.executable, "-m", "service", "inspect", f"s3://{s3.BUCKET}/models/none"],
-                                 cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
-        assert missing.returncode == 1
-        assert len(missing.stderr.splitlines()) == 1
-        assert f"tailguard: s3://{s3.BUCKET}/models/none cannot be fetched" in missing.stderr
+    command = [sys.executable, "-m", "service", "push", str(tiny_bundle), f"{s3_address}/tiny/1"]
+    done = warm.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.strip().removeprefix("TAILGUARD_BUNDLE='").removesuffix("'")
+    with live.serving(address, bundle_cache=tmp_path / "cache") as url:  # type: ignore[arg-type]
+        assert httpx.get(f"{url}/model").json()["sha256"] == bundle.read(tiny_bundle).sha256
+    shown = warm.run([sys.executable, "-m", "service", "inspect", address], cwd=ROOT, capture_output=True,
+                     text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)})  # fmt: skip
+    assert '"name": "tiny"' in shown.stdout, shown.stderr
+    missing = warm.run([sys.executable, "-m", "service", "inspect", f"{s3_address}/none"],
+                       cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert missing.returncode == 1
+    assert len(missing.stderr.splitlines()) == 1
+    assert f"tailguard: {s3_address}/none cannot be fetched" in missing.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed (mlflow-skinny does)")

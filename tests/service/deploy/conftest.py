@@ -1,13 +1,10 @@
-"""Places for a shared ledger, and three versions of a bundle."""
+"""Three versions of a bundle."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.service import tiny
-from tests.service.ledger.conftest import server, where
-
-__all__ = ["server", "where"]
 
 
 @pytest.fixture(scope="session")

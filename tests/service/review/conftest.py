@@ -1,4 +1,4 @@
-"""A ledger of either kind, and a bundle that gives embeddings."""
+"""A bundle that gives embeddings."""
 
 from pathlib import Path
 
@@ -6,9 +6,6 @@ import pytest
 
 from service.contract import bundle
 from tests.service import tiny
-from tests.service.ledger.conftest import server, where
-
-__all__ = ["server", "where"]
 
 
 @pytest.fixture(scope="session")

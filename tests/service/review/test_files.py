@@ -429,7 +429,8 @@ def test_kill_while_labelling_loses_no_label_that_was_answered(
     ledger = tmp_path / "ledger.sqlite3"
     fill(str(ledger), tmp_path / "store", manifest, colours({VIOLET: 200}))
     answered: list[int] = []
-    with serving(embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected") as url:
+    kept = {"ledger": ledger, "store": tmp_path / "store", "keep": "rejected"}
+    with serving(embedding_bundle, subprocess.Popen, **kept) as url:
         service = served_by(os.getpid())
 
         def work() -> None:

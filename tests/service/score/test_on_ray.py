@@ -15,7 +15,6 @@ import pytest
 from service.contract.cluster import ClusterError
 from service.score.errors import ScoreError
 from service.score.on_ray import require_same
-from tests import warm
 from tests.service import tiny
 from tests.service.score.test_score import score
 
@@ -47,8 +46,8 @@ def command(photos: Path, out: Path, bundle: Path) -> list[str]:
 
 
 def run(given: list[str]) -> subprocess.Popen[str]:
-    return warm.Popen(given, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-                      stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(given, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
 
 
 def workers(actor: str = "Scoring") -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 
 from service.score import remote
 from service.score.errors import ScoreError
-from tests.service import ftp, s3, tiny
+from tests.service import ftp, tiny
 from tests.service.score.test_score import score
 
 
@@ -153,18 +153,13 @@ def test_files_of_an_ftp_server(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "s3cret" not in str(error.value)
 
 
-@pytest.mark.skipif(s3.missing() is not None, reason=s3.missing() or "")
-def test_s3(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3.server() as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        s3.new_connections()
-        remote._opened.cache_clear()
-        address = f"s3://{s3.BUCKET}/photos"
-        system, root = fsspec.core.url_to_fs(address)
-        for i in range(3):
-            system.pipe_file(f"{root}/{i}.png", tiny.photo())
-        out = tmp_path / "out.jsonl"
-        assert score(address, "--out", out, "--bundle", tiny_bundle) == 0
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+def test_s3(s3_address: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    remote._opened.cache_clear()
+    address = f"{s3_address}/photos"
+    system, root = fsspec.core.url_to_fs(address)
+    for i in range(3):
+        system.pipe_file(f"{root}/{i}.png", tiny.photo())
+    out = tmp_path / "out.jsonl"
+    assert score(address, "--out", out, "--bundle", tiny_bundle) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["path"], row["label"]) for row in rows] == [(f"{address}/{i}.png", "red") for i in range(3)]

@@ -10,6 +10,8 @@ from service.contract import bundle
 from tests.training import tiny
 from training import finished, trainer
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

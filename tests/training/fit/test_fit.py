@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from service.contract import bundle
-from tests import live
+from tests import live, warm
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.evaluation.cross_fit import NAMED
@@ -31,6 +31,7 @@ from training.runs.checkpoint import CHECKPOINT_FILE
 from training.runs.files import CALIBRATION_FILE
 from training.runs.steps import alone_in
 
+pytestmark = pytest.mark.usefixtures("quick_export")
 COUNTS = {"apple": 30, "plum": 12, "kiwi": 6}
 COLOURS = {"apple": (200, 40, 40), "plum": (90, 40, 160), "kiwi": (90, 170, 50), "sky": (120, 180, 250)}
 
@@ -175,7 +176,7 @@ def test_killed_and_gone_on_with(
     work, target = tmp_path / "work", tmp_path / "models" / "fruit-stand" / "1"
     first, second = work / "msp" / CALIBRATION_FILE, work / "logit-adjustment"
     command = [sys.executable, "-m", "training", "fit", *given]
-    process = subprocess.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
         while not second.exists() and process.poll() is None and time.monotonic() < deadline:

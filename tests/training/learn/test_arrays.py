@@ -1,6 +1,5 @@
 """`tailguard learn` on a run that was trained on arrays: its features are kept, and photographs join its images."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ from PIL import Image
 
 from service.contract import bundle
 from tests import live
-from tests.training import tiny
 from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
@@ -17,10 +15,7 @@ from training.data import readers
 NEW = 60
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with tiny.quick_export(100):
-        yield
+pytestmark = pytest.mark.usefixtures("quick_export")
 
 
 def test_nines_join_a_run_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str], computed: list[int]) -> None:

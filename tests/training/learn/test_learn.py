@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +17,7 @@ from PIL import Image
 
 from service.contract import bundle
 from service.contract.keys import content_key
-from tests import live
-from tests.training import tiny
+from tests import live, warm
 from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
@@ -33,10 +31,7 @@ from training.runs.files import CALIBRATION_FILE
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with tiny.quick_export(100):
-        yield
+pytestmark = pytest.mark.usefixtures("quick_export")
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +279,7 @@ def test_what_cannot_be_learned_from_is_refused(
     assert "no image is left to learn from" in learn(capsys, taught, tmp_path, added=tmp_path / "same")
     shutil.copytree(taught / "run", tmp_path / "new")
     (tmp_path / "new" / CALIBRATION_FILE).unlink()
-    commands_said = subprocess.run(
+    commands_said = warm.run(
         [sys.executable, "-m", "training", "learn", str(tmp_path / "new"), "--from", str(taught / "export")],
         cwd=live.ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -306,7 +301,7 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
     work, target = tmp_path / "work", tmp_path / "models" / "shop" / "1"
     command = [sys.executable, "-m", "training", "learn", str(taught / "run"), "--from", str(taught / "export"),
                "--out", str(tmp_path / "models"), "--work", str(work)]  # fmt: skip
-    process = subprocess.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Popen(command, cwd=live.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
         while not (work / "run" / checkpoint.CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
@@ -330,7 +325,7 @@ def test_killed_at_any_moment(taught: Path, tmp_path: Path, capsys: pytest.Captu
                "--out", str(tmp_path / "models"), "--work", str(tmp_path / "work")]  # fmt: skip
     steps = ["features of the new images", "train", "calibrate", "measure on", "compare with", "export"]
     for begun in draw.sample(steps, 2):
-        process = subprocess.Popen(
+        process = warm.Popen(
             command, cwd=live.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip

@@ -143,6 +143,7 @@ def test_heads_begin_at_the_means(extractor: Path) -> None:
     assert float(logits.abs().max()) <= 25.0 + 1e-4
 
 
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("precision", ["fp32"])
 def test_from_the_file_to_a_served_answer(extractor: Path, tmp_path: Path, precision: str) -> None:
     run = trainer.train(config(extractor, method="tailguard-joint", learning_rate=0.01), tmp_path / "run")

@@ -122,6 +122,7 @@ def test_the_fingerprint_is_of_content_order_and_target() -> None:
     assert Fitted(one.copy(), pixel_keys(one), target).fingerprint() == prints[0]
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_from_a_folder_to_a_served_answer(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No pixel array on the way; the service decides on files as the run's evaluation did."""
     given = config(tree, outliers=tree / "junk", method="tailguard-joint", feature_cache=tmp_path / "shared")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.contract import progress
+from tests import warm
 from tests.training import tiny
 from training import __main__ as commands
 from training.config import Config
@@ -20,7 +21,7 @@ from training.tables import jobs as planned
 from training.tables.compact import compact
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.timeout(900)  # nine processes import torch: minutes on a busy machine
+pytestmark = pytest.mark.timeout(900)  # five processes import torch: minutes on a busy machine
 CONFIG = Config(dataset="digits", imbalance=10, width=8, epochs=1, batch_images=32, device="cpu")
 
 
@@ -197,7 +198,7 @@ def test_signal_handlers_are_put_back(scripted):
 def table(out, *more):
     """The command as a user gives it."""
     settings = "--dataset digits --imbalance 10 --width 8 --epochs 3 --batch-images 32 --device cpu --threads 1"
-    settings += " --methods oe,pascl-abf"  # and pascl, whose network pascl-abf begins with
+    settings += " --methods pascl-abf"  # and pascl, whose network it begins with
     return [sys.executable, "-m", "training", "table", "per-set", *settings.split(), "--out", str(out), *more]
 
 
@@ -213,16 +214,16 @@ def wait_for(condition, process, seconds=240):
 def interrupted_and_resumed(tmp_path_factory):
     """(folder, jobs, what stood there after Ctrl-C, what the table printed in the end)."""
     out = tmp_path_factory.mktemp("tables")
-    jobs = plan(["oe", "pascl-abf"], out=out, base=CONFIG.model_copy(update={"epochs": 3}))
+    jobs = plan(["pascl-abf"], out=out, base=CONFIG.model_copy(update={"epochs": 3}))
     first = jobs[0].folder / checkpoint.CHECKPOINT_FILE
-    with subprocess.Popen(table(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(table(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(first.exists, process)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 1, errors
     assert "interrupted; what was trained is kept: give the same command again to go on" in errors
     state = checkpoint.load(jobs[0].folder)
-    done = subprocess.run(table(out, "--results", str(out / "small")), cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(table(out, "--results", str(out / "small")), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out, jobs, state, done.stdout
 
@@ -253,7 +254,7 @@ def test_results_to_commit_hold_no_path(interrupted_and_resumed):
         assert str(ROOT) not in text
         assert '"/' not in text
         compact = json.loads(text)
-        assert compact["method"] in ("oe", "pascl", "pascl-abf")
+        assert compact["method"] in ("pascl", "pascl-abf")
         assert set(compact["provenance"]) == {"commit", "versions"}
 
 
@@ -273,7 +274,7 @@ def test_everything_done_starts_nothing(interrupted_and_resumed, monkeypatch):
     _, jobs, _, _ = interrupted_and_resumed
     monkeypatch.setattr(subprocess, "Popen", None)
     several.run(jobs, [])
-    assert {method for method, *_ in planned.outputs(jobs)} == {"oe", "pascl", "pascl-abf"}
+    assert {method for method, *_ in planned.outputs(jobs)} == {"pascl", "pascl-abf"}
 
 
 def test_resumed_run_is_the_uninterrupted_one(interrupted_and_resumed, tmp_path):
