@@ -7,6 +7,7 @@ from typing import Any
 
 from service.contract.bundle import Manifest
 from training.config import CIFAR_RESNET, STAGE2_EPOCHS, Config
+from training.data.lists import SUFFIXES
 from training.runs.files import Json
 
 BENCHMARKS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
@@ -25,8 +26,9 @@ class AboutData:
     def of(
         config: Config, name: str | None = None, licence: str | None = None, description: str | None = None
     ) -> "AboutData":
-        """From what is given; the name of a benchmark or of the data folder where none is."""
-        folder = config.data.name if config.dataset == "folder" and config.data else ""
+        """From what is given; the name of a benchmark, or of the data folder or list, where none is."""
+        place = config.data if config.dataset == "folder" else None
+        folder = "" if place is None else place.stem if place.suffix.lower() in SUFFIXES else place.name
         slug = re.sub(r"[^a-z0-9._-]+", "-", (name or folder).lower()).strip("._-") or config.dataset
         if not name and config.dataset in BENCHMARKS:
             slug = config.dataset

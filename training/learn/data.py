@@ -23,6 +23,7 @@ from training.learn.reviewed import Reviewed
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
 from training.runs.files import Json, replacing
 
+PLAN_FILE = "learn.json"
 DATA_FILE, ADDED, OUTLIERS, COMPARED_OUTLIERS = "data.csv", "added", "outliers", "compared"
 SPLITS = {TRAIN: "train", CALIBRATION: "val", COMPARED: "test"}
 
@@ -43,6 +44,8 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
     parts = _write_list(work, old, found, copies, of_class, together)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
+    if (given.run.parent / PLAN_FILE).is_file():  # the run has learned itself
+        _link_earlier(given.run.parent / COMPARED_OUTLIERS, work / COMPARED_OUTLIERS, found)
     Choice(parts).write(work)
     if tree := taxonomy.recorded(given.run):
         tree.write(work)  # a new class hangs where its own name says, Fruit/Fig, or below the root
@@ -121,6 +124,13 @@ def _write_outliers(
     for i in np.flatnonzero(of_outliers == COMPARED):
         _linked(copies[i], int(found.keys[i]), work / COMPARED_OUTLIERS)
     return parts
+
+
+def _link_earlier(earlier: Path, folder: Path, found: Reviewed) -> None:
+    """Outliers that the run was compared on when it learned itself are compared on again, but for those `found` now."""
+    for path in sorted(earlier.iterdir()) if earlier.is_dir() else []:
+        if (key := int(path.stem, 16)) not in found.keys:
+            _linked(os.path.realpath(path), key, folder)
 
 
 def _old_outliers(files: Files, name: str, work: Path, renamed: set[int]) -> Iterable[tuple[str, int]]:

@@ -9,7 +9,7 @@ WORK/split.csv           which image is on which side
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from service.contract import bundle
 from service.contract.manifest import Parent
 from training.checks import photographs, require_outside, require_writable
 from training.config import Config, flag
+from training.data.folders import set_places
 from training.data.loading import has_mirrors
 from training.data.photographs import CACHE, list_files
 from training.export.about import AboutData
@@ -27,14 +28,12 @@ from training.finished import calibrated
 from training.learn import arrays
 from training.learn import reviewed as reading
 from training.learn.command import Learn
-from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, write
+from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, PLAN_FILE, write
 from training.learn.reviewed import Reviewed
 from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
 from training.runs import checkpoint, reserved
 from training.runs.files import EXPORTED_FILE, Json, write_json
-
-PLAN_FILE = "learn.json"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Plan:
     work: Path
     target: Path
     parent: Parent | None
+    about: Json  # name, licence and description of the data set, and licence of the bundle, as the parent states them
     added: Json
     notes: list[str]
     of_pixels: Mapping[int, int]  # the key of each file by that of its pixels, of a run on arrays
@@ -61,6 +61,17 @@ class Plan:
         folder = self.work / COMPARED_OUTLIERS
         return folder if folder.is_dir() and any(folder.iterdir()) else None
 
+    def ood(self, known: Sequence[str]) -> list[Path]:
+        """OOD sets to compare on: those `known`, and the reviewed outliers, among which are those of the time before.
+
+        DataError where two have one name.
+        """
+        taught, now = (self.old.parent / PLAN_FILE).is_file(), self.compared_outliers
+        before = (self.old.parent / COMPARED_OUTLIERS).resolve() if taught else None
+        paths = [path for path in map(Path, known) if path != before] + ([now] if now else [])
+        set_places(paths)
+        return paths
+
 
 def make(given: Learn) -> Plan:
     """Read, check, decide what becomes of each image, and write the data of the new run, unless that is done.
@@ -72,7 +83,8 @@ def make(given: Learn) -> Plan:
     places = {key: place.resolve() for key in ("data", "outliers") if (place := getattr(given, key))}
     on_ray.require(given.on, config.frozen)
     config = config.model_copy(update={**places, "on": given.on})
-    parent, before_it = _parent(given)
+    manifest, before_it = _parent(given)
+    parent = Parent(name=manifest.name, version=manifest.version, sha256=manifest.sha256) if manifest else None
     name = given.name or (parent.name if parent else AboutData.of(config).slug)
     require_writable(given.out, "--out")
     work = given.work or Path("runs") / "-".join(["learn", name, *([given.version] if given.version else [])])
@@ -95,19 +107,21 @@ def make(given: Learn) -> Plan:
         "images": _digest(found), "compare_share": given.compare_share, "score": given.score,
         "doubtful": given.doubtful,
     }  # fmt: skip
+    about = _about(given, manifest, config)
     if not (before := _begun(work, now)):
         added = write(work, given, config, files, found, notes)
         added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
-        before = now | {"begun": datetime.now(UTC).isoformat(), "added": added, "notes": notes}
+        before = now | {"begun": datetime.now(UTC).isoformat(), "about": about, "added": added, "notes": notes}
         write_json(work / PLAN_FILE, before)
     new = _config(config, record, work.resolve(), given)
-    return Plan(given.run, config, new, work, target, parent, before["added"], before["notes"], of_pixels)
+    about = before.get("about", about)
+    return Plan(given.run, config, new, work, target, parent, about, before["added"], before["notes"], of_pixels)
 
 
 # ---- The bundle before ----
 
 
-def _parent(given: Learn) -> tuple[Parent | None, list[str]]:
+def _parent(given: Learn) -> tuple[bundle.Manifest | None, list[str]]:
     """The bundle that was last made of the run, where it is still there, None where that is not known; and the keys of
     reviewed images that the run was trained on when it learned itself."""
     plan, exported = given.run.parent / PLAN_FILE, given.run / EXPORTED_FILE
@@ -117,7 +131,16 @@ def _parent(given: Learn) -> tuple[Parent | None, list[str]]:
         return None, taught
     manifest = bundle.read(folder)
     taught += (manifest.provenance.added or {}).get("trained_keys", ())
-    return Parent(name=manifest.name, version=manifest.version, sha256=manifest.sha256), taught
+    return manifest, taught
+
+
+def _about(given: Learn, parent: bundle.Manifest | None, config: Config) -> Json:
+    """What is stated of the data set and of the bundle's terms: by the parent, else by what the run learned itself."""
+    if parent is not None and (stated := parent.evaluation.get("data_set")):
+        return {**stated, "bundle_licence": parent.evaluation.get("licence")}
+    plan = given.run.parent / PLAN_FILE
+    known: Json = json.loads(plan.read_text()).get("about", {}) if plan.is_file() else {}
+    return known or {**AboutData.of(config).record(), "bundle_licence": None}
 
 
 def _version(plan_file: Path, bundles: Path) -> str:

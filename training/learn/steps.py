@@ -20,15 +20,14 @@ from training.data.loading import Data, load
 from training.data.notes import said_once
 from training.data.photographs import CACHE, SCAN_FILE
 from training.data.readers import Images, Keys, pixel_keys
-from training.export.about import AboutData
 from training.finished import AUTO, Calibrate, Evaluate, Export, calibrated
 from training.layout import columns
 from training.learn import compare
 from training.learn import plan as plans
 from training.learn.alone import steps as alone
 from training.learn.command import Learn
-from training.learn.data import COMPARED_OUTLIERS, SPLITS
-from training.learn.plan import PLAN_FILE, Plan
+from training.learn.data import COMPARED_OUTLIERS, PLAN_FILE, SPLITS
+from training.learn.plan import Plan
 from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint, reserved
@@ -72,12 +71,12 @@ def _made(plan: Plan, given: Learn) -> None:
         device=given.device, on=given.on,
     )  # fmt: skip
     before = old.prepare()
+    ood = plan.ood(old._paths)
     if plan.config.frozen:
         step("features of the new images")
         prepare(plan, before[1])
     teach(plan, given, record)
     new_record = calibrated(plan.run)
-    ood = [Path(p) for p in old._paths] + ([plan.compared_outliers] if plan.compared_outliers else [])
     if not is_measured(plan.run, new_record["score"]):
         step("measure the new run")
         quietly(plan.work, Evaluate(run=plan.run, score=new_record["score"], ood=ood, device=given.device, on=given.on))
@@ -222,15 +221,15 @@ def _strangers(plan: Plan, pictures: Images) -> compare.Flags:
 
 def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
     clear_killed_export(plan.target)
-    about = AboutData.of(plan.old_config)
-    parent = plan.parent
+    about, parent = plan.about, plan.parent
     if parent is not None and given.parent is None:
         print(f"its parent is {parent.name} version {parent.version}, to which {plan.old} was exported")
     config = plan.config
     command = ExportTaught(
         run=plan.run, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=ood,
         precision=config.backbone_precision if config.frozen else "auto", device=given.device, on=given.on,
-        data_name=about.name,
+        data_name=about["name"], data_licence=about["licence"], data_description=about["description"],
+        licence=about["bundle_licence"],
     )  # fmt: skip
     command._lineage = {
         "parent": parent.model_dump() if parent else None, "added": plan.added, "comparison": compared,
@@ -247,5 +246,6 @@ def finished(plan: Plan) -> str:
     return (
         f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
         f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', which)} images; compare it in "
-        f"service, then put it in force: tailguard promote --shadow {plan.target}, tailguard promote"
+        f"service, then put it in force: tailguard promote --shadow {plan.target}, tailguard promote; what is labelled "
+        f"from then on is for {plan.run} to learn, which knows what was learned so far"
     )

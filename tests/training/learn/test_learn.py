@@ -49,7 +49,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
                    "--backbone", f"onnx:{root / 'means.onnx'}", "--method", "oe", "--epochs", "15", "--batch-images",
                    "16", "--calibration-fraction", "0.3", "--threads", "1", "--out", run])  # fmt: skip
     commands.main(["calibrate", run, "--score", "gen"])
-    commands.main(["export", run, "--out", str(root / "models"), "--name", "shop", "--precision", "fp32"])
+    commands.main(["export", run, "--out", str(root / "models"), "--name", "shop", "--precision", "fp32",
+                   "--data-licence", "CC0", "--licence", "MIT"])  # fmt: skip
     fruit.save(root / "export" / "train" / "lime", "lime", 16, 20_000)
     fruit.save(root / "export" / "train" / "kiwi", "kiwi", 8, 21_000)
     fruit.save(root / "export" / "outliers", "sand", 12, 22_000)
@@ -102,7 +103,8 @@ def test_a_new_class_is_accepted_under_its_name(
     assert "4 classes" in learn(capsys, taught, tmp_path)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
     shutil.rmtree(tmp_path / "models")  # and yet it is known what the run was trained on before
-    fruit.save(tmp_path / "more" / "lime", "lime", 6, 40_000)
+    fruit.save(tmp_path / "more" / "train" / "lime", "lime", 6, 40_000)
+    fruit.save(tmp_path / "more" / "outliers", "sand", 12, 41_000)
     moved = tmp_path / "again"
     commands.main(["learn", str(tmp_path / "work" / "run"), "--from", str(tmp_path / "more"), "--out",
                    str(moved / "models"), "--work", str(moved / "work"), "--name", "shop", "--version", "3",
@@ -110,7 +112,12 @@ def test_a_new_class_is_accepted_under_its_name(
     third = bundle.read(moved / "models" / "shop" / "3")
     assert len(third.classes) == 4
     assert third.provenance.added is not None
+    for one in (manifest, third):  # of a list called data.csv, whose terms nobody had stated, the card would say
+        assert (one.provenance.dataset, one.evaluation["licence"]) == ("shop", "MIT")
+        assert one.evaluation["data_set"]["licence"] == "CC0"
     keys, first = third.provenance.added["trained_keys"], manifest.provenance.added["trained_keys"]
+    assert {one.name for one in (tmp_path / "work" / "compared").iterdir()} < {
+        one.name for one in (moved / "work" / "compared").iterdir()}  # fmt: skip
     assert len({*keys}) == len(keys) > len(first) == len({*first} & {*keys})
 
 
