@@ -1,10 +1,8 @@
 """The steps of `learn`, each skipped where it is done: plan, features, head, calibration, comparison, bundle."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,7 @@ def learn(given: Learn) -> Path:
     plan = plans.make(given)
     print("\n".join(look(plan)), flush=True)
     with alone_in(plan.work):
-        if not is_done(plan):
+        if not plans.is_done(plan):
             reserved.reserve(plan.target, plan.work / PLAN_FILE)
             _made(plan, given)
         reserved.release(plan.target)
@@ -103,16 +101,6 @@ def look(plan: Plan) -> Iterator[str]:
             missing = [w for w, k in (("calibrated", "calibration"), ("compared", "test")) if not counts[k]]
             said = f"neither {' nor '.join(missing)}" if len(missing) > 1 else f"not {missing[0]}"
             yield f"{name} has so few images (or they are one burst) that it is {said} on its own images"
-
-
-def is_done(plan: Plan) -> bool:
-    """Whether the bundle is there already and of this plan; ValueError where it is of another."""
-    if not plan.target.exists():
-        return False
-    begun = datetime.fromisoformat(json.loads((plan.work / PLAN_FILE).read_text())["begun"]).replace(microsecond=0)
-    if bundle.read(plan.target).created < begun:
-        raise ValueError(f"{plan.target} exists already and is not of this work: give --version or --name")
-    return True
 
 
 def prepare(plan: Plan, old: Data) -> None:
