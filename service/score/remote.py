@@ -16,16 +16,8 @@ from service.score.errors import ScoreError
 from service.settings.places import without_password
 
 State = list[Any] | None  # bytes, and what is another when the file is another
-CHANGES = (
-    "ETag",
-    "etag",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "updated",
-    "modify",
-    "created",
-)  # of some kind each
+# Of some kind of place each.
+CHANGES = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "modify", "created")
 _states: dict[str, State] = {}
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
