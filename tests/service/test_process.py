@@ -28,6 +28,8 @@ def start(*arguments: str, popen: type = warm.Popen, **settings: str) -> subproc
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TAILGUARD_")}
     environ = inherited | {f"TAILGUARD_{k}": v for k, v in settings.items()}
     command = [sys.executable, *COMMAND, *arguments]
+    if COMMAND[0] != "-m":
+        popen = subprocess.Popen
     process: subprocess.Popen[str] = popen(
         command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
