@@ -18,6 +18,7 @@ from service.deploy import evidence
 from service.deploy.deployments import Deployment, stack
 from service.deploy.evidence import Answered, Limits
 from service.inference.shadow import Shadow, taught_classes
+from service.ledger.writer import UNREADABLE
 from service.settings import Settings
 from tests.service import asgi, tiny
 from tests.service.test_process import serving
