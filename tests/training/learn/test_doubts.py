@@ -1,12 +1,18 @@
 """Which labels are doubtful: by hand, in five dimensions."""
 
 import numpy as np
+import pytest
 
 from training.learn.doubts import doubtful
 
-RNG = np.random.default_rng(0)
 TREES = ["oak", "elm", "ash", "fir"]
 CENTRES = {name: 8 * row for name, row in zip([*TREES, "outlier"], np.eye(5), strict=True)}
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    global RNG
+    RNG = np.random.default_rng(0)
 
 
 def like(*names: str) -> np.ndarray:
