@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from service.bundles.watched import STALLED_S, watched
 from service.contract.bundle import BundleError
+from service.contract.lines import shortened
 from service.settings.places import MLFLOW, Source, without_password
 
 WEB = ("http://", "https://")
@@ -29,7 +30,7 @@ def said(error: BaseException) -> str:
     """What an error of a library says, without the secrets of an address in it."""
     text = re.sub(r"[a-z0-9+]+://[^\s'\"<>]+", lambda found: shown(found[0]), str(error))
     bare = isinstance(error, FileNotFoundError) and re.fullmatch(r"\w+://\S+", text)
-    return " ".join(text.split())[:300] + (" is not there" if bare else "") or type(error).__name__
+    return shortened(text) + (" is not there" if bare else "") or type(error).__name__
 
 
 def reader(address: str, partial: Path) -> Copy:

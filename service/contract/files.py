@@ -50,12 +50,10 @@ class ImageFiles:
         """Sentences for a person about what was left out below `folder`; empty where nothing was."""
         notes = []
         if n := self.left_out.total():
-            kinds = ", ".join(f"{suffix} {k}" for suffix, k in self.left_out.most_common())
-            notes.append(
-                f"{folder}: left out {n} {'file that is no image' if n == 1 else 'files that are no images'} ({kinds})"
-            )
+            what = "file that is no image" if n == 1 else "files that are no images"
+            notes.append(f"{folder}: left out {n} {what} ({counted(self.left_out)})")
         if self.hidden:
-            notes.append(f"{folder}: left out {self.hidden} hidden {'item' if self.hidden == 1 else 'items'}")
+            notes.append(hidden_note(folder, self.hidden))
         return notes + [
             f"{link}: not followed, the link leads to a folder that is searched already" for link in self.loops
         ]
@@ -67,6 +65,16 @@ class ImageFiles:
             self.hidden + other.hidden,
             self.loops + other.loops,
         )
+
+
+def counted(suffixes: Counter[str]) -> str:
+    """Suffixes and how many files have each, the most frequent first."""
+    return ", ".join(f"{suffix} {k}" for suffix, k in suffixes.most_common())
+
+
+def hidden_note(folder: str | os.PathLike[str], hidden: int) -> str:
+    """That so many hidden files and folders below `folder` were left out."""
+    return f"{folder}: left out {hidden} hidden {'item' if hidden == 1 else 'items'}"
 
 
 def is_hidden(name: str) -> bool:

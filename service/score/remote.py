@@ -128,10 +128,10 @@ def _suffix(path: str) -> str:
 def _notes(address: str, left_out: Counter[str], hidden: int, say: Callable[[str], object]) -> None:
     """What was left out below a folder, in sentences."""
     if n := left_out.total():
-        kinds = ", ".join(f"{suffix} {k}" for suffix, k in left_out.most_common())
+        kinds = files.counted(left_out)
         say(f"{address}: left out {n} whose name does not end like an image's ({kinds}); --all-files takes every file")
     if hidden:
-        say(f"{address}: left out {hidden} hidden {'item' if hidden == 1 else 'items'}")
+        say(files.hidden_note(address, hidden))
 
 
 def _hidden(path: str, below: str) -> bool:

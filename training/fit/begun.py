@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.contract import bundle, files
+from service.contract import files
 from training.config import flag
 from training.data.photographs import Files
 from training.data.readers import DataError
@@ -88,9 +88,7 @@ def begin(plan: "Plan", given: Fit) -> bool:
         reserved.reserve(plan.target, path)
         return False
     reserved.release(plan.target)
-    made = bundle.read(plan.target).created
-    if made < datetime.fromisoformat(before["begun"]).replace(microsecond=0):
-        raise ValueError(f"{plan.target} exists already and is not of this fit: give --version or --name")
+    reserved.require_made_since(plan.target, before["begun"], "fit")
     return True
 
 

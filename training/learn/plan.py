@@ -122,9 +122,7 @@ def is_done(plan: Plan) -> bool:
     """Whether the bundle is there already and of this plan; ValueError where it is of another."""
     if not plan.target.exists():
         return False
-    begun = datetime.fromisoformat(json.loads((plan.work / PLAN_FILE).read_text())["begun"]).replace(microsecond=0)
-    if bundle.read(plan.target).created < begun:
-        raise ValueError(f"{plan.target} exists already and is not of this work: give --version or --name")
+    reserved.require_made_since(plan.target, json.loads((plan.work / PLAN_FILE).read_text())["begun"], "work")
     return True
 
 

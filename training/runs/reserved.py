@@ -5,7 +5,10 @@ models/<name>/.<version>.made-in       the plan of that command, a file in the f
 
 import itertools
 import json
+from datetime import datetime
 from pathlib import Path
+
+from service.contract import bundle
 
 
 def elsewhere(target: Path, plan: Path | None = None) -> Path | None:
@@ -47,6 +50,12 @@ def reserve(target: Path, plan: Path) -> None:
 def release(target: Path) -> None:
     """It is made."""
     _mark(target).unlink(missing_ok=True)
+
+
+def require_made_since(target: Path, begun: str, what: str) -> None:
+    """ValueError where the bundle `target`, which is there, is older than `begun` (ISO 8601), so not of this `what`."""
+    if bundle.read(target).created < datetime.fromisoformat(begun).replace(microsecond=0):
+        raise ValueError(f"{target} exists already and is not of this {what}: give --version or --name")
 
 
 def _taken(target: Path, other: Path) -> ValueError:
