@@ -49,6 +49,7 @@ class Data:
     notes: tuple[str, ...] = ()
     photographs: "Data | None" = None  # the images themselves, where a frozen backbone's features stand in their place
     taxonomy: Taxonomy | None = None
+    validated: bool = False  # calibrated on a part of its own, val, of which no training image was taken
     folds: Any = None  # evaluation.cross_fit.CrossFit, where figures or thresholds come from it
 
 
@@ -191,4 +192,5 @@ def _load_photographs(config: Config, run: Path | None, cache: Path | None, targ
         labelled(found.test, found.keys["test"]), unlabelled(found.outliers, found.keys["outliers"]),
         unlabelled(found.calibration_outliers, found.keys["calibration_outliers"]), {}, size, max(1, size // 8), True,
         found.choice, found.notes, taxonomy=taxonomy.recorded(run) or taxonomy.find(found.train),
+        validated=found.validated,
     )  # fmt: skip

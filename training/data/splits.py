@@ -90,12 +90,11 @@ def held_back(units: Keys, labels: Labels | None, fraction: float) -> NDArray[np
     return held[of]
 
 
-def folds(units: Keys, labels: Labels, learnt: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
-    """int64 [N]: which of `number` folds each image is in; -1: in none, as a class would have nothing left to learn.
+def dealt(units: Keys, labels: Labels, number: int) -> NDArray[np.int64]:
+    """int64 [N]: which of `number` folds each image is in.
 
     A unit (one key for all images that must stay together) is in one fold, which is the one that has the fewest images
-    of its class; large units are dealt out first, equal ones by their keys. Each class keeps an image of those that are
-    `learnt` [N] outside every fold.
+    of its class; large units are dealt out first, equal ones by their keys.
     """
     _, unit, size = np.unique(units, return_inverse=True, return_counts=True)
     found = np.full(len(units), -1, np.int64)
@@ -108,7 +107,15 @@ def folds(units: Keys, labels: Labels, learnt: NDArray[np.bool_], number: int) -
         found[members[one]] = fold
         filled[classes, fold] += counts
         total[fold] += counts.sum()
-    for label in range(len(filled)):
+    return found
+
+
+def folds(units: Keys, labels: Labels, learnt: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
+    """int64 [N]: `dealt`, or -1: in no fold, as each class keeps an image of those that are `learnt` [N] outside every
+    fold."""
+    found = dealt(units, labels, number)
+    _, unit = np.unique(units, return_inverse=True)
+    for label in range(labels.max(initial=-1) + 1):
         own = np.flatnonzero(labels == label)
         for fold in range(number):
             if not (learnt[own] & (found[own] != fold)).any():

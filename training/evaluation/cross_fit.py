@@ -16,7 +16,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from training.data.splits import folds
 from training.evaluation import left_out, predict
 from training.evaluation.evaluate import ood_results, results_of
 from training.evaluation.predict import Outputs
-from training.methods.methods import NONE, build_network
+from training.methods.methods import build_network
 from training.network.network import Network
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
@@ -46,27 +46,6 @@ ONLY_IN_TRAINING = "projection."  # parameters that no score reads
 Ints = NDArray[np.int64]
 
 
-def with_folds(run: Run, data: Data, device: torch.device, *, calibrates: bool) -> Data:
-    """`data` with heads on parts of it, where it has no test part or its thresholds are to come from them.
-
-    ValueError where they are wanted for thresholds and the run does not allow it.
-    """
-    why_not = None
-    if not run.config.frozen:
-        why_not = "it stands on no frozen backbone, so each of its networks would take as long as the run"
-    elif run.method.stage2 != NONE:
-        why_not = f"its second stage, {run.method.stage2}, is not trained again for parts of the images"
-    elif data.choice.groups_of(data.train.keys) is None:
-        why_not = "an earlier version did not write down which images belong together: train it again"
-    if why_not and calibrates:
-        raise ValueError(f"{run.folder} cannot be calibrated with --cross-fit: {why_not}")
-    if why_not or (len(data.test.labels) and not calibrates):
-        return data
-    crossed = CrossFit(run, data, device)
-    pixels = data.photographs
-    return replace(data, folds=crossed, photographs=pixels and replace(pixels, folds=crossed))
-
-
 @dataclass(frozen=True)
 class Judged:
     """What the heads say of the N images that each has not seen: labels and folds [N], outputs, and of each OOD set."""
@@ -77,8 +56,7 @@ class Judged:
     ood: tuple[dict[str, Outputs], ...]  # by head
     train_counts: list[int]
     unfit: NDArray[np.bool_]  # [N]
-
-    named = f"the training and calibration images, {NAMED}"
+    figures: str = NAMED
 
     def results(self, score: str) -> Json:
         """As evaluate gives them: accuracy over all images, detection of each head by itself, then the mean."""
@@ -91,7 +69,7 @@ class Judged:
             for sets, own in zip(self.ood, map(self.of, range(FOLDS)), strict=True)
         ]
         found = {name: mean([sets[name] for sets in by_head]) for name in by_head[0]}
-        return results_of(self.labels, self.outputs, found, self.train_counts, score) | {"figures": NAMED}
+        return results_of(self.labels, self.outputs, found, self.train_counts, score) | {"figures": self.figures}
 
     def of(self, fold: int) -> Ints:
         return np.flatnonzero(self.folds == fold)
@@ -118,6 +96,10 @@ class CrossFit:
     run: Run
     data: Data
     device: torch.device
+
+    parted: ClassVar[bool] = True  # images that thresholds rest on were learnt from, though not by the head that judges
+    figures: ClassVar[str] = NAMED
+    calibrated_on: ClassVar[str] = f"the training and calibration images, {NAMED}"
 
     @cached_property
     def images(self) -> ImageSet:
@@ -213,7 +195,9 @@ class CrossFit:
             {name: np.concatenate([found.scores[name] for _, found in parts])[order] for name in parts[0][1].scores},
         )  # fmt: skip
         unfit = np.zeros(len(rows), bool) if unfit is None else unfit
-        return Judged(self.images.labels[rows], self.fold[rows], outputs, tuple(sets), self.run.train_counts, unfit)
+        return Judged(
+            self.images.labels[rows], self.fold[rows], outputs, tuple(sets), self.run.train_counts, unfit, self.figures
+        )
 
 
 def mean(rows: list[Json], missing: float | None = float("nan")) -> Json:

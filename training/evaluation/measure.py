@@ -28,6 +28,8 @@ from training.evaluation.reasons import OUTLIERS, Found, Teller
 from training.runs.files import Json, jsonable
 from training.scores.either import Either
 
+SPLIT = "the calibration images"
+
 
 def measure(
     predict: Predict, data: Data, ood: Mapping[str, Pixels], *, score: str, temperature: float, scope: Scope,
@@ -51,10 +53,10 @@ def measured(
 
     `levels` are the shares of in-distribution images that operating points keep, the default first. `mix`: the classes
     expected in service, by default those of the training images. Thresholds come from the calibration split and the
-    held-back outliers; test images only tell what they cost. With `data.folds` thresholds come from cross-fitting, and
-    without a test part the costs too. Raises DataError without calibration images, ValueError for levels that are none,
-    for scores that are not finite, and for scores of `predict` that are not those of the folds' run. `either` is what
-    stands behind a score like "energy|msp"; with `fitness` unfit images count as refused, and `reasons` are found.
+    held-back outliers, test images only tell what they cost, but for `data.folds` (folding.py). DataError without
+    calibration images, ValueError for levels that are none, for scores that are not finite, and for scores of `predict`
+    that are not those of the folds' run. `either` is what stands behind a score like "energy|msp"; with `fitness` unfit
+    images count as refused, and `reasons` are found.
     """
     require_calibration_images(data)
     groups = data_groups(data)
@@ -94,7 +96,7 @@ def measured(
             point[f"{kind}_cost"]["calibration"] = calibrate.cost(
                 point, kind, groups, refused(scored, unfit), [refused(outliers, unfit_outliers)], inside.weights
             )  # fmt: skip
-    if judged:
+    if data.folds and data.folds.parted:
         results["calibrated"] = cross_fit.NAMED
     results["data"] = {
         "train_images": len(data.train.labels),
@@ -120,12 +122,11 @@ def measured(
         },
         "evaluation": jsonable(results),
         "sets": sets_of(inside, predicted.probabilities, pairs, groups),
-        "taxonomy": None
-        if data.taxonomy is None
-        else taxonomy_of(
+        "taxonomy": data.taxonomy
+        and taxonomy_of(
             data.taxonomy, data.train.classes, taxonomy_error, inside, predicted.probabilities, pairs, groups
         ),
-        "reasons": told.record(predicted, unfit, labels, points, judged.named if judged else "the calibration images"),
+        "reasons": told.record(predicted, unfit, labels, points, data.folds.calibrated_on if data.folds else SPLIT),
     }
     return fields, Outcomes.of(inside, Weighted.alike(outliers, len(groups.of_class)), np.append(unfit, unfit_outliers))
 
@@ -220,8 +221,7 @@ def _calibration(
 
 def weights(data: Data, labels: NDArray[np.int64], mix: ClassMix) -> NDArray[np.float64]:
     """How much each image with these labels [N] counts, by the expected mix of classes."""
-    nowhere = np.zeros(len(labels))
-    return Weighted.by_mix(Scored(nowhere, labels, labels), mix, data_groups(data)).weights
+    return Weighted.by_mix(Scored(np.zeros(len(labels)), labels, labels), mix, data_groups(data)).weights
 
 
 def require_calibration_images(data: Data) -> None:

@@ -38,7 +38,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         """(run, data, OOD sets, deciding score); ValueError for what would fail later, before any image is read."""
         from training.checks import require_writable
         from training.data import loading
-        from training.evaluation import cross_fit
+        from training.evaluation import folding
         from training.network import on_ray
         from training.network.device import find_device
         from training.runs import checkpoint
@@ -65,7 +65,7 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
         self._ood_images = dict(loaded.ood)
         if pretrained:
             loaded = pretrained.data(loaded)
-        loaded = cross_fit.with_folds(run, loaded, self._device, calibrates=self.cross_fitted())
+        loaded = folding.with_folds(run, loaded, self._device, calibrates=self.cross_fitted())
         return run, loaded, dict(loaded.ood), score
 
     def _frozen_backbone(self, run: Any) -> Any:

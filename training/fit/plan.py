@@ -16,11 +16,15 @@ from training.data.listing import Listing
 from training.data.photographs import SCAN_FILE, TEST_FRACTION, Files, Source, list_files
 from training.data.readers import DataError
 from training.data.scan import scan
-from training.evaluation.cross_fit import NAMED
+from training.data.splits import FEWEST_IMAGES
+from training.evaluation import folding
+from training.evaluation.cross_fit import FOLDS, CrossFit
+from training.evaluation.folding import OnValidation
 from training.export.about import AboutData
 from training.export.bundle import require_target
 from training.fit import begun
 from training.fit.command import Fit
+from training.layout import several
 from training.methods.methods import NONE
 from training.methods.methods import find as find_method
 from training.network import pretrained
@@ -102,7 +106,8 @@ def make(given: Fit) -> Plan:
     chosen = [*_data_choices(given, data, files), Choice("name", name, _given(given, "name", "that of the data"))]
     chosen.append(Choice("version", target.name, _given(given, "version", "the first that is free")))
     if not files.test.paths:
-        chosen.append(Choice("test_fraction", "none", f"no test part: figures are {NAMED}, and nothing is taken away"))
+        how = folds.figures if (folds := folds_of(base, files)) else "missing"
+        chosen.append(Choice("test_fraction", "none", f"no test part: figures are {how}, and nothing is taken away"))
     chosen += (settings := _settings(given, base, files, counts, work / "cache" / SCAN_FILE))
     rarely: dict[str, Any] = {"checkpoint_epochs": CHECKPOINT_EPOCHS, "feature_cache": work.resolve() / "features"}
     rarely = rarely if base.frozen else {}
@@ -165,7 +170,7 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     held = advice.held_back(
         counts, group_classes(counts), validated=files.validated, outliers=base.outliers is not None
     )
-    if not files.test.paths and base.frozen and not files.validated:
+    if folds_of(base, files) is CrossFit:
         held = [s.model_copy(update={"reason": CROSSED_REASON}) for s in held]
     settings += held
     found += [Choice(s.name, s.value, s.reason) for s in settings if s.name not in given.model_fields_set]
@@ -173,6 +178,27 @@ def _settings(given: Fit, base: Config, files: Files, counts: Any, cache: Path) 
     more = given.model_fields_set & Config.model_fields.keys() - {"data", "outliers", "backbone", "method"}
     others = [k for k in sorted(more) if getattr(base, k) != getattr(plain, k)]
     return found + [Choice(k, getattr(base, k), "as given") for k in others]
+
+
+def folds_of(config: Config, files: Files) -> type[CrossFit] | None:
+    """Which folds figures come from, and thresholds where there are no validation images; None: of a test part."""
+    return folding.kind(frozen=config.frozen, tested=bool(files.test.paths), validated=files.validated)
+
+
+def require_held_back(plan: Plan) -> None:
+    """DataError where there is too little to calibrate on, which would be noticed after a head was trained."""
+    validation = len(set(plan.files.keys["calibration"].tolist()))
+    if folds_of(plan.config, plan.files) is OnValidation and validation < FOLDS:
+        raise DataError(
+            f"{plan.config.data}: there is no test part, and {several(validation, 'validation image')} to judge by "
+            f"folds, of which {FOLDS} are needed: give test/, more images in val/, or --test-fraction"
+        )
+    if not len(plan.files.calibration.labels):
+        raise DataError(
+            f"{plan.config.data}: no image can be held back to calibrate on: the largest class has "
+            f"{plan.files.train.counts.max()} images, of which {FEWEST_IMAGES} in groups of their own are needed; add "
+            "images, or give --calibration-fraction above 0 or another --group-by where that is the reason"
+        )
 
 
 def length(source: Source) -> int:

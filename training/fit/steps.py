@@ -16,9 +16,9 @@ from training.checks import require_outside, require_writable
 from training.config import program
 from training.data.notes import said_once
 from training.data.photographs import CACHE, SCAN_FILE
-from training.data.readers import DataError
 from training.data.splits import FEWEST_IMAGES
-from training.evaluation import cross_fit, left_out
+from training.evaluation import left_out
+from training.evaluation.cross_fit import FOLDS, CrossFit
 from training.finished import AUTO, Calibrate, Evaluate, Export
 from training.fit import alike, begun
 from training.fit import plan as plans
@@ -39,7 +39,7 @@ def fit(given: Fit) -> Path:
     require_outside(written, plans.place(given.data.resolve()), outliers=given.outliers)
     on_ray.require(given.on, given.frozen)
     plan = plans.make(given)
-    require_held_back(plan)
+    plans.require_held_back(plan)
     print(look(plan))
     with alone_in(plan.work), said_once(plan.files.notes):
         if not begun.begin(plan, given):
@@ -48,23 +48,14 @@ def fit(given: Fit) -> Path:
     return plan.target
 
 
-def require_held_back(plan: Plan) -> None:
-    """DataError where there is nothing to calibrate on, which would be noticed after a head was trained."""
-    if not len(plan.files.calibration.labels):
-        raise DataError(
-            f"{plan.config.data}: no image can be held back to calibrate on: the largest class has "
-            f"{plan.files.train.counts.max()} images, of which {FEWEST_IMAGES} in groups of their own are needed; add "
-            "images, or give --calibration-fraction above 0 or another --group-by where that is the reason"
-        )
-
-
 def _made(plan: Plan, given: Fit) -> None:
     prepare(plan, given)
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
     record = calibration(best)
     if not is_measured(best, record["score"]):
-        step("measure on the test images" if plan.files.test.paths else f"measure, {cross_fit.NAMED}")
+        folds = plans.folds_of(plan.config, plan.files)
+        step(f"measure, {folds.figures}" if folds else "measure on the test images")
         quietly(plan.work, Evaluate(
             run=best, score=record["score"], ood=list(given.ood), device=given.device, on=given.on
         ))  # fmt: skip
@@ -97,7 +88,7 @@ def look(plan: Plan) -> str:
         *files.notes,
         *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip
-    if few and (files.test.paths or not plan.config.frozen):  # else thresholds rest on all images, by folds
+    if few and plans.folds_of(plan.config, files) is not CrossFit:  # by which all images count
         why = "no validation image" if files.validated else f"1 to {FEWEST_IMAGES - 1} images, or all in one group"
         lines.append(f"{several(few, 'class')} without an image to calibrate on ({why}): trained on, and judged by the "
                      "thresholds of their group")  # fmt: skip
@@ -140,8 +131,8 @@ def trainings(plan: Plan, score: str) -> int:
     files, judging = plan.files, 0
     if score == AUTO and np.count_nonzero(files.calibration.counts) >= left_out.FEWEST_CLASSES:
         judging += len(left_out.folds(files.train.counts))
-    if not files.test.paths:
-        judging += cross_fit.FOLDS
+    if plans.folds_of(plan.config, files) is CrossFit:
+        judging += FOLDS
     return len(plan.heads) * (1 + judging)
 
 

@@ -230,10 +230,10 @@ def finished(plan: Plan) -> str:
     found = manifest.evaluation
     held = sum(n["test"] for of in ("new_classes", "known_classes") for n in plan.added[of].values())
     # A run without a test part has no others: a figure of the whole model it is not
-    which = "reviewed" if held == found["images"] else "test"
+    which = found.get("figures", "reviewed ones" if held == found["images"] else "the test part")
     return (
         f"{plan.target}: {len(manifest.classes)} classes, score {manifest.deciding_score}, accuracy "
-        f"{found['accuracy']:.1%} on {found['images']} {found.get('figures', which)} images; compare it in "
+        f"{found['accuracy']:.1%} on {found['images']} images, {which}; compare it in "
         f"service, then put it in force: tailguard promote --shadow {plan.target}, tailguard promote; what is labelled "
         f"from then on is for {plan.run} to learn, which knows what was learned so far"
     )

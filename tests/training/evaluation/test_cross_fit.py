@@ -19,7 +19,7 @@ from training.data.choice import Choice, Part
 from training.data.loading import Data
 from training.data.readers import DataError
 from training.data.splits import folds
-from training.evaluation import cross_costs, cross_fit, left_out, predict
+from training.evaluation import cross_costs, cross_fit, folding, left_out, measure, predict
 from training.evaluation.cross_fit import FOLDS, NAMED, Judged
 from training.evaluation.predict import Outputs
 from training.evaluation.reasons import Found
@@ -100,7 +100,7 @@ def test_groups_survive_in_the_choice(tmp_path: Path) -> None:
 
 def test_each_image_is_judged_by_the_head_that_has_not_seen_it(loaded: tuple[Run, Data]) -> None:
     run, data = loaded
-    crossed = cross_fit.with_folds(run, untested(data), CPU, calibrates=False).folds
+    crossed = folding.with_folds(run, untested(data), CPU, calibrates=False).folds
     assert len(crossed.images.labels) == len(data.train.labels) + len(data.calibration.labels)
     judged = crossed.judge("reject-mass")
     for k, head in enumerate(crossed.heads):
@@ -129,12 +129,12 @@ def test_heads_are_kept_and_not_trained_again(loaded: tuple[Run, Data], monkeypa
 
 def test_with_a_test_part_nothing_is_cross_fitted_unless_asked_for(loaded: tuple[Run, Data]) -> None:
     run, data = loaded
-    assert cross_fit.with_folds(run, data, CPU, calibrates=False).folds is None
-    assert cross_fit.with_folds(run, data, CPU, calibrates=True).folds is not None
+    assert folding.with_folds(run, data, CPU, calibrates=False).folds is None
+    assert folding.with_folds(run, data, CPU, calibrates=True).folds is not None
     second = replace(run, method=replace(run.method, stage2="crt"))
-    assert cross_fit.with_folds(second, untested(data), CPU, calibrates=False).folds is None
+    assert folding.with_folds(second, untested(data), CPU, calibrates=False).folds is None
     with pytest.raises(ValueError, match="--cross-fit: its second stage, crt"):
-        cross_fit.with_folds(second, data, CPU, calibrates=True)
+        folding.with_folds(second, data, CPU, calibrates=True)
 
 
 def test_scores_of_another_graph_are_refused(loaded: tuple[Run, Data]) -> None:
@@ -162,6 +162,52 @@ def test_too_few_groups_are_refused_in_words(loaded: tuple[Run, Data]) -> None:
     one = {name: replace(part, groups=[7] * len(part.keys)) for name, part in data.choice.parts.items()}
     with pytest.raises(DataError, match="--test-fraction"):
         cross_fit.CrossFit(run, replace(data, choice=Choice(one)), CPU).judge("energy")
+
+
+# ---- Validation images ----
+
+
+def test_validation_images_alone_set_the_thresholds_with_a_test_part_and_without(loaded: tuple[Run, Data]) -> None:
+    """Without one the training images did too, many times as many: val/ of another camera had next to no say."""
+    run, data = loaded
+    model = predict.torch_predict(predict.deployed(run, scores=["energy"]), CPU)
+    validated = replace(data, validated=True)
+    tested = folding.with_folds(run, validated, CPU, calibrates=False)
+    alone = folding.with_folds(run, untested(validated), CPU, calibrates=False)
+    one, two = (measure.measure(model, d, {}, score="energy", temperature=1.0, scope="group") for d in (tested, alone))
+    for name, point in one["operating_points"].items():
+        for kind in ("threshold", "group_thresholds"):
+            assert two["operating_points"][name][kind] == pytest.approx(point[kind], abs=1e-5)
+    assert two["calibration"]["references"]["all"]["images"] == len(data.calibration.labels)
+    assert "calibrated" not in two["evaluation"]  # which would say that heads on parts set the thresholds
+    outputs = model(data.calibration.images)
+    assert two["evaluation"]["accuracy"] == pytest.approx((outputs.predictions == data.calibration.labels).mean())
+    assert (two["evaluation"]["figures"], two["evaluation"]["images"]) == (
+        folding.VALIDATED, len(data.calibration.labels)
+    )  # fmt: skip
+
+
+def test_no_validation_image_has_a_say_in_the_threshold_that_it_is_judged_at(loaded: tuple[Run, Data]) -> None:
+    run, data = loaded
+    judge = folding.with_folds(run, untested(replace(data, validated=True)), CPU, calibrates=False).folds
+    judged = judge.judge("energy")
+    assert all(head is run for head in judge.heads)
+    assert (judge.fold[: len(data.train.labels)] == -1).all()
+    assert sorted(set(judged.folds.tolist())) == list(range(FOLDS))
+    np.testing.assert_array_equal(judge.judged_images.keys, data.calibration.keys)
+    groups = data.choice.groups_of(data.calibration.keys)
+    assert groups is not None
+    assert all(len(set(judged.folds[groups == g].tolist())) == 1 for g in np.unique(groups))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "tested", "validated", "kind"),
+    [(True, True, True, None), (True, True, False, None), (False, True, False, None), (False, False, False, None),
+     (True, False, True, folding.OnValidation), (False, False, True, folding.OnValidation),
+     (True, False, False, cross_fit.CrossFit)],
+)  # fmt: skip
+def test_which_folds_follow_from_the_parts(frozen: bool, tested: bool, validated: bool, kind: object) -> None:
+    assert folding.kind(frozen=frozen, tested=tested, validated=validated) is kind
 
 
 # ---- Figures ----

@@ -25,6 +25,7 @@ from tests import live, warm
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.evaluation.cross_fit import NAMED
+from training.evaluation.folding import VALIDATED
 from training.fit import steps
 from training.fit.begun import PLAN_FILE
 from training.runs.checkpoint import CHECKPOINT_FILE
@@ -271,6 +272,22 @@ def test_nothing_is_written_among_the_classes(
     assert "--out models lies in" in fit(capsys, ".", *given)
     assert "--work runs lies in" in fit(capsys, ".", *given, "--out", "../models")
     assert sorted(p.name for p in Path().iterdir()) == ["apple", "plum"]
+
+
+def test_a_validation_part_alone_goes_the_whole_way(
+    tmp_path: Path, photos: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(COUNTS):
+        save(tmp_path / "some" / "train" / name, name, COUNTS[name], 1000 * i)
+        save(tmp_path / "some" / "val" / name, name, 8, 1000 * i + 500)
+    printed = fit(capsys, tmp_path / "some", "--ood", photos / "ood" / "sky", *arguments, "--heads", "msp")
+    assert f"on 24 images, {VALIDATED}" in printed
+    manifest = bundle.read(tmp_path / "models" / "some" / "1")
+    assert manifest.calibration.reference("global", "head").images == 24
+    assert manifest.evaluation["ood"]["sky"]["auroc"] > 0.9
+    card = (tmp_path / "models" / "some" / "1" / "CARD.md").read_text()
+    assert f"Figures: {VALIDATED}" in card
+    assert "cross-conformal" not in card
 
 
 def test_few_images_hold_the_level_that_they_can(

@@ -8,7 +8,7 @@ from tests.training.fit.test_alike import data as data
 from tests.training.fit.test_alike import scene
 from training.data.folders import set_name
 from training.data.readers import DataError
-from training.fit import plan
+from training.fit import plan, steps
 from training.fit.command import Fit
 
 
@@ -49,3 +49,20 @@ def test_ood_sets_of_one_name_are_refused_before_anything_is_computed(
     assert set_name(Path("day/strangers")) == set_name(Path("day/strangers/.")) == "strangers"
     monkeypatch.chdir(both[0])
     assert set_name(Path()) == "strangers"
+
+
+def test_a_validation_part_without_a_test_part_is_what_thresholds_and_figures_rest_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (data / "test").rename(tmp_path / "elsewhere")
+    given = Fit(data=data, backbone="onnx:x")
+    made = plan.make(given)
+    plan.require_held_back(made)
+    [why] = [c.reason for c in made.choices if c.setting == "test_fraction"]
+    assert why.startswith("no test part: figures are cross-fitted over 5 folds of the validation images")
+    assert steps.trainings(made, "energy") == len(made.heads)  # no head is trained to judge: none has seen val/
+    for path in sorted((data / "val").rglob("*.png"))[4:]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"no test part, and 4 validation images to judge by folds, of which 5"):
+        plan.require_held_back(plan.make(given))
