@@ -30,7 +30,8 @@ SPLITS = {TRAIN: "train", CALIBRATION: "val", COMPARED: "test"}
 
 def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewed, notes: list[str]) -> Json:
     """The new run's data, into `work`; what was added, by class and side."""
-    old = Old.of(files, given.run / CACHE / SCAN_FILE)
+    compared = _compared_earlier(given.run, found)
+    old = Old.of(files, given.run / CACHE / SCAN_FILE, list(compared.values()))
     found, renamed = sides.new_to(Choice.read(given.run), old, found, notes)
     found = sides.without_leaks(old, found, notes)
     if config.frozen and given.doubtful == "leave-out":
@@ -44,8 +45,8 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
     parts = _write_list(work, old, found, copies, of_class, together)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
-    if (given.run.parent / PLAN_FILE).is_file():  # the run has learned itself
-        _link_earlier(given.run.parent / COMPARED_OUTLIERS, work / COMPARED_OUTLIERS, found)
+    for key, path in compared.items():
+        _linked(path, key, work / COMPARED_OUTLIERS)
     Choice(parts).write(work)
     if tree := taxonomy.recorded(given.run):
         tree.write(work)  # a new class hangs where its own name says, Fruit/Fig, or below the root
@@ -126,11 +127,14 @@ def _write_outliers(
     return parts
 
 
-def _link_earlier(earlier: Path, folder: Path, found: Reviewed) -> None:
-    """Outliers that the run was compared on when it learned itself are compared on again, but for those `found` now."""
-    for path in sorted(earlier.iterdir()) if earlier.is_dir() else []:
-        if (key := int(path.stem, 16)) not in found.keys:
-            _linked(os.path.realpath(path), key, folder)
+def _compared_earlier(run: Path, found: Reviewed) -> dict[int, str]:
+    """Key to path of the outliers that the run was compared on when it learned itself, but for those `found` now: it is
+    compared on them again."""
+    folder = run.parent / COMPARED_OUTLIERS
+    if not (run.parent / PLAN_FILE).is_file() or not folder.is_dir():
+        return {}
+    of_key = {int(path.stem, 16): os.path.realpath(path) for path in sorted(folder.iterdir())}
+    return {key: path for key, path in of_key.items() if key not in found.keys}
 
 
 def _old_outliers(files: Files, name: str, work: Path, renamed: set[int]) -> Iterable[tuple[str, int]]:

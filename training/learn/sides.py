@@ -4,7 +4,7 @@ An image that the run has already teaches nothing. One that looks like a test or
 measured on what it was taught. Near duplicates share a side; those of images the run was trained on are trained on too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from training.learn.reviewed import Reviewed
 
 TRAIN, CALIBRATION, COMPARED = "train", "calibration", "test"
 HELD = ("calibration", "test")
-TRAINED_OUTLIERS, HELD_OUTLIERS = "outliers", "calibration_outliers"
+TRAINED_OUTLIERS, HELD_OUTLIERS, EARLIER = "outliers", "calibration_outliers", "compared earlier"
 Sides = NDArray[np.str_]  # [N]
 
 
@@ -36,9 +36,11 @@ class Old:
     small: Mapping[str, Pixels]  # of HELD, train, and the outliers
 
     @classmethod
-    def of(cls, files: Files, cache: Path) -> "Old":
-        """From the scan that the run keeps in `cache`, which is made again where it is gone."""
+    def of(cls, files: Files, cache: Path, earlier: Sequence[str] = ()) -> "Old":
+        """From the scan that the run keeps in `cache`, which is made again where it is gone. `earlier`: the outliers
+        that the run was compared on when it was taught."""
         sources = {name: getattr(files, name) for name in ("train", *HELD, TRAINED_OUTLIERS, HELD_OUTLIERS)}
+        sources[EARLIER] = Listing.unlabelled(list(earlier))
         listed = {name: source.paths for name, source in sources.items() if isinstance(source, Listing)}
         paths = list(dict.fromkeys(path for each in listed.values() for path in each))
         seen = scan(paths, cache=cache)
@@ -100,13 +102,15 @@ def new_to(choice: Choice, old: Old, reviewed: Reviewed, notes: list[str]) -> tu
 
 
 def without_leaks(old: Old, reviewed: Reviewed, notes: list[str]) -> Reviewed:
-    """Those that are no near duplicates of what the run calibrates or is tested on; outliers also of its outliers."""
+    """Those that are no near duplicates of what the run calibrates or is tested on; outliers also of those that it
+    holds back or was compared on."""
     held = np.any([old.copies(side, reviewed) for side in HELD], axis=0)
-    outside = reviewed.outliers & ~held & old.copies(HELD_OUTLIERS, reviewed)
+    unseen = np.any([old.copies(side, reviewed) for side in (HELD_OUTLIERS, EARLIER)], axis=0)
+    outside = reviewed.outliers & ~held & unseen
     if dropped := int(held.sum()):
         notes.append(f"left out {dropped} near duplicates of calibration or test images of the run")
     if dropped := int(outside.sum()):
-        notes.append(f"left out {dropped} near duplicates of outliers that the run holds back")
+        notes.append(f"left out {dropped} near duplicates of outliers that the run holds back or was compared on")
     return reviewed.take(~held & ~outside)
 
 

@@ -105,10 +105,15 @@ def test_a_new_class_is_accepted_under_its_name(
     shutil.rmtree(tmp_path / "models")  # and yet it is known what the run was trained on before
     fruit.save(tmp_path / "more" / "train" / "lime", "lime", 6, 40_000)
     fruit.save(tmp_path / "more" / "outliers", "sand", 12, 41_000)
+    compared = next(iter((tmp_path / "work" / "compared").iterdir()))
+    Image.open(compared).save(tmp_path / "more" / "outliers" / "once more.webp", quality=95)
     moved = tmp_path / "again"
     commands.main(["learn", str(tmp_path / "work" / "run"), "--from", str(tmp_path / "more"), "--out",
                    str(moved / "models"), "--work", str(moved / "work"), "--name", "shop", "--version", "3",
                    "--allow-worse"])  # fmt: skip
+    assert (
+        "left out 1 near duplicates of outliers that the run holds back or was compared on" in capsys.readouterr().out
+    )
     third = bundle.read(moved / "models" / "shop" / "3")
     assert len(third.classes) == 4
     assert third.provenance.added is not None
@@ -146,7 +151,7 @@ def test_no_image_of_the_run_is_learned_or_compared_on_twice(
     printed = learn(capsys, taught, tmp_path, added=added)
     for said in ("left out 2 images that the run has already", "left out 1 images that the run has under another label",
                  "left out 2 near duplicates of calibration or test images",
-                 "left out 1 near duplicates of outliers that the run holds back",
+                 "left out 1 near duplicates of outliers that the run holds back or was compared on",
                  "left out 1 images that have two labels", "1 outliers of the run are of a class now",
                  "left out 1 classes without images (empty)"):  # fmt: skip
         assert said in printed
