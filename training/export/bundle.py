@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import nn
 
@@ -24,12 +23,12 @@ from training.data.readers import Pixels
 from training.evaluation import fitness
 from training.evaluation.measure import data_groups, measured
 from training.evaluation.predict import Predict, deployed, torch_predict
-from training.export import card, examples, exemplars, heat_map
+from training.export import card, examples, exemplars, facts, heat_map
 from training.export.about import AboutData
 from training.export.embedding import fit as fit_embedding
 from training.export.graph import onnx_embed, onnx_predict, to_onnx
 from training.export.parity import ExportError, changed, cosine, real_images, require_finite
-from training.export.precision import MOST_MOVED, Asked, Precision, at_precision, compare, refuse, require_precision
+from training.export.precision import MOST_MOVED, Asked, Precision, at_precision, refuse, require_precision
 from training.network.frozen import FrozenBackbone
 from training.network.onnx_graph import with_outputs
 from training.network.quality import with_quality
@@ -41,7 +40,6 @@ from training.scores.either import Either, require_score
 PARITY_IMAGES = 2000
 PARITY_SHARE = 0.001
 PARITY_ROWS = 64  # whose embeddings are compared
-FILES = ("outliers", "weights", "taxonomy")  # settings whose file names are kept
 LEAST_COSINE = 0.999  # their mean, of torch's and the fp32 graph's
 CPU = torch.device("cpu")
 
@@ -158,21 +156,13 @@ def export(
     )  # fmt: skip
     exported = found["calibration"]["quantiles"]
     where = heat_map.made(graph, run)
-    evaluation = found["evaluation"] | {
-        "parity": parity, "recipe": recipe(run), "data_set": about.record(), "licence": licence,
-        "examples": {"given": len(example_images)} if example_images else {"given": 0},
-        "score_choice": calibration.get("score_choice"), "heat_map": where.reason,
-        "uncalibrated": [name for i, name in enumerate(run.classes) if i not in turned_out.label],
-    }  # fmt: skip
     lineage = lineage or {}
-    if compared := lineage.get("comparison"):
-        evaluation["comparison"] = compared
-    if facts := run.provenance.get("backbone"):
-        evaluation["backbone"] = facts
-    if (moved := parity.get(f"{made}_against_onnx_decisions_changed")) is not None:
-        evaluation[f"{made}_against_fp32"] = compare(calibration["evaluation"], evaluation, moved)
-    if candidates:
-        evaluation["candidates"] = candidates
+    evaluation = facts.evaluation(
+        run, found["evaluation"], calibration, parity, made, turned_out, lineage, candidates
+    ) | {
+        "data_set": about.record(), "licence": licence, "examples": {"given": len(example_images or {})},
+        "heat_map": where.reason,
+    }  # fmt: skip
     files, golden = examples.golden(graph, shape, run.classes, example_images or examples.draw(run.classes))
     files[bundle.GRAPH_FILE] = graph
     files[outcomes.FILE] = outcomes.encode(turned_out)
@@ -189,26 +179,11 @@ def export(
         "precision": made,
         "passes": run.passes,
         "input": shape,
-        "scores": {
-            name: {
-                "formula": two.formula if two and name == two.name else require_score(name, True).formula,
-                "temperature": 1.0,
-            }
-            for name in exported
-        },
+        "scores": {name: {"formula": formula(name, two), "temperature": 1.0} for name in exported},
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,
-        "provenance": {
-            "method": run.config.method,
-            "dataset": about.name + (f", imbalance {run.config.imbalance}" if run.config.imbalance else ""),
-            "seed": run.config.seed,
-            "command": run.provenance["command"],
-            "commit": run.provenance["commit"],
-            "versions": run.provenance["versions"] | {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
-            "parent": lineage.get("parent"),
-            "added": lineage.get("added"),
-        },
+        "provenance": facts.provenance(run, about, lineage),
         "golden": golden,
         "embedding": known.record,
         "exemplars": of_classes,
@@ -221,17 +196,14 @@ def export(
     return bundle.write(out, fields, files)
 
 
+def formula(score: str, two: Either | None) -> str:
+    """Of a score, or of the pair `two` that has its name."""
+    return two.formula if two and score == two.name else require_score(score, True).formula
+
+
 def expected(calibration: Json) -> dict[str, Any]:
     """Levels, class mix in service and error of the taxonomy that a calibration was made for: arguments of measure."""
     levels = [level for point in calibration["operating_points"].values() if (level := point["level"]) is not None]
     record = calibration["calibration"]
     mix = ClassMix(record["class_mix"], np.array(record["class_shares"]))
     return {"levels": levels, "mix": mix, "taxonomy_error": calibration.get("taxonomy_error", ERROR)}
-
-
-def recipe(run: Run) -> Json:
-    """The settings that made the model, and its backbone's origin; of paths only the name, of the machine nothing."""
-    hidden = {"data", "device", "threads", "on", "checkpoint_epochs", "stage1_from", "split_from", "feature_cache"}
-    kept = run.config.model_dump(mode="json", exclude=hidden)
-    kept |= {key: path.name if (path := getattr(run.config, key)) else None for key in FILES}
-    return kept | {f"pretrained_{key}": value for key, value in run.provenance.get("backbone", {}).items()}
