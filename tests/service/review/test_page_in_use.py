@@ -19,12 +19,12 @@ FULL = "() => document.querySelector('#images.one img').src.startsWith('blob:') 
 
 
 @pytest.fixture
-def url(embedding_bundle: Path, ledger: Path, tmp_path: Path) -> Iterator[str]:  # noqa: F811
+def url(embedding_bundle: Path, ledger: Path, tmp_path: Path) -> Iterator[str]:
     with serving(embedding_bundle, ledger=ledger, store=tmp_path / "store", keep="rejected") as found:
         yield found
 
 
-def test_a_key_held_down_and_a_double_click_answer_once(browser: Any, url: str, ledger: Path) -> None:  # noqa: F811
+def test_a_key_held_down_and_a_double_click_answer_once(browser: Any, url: str, ledger: Path) -> None:
     """The answer went to the next group too, which nobody had looked at."""
     page = Page(browser, url, "/review", 1200)
     page.shows("#title", "What do these 9 images show?")
@@ -76,6 +76,16 @@ def test_what_somebody_looks_at_is_passed_by_whatever_the_clock_here_says(browse
     assert sum(address.endswith("/review/claims") for address in second.asked) <= 2
     second.close()
     first.close()
+
+
+def test_the_other_queue_may_be_chosen_while_the_first_is_asked_for(browser: Any, url: str) -> None:
+    """The answer for the groups was read as that for the sample."""
+    page = Page(browser, url, "/review", 1200)
+    page.shows("#title", "What do these 9 images show?")
+    page.page.evaluate("() => { act(refresh); return Promise.resolve().then(() => show('audit')); }")
+    page.shows("#about", "The model said red, and accepted it.")
+    assert page.page.locator("#error").is_hidden()
+    page.close()
 
 
 def test_the_class_that_was_typed_is_offered_first_of_two_thousand(browser: Any, url: str) -> None:
