@@ -82,31 +82,31 @@ class Looked(NamedTuple):
 def audit(counts: Counter[AuditKey], manifest: Manifest, operating_point: str, scope: Scope) -> Audit:
     """Estimates from the sampled images of one model; those on rejection at this operating point and scope."""
     groups = {info.name: info.group for info in manifest.classes}
-    looked = _looked(counts, {*groups, OUTLIER_LABEL})
-    known = [item for item in looked if item.truth != OUTLIER_LABEL]
-    outliers = [item for item in looked if item.truth == OUTLIER_LABEL]
+    truths = {*groups, OUTLIER_LABEL}
+    looked = _looked(counts, truths)
+    # weighted apart: labels of another point's images say nothing of how many of these were looked at
+    in_force = (operating_point, scope, True)
+    decided = _looked(Counter({key: images for key, images in counts.items() if key[1:4] == in_force}), truths)
 
-    def here(items: Iterable[Looked]) -> list[Looked]:
-        in_force = (operating_point, scope, True)
-        return [item for item in items if item.key[1:4] == in_force]
+    def known(items: Iterable[Looked], group: str | None = None) -> list[Looked]:
+        return [i for i in items if i.truth != OUTLIER_LABEL and (group is None or groups[i.truth] == group)]
 
     def right(items: Iterable[Looked]) -> Estimate:
         return _estimate([(item, item.truth == item.key.label) for item in items])
 
     def rejected(items: Iterable[Looked]) -> Estimate:
-        return _estimate([(item, item.key.decision == "reject") for item in here(items)])
+        return _estimate([(item, item.key.decision == "reject") for item in items])
 
-    by_group = {g: [item for item in known if groups[item.truth] == g] for g in manifest.group_names}
     return Audit(
         sampled=counts.total(),
         labelled=sum(item.images for item in looked),
         unsure=sum(images for key, images in counts.items() if key.kind == "unsure"),
         outlier_share=_estimate([(item, item.truth == OUTLIER_LABEL) for item in looked]),
-        outliers_rejected=rejected(outliers),
-        accuracy=right(known),
-        known_rejected=rejected(known),
-        accuracy_by_group={group: right(items) for group, items in by_group.items()},
-        known_rejected_by_group={group: rejected(items) for group, items in by_group.items()},
+        outliers_rejected=rejected(item for item in decided if item.truth == OUTLIER_LABEL),
+        accuracy=right(known(looked)),
+        known_rejected=rejected(known(decided)),
+        accuracy_by_group={group: right(known(looked, group)) for group in manifest.group_names},
+        known_rejected_by_group={group: rejected(known(decided, group)) for group in manifest.group_names},
     )
 
 

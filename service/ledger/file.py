@@ -5,7 +5,7 @@ gone with the process. The write-ahead log that is left beside a backup is not i
 """
 
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 SQLITE_MAGIC = b"SQLite format 3\0"  # begins every file of SQLite that holds anything
@@ -13,12 +13,25 @@ BESIDE = ("-wal", "-shm")  # there while a connection is open
 
 
 def may_be_sqlite(path: Path) -> bool:
-    """Whether SQLite may take it for its own, by its first bytes. One that cannot be read now is given its chance."""
+    """Whether SQLite may take it for its own. One that cannot be read now, or is damaged, is given its chance.
+
+    Only SQLite may open a file that it can read: where anything else of a process closes it, POSIX takes away the locks
+    that connections of this process hold on it. The next connection of another process then takes itself for the last
+    one, and deletes the log into which this process goes on writing.
+    """
     if not path.is_file():
         return False
+    as_it_is = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # makes no file beside it
+    try:
+        with closing(sqlite3.connect(as_it_is, uri=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchall()
+        return True
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            return True
     try:
         with path.open("rb") as file:
-            return file.read(len(SQLITE_MAGIC)) in (b"", SQLITE_MAGIC)
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
     except OSError:
         return True
 

@@ -87,7 +87,7 @@ class Front:
             raise InvalidParameter(f"group={UNDO} is no group: name the one in which the images were seen")
         rows = list(dict.fromkeys(rows))
         async with self._labelling:
-            open_rows, done = await self.ask(lambda desk: _open(desk, rows, group, reviewer, again))
+            open_rows, done, before = await self.ask(lambda desk: _open(desk, rows, group, reviewer, again))
             if not open_rows:
                 return done
             kind, label = truth
@@ -99,7 +99,7 @@ class Front:
                 late = await self.ask(lambda desk: tables.history(desk.database, left))
                 done.already.extend(labels[-1] for labels in late.values())
                 done.gone.extend(row for row in left if row not in late)
-            action = await self.ask(lambda desk: _action(desk, written, reviewer, truth), now=True)
+            action = await self.ask(lambda desk: _action(desk, written, reviewer, before), now=True)
             return done._replace(action=action, rows=written)
 
     async def undo(self, action: int | None, reviewer: Reviewer) -> tuple[list[int], list[int]]:
@@ -163,8 +163,8 @@ class Front:
 
 def _open(
     desk: Desk, rows: list[int], group: str | None, reviewer: Reviewer, again: bool
-) -> tuple[list[int], Labelled]:
-    """The rows that may be labelled, and what is to be said of the others."""
+) -> tuple[list[int], Labelled, dict[int, int]]:
+    """The rows that may be labelled, what is to be said of the others, and the number of each row's last label."""
     claims = tables.claims(desk.database, time.time())
     for item in [group or "", *(f"{SINGLE}{row}" for row in rows)]:
         if item in claims and claims[item].reviewer != reviewer.claims_as:
@@ -175,13 +175,16 @@ def _open(
     already = [] if again else [label for label in last.values() if label.kind != "withdrawn"]
     closed = {label.decision_row for label in already}
     gone = [row for row in rows if row not in held]
-    return [row for row in rows if row in held and row not in closed], Labelled(None, [], gone, already)
+    numbers = {row: label.row for row, label in last.items()}
+    return [row for row in rows if row in held and row not in closed], Labelled(None, [], gone, already), numbers
 
 
-def _action(desk: Desk, rows: list[int], reviewer: Reviewer, truth: Truth) -> int | None:
-    """The number of the last label that this reviewer has just given to one of the rows."""
+def _action(desk: Desk, rows: list[int], reviewer: Reviewer, before: dict[int, int]) -> int | None:
+    """The number of the last label that this reviewer has just given to one of the rows; None where each had it: its
+    number is that of an earlier action, and an undo would take that back."""
     last = (labels[-1] for labels in tables.history(desk.database, rows).values())
-    return max((label.row for label in last if label.key == reviewer.key and label.group_id != UNDO), default=None)
+    given = (label for label in last if label.key == reviewer.key and label.group_id != UNDO)
+    return max((label.row for label in given if label.row != before.get(label.decision_row)), default=None)
 
 
 def _actions(desk: Desk, action: int | None, reviewer: Reviewer) -> list[Label]:

@@ -66,6 +66,17 @@ def test_what_cannot_be_said_is_not(manifest: bundle.Manifest) -> None:
     assert (other.accuracy.share, other.known_rejected.share) == (1, None)
 
 
+def test_labels_of_another_point_say_nothing_of_what_this_one_refuses(manifest: bundle.Manifest) -> None:
+    """After a change of the point the refused images are looked at first: all of those looked at are refused ones."""
+    before = RED._replace(operating_point="ood95")
+    refused = (RED._replace(decision="reject"), 5)
+    unlooked = told(manifest, (before, 50), (RED._replace(**UNSEEN), 95), refused)
+    assert (unlooked.known_rejected.images, unlooked.known_rejected.share) == (5, None)
+    assert unlooked.known_rejected_by_group["many"].share is None
+    looked = told(manifest, (before, 50), (RED._replace(**UNSEEN), 90), (RED, 5), refused)
+    assert looked.known_rejected.share == pytest.approx(0.05)
+
+
 def test_unbiased_and_covering_on_simulated_streams(manifest: bundle.Manifest) -> None:
     """Reviewers label all refused images of the sample and a third of the accepted ones."""
     draw, inside, sums, runs = random.Random(1), 0, 0.0, 300

@@ -548,6 +548,26 @@ def test_places_that_can_never_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check("postgresql://me:hunter2@host/x")
 
 
+def test_a_look_at_the_file_leaves_the_locks_of_its_connections(tmp_path: Path, manifest: bundle.Manifest) -> None:
+    """Another process that came and went deleted the log of a ledger in use: what was written from then on was lost."""
+    where = str(tmp_path / "ledger.sqlite3")
+    elsewhere = f"import sqlite3; c = sqlite3.connect({where!r}); print(*c.execute('SELECT count(*) FROM decisions'))"
+
+    def seen_elsewhere() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", elsewhere + "; c.close()"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with Kept(where) as kept:
+        kept.ledger.record(entry(manifest, "a"))
+        until(lambda: kept.rows("written") == 1)
+        check(where)
+        assert seen_elsewhere() == "(1,)"
+        kept.ledger.record(entry(manifest, "b"))
+        until(lambda: kept.rows("written") == 2)
+        assert seen_elsewhere() == "(2,)"
+
+
 @pytest.mark.parametrize("where", [" ", "OFF", "Off", ":Memory:", "ledger.sqlite3 ", "file:x?mode=memory"])
 def test_no_file_is_made_of_what_means_none(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With OFF every decision was written to a file of that name, where whoever wrote it wanted no ledger."""

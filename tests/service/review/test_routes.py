@@ -309,6 +309,15 @@ def test_undo_goes_back_step_by_step_and_leaves_others_labels(kept: str, opened:
     assert now(first) == ("new", "w", "ben")
 
 
+def test_what_changes_nothing_is_no_action_that_an_undo_could_take_for_another(kept: str, opened: Open) -> None:
+    """The number of the action before came back, whose undo took the labels of all its images."""
+    client = opened()
+    first, second = (image["row"] for image in client.get("/review/audit").json()["shown"][:2])
+    label(client, [first, second], "new", "x").raise_for_status()
+    same = label(client, [first], "new", "x", again=True).raise_for_status().json()
+    assert (same["action"], same["rows"]) == (None, [first])
+
+
 def test_undo_of_a_label_that_was_given_twice_does_not_go_round(kept: str, opened: Open) -> None:
     """x, y, x again: what the first undo writes looks like the second label, and the second one like the first."""
     client = opened()

@@ -154,3 +154,22 @@ def test_a_bundle_that_came_meanwhile_may_offer_less(browser: Any, tmp_path: Pat
         assert hidden(page, "nearpart", "error") == [True, True]
         page.said.clear()  # the browser says of every 422 that it was one
         page.close()
+
+
+def test_a_bundle_that_came_meanwhile_has_its_own_classes(browser: Any, tmp_path: Path) -> None:
+    """The page named the bundle before, and had no word for what the new one knows."""
+    before = tiny.write(tmp_path / "tiny" / "1")
+    classes = tiny.manifest()["classes"]
+    classes[0]["name"] = "crimson"
+    after = tiny.write(tmp_path / "tiny" / "2", version="2", classes=classes, golden=[])
+    with serving(before, inference_threads=1, admin_keys="ops=r00t", allow_anonymous="true") as url:
+        page = opened(browser, url)
+        page.page.select_option("#truth", "red")
+        sent = page.page.request.put(f"{url}/admin/bundle", data={"path": str(after)}, headers={"x-api-key": "r00t"})
+        assert sent.ok, sent.text()
+        page.page.click('#examples img[alt="Example red"]')
+        page.shows("#label", "crimson")
+        page.shows("#model", "tiny 2 knows 3 classes")
+        page.page.select_option("#truth", "crimson")
+        page.shows("#told", "Thank you, noted.")
+        page.close()
