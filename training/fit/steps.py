@@ -59,7 +59,11 @@ def require_held_back(plan: Plan) -> None:
 
 
 def _made(plan: Plan, given: Fit) -> None:
-    prepare(plan, given)
+    try:
+        prepare(plan, given)
+    except ValueError:
+        begun.forget(plan)
+        raise
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
     record = calibration(best)

@@ -225,8 +225,19 @@ def test_what_cannot_do_is_refused_before_any_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "0.0 GB are free and about 0.3 GB needed" in fit(capsys, photos, *arguments)
-    assert json.loads((tmp_path / "work" / PLAN_FILE).read_text())["target"].endswith("/fruit-stand/2")  # 1 is taken
-    assert not list((tmp_path / "models").rglob("*.json"))
+    assert re.search(r"--version +2\n", capsys.readouterr().out)  # 1 is taken
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("stopped_before_a_head")
+def test_a_backbone_that_does_not_do_leaves_no_fit_behind(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command with the setting put right was refused: the folder held a fit with the wrong one."""
+    assert "no other size" in fit(capsys, photos, *arguments, "--image-size-px", 99)
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
+    assert "stopped; what is done is kept" in fit(capsys, photos, *arguments)
+    assert (tmp_path / "work" / PLAN_FILE).is_file()
 
 
 @pytest.mark.usefixtures("stopped_before_a_head")
