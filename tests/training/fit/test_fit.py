@@ -27,6 +27,7 @@ from training import __main__ as commands
 from training.evaluation.cross_fit import NAMED
 from training.fit import steps
 from training.fit.begun import PLAN_FILE
+from training.layout import curl_file
 from training.runs.checkpoint import CHECKPOINT_FILE
 from training.runs.files import CALIBRATION_FILE
 from training.runs.steps import alone_in
@@ -269,6 +270,17 @@ def test_the_last_lines_can_be_pasted(
     curl = next(line for line in printed.splitlines() if line.startswith("  curl"))
     *_, file, _ = shlex.split(curl)
     assert Path(file.removeprefix("file=@")).is_file()
+
+
+@pytest.mark.parametrize("name", ["red, ripe", 'a "b"', "x;y", "a\\b,c", "plain one"])
+def test_curl_sends_a_file_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.txt"
+    path.write_text("pixels")
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    nobody = "http://127.0.0.1:9/"
+    sent = subprocess.run(["curl", "-sS", "-m", "5", "-F", curl_file(str(path)), nobody], check=False)
+    assert sent.returncode == 7  # cannot connect; 26 where it cannot read the file
 
 
 def test_nothing_is_written_among_the_classes(
