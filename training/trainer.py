@@ -20,6 +20,7 @@ from training.data.loading import Data, load, with_taxonomy
 from training.data.notes import say
 from training.data.photographs import CACHE, TEST_FRACTION
 from training.data.readers import ImageSet
+from training.data.taxonomy import TAXONOMY_FILE
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
 from training.methods.objective import easiness, stage1_losses, stage2_losses
@@ -138,6 +139,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         data.choice.write(out)
         if data.taxonomy:
             data.taxonomy.write(out)
+        else:  # of a run that was killed before its first checkpoint
+            (out / TAXONOMY_FILE).unlink(missing_ok=True)
     return state
 
 
