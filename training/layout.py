@@ -19,9 +19,20 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The first column to the left, the others to the right; a bar in a cell is escaped."""
-    lines = [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in (head, *rows)]
+    lines = [f"| {' | '.join(flat(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in (head, *rows)]
     lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
     return "\n".join(lines)
+
+
+def flat(cell: object) -> str:
+    """As text on one line: a class may be called so that it takes two."""
+    return " ".join(str(cell).splitlines())
+
+
+def curl_file(path: str) -> str:
+    """The value of curl's -F that sends a file; a comma or a semicolon would end an unquoted name."""
+    quoted = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'file=@"{quoted}"' if any(mark in path for mark in ',;"') else f"file=@{path}"
 
 
 def several(count: int, one: str) -> str:

@@ -20,6 +20,7 @@ from training.data.loading import Data, load, with_taxonomy
 from training.data.notes import say
 from training.data.photographs import CACHE, TEST_FRACTION
 from training.data.readers import ImageSet
+from training.data.taxonomy import TAXONOMY_FILE
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
 from training.methods.objective import easiness, stage1_losses, stage2_losses
@@ -31,6 +32,7 @@ from training.network.device import find_device
 from training.network.network import Network, place
 from training.network.standardised import standardised
 from training.runs import checkpoint
+from training.runs.files import clear_killed
 from training.runs.loop import Loop
 from training.runs.signals import stop_request
 
@@ -120,6 +122,8 @@ def first_views(data: Data, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
     """The state of a new run, or of the one to resume; ValueError when the data are not those it was trained on."""
     if resume:
+        if distributed.rank() == 0:
+            clear_killed(out / checkpoint.CHECKPOINT_FILE)
         state = checkpoint.load(out) | {"config": config.model_dump(mode="json")}
         checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
         return state
@@ -135,6 +139,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         data.choice.write(out)
         if data.taxonomy:
             data.taxonomy.write(out)
+        else:  # of a run that was killed before its first checkpoint
+            (out / TAXONOMY_FILE).unlink(missing_ok=True)
     return state
 
 

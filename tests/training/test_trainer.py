@@ -17,7 +17,8 @@ from tests import warm
 from tests.training import tiny
 from tests.training.data.test_folders import noise_class
 from training import trainer
-from training.data import loading
+from training.data import loading, taxonomy
+from training.data.taxonomy import Taxonomy
 from training.methods import objective
 from training.network.device import find_device
 from training.runs import checkpoint
@@ -109,6 +110,15 @@ def test_resumed_run_is_the_uninterrupted_one(finished, tmp_path, monkeypatch, v
     tiny.assert_same_run(finished, out)
 
 
+def test_what_was_killed_before_its_first_checkpoint_leaves_no_taxonomy_to_the_next_run(tmp_path, monkeypatch):
+    """Its nodes were answered by the next run in the folder, which was given none."""
+    Taxonomy("FILE.csv", {"0": ("round",)}).write(tmp_path / "run")
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        trainer.train(tiny.config(), tmp_path / "run")
+    assert taxonomy.recorded(tmp_path / "run") is None
+
+
 def test_interruption_between_the_stages_is_not_lost(finished, tmp_path, monkeypatch):
     save = checkpoint.save
 
@@ -122,7 +132,9 @@ def test_interruption_between_the_stages_is_not_lost(finished, tmp_path, monkeyp
         with pytest.raises(Interrupted):
             trainer.train(tiny.config(), tmp_path / "run")
     assert checkpoint.load(tmp_path / "run")["stage"] == "stage2"
+    (left := tmp_path / "run" / ".checkpoint.4711.pt").write_bytes(b"of a process that was killed while it wrote")
     trainer.train(tiny.config(), tmp_path / "run", resume=True)
+    assert not left.exists()  # as large as the checkpoint, and one more for each kill
     tiny.assert_same_run(finished, tmp_path / "run")
 
 

@@ -68,6 +68,10 @@ def read_folders(folder: Path, *, class_level: int | None = None) -> Parts:
         labelled[part] = [(path, _class_of(where, holders, class_level)) for path, where in places if where]
         if loose := len(places) - len(labelled[part]):
             notes.append(f"{roots[part]}: left out {loose} images outside of any class folder")
+    if class_level is None:
+        notes += _merged_notes(
+            folder, (where for _, places, _ in found.values() for _, where in places if where), holders
+        )
     if not labelled["train"]:
         raise DataError(f"{roots['train']} has no class folder with images: put those of each class into a folder")
     for part in [name for name, rows in labelled.items() if not rows]:
@@ -92,7 +96,7 @@ def _beside(folder: Path, parted: bool) -> list[str]:
     return [e.name for e in entries if parted and e.name not in (*PARTS, *BESIDE) and e.name.lower() not in SPLIT_NAMES]
 
 
-Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC
+Where = tuple[str, ...]  # the folders between the root of a part and an image, in form NFC and without outer blanks
 
 
 def _find_classes(root: Path, beside: Iterable[str]) -> tuple[ImageFiles, list[tuple[str, Where]], list[str]]:
@@ -107,20 +111,40 @@ def _find_classes(root: Path, beside: Iterable[str]) -> tuple[ImageFiles, list[t
             found = files.find(entry)
             total = total + found
             places += [(path, _folders_of(path, root)) for path in found.paths]
-            empty += [] if found.paths else [unicodedata.normalize("NFC", entry.name)]
+            empty += [] if found.paths else [_class_name(entry.name)]
         elif entry.is_file() and entry.suffix.lower() in files.SUFFIXES:
             places.append((str(entry), ()))
     return total, places, empty
 
 
+def _class_name(folder: str) -> str:
+    """As a list has it, whose labels have no outer blanks: learn writes what it read here into one."""
+    name = unicodedata.normalize("NFC", folder)
+    return name.strip() or name
+
+
 def _folders_of(path: str, root: Path) -> Where:
-    return tuple(unicodedata.normalize("NFC", os.path.relpath(os.path.dirname(path), root)).split(os.sep))
+    return tuple(map(_class_name, os.path.relpath(os.path.dirname(path), root).split(os.sep)))
 
 
 def _class_of(where: Where, holders: set[Where], level: int | None) -> str:
     """The folders down to the first that holds images itself, at most `level` of them."""
-    deepest = next(n for n in range(1, len(where) + 1) if where[:n] in holders)
-    return "/".join(where[: min(level or deepest, deepest)])
+    depth = _depth(where, holders)
+    return "/".join(where[: min(level or depth, depth)])
+
+
+def _merged_notes(folder: Path, everywhere: Iterable[Where], holders: set[Where]) -> list[str]:
+    """One image in Fruit/ makes a class of Fruit/Apple and Fruit/Pear, which a person may have meant for two."""
+    below = sorted({"/".join(where) for where in everywhere if _depth(where, holders) < len(where)})
+    if not below:
+        return []
+    return [f"{folder}: {several(len(below), 'folder')} in a folder that holds images itself ({some(below)}), so what "
+            "is there is of the class of that folder: move its own images away if they are classes"]  # fmt: skip
+
+
+def _depth(where: Where, holders: set[Where]) -> int:
+    """How many folders it is to the first that holds images itself."""
+    return next(n for n in range(1, len(where) + 1) if where[:n] in holders)
 
 
 def unlabelled_pixels(

@@ -6,6 +6,7 @@
 Read once (scan.py), grouped so that near duplicates share a side (grouping.py), split by content (splits.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def list_files(config: Config, run: Path | None = None, cache: Path | None = Non
     else:
         choice = Choice.read(run)
         sides = _as_chosen(choice, found, outside, place, seen, notes)
+        _require_known(config.data, run, found.parts["train"].classes, choice)
     listings = {name: source for name, (source, _) in sides.items() if isinstance(source, Listing)}
     notes += missing_notes(config.data, listings["train"], listings["test"])
     return Files(
@@ -202,6 +204,16 @@ def _as_chosen(
     sides |= {n: (_take(outside, p), keys[p]) for n, p in zip(names, places, strict=True)}
     notes += came_since(new, more)
     return sides
+
+
+def _require_known(data: Path, run: Path, classes: Sequence[str], choice: Choice) -> None:
+    """DataError where a class has come since the run began: without an image to train on, it looked damaged."""
+    known = set(choice.parts["train"].classes)
+    if new := [name for name in classes if name not in known]:
+        raise DataError(
+            f"{data}: {run} knows no class {some(new)}, which has come or was renamed since it began: put back what it "
+            "was trained on, or train another run"
+        )
 
 
 def came_since(images: int, outliers: int) -> list[str]:

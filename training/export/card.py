@@ -19,7 +19,7 @@ from training.export.promises import few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
 from training.export.why import why
-from training.layout import DASH, markdown_table
+from training.layout import DASH, flat, markdown_table
 
 __all__ = ["plots", "render"]
 
@@ -245,5 +245,5 @@ def _change(key: str, value: Any) -> str:
 
 
 def _and(words: Iterable[str]) -> str:
-    *most, last = words
+    *most, last = map(flat, words)
     return f"{', '.join(most)} and {last}" if most else last

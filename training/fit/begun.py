@@ -92,6 +92,13 @@ def begin(plan: "Plan", given: Fit) -> bool:
     return True
 
 
+def forget(plan: "Plan") -> None:
+    """Where no head has begun: the same command with the setting put right is no other fit."""
+    if not any((plan.work / name).exists() for name in plan.heads):
+        reserved.release(plan.target)
+        (plan.work / PLAN_FILE).unlink(missing_ok=True)
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
     then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun", "images")}
     is_now = now["settings"] | {k: v for k, v in now.items() if k not in ("settings", "images")}

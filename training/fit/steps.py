@@ -24,7 +24,7 @@ from training.fit import alike, begun
 from training.fit import plan as plans
 from training.fit.command import Fit
 from training.fit.plan import Plan
-from training.layout import columns, several, span
+from training.layout import columns, curl_file, several, span
 from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
@@ -49,7 +49,11 @@ def fit(given: Fit) -> Path:
 
 
 def _made(plan: Plan, given: Fit) -> None:
-    prepare(plan, given)
+    try:
+        prepare(plan, given)
+    except ValueError:
+        begun.forget(plan)
+        raise
     runs = [head(plan, name, given) for name in plan.heads]
     best = choose(plan, runs)
     record = calibration(best)
@@ -204,7 +208,7 @@ def finished(plan: Plan) -> str:
     serve = "tailguard serve" if program() == "tailguard" else "python -m service serve"
     example = next(iter(plan.files.test.paths or plan.files.train.paths), "photo.jpg")
     lines += ["", "serve it, and ask:", f"  TAILGUARD_BUNDLE={shlex.quote(str(plan.target))} {serve}",
-              f"  curl -F {shlex.quote(f'file=@{example}')} 127.0.0.1:8000/classify"]  # fmt: skip
+              f"  curl -F {shlex.quote(curl_file(example))} 127.0.0.1:8000/classify"]  # fmt: skip
     if run := exported(plan):
         lines += ["teach it what people said of the images that it refused:",
                   f"  {program()} learn {shlex.quote(str(run))} --from REVIEWED"]  # fmt: skip

@@ -31,6 +31,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_killed(path: Path) -> None:
+    """Remove the temporary names of `replacing` that processes left which were killed while they wrote `path`."""
+    for left in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+        left.unlink(missing_ok=True)
+
+
 def jsonable(value: Any) -> Any:
     """NaN → None, numpy numbers → Python's, all the way down."""
     if isinstance(value, Mapping):

@@ -1,5 +1,6 @@
 """The long-tail cut, the calibration split, and batches that any step can be resumed from."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -259,6 +260,17 @@ def test_a_run_whose_images_are_gone_is_refused(photographs, tmp_path):
         loading.load(photographs, tmp_path / "run")
     gone.write_bytes(content)
     assert loading.load(photographs, tmp_path / "run").train.counts.tolist() == found.train.counts.tolist()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_class_that_came_since_a_run_began_is_named(photographs, tmp_path, part):
+    """It was said that no readable training image is left of it."""
+    loading.load(photographs).choice.write(tmp_path / "run")
+    shutil.copytree(tmp_path / "data/test/ant", tmp_path / "data" / part / "cat")
+    if part == "test":
+        shutil.copytree(tmp_path / "data/test/ant", tmp_path / "data/train/cat")
+    with pytest.raises(DataError, match="run knows no class cat, which has come or was renamed since it began"):
+        loading.load(photographs, tmp_path / "run")
 
 
 def test_choice_comes_back_and_damage_is_named(tmp_path):

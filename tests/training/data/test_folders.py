@@ -89,6 +89,27 @@ def test_nested_folders_keep_their_path_as_taxonomy(tmp_path):
     assert folders.read_folders(tmp_path, class_level=2).parts["test"].classes == ("Fruit/Apple", "Milk", "Fruit/Pear")
 
 
+def test_classes_that_a_stray_image_makes_one_are_said(tmp_path):
+    for name in ("Fruit/Apple", "Fruit/Pear", "Milk"):
+        write_class(tmp_path / name, 0, 2)
+    assert not any("holds images itself" in note for note in folders.read_folders(tmp_path).notes)
+    Image.new("RGB", (9, 9)).save(tmp_path / "Fruit" / "stray.png")
+    found = folders.read_folders(tmp_path)
+    assert found.parts["train"].classes == ("Fruit", "Milk")
+    said = "2 folders in a folder that holds images itself (Fruit/Apple, Fruit/Pear), so what is there is of the class"
+    assert any(said in note for note in found.notes)
+    assert not any("holds images itself" in n for n in folders.read_folders(tmp_path, class_level=1).notes)
+
+
+def test_outer_blanks_are_no_part_of_a_class_in_folders_as_in_lists(tmp_path):
+    """learn writes the classes of a folder into a list: it ended after the training, at classes that had changed."""
+    for name in ("train/ ant", "train/bee ", "test/ant", "train/Fruit /Apple"):
+        write_class(tmp_path / name, 0, 2)
+    found = folders.read_folders(tmp_path).parts
+    assert found["train"].classes == ("Fruit/Apple", "ant", "bee")
+    assert found["test"].counts.tolist() == [0, 2, 0]
+
+
 def test_class_names_are_compared_in_one_unicode_form(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write_class(tmp_path / "train" / decomposed, 0, 2)

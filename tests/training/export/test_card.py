@@ -183,6 +183,13 @@ def test_tables_are_well_formed(text):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1, block[0]
 
 
+def test_a_name_of_two_lines_breaks_no_table(monkeypatch):
+    monkeypatch.setitem(globals(), "NAMES", ["plane", "car\nred", "bird", "cat"])
+    written = card.render(make())
+    assert _row(written, "car red", "medium", "1250")
+    assert "into plane, car red, bird and cat" in written
+
+
 def test_plots_are_named_as_the_card_refers_to_them(text):
     manifest = make()
     drawn = card.plots(manifest)

@@ -28,6 +28,7 @@ from training.evaluation.cross_fit import NAMED
 from training.evaluation.folding import VALIDATED
 from training.fit import steps
 from training.fit.begun import PLAN_FILE
+from training.layout import curl_file
 from training.runs.checkpoint import CHECKPOINT_FILE
 from training.runs.files import CALIBRATION_FILE
 from training.runs.steps import alone_in
@@ -226,8 +227,19 @@ def test_what_cannot_do_is_refused_before_any_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "0.0 GB are free and about 0.3 GB needed" in fit(capsys, photos, *arguments)
-    assert json.loads((tmp_path / "work" / PLAN_FILE).read_text())["target"].endswith("/fruit-stand/2")  # 1 is taken
-    assert not list((tmp_path / "models").rglob("*.json"))
+    assert re.search(r"--version +2\n", capsys.readouterr().out)  # 1 is taken
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("stopped_before_a_head")
+def test_a_backbone_that_does_not_do_leaves_no_fit_behind(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command with the setting put right was refused: the folder held a fit with the wrong one."""
+    assert "no other size" in fit(capsys, photos, *arguments, "--image-size-px", 99)
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
+    assert "stopped; what is done is kept" in fit(capsys, photos, *arguments)
+    assert (tmp_path / "work" / PLAN_FILE).is_file()
 
 
 @pytest.mark.usefixtures("stopped_before_a_head")
@@ -259,6 +271,17 @@ def test_the_last_lines_can_be_pasted(
     curl = next(line for line in printed.splitlines() if line.startswith("  curl"))
     *_, file, _ = shlex.split(curl)
     assert Path(file.removeprefix("file=@")).is_file()
+
+
+@pytest.mark.parametrize("name", ["red, ripe", 'a "b"', "x;y", "a\\b,c", "plain one"])
+def test_curl_sends_a_file_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.txt"
+    path.write_text("pixels")
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    nobody = "http://127.0.0.1:9/"
+    sent = subprocess.run(["curl", "-sS", "-m", "5", "-F", curl_file(str(path)), nobody], check=False)
+    assert sent.returncode == 7  # cannot connect; 26 where it cannot read the file
 
 
 def test_nothing_is_written_among_the_classes(
