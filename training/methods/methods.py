@@ -110,6 +110,15 @@ METHODS: dict[str, Method] = {
     "sofl-half": Method(
         "Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass", outlier_weight=0.5
     ),
+    # Their weights chosen on calibration images and held-back outliers (LOG.md)
+    "oecc-calibrated": Method(
+        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
+        outlier_weight=0.03,
+    ),
+    "sofl-calibrated": Method(
+        "Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass",
+        outlier_weight=0.15,
+    ),
     "ntom": Method(
         "Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", outliers_per_image=2, mining=0.125,
         score="reject-mass",

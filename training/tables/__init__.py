@@ -27,7 +27,8 @@ LITERATURE = (
 # Beside EnergyOE, OECC and SOFL as printed: the forms that keep their accuracy in a short run from scratch
 SHORT_RUN = (
     Entry("EnergyOE, logistic with a learned scale", "energy-oe-logistic"), Entry("OECC, weight .1", "oecc-tenth"),
-    Entry("SOFL, weight .5", "sofl-half"),
+    Entry("SOFL, weight .5", "sofl-half"), Entry("OECC, weight .03 by calibration", "oecc-calibrated"),
+    Entry("SOFL, weight .15 by calibration", "sofl-calibrated"),
 )  # fmt: skip
 
 PAIRED = "Differences are taken seed by seed, over the seeds that both sides have."
