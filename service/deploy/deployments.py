@@ -16,7 +16,7 @@ from service.bundles.addresses import named
 from service.contract.bundle import Manifest
 from service.contract.decision import Scope
 from service.ledger import schema
-from service.ledger.database import MEMORY, POSTGRESQL, Database, connect
+from service.ledger.database import MEMORY, PATIENT_LOCK_S, POSTGRESQL, Database, connect
 from service.ledger.rows import ModelKey
 from service.settings.places import Source
 
@@ -91,7 +91,7 @@ class Deployments:
         if not self.shared:
             self._own.append(made)
             return made
-        database = connect(self._where)
+        database = connect(self._where, lock_s=PATIENT_LOCK_S)
         try:
             schema.prepare(database)
             with database.transaction():

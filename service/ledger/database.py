@@ -18,7 +18,8 @@ from service.settings import PREFIX
 
 MEMORY = ":memory:"
 SHARED_MEMORY = "file:tailguard-"  # begins the name of a ledger in memory that a second connection can read
-LOCK_S = 1.0  # how long a transaction waits for another to end
+LOCK_S = 1.0  # how long a transaction waits for another to end, where it is tried again
+PATIENT_LOCK_S = 8.0  # where it is not, and somebody waits for it
 CONNECT_S = 5
 STATEMENT_S = 10
 POSTGRESQL_SCHEMA = "tailguard"  # other applications may have tables in the same database
@@ -56,7 +57,7 @@ class Sqlite:
     and never damages the file (https://sqlite.org/pragma.html#pragma_synchronous).
     """
 
-    def __init__(self, where: str, read_only: bool = False) -> None:
+    def __init__(self, where: str, read_only: bool = False, lock_s: float = LOCK_S) -> None:
         self.words = {"id": "INTEGER PRIMARY KEY", "blob": "BLOB", "newest": ""}  # its indexes end with the row anyway
         in_memory = where == MEMORY or where.startswith(SHARED_MEMORY)
         self._path = None if in_memory else Path(where).absolute()
@@ -64,7 +65,7 @@ class Sqlite:
         if read_only and not in_memory:
             where = Path(where).absolute().as_uri() + "?mode=ro"
         self._connection = sqlite3.connect(
-            where, timeout=LOCK_S, isolation_level=None, uri=where.startswith("file:"), check_same_thread=not read_only
+            where, timeout=lock_s, isolation_level=None, uri=where.startswith("file:"), check_same_thread=not read_only
         )
         try:
             if read_only:
@@ -138,7 +139,7 @@ class Postgres:
     Every wait has a limit, so that a server that hangs costs one failed attempt.
     """
 
-    def __init__(self, where: str, read_only: bool = False) -> None:
+    def __init__(self, where: str, read_only: bool = False, lock_s: float = LOCK_S) -> None:
         import psycopg
 
         self.words = {"id": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "blob": "BYTEA", "newest": ", row"}
@@ -151,7 +152,7 @@ class Postgres:
         )
         try:
             for limit, seconds in (
-                ("lock_timeout", LOCK_S),
+                ("lock_timeout", lock_s),
                 ("statement_timeout", STATEMENT_S),
                 ("idle_in_transaction_session_timeout", STATEMENT_S),
             ):
@@ -235,12 +236,12 @@ def check(where: str, option: str = f"{PREFIX}LEDGER") -> None:
         raise SettingsError(f"{option} is not a postgresql:// URL that libpq can read") from None
 
 
-def connect(where: str, *, read_only: bool = False) -> Database:
+def connect(where: str, *, read_only: bool = False, lock_s: float = LOCK_S) -> Database:
     """A connection to the ledger at `where`: a path, ":memory:", a name by `shared_memory` or a postgresql:// URL.
 
     One that is read-only makes nothing and changes nothing, and may be used by any thread, one at a time.
     """
-    return Postgres(where, read_only) if where.startswith(POSTGRESQL) else Sqlite(where, read_only)
+    return (Postgres if where.startswith(POSTGRESQL) else Sqlite)(where, read_only, lock_s)
 
 
 def shared_memory() -> str:

@@ -68,6 +68,10 @@ class Method:
 
 _ABLATION = {"outlier_term": "oe", "contrast": "pascl", "paper": "Wang et al. 2022", "family": "contrast"}
 _LONG_TAIL, _DECOUPLED, _OUTLIERS = "long tail", "decoupled", "outliers"
+_OECC = {"paper": "Papadopoulos et al. 2021", "family": _OUTLIERS, "outlier_term": "oecc", "outlier_from": 0.5,
+         "outliers_per_image": 2}  # fmt: skip
+_SOFL = {"paper": "Mohseni et al. 2020", "family": _OUTLIERS, "outlier_term": "sofl", "outlier_from": 0.5,
+         "score": "reject-mass"}  # fmt: skip
 
 METHODS: dict[str, Method] = {
     "msp": Method("Hendrycks & Gimpel 2017", "baseline"),
@@ -97,28 +101,15 @@ METHODS: dict[str, Method] = {
     "oe": Method("Hendrycks et al. 2019", _OUTLIERS, outlier_term="oe"),
     "oe-abf": Method("Wang et al. 2022", _OUTLIERS, outlier_term="oe", stage2="abf"),
     "energy-oe": Method("Liu et al. 2020", _OUTLIERS, outlier_term="energy-margins", score="energy"),
-    "oecc": Method(
-        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
-    ),
-    "sofl": Method("Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass"),
+    "oecc": Method(**_OECC),  # type: ignore[arg-type]
+    "sofl": Method(**_SOFL),  # type: ignore[arg-type]
     # The same three for a short run from scratch: their own weights and margins cost it the accuracy (LOG.md)
     "energy-oe-logistic": Method("Du et al. 2022", _OUTLIERS, outlier_term="energy-logistic", score="energy"),
-    "oecc-tenth": Method(
-        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
-        outlier_weight=0.1,
-    ),
-    "sofl-half": Method(
-        "Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass", outlier_weight=0.5
-    ),
+    "oecc-tenth": Method(**_OECC, outlier_weight=0.1),  # type: ignore[arg-type]
+    "sofl-half": Method(**_SOFL, outlier_weight=0.5),  # type: ignore[arg-type]
     # Their weights chosen on calibration images and held-back outliers (LOG.md)
-    "oecc-calibrated": Method(
-        "Papadopoulos et al. 2021", _OUTLIERS, outlier_term="oecc", outlier_from=0.5, outliers_per_image=2,
-        outlier_weight=0.03,
-    ),
-    "sofl-calibrated": Method(
-        "Mohseni et al. 2020", _OUTLIERS, outlier_term="sofl", outlier_from=0.5, score="reject-mass",
-        outlier_weight=0.15,
-    ),
+    "oecc-calibrated": Method(**_OECC, outlier_weight=0.03),  # type: ignore[arg-type]
+    "sofl-calibrated": Method(**_SOFL, outlier_weight=0.15),  # type: ignore[arg-type]
     "ntom": Method(
         "Chen et al. 2021", _OUTLIERS, outlier_term="outlier-class", outliers_per_image=2, mining=0.125,
         score="reject-mass",
