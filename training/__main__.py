@@ -190,6 +190,30 @@ class Command(BaseSettings, cli_kebab_case=True, cli_implicit_flags=True,
         CliApp.run_subcommand(self)
 
 
+REPEATED = ("--ood", "--heads", "--methods", "--level")  # options that may be given more than once
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """`--ood A B` as `--ood A --ood B`: a shell makes the first of --ood DIR/*.
+
+    Where the word after the command is an option, the run or the data may come last, as in `fit --ood A B DATA`.
+    """
+    named = len(arguments) > 1 and not arguments[1].startswith("-")
+    found, i = list[str](), 0
+    while i < len(arguments):
+        option, i = arguments[i], i + 1
+        if option not in REPEATED:
+            found.append(option)
+            continue
+        end = next((k for k in range(i, len(arguments)) if arguments[k].startswith("-")), len(arguments))
+        values, last = arguments[i:end], list[str]()
+        if not named and len(values) > 1:
+            values, last, named = values[:-1], values[-1:], True
+        found += [word for value in values for word in (option, value)] + last if values else [option]
+        i = end
+    return found
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -197,7 +221,8 @@ def main(arguments: list[str] | None = None, prog: str = PYTHON_M) -> None:
     """Run one command. Exits with one line where it is refused; `prog` is how it was called, for its help."""
     Command.model_config["cli_prog_name"] = prog
     try:
-        CliApp.run(Command, arguments, cli_settings_source=CliSettingsSource(Command, formatter_class=Help))
+        given = spread(sys.argv[1:] if arguments is None else arguments)
+        CliApp.run(Command, given, cli_settings_source=CliSettingsSource(Command, formatter_class=Help))
     except ValidationError as error:
         sys.exit(
             "\n".join(f"--{'.'.join(map(str, e['loc'][1:])).replace('_', '-')}: {e['msg']}" for e in error.errors())

@@ -394,3 +394,22 @@ def test_class_names_in_another_order_are_refused(run, copied):
     assert status != 0
     assert "in another order: class 0 was ['1'], the data say ['0']" in printed
     assert not (copied / RESULTS_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("fit photos --ood a b c --name x", "fit photos --ood a --ood b --ood c --name x"),
+        ("fit --ood a b photos", "fit --ood a --ood b photos"),
+        ("fit --ood a photos --heads msp oe", "fit --ood a photos --heads msp --heads oe"),
+        ("evaluate run --ood a --ood b --score msp", "evaluate run --ood a --ood b --score msp"),
+        ("calibrate run --level .9 .8 --ood=a", "calibrate run --level .9 --level .8 --ood=a"),
+        ("fit photos --ood", "fit photos --ood"),
+        ("fit --ood a --thumbnails photos", "fit --ood a --thumbnails photos"),
+        ("methods", "methods"),
+        ("", ""),
+    ],
+)
+def test_several_values_after_one_option_are_each_its_own(given, meant):
+    """A shell makes them of --ood DIR/*: "unrecognized arguments" was all that was said of the second."""
+    assert commands.spread(given.split()) == meant.split()
