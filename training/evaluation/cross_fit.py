@@ -182,13 +182,17 @@ class CrossFit:
                 f"{len(rows)} images in groups of their own do not fill {FOLDS} folds: give a test part, or "
                 "--test-fraction"
             )
-        parts, sets = [], []
+        parts, sets = [], list[dict[str, Outputs]]()
         for k, head in enumerate(self.heads):
-            train = self.data.train.take(np.flatnonzero(self.fold[: len(self.data.train.labels)] != k))
-            module = predict.deployed(head, temperature, scores=[score], train=train, device=self.device, either=either)
-            model = predict.torch_predict(module, self.device)
+            if self.parted or not sets:  # else one run judges every fold
+                train = self.data.train.take(np.flatnonzero(self.fold[: len(self.data.train.labels)] != k))
+                module = predict.deployed(
+                    head, temperature, scores=[score], train=train, device=self.device, either=either
+                )  # fmt: skip
+                model = predict.torch_predict(module, self.device)
+                outside = {name: model(images) for name, images in self.data.ood.items()}
             parts.append((np.flatnonzero(self.fold == k), model(self.images.images[self.fold == k])))
-            sets.append({name: model(images) for name, images in self.data.ood.items()})
+            sets.append(outside)
         order = np.argsort(np.concatenate([own for own, _ in parts]))
         outputs = Outputs(
             np.concatenate([found.probabilities for _, found in parts])[order],

@@ -30,8 +30,9 @@ SPLITS = {TRAIN: "train", CALIBRATION: "val", COMPARED: "test"}
 
 def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewed, notes: list[str]) -> Json:
     """The new run's data, into `work`; what was added, by class and side."""
-    compared = _compared_earlier(given.run, found)
-    old = Old.of(files, given.run / CACHE / SCAN_FILE, list(compared.values()))
+    compared = _compared_earlier(given.run)
+    earlier = [path for key, path in compared.items() if key not in found.keys]
+    old = Old.of(files, given.run / CACHE / SCAN_FILE, earlier)
     found, renamed = sides.new_to(Choice.read(given.run), old, found, notes)
     found = sides.without_leaks(old, found, notes)
     if config.frozen and given.doubtful == "leave-out":
@@ -45,8 +46,9 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
     parts = _write_list(work, old, found, copies, of_class, together)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)
-    for key, path in compared.items():
-        _linked(path, key, work / COMPARED_OUTLIERS)
+    for key, path in compared.items():  # it is compared on them again
+        if key not in found.keys:
+            _linked(path, key, work / COMPARED_OUTLIERS)
     Choice(parts).write(work)
     if tree := taxonomy.recorded(given.run):
         tree.write(work)  # a new class hangs where its own name says, Fruit/Fig, or below the root
@@ -127,14 +129,12 @@ def _write_outliers(
     return parts
 
 
-def _compared_earlier(run: Path, found: Reviewed) -> dict[int, str]:
-    """Key to path of the outliers that the run was compared on when it learned itself, but for those `found` now: it is
-    compared on them again."""
+def _compared_earlier(run: Path) -> dict[int, str]:
+    """Key to path of the outliers that the run was compared on when it learned itself."""
     folder = run.parent / COMPARED_OUTLIERS
     if not (run.parent / PLAN_FILE).is_file() or not folder.is_dir():
         return {}
-    of_key = {int(path.stem, 16): os.path.realpath(path) for path in sorted(folder.iterdir())}
-    return {key: path for key, path in of_key.items() if key not in found.keys}
+    return {int(path.stem, 16): os.path.realpath(path) for path in sorted(folder.iterdir())}
 
 
 def _old_outliers(files: Files, name: str, work: Path, renamed: set[int]) -> Iterable[tuple[str, int]]:
