@@ -102,6 +102,8 @@ class Config(BaseModel):
     """Of an onnx:FILE that does not say it."""
     backbone_precision: Literal["fp32", "int8"] = "fp32"
     """int8: a convolutional backbone is quantised on training images first, and the head learns on its features."""
+    heads_averaged: int = Field(default=1, ge=1)
+    """On a frozen backbone: so many heads learn, in another order each, and the mean of their logits is kept."""
     backbone_int8: str | None = None
     """sha256 of an int8 backbone that lies among the features already, so that nothing is quantised anew."""
 
@@ -203,6 +205,7 @@ class Config(BaseModel):
                     raise ValueError(f"{flag(key)} {value} is for a pretrained backbone: give --backbone too")
         for key, plain, why in (
             ("backbone_precision", "fp32", "on whose features a head learns; what is trained is made int8 by export"),
+            ("heads_averaged", 1, "on which a head takes seconds; train runs with other seeds instead"),
             ("on", "here", "whose features are computed once; one that learns is trained here: leave it out"),
         ):  # fmt: skip
             if (value := getattr(self, key)) != plain and not self.frozen:
@@ -239,12 +242,6 @@ def flag(key: str) -> str:
 def options(settings: Mapping[str, object]) -> list[str]:
     """Settings as arguments of a command."""
     switches = {key for key, field in Config.model_fields.items() if field.annotation is bool}
-    return [
-        part
-        for key, value in settings.items()
-        for part in ((flag(key),) if value is True and key in switches else (flag(key), _text(value)))
-    ]
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    texts = {key: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for key, v in settings.items()}
+    on = {key for key, value in settings.items() if value is True and key in switches}
+    return [part for key, text in texts.items() for part in ((flag(key),) if key in on else (flag(key), text))]

@@ -25,7 +25,7 @@ from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
 from training.methods.objective import easiness, stage1_losses, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
-from training.network import distributed
+from training.network import averaged, distributed
 from training.network import frozen as frozen_backbones
 from training.network import tuned as tuned_backbones
 from training.network.device import find_device
@@ -145,18 +145,24 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
 
 
 def first_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:
-    """The network learns from the images in batches with outliers, and is kept in the state under "network"."""
+    """The network learns from the images in batches with outliers, and is kept in the state under "network".
+
+    Where several heads are averaged it learns as often, each time from the start and in another order.
+    """
     device = next(network.parameters()).device
     with standardised(network, data) as data:
-        batches = Batches(
-            data.train, data.outliers if method.takes_outliers else None, config.batch_images, seed=config.seed,
-            stage=1, device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
-        )  # fmt: skip
-        loop.run(
-            network.train(), list(network.parameters()), batches, stage1_losses(config, method, data, network, device),
-            epochs=config.epochs, learning_rate=config.learning_rate, key="network",
-            easiness=easiness(config, network, device),
-        )  # fmt: skip
+        losses = stage1_losses(config, method, data, network, device)
+        for turn in averaged.turns(network, loop.state, config.heads_averaged):
+            batches = Batches(
+                data.train, data.outliers if method.takes_outliers else None, config.batch_images, seed=config.seed,
+                stage=1 + 2 * turn, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
+                mining=method.mining,
+            )  # fmt: skip
+            loop.run(
+                network.train(), list(network.parameters()), batches, losses,
+                epochs=config.epochs, learning_rate=config.learning_rate, key="network",
+                easiness=easiness(config, network, device), title=averaged.title("stage1", turn, config.heads_averaged),
+            )  # fmt: skip
 
 
 def second_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:

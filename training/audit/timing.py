@@ -141,7 +141,7 @@ def frozen_estimate(
     views = (2 + config.feature_views) * (work.train + work.outliers) + work.others
     images = work.train + work.outliers + work.others
     step = step_seconds(config, resolve(config), work, features)
-    steps = config.epochs * max(work.train // config.batch_images, 1)
+    steps = config.heads_averaged * config.epochs * max(work.train // config.batch_images, 1)
     made_of = [f"{views} views of images through the backbone at {1000 * view:.1f} ms"]
     if decoded:
         made_of.insert(0, f"{images} images read at {1000 * decoded:.1f} ms")

@@ -18,6 +18,7 @@ from training.data.loading import Data
 from training.data.readers import Images, ImageSet
 from training.methods.methods import NONE, build_network
 from training.methods.objective import stage1_losses
+from training.network import averaged
 from training.network.network import Network, place
 from training.network.standardised import standardised
 from training.runs.checkpoint import Run
@@ -103,13 +104,17 @@ def trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
         )
         network.begin_on(inside, labels, outside)
         with standardised(network, data) as data:
-            batches = Batches(
-                data.train, data.outliers if method.takes_outliers else None, batch, seed=config.seed, stage=1,
-                device=device, sampler=method.sampler, per_image=method.outliers_per_image, mining=method.mining,
-            )  # fmt: skip
-            losses = stage1_losses(config, method, data, network, device)
-            Loop(config, Path(folder), title, {"stage": title, "history": []}, StopRequest(), views=method.views).run(
-                network.train(), list(network.parameters()), batches, losses,
-                epochs=config.epochs, learning_rate=config.learning_rate, key="network",
-            )  # fmt: skip
+            losses, state = stage1_losses(config, method, data, network, device), {"stage": title, "history": []}
+            loop = Loop(config, Path(folder), title, state, StopRequest(), views=method.views)
+            for turn in averaged.turns(network, state, config.heads_averaged):
+                batches = Batches(
+                    data.train, data.outliers if method.takes_outliers else None, batch, seed=config.seed,
+                    stage=1 + 2 * turn, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
+                    mining=method.mining,
+                )  # fmt: skip
+                loop.run(
+                    network.train(), list(network.parameters()), batches, losses, epochs=config.epochs,
+                    learning_rate=config.learning_rate, key="network",
+                    title=averaged.title(title, turn, config.heads_averaged),
+                )  # fmt: skip
     return network.eval()

@@ -188,12 +188,12 @@ def resolve(config: Config) -> Method:
     if given.get("contrast", method.contrast) != method.contrast:
         given["contrast_weight"] = None
     method = replace(method, **given)
-    for problem in _problems(method, set(given)):
+    for problem in _problems(method, set(given), config.heads_averaged):
         raise ValueError(f"--method {config.method}: {problem}")
     return method
 
 
-def _problems(method: Method, given: set[str]) -> Iterator[str]:
+def _problems(method: Method, given: set[str], heads: int) -> Iterator[str]:
     """Reasons why a combination of parts cannot work."""
     if method.stage2 == "crt-smote" and method.contrast != NONE:
         yield (
@@ -213,6 +213,9 @@ def _problems(method: Method, given: set[str]) -> Iterator[str]:
         yield "--placeholders are outliers made of training images: give an --outlier-term that learns from them"
     if given & {"partial", "asymmetric"} and method.contrast != "pascl":
         yield "--partial and --asymmetric are switches of --contrast pascl"
+    if heads > 1 and (others := sorted({method.contrast, method.stage2} - {NONE})):
+        kinds = " and ".join(others)
+        yield f"--heads-averaged {heads} is the mean of heads on features that stand still: leave out {kinds}"
 
 
 def build_network(

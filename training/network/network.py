@@ -1,7 +1,7 @@
 """Trunk, heads and projection: ResNet in the CIFAR form (He et al. 2016, with the 3×3 stem and no max-pool)."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -66,17 +66,31 @@ class Trunk(nn.Module):
 class CosineHead(nn.Linear):
     """Logits scale · cos(f, w_c) + b_c of unit-norm features [N, F]; b stays 0 unless `learns_bias`.
 
-    LDAM's head (Cao et al. 2019) has scale 30 and no bias.
+    LDAM's head (Cao et al. 2019) has scale 30 and no bias. `averaged`: w_c is the mean of such rows of several heads,
+    shorter than 1 where they differ, and the logits are the mean of theirs.
     """
+
+    averaged: Tensor
 
     def __init__(self, inputs: int, outputs: int, scale: float = 30.0, *, learns_bias: bool = False) -> None:
         super().__init__(inputs, outputs)
         self.scale = scale
+        self.register_buffer("averaged", torch.tensor(False))
+        self.register_load_state_dict_pre_hook(_of_one_head)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.bias)
         self.bias.requires_grad_(learns_bias)
 
+    def rows(self) -> Tensor:
+        """w [C, F]."""
+        return torch.where(self.averaged, self.weight, F.normalize(self.weight, dim=1))
+
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * F.linear(features, F.normalize(self.weight, dim=1)) + self.bias
+        return self.scale * F.linear(features, self.rows()) + self.bias
+
+
+def _of_one_head(_: nn.Module, state: dict[str, Any], prefix: str, *__: object) -> None:
+    """What was written before heads were averaged says nothing of it."""
+    state.setdefault(f"{prefix}averaged", torch.tensor(False))
 
 
 class FeatureTrunk(nn.Module):
@@ -196,7 +210,7 @@ class Network(nn.Module):
         """(weight [C, F], bias [C]) of the head as a linear map of the features."""
         assert isinstance(self.head, nn.Linear)
         if isinstance(self.head, CosineHead):
-            return self.head.scale * F.normalize(self.head.weight, dim=1), self.head.bias
+            return self.head.scale * self.head.rows(), self.head.bias
         return self.head.weight, self.head.bias
 
 

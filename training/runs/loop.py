@@ -60,9 +60,12 @@ class Loop:
 
     def run(
         self, network: Network, parameters: list[nn.Parameter], batches: Batches, losses: Callable[[Batch], Losses],
-        *, epochs: int, learning_rate: float, key: str, easiness: Easiness | None = None,
+        *, epochs: int, learning_rate: float, key: str, easiness: Easiness | None = None, title: str | None = None,
     ) -> None:  # fmt: skip
-        """Train `parameters` for `epochs`; the network is kept in the state under `key`."""
+        """Train `parameters` for `epochs`; the network is kept in the state under `key`.
+
+        `title`: what the progress and the history call it, where that is not the stage.
+        """
         device = next(network.parameters()).device
         optimizer = make_optimizer(self.config, self.stage, network, parameters, learning_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -87,7 +90,7 @@ class Loop:
 
         bar = Progress(
             total=epochs * batches.steps, initial=first_epoch * batches.steps + first_step, unit="step",
-            desc=self.stage, disable=distributed.rank() > 0, mininterval=1, dynamic_ncols=True,
+            desc=title or self.stage, disable=distributed.rank() > 0, mininterval=1, dynamic_ncols=True,
         )  # fmt: skip
         with bar:
             for epoch in range(first_epoch, epochs):
@@ -114,7 +117,7 @@ class Loop:
                         save(epoch, step + 1)
                         raise Interrupted
                 state["history"].append(
-                    {"stage": self.stage, "epoch": epoch}
+                    {"stage": title or self.stage, "epoch": epoch}
                     | {name: value.item() / batches.steps for name, value in sums.items()}
                 )
                 first_step, sums = 0, {}
