@@ -21,8 +21,8 @@ CHANGES = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", 
 _states: dict[str, State] = {}
 VERSION = "?versionId="  # s3fs reads what stands before it, whatever stands behind it
 NO_VERSION = (
-    f"s3fs takes {VERSION} for no part of a name, and asks for no version either: copy the file to another name, or set "
-    "FSSPEC_S3_VERSION_AWARE=true for a version"
+    f"s3fs takes {VERSION} for no part of a name, and asks for no version either: copy the file to another name, or "
+    "set FSSPEC_S3_VERSION_AWARE=true for a version"
 )
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
