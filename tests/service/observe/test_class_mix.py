@@ -93,7 +93,7 @@ def test_mix_and_expectation_are_published(tmp_path: Path, settings: Settings) -
         np.testing.assert_allclose(shares, [0.1, 0.1, 0.8], atol=0.05)
         found = samples(client)
         assert expected <= {name for name, _ in found}
-        told = {dict(labels)["class"]: value for (name, labels), value in found.items() if name == "tailguard_class_mix"}
+        told = {dict(labels)["class"]: v for (name, labels), v in found.items() if name == "tailguard_class_mix"}
         assert told == pytest.approx(dict(zip(tiny.CLASSES, shares, strict=True)))
 
 
