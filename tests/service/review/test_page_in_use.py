@@ -95,6 +95,10 @@ def test_the_class_that_was_typed_is_offered_first_of_two_thousand(browser: Any,
     page.page.evaluate("classes = [...Array(2000).keys()].map(i => 'oak ' + i).concat(['Oak'])")
     page.page.keyboard.type("oak")
     assert page.page.get_by_role("option", selected=True).inner_text() == "Oak"
+    page.page.evaluate("classes = ['oak', 'Oak', 'OAK']")  # and of three that differ by case alone
+    for name in ("oak", "OAK", "Oak"):
+        page.page.fill("#name", name)
+        assert page.page.get_by_role("option", selected=True).inner_text() == name
     page.press("Escape")
     page.close()
 
