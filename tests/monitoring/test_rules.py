@@ -88,6 +88,23 @@ def test_the_panel_of_what_refused_images_are_told_shows_shares(promtool: str, t
     run(promtool, "test", "rules", path)
 
 
+@pytest.mark.parametrize(("values", "ready"), [("1x20", 1), ("1x5 stale", 0)])
+def test_a_replica_that_was_lost_is_not_ready(promtool: str, tmp_path: Path, values: str, ready: int) -> None:
+    """Its series end with it: of those that were left every one was ready."""
+    dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-service.json"
+    [panel] = [p for p in json.loads(dashboard.read_text())["panels"] if p["title"] == "Ready"]
+    given = [
+        {"series": f'{name}{{instance="{instance}",job="tailguard"}}', "values": of}
+        for instance, alive in {"i": "1x20", "j": values}.items()
+        for name, of in (("tailguard_ready", alive), ("up", alive.replace("stale", "0x15")))
+    ]
+    asked = {"expr": panel["targets"][0]["expr"], "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": ready}]}
+    path = tmp_path / "ready.yml"
+    test = {"interval": "1m", "input_series": given, "promql_expr_test": [asked]}
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    run(promtool, "test", "rules", path)
+
+
 def test_quantiles_of_two_models_with_bounds_of_their_own_are_not_mixed(promtool: str, tmp_path: Path) -> None:
     """Summed, the two have no common bound but infinity: every quantile from a half up was the largest bound of all."""
     dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-decisions.json"
