@@ -106,14 +106,18 @@ def test_a_replica_that_was_lost_is_not_ready(promtool: str, tmp_path: Path, val
 
 
 def test_quantiles_of_two_models_with_bounds_of_their_own_are_not_mixed(promtool: str, tmp_path: Path) -> None:
-    """Summed, the two have no common bound but infinity: every quantile from a half up was the largest bound of all."""
+    """Summed, the two have no common bound but infinity: every quantile from a half up was the largest bound of all.
+    A third one, which had more images, is no longer in force."""
     dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-decisions.json"
     panels = {panel["title"]: panel for panel in json.loads(dashboard.read_text())["panels"]}
     filled = {"$model": ".*", "$version": ".*", "$group": "many", "$__rate_interval": "1m"}
-    models = {"1": ({"1": 0, "2": 60, "3": 60, "+Inf": 60}, 0.5), "2": ({"11": 0, "12": 30, "13": 30, "+Inf": 30}, 0.7)}
+    models = {"0": ({"21": 0, "22": 90, "+Inf": 90}, 0.9), "1": ({"1": 0, "2": 60, "3": 60, "+Inf": 60}, 0.5),
+              "2": ({"11": 0, "12": 30, "13": 30, "+Inf": 30}, 0.7)}  # fmt: skip
     given = []
     for version, (counts, threshold) in models.items():
         ours = f'model="m",version="{version}"'
+        if version != "0":
+            given.append({"series": f"tailguard_model_info{{{ours}}}", "values": "1x60"})
         for le, step in counts.items():
             for name, more in (("deciding_score", 'group="many"'), ("score", 'score="msp"')):
                 series = f'tailguard_{name}_bucket{{instance="i",{ours},{more},le="{le}"}}'
@@ -123,7 +127,8 @@ def test_quantiles_of_two_models_with_bounds_of_their_own_are_not_mixed(promtool
             given.append({"series": f"tailguard_{name}", "values": values})
     bands = [[("{}", 1 + q)] for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
     medians = [
-        (f'{{model="m",version="{version}",score="msp"}}', value) for version, value in (("1", 1.5), ("2", 11.5))
+        (f'{{model="m",version="{version}",score="msp"}}', value)
+        for version, value in (("0", 21.5), ("1", 1.5), ("2", 11.5))
     ]
     wanted = {"Deciding score and threshold": [*bands, [('{group="many"}', 0.5)]], "Every score": [medians]}
     asked = []

@@ -158,10 +158,10 @@ def _bands() -> list[Json]:
 
 
 def _busiest(time: str) -> str:
-    """Of series by model and version: those of the one with the most images. Each has bounds of its own for its scores,
-    and a sum over different bounds is no histogram."""
+    """Of series by model and version: those of the one in force with the most images. Each has bounds of its own for
+    its scores, and a sum over different bounds is no histogram."""
     images = f"sum by (model, version) (increase(tailguard_deciding_score_count{{{MODEL}}}[{time}]))"
-    return f"and on (model, version) topk(1, {images})"
+    return f"and on (model, version) topk(1, {images} and on (model, version) tailguard_model_info)"
 
 
 def _quantile(q: float, increase: str) -> str:
