@@ -47,6 +47,14 @@ class _WithoutLedger(_Lost):
     do_DELETE = do_POST
 
 
+class _Busy(_WithoutLedger):
+    """Classifies, and takes a second to say that it is ready."""
+
+    def do_GET(self) -> None:
+        time.sleep(1)
+        super().do_GET()
+
+
 @contextmanager
 def lost(seen: Counter[str], kind: type = _Lost) -> Iterator[int]:
     handler = type("Handler", (kind,), {"seen": seen})
@@ -87,6 +95,20 @@ def test_a_database_that_is_away_stops_no_classification(name: str, tmp_path: Pa
             asked = [client.request(method, path, content=b"{}").status_code for _ in range(4)]
             assert asked == [503] * 4, path
             assert client.post("/classify", content=b"lion").status_code == 200, path
+
+
+@pytest.mark.parametrize("name", list(proxies.PROGRAMS))
+def test_replicas_that_are_busy_are_not_away(name: str, tmp_path: Path) -> None:
+    """HAProxy waited half a second for a check, and where all three were slow it had no server: 503."""
+    if reason := proxies.missing(name):
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        ports = [stack.enter_context(lost(Counter(), _Busy)) for _ in range(3)]
+        port = stack.enter_context(proxies.proxy(name, ports, tmp_path))
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+        for _ in range(25):
+            assert client.post("/classify", content=b"lion").status_code == 200
+            time.sleep(0.1)
 
 
 def refused(client: httpx.Client, method: str, path: str) -> bool:
