@@ -219,10 +219,10 @@ class Runtime:
         """Count feedback, in the ledger's thread; that about a model no longer in force is in the ledger only."""
         current = self.model  # read once: the event loop may put another in its place
         if current is not None and record.outcome is not None and key_of(current.manifest) == record.model:
-            names = [info.name for info in current.manifest.classes]
-            index = None if record.truth == OUTLIER_LABEL else names.index(record.truth)
-            decided = (record.decision, record.operating_point, record.scope)
-            current.metrics.count_feedback(index, record.outcome, decided, change, by_deployment=record.by_deployment)
+            at = {info.name: i for i, info in enumerate(current.manifest.classes)} | {OUTLIER_LABEL: None}
+            decided, ours = (record.decision, record.operating_point, record.scope), record.by_deployment
+            if record.truth in at:  # else of a bundle whose classes were renamed under the same version
+                current.metrics.count_feedback(at[record.truth], record.outcome, decided, change, by_deployment=ours)
 
     # The end ----------------------------------------------------------------------------------------------------------
 

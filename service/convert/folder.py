@@ -59,7 +59,7 @@ def readme(manifest: Manifest, said: str, package: str, imports: str, runs: str)
 The graph takes `images`, uint8 [N, {manifest.input.height_px}, {manifest.input.width_px}, 3], RGB, any N, and gives \
 `probabilities` [N, {len(manifest.classes)}] and [N] of each score, larger = more outlying. Classes and thresholds \
 are in `{BUNDLE_FILE}`, what was measured in `{RECORD_FILE}`. This folder is no bundle: `tailguard serve` runs the \
-{MANIFEST_FILE} that it came from.
+{MANIFEST_FILE} that it came from. The service converts a picture's colour profile to sRGB; the lines below do not.
 
 ```python
 # pip install {package} numpy pillow
@@ -80,10 +80,15 @@ Terms of the model: {licence}; of its data set: see `CARD.md`.
 
 
 def picture(manifest: Manifest) -> str:
-    """Lines of Python from the path in sys.argv to `images` [1, H, W, 3]."""
+    """Lines of Python from the path in sys.argv to `images` [1, H, W, 3]; they convert no colour profile."""
     shape = manifest.input
     lines = [
-        "picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')",
+        "picture = ImageOps.exif_transpose(Image.open(sys.argv[1]))",
+        "if picture.mode[0] in 'IF':",
+        "    sys.exit('The picture has more than 8 bits a channel: save it with 8')",
+        "if picture.has_transparency_data:  # it is laid on white",
+        "    picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))",
+        "picture = picture.convert('RGB')",
         f"wide, high, box = {shape.width_px}, {shape.height_px}, None",
     ]
     if shape.fit == "crop":

@@ -220,6 +220,8 @@ class Pipeline:
         try:
             outputs = self._engine.run(pixels[0][None] if len(pixels) == 1 else np.stack(pixels), wanted)
         except Exception as error:
+            if self._closed:  # with its engine, while this batch was on its way: nothing is broken
+                raise
             if self._health.failed(error) == 1:  # in a row: an engine that stays broken must not flood the log
                 log.error("a run of the graph failed", images=len(pixels), error=str(error))
             if self._counts is not None:

@@ -56,6 +56,7 @@ class Tables:
         self._database = database
         self._models: dict[int, tuple[ModelKey, dict[str, str], float]] = {}
         self._numbers: dict[ModelKey, int] = {}
+        self._known: dict[ModelKey, Manifest] = {}  # whose classes are written down
         self._labeller = Labeller(database, lambda number: self._model(number)[:2])
         self.images = KeptImages(database)
         schema.prepare(database)
@@ -184,15 +185,23 @@ class Tables:
 
     def _number(self, manifest: Manifest, since: float) -> int:
         key = key_of(manifest)
-        if key not in self._numbers:
-            classes = json.dumps({info.name: info.group for info in manifest.classes})
-            self._database.execute(
-                "INSERT INTO models (name, version, sha256, classes, since) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (name, version, sha256) DO NOTHING",
-                (*key, classes, since),
-            )
+        if manifest is self._known.get(key):
+            return self._numbers[key]
+        classes = {info.name: info.group for info in manifest.classes}
+        self._database.execute(
+            "INSERT INTO models (name, version, sha256, classes, since) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (name, version, sha256) DO NOTHING",
+            (*key, json.dumps(classes), since),
+        )
+        self._read_models()
+        number = self._numbers[key]
+        before = self._models[number][1]
+        if not classes.items() <= before.items():  # renamed under the same version: its earlier rows have the old names
+            merged = json.dumps(before | classes)
+            self._database.execute("UPDATE models SET classes = ? WHERE model = ?", (merged, number))
             self._read_models()
-        return self._numbers[key]
+        self._known[key] = manifest
+        return number
 
     def _model(self, number: int) -> tuple[ModelKey, dict[str, str], float]:
         if number not in self._models:

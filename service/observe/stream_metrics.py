@@ -65,22 +65,24 @@ class StreamMetrics:
                     self._audit.labels(*self._ours, *names, bound).set(value)
 
     def estimate(self) -> None:
-        """Publish the stream's mix and what calibration expects of it. Work for a thread, see ClassMix.shares."""
+        """Publish the stream's mix and what calibration expects of it, once it is known: Prometheus averages over the
+        replicas, and one that has just started has nothing to say. Work for a thread, see ClassMix.shares."""
         shares = self.class_mix.shares()
+        if shares is None:
+            return
         for le, share in zip(
             self._bounds, expected_cdf(self._manifest, list(self._bounds.values()), shares), strict=True
         ):
             self._cdf.labels(*self._ours, le).set(share)
         self._images.labels(*self._ours).set(expected_images(self._manifest, shares))
         self._expect(shares)
-        if shares is not None:
-            summed = dict.fromkeys(self._labels, 0.0)
-            for names, share in zip(self._labels, shares.tolist(), strict=True):
-                summed[names] += share
-            for names, share in summed.items():
-                self._shares.labels(*self._ours, *names).set(share)
+        summed = dict.fromkeys(self._labels, 0.0)
+        for names, share in zip(self._labels, shares.tolist(), strict=True):
+            summed[names] += share
+        for names, share in summed.items():
+            self._shares.labels(*self._ours, *names).set(share)
 
     def _expect(self, shares: Floats | None) -> None:
-        if self._cost is not None:
+        if self._cost is not None and shares is not None:
             for group, share in expected_rejection(self._manifest, self._cost, shares).items():
                 self._rejection.labels(*self._ours, group).set(share)

@@ -8,7 +8,6 @@
 An image that came several times is there once, with the last label that it was given. 'unsure' is left out.
 """
 
-import csv
 import io
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import IO, NamedTuple
 
 import structlog
 
+from service.contract.comma_separated import CommaSeparated
 from service.errors import TailGuardError
 from service.ledger.reading import DecidedRow, Reader
 from service.review.kinds import kind_of
@@ -63,8 +63,8 @@ def files(reader: Reader, text: IO[str], lost: list[str], *, unlabelled: bool = 
     """
     chosen, classes = _chosen(reader, unlabelled)
     paths = folders(classes)
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table = CommaSeparated(text)
+    table.row(COLUMNS)
     for number in chosen:
         row = reader.row(number)
         if row is None or row.image_key is None or not _wanted(row, unlabelled):
@@ -77,7 +77,7 @@ def files(reader: Reader, text: IO[str], lost: list[str], *, unlabelled: bool = 
             continue  # given a moment ago: no folder was chosen for it, and the outliers' is not its
         where = "unlabelled" if row.label is None else f"train/{paths[label]}" if label else "outliers"
         path = f"{where}/{row.image_key[:KEY_DIGITS]}{kind_of(data)[0]}"
-        table.writerow(_line(path, label, row))
+        table.row(_line(path, label, row))
         yield File(path, data, row.time)
 
 

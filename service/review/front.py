@@ -28,7 +28,7 @@ from service.review.tables import Claim, Label
 CLAIM_S = 180.0  # a page renews its claims every minute
 ATTEMPTS, RETRY_S = 3, 0.1
 UNDO = "undo"  # in place of the group, marks a label that an undo has written
-UNAVAILABLE = "the ledger's database does not answer now: try again"
+UNAVAILABLE = "the ledger's database does not answer now, the service's log says why: try again"
 T = TypeVar("T")
 
 log = structlog.get_logger()

@@ -8,7 +8,6 @@
 A file is known by what `tailguard score --format` has written of it. 'unsure' is left out.
 """
 
-import csv
 import json
 import os
 import unicodedata
@@ -19,6 +18,7 @@ from typing import IO, NamedTuple
 from urllib.parse import unquote
 
 from service.contract.bundle import require_class_names, spelling
+from service.contract.comma_separated import CommaSeparated
 from service.errors import InvalidParameter
 from service.ledger.rows import Truth
 from service.review.imports import LOCAL_FILES, Given, truth, way_out
@@ -121,6 +121,6 @@ def write(out: Path, labels: dict[str, Truth], reviewer: str | None) -> None:
 def _lines(file: IO[str], suffix: str, labels: dict[str, Truth], reviewer: str) -> None:
     rows = ((path, "" if t.kind == "outlier" else t.label, t.kind, SOURCE, reviewer) for path, t in labels.items())
     if suffix == ".csv":
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+        CommaSeparated(file).rows([COLUMNS, *rows])
     else:
         file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in rows)

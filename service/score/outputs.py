@@ -4,7 +4,6 @@ A file name that is not UTF-8 keeps its bytes in CSV, is written with lone surro
 os.fsdecode gives it) in JSON, and with backslashes (\\xff) in Parquet, whose strings must be UTF-8.
 """
 
-import csv
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from service.contract.comma_separated import CommaSeparated
 from service.score import labelling
 from service.score.errors import ScoreError
 from service.score.journal import ENCODER
@@ -85,9 +85,9 @@ def temporary(out: Path) -> Path:
 
 def _csv(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(kinds)
-        table.writerows(row.values() for row in rows)
+        table = CommaSeparated(file)
+        table.row(kinds)
+        table.rows(row.values() for row in rows)
 
 
 def _jsonl(path: Path, kinds: Mapping[str, Type], rows: Iterable[ResultRow], about: Mapping[str, Any]) -> None:

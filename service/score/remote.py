@@ -19,6 +19,11 @@ State = list[Any] | None  # bytes, and what is another when the file is another
 # Of some kind of place each.
 CHANGES = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "modify", "created")
 _states: dict[str, State] = {}
+VERSION = "?versionId="  # s3fs reads what stands before it, whatever stands behind it
+NO_VERSION = (
+    f"s3fs takes {VERSION} for no part of a name, and asks for no version either: copy the file to another name, or "
+    "set FSSPEC_S3_VERSION_AWARE=true for a version"
+)
 OF_HOSTS = ("ftp", "sftp", "ssh")  # whose paths begin at the host's root
 
 
@@ -81,6 +86,8 @@ def read(address: str, limit: int) -> bytes:
     """The content of a file. Raises OSError, and BodyTooLarge for one of more than `limit` bytes."""
     try:
         system, path = _system(address)
+        if VERSION in path and getattr(system, "version_aware", None) is False:
+            raise OSError(errno.EINVAL, NO_VERSION)
         with system.open(path, "rb") as file:
             data: bytes = file.read(limit + 1)
     except FileNotFoundError as error:  # some kinds leave errno out

@@ -88,6 +88,63 @@ def test_the_panel_of_what_refused_images_are_told_shows_shares(promtool: str, t
     run(promtool, "test", "rules", path)
 
 
+@pytest.mark.parametrize(("values", "ready"), [("1x20", 1), ("1x5 stale", 0)])
+def test_a_replica_that_was_lost_is_not_ready(promtool: str, tmp_path: Path, values: str, ready: int) -> None:
+    """Its series end with it: of those that were left every one was ready."""
+    dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-service.json"
+    [panel] = [p for p in json.loads(dashboard.read_text())["panels"] if p["title"] == "Ready"]
+    given = [
+        {"series": f'{name}{{instance="{instance}",job="tailguard"}}', "values": of}
+        for instance, alive in {"i": "1x20", "j": values}.items()
+        for name, of in (("tailguard_ready", alive), ("up", alive.replace("stale", "0x15")))
+    ]
+    asked = {"expr": panel["targets"][0]["expr"], "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": ready}]}
+    path = tmp_path / "ready.yml"
+    test = {"interval": "1m", "input_series": given, "promql_expr_test": [asked]}
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    run(promtool, "test", "rules", path)
+
+
+def test_quantiles_of_two_models_with_bounds_of_their_own_are_not_mixed(promtool: str, tmp_path: Path) -> None:
+    """Summed, the two have no common bound but infinity: every quantile from a half up was the largest bound of all.
+    A third one, which had more images, is no longer in force."""
+    dashboard = PROMETHEUS.parent / "grafana" / "dashboards" / "tailguard-decisions.json"
+    panels = {panel["title"]: panel for panel in json.loads(dashboard.read_text())["panels"]}
+    filled = {"$model": ".*", "$version": ".*", "$group": "many", "$__rate_interval": "1m"}
+    models = {"0": ({"21": 0, "22": 90, "+Inf": 90}, 0.9), "1": ({"1": 0, "2": 60, "3": 60, "+Inf": 60}, 0.5),
+              "2": ({"11": 0, "12": 30, "13": 30, "+Inf": 30}, 0.7)}  # fmt: skip
+    given = []
+    for version, (counts, threshold) in models.items():
+        ours = f'model="m",version="{version}"'
+        if version != "0":
+            given.append({"series": f"tailguard_model_info{{{ours}}}", "values": "1x60"})
+        for le, step in counts.items():
+            for name, more in (("deciding_score", 'group="many"'), ("score", 'score="msp"')):
+                series = f'tailguard_{name}_bucket{{instance="i",{ours},{more},le="{le}"}}'
+                given.append({"series": series, "values": f"0+{step}x60"})
+        for name, values in ((f'deciding_score_count{{{ours},group="many"}}', f"0+{counts['+Inf']}x60"),
+                             (f'threshold{{{ours},group="many"}}', f"{threshold}x60")):  # fmt: skip
+            given.append({"series": f"tailguard_{name}", "values": values})
+    bands = [[("{}", 1 + q)] for q in (0.05, 0.25, 0.5, 0.75, 0.95)]
+    medians = [
+        (f'{{model="m",version="{version}",score="msp"}}', value)
+        for version, value in (("0", 21.5), ("1", 1.5), ("2", 11.5))
+    ]
+    wanted = {"Deciding score and threshold": [*bands, [('{group="many"}', 0.5)]], "Every score": [medians]}
+    asked = []
+    for title, samples in wanted.items():
+        for target, expected in zip(panels[title]["targets"], samples, strict=True):
+            expr = target["expr"]
+            for name, value in filled.items():
+                expr = expr.replace(name, value)
+            told = [{"labels": labels, "value": value} for labels, value in expected]
+            asked.append({"expr": f"round({expr}, 0.0001)", "eval_time": "10m", "exp_samples": told})
+    test = {"interval": "15s", "input_series": given, "promql_expr_test": asked}
+    path = tmp_path / "two.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "15s", "tests": [test]}))
+    run(promtool, "test", "rules", path)
+
+
 def test_an_alert_that_no_longer_fires_is_noticed(promtool: str, tmp_path: Path) -> None:
     (tmp_path / "rules").mkdir()
     (tmp_path / "tests").mkdir()

@@ -27,6 +27,7 @@ OF = "{{model}} {{version}}"
 RATIO = "model_version_group:tailguard_rejection:ratio"
 EXPECTED = "model_version_group:tailguard_rejection:expected"
 RATE = "$__rate_interval"
+ONE_MODEL = "Where several models are chosen, of the one with the most images."
 BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -118,24 +119,26 @@ def _told() -> list[Json]:
 
 def _scores() -> list[Json]:
     buckets = f"tailguard_deciding_score_bucket{{{GROUP}}}[{RATE}]"
+    increase = f"(increase({buckets}) {_busiest(RATE)})"
     return [
         heat("Deciding score", "How many images had which score; larger is more outlying. The panel beside it has the "
-             "thresholds on the same axis, which a heat map of Grafana cannot draw.", "short",
-             query(f"sum by (le) (increase({buckets}))", "{{le}}")),
+             f"thresholds on the same axis, which a heat map of Grafana cannot draw. {ONE_MODEL}", "short",
+             query(f"sum by (le) {increase}", "{{le}}")),
         lines("Deciding score and threshold", "Bands between quantiles of the live score (0 without images) and the "
-              "thresholds in force (dashed): an image above the one of its group is rejected.", "short",
-              *(query(_quantile(q, buckets), _named(q)) for q in BANDS),
-              query(f"max by (version, group) (tailguard_threshold{{{GROUP}}})", "threshold {{group}} {{version}}"),
+              f"thresholds in force (dashed): an image above the one of its group is rejected. {ONE_MODEL}", "short",
+              *(query(_quantile(q, increase), _named(q)) for q in BANDS),
+              query(f"max by (group) (tailguard_threshold{{{GROUP}}} {_busiest(RATE)})", "threshold {{group}}"),
               overrides=[*_bands(), dashed("/^threshold/")]),
         bars("p-values", "Images by p-value over the time shown: even bars while the stream is what the model was "
              "calibrated on, a heap at the smallest when it is not.", "short",
              now(f"sum by (le) (increase(tailguard_p_value_bucket{{{MODEL}}}[$__range]))", "{{le}}", format="heatmap"),
              height=10),
         columns("Live and calibration", "Share of images with at most this score: the last hour's, and calibration's. "
-                "KS is the largest gap.", "percentunit",
-                now(f'max by (le) (model_version_le:tailguard_deciding_score:cdf{{{MODEL},window="1h",le!="+Inf"}})',
-                    "live", format="table"),
-                now(f'max by (le) (tailguard_calibration_cdf{{{MODEL},le!="+Inf"}})', "calibration", format="table"),
+                f"KS is the largest gap. {ONE_MODEL}", "percentunit",
+                now("max by (le) (model_version_le:tailguard_deciding_score:cdf"
+                    f'{{{MODEL},window="1h",le!="+Inf"}} {_busiest("1h")})', "live", format="table"),
+                now(f'max by (le) (tailguard_calibration_cdf{{{MODEL},le!="+Inf"}} {_busiest("1h")})', "calibration",
+                    format="table"),
                 x="le", transformations=_joined("le", "live", "calibration", numeric=True)),
     ]  # fmt: skip
 
@@ -154,8 +157,15 @@ def _bands() -> list[Json]:
     return found
 
 
-def _quantile(q: float, buckets: str) -> str:
-    return or_zero(f"histogram_quantile({q}, sum by (le) (rate({buckets}))) > -Inf")
+def _busiest(time: str) -> str:
+    """Of series by model and version: those of the one in force with the most images. Each has bounds of its own for
+    its scores, and a sum over different bounds is no histogram."""
+    images = f"sum by (model, version) (increase(tailguard_deciding_score_count{{{MODEL}}}[{time}]))"
+    return f"and on (model, version) topk(1, {images} and on (model, version) tailguard_model_info)"
+
+
+def _quantile(q: float, increase: str) -> str:
+    return or_zero(f"histogram_quantile({q}, sum by (le) {increase}) > -Inf")
 
 
 def _joined(by: str, *names: str, numeric: bool = False) -> list[Json]:
@@ -189,10 +199,11 @@ def _drift() -> list[Json]:
 def _classes() -> list[Json]:
     increase = f'increase(tailguard_decisions_total{{{GROUP},decision="reject"}}[$__range])'
     rejected = f"sum by (class) {in_force(increase)}"
-    median = f"histogram_quantile(0.5, sum by (score, le) (rate(tailguard_score_bucket{{{MODEL}}}[{RATE}]))) > -Inf"
+    buckets = f"sum by (model, version, score, le) (rate(tailguard_score_bucket{{{MODEL}}}[{RATE}]))"
+    median = f"histogram_quantile(0.5, {buckets}) > -Inf"
     return [
         bars("Top rejected classes", "Predicted classes with the most rejected images over the time shown.", "short",
              now(f"topk(5, {rejected})", "{{class}}")),
         lines("Every score", "Median of each score that the model gives, the deciding one too; 0 without images.",
-              "short", query(or_zero(median), "{{score}}")),
+              "short", query(or_zero(median), "{{score}} " + OF)),
     ]  # fmt: skip

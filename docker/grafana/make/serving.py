@@ -21,9 +21,10 @@ def made() -> Json:
 
 def _glance() -> list[Json]:
     firing = or_zero('count(ALERTS{alertname=~"TailGuard.*",alertstate="firing"})')
+    ready = 'min(tailguard_ready or on (instance) 0 * up{job="tailguard"})'  # one that cannot be scraped is not
     return [
-        stat("Ready", "Whether every replica takes requests.", "bool_yes_no", query("min(tailguard_ready)"), width=3,
-             graph="none", defaults={"thresholds": steps(("red", None), ("green", 1))}, **RED_WHEN),
+        stat("Ready", "Whether every replica takes requests.", "bool_yes_no", query(ready), width=3, graph="none",
+             defaults={"thresholds": steps(("red", None), ("green", 1))}, **RED_WHEN),
         stat("Alerts", "Alerts of TailGuard that are firing.", "short", query(firing), width=3,
              defaults={"thresholds": steps(("green", None), ("red", 1))}, **RED_WHEN),
         stat("Images", "Images a second sent to be classified, over five minutes.", "cps",

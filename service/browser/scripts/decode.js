@@ -8,6 +8,8 @@ const MOST_SIDE = 8192;  // of a canvas: what is beyond a browser's own limit it
 function refusal(status, title, detail) { return Object.assign(new Error(detail), {status, title}); }
 
 const latin = new TextDecoder("latin1");
+// Browsers decode more than the service reads, icons for one.
+const KNOWN = /^(\xff\xd8\xff|.PNG\r\n\x1a\n|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftyp)/s;
 
 /** The orientation in the EXIF block `view`; 0 where it names none. */
 function ofExif(view) {
@@ -32,10 +34,25 @@ async function ofWebp(blob) {
   return (found.EXIF && ofExif(found.EXIF)) || (xmp && Number(xmp[1])) || 1;
 }
 
+/** A PNG without the mark of an animation, whose first frame need not be the picture that the service reads; any other
+ * file as it is. */
+async function still(blob, head) {
+  if (head.slice(1, 4) !== "PNG") return blob;
+  const view = new DataView(await blob.arrayBuffer());
+  for (let at = 8; at + 12 <= view.byteLength; at += 12 + view.getUint32(at)) {
+    const kind = latin.decode(new DataView(view.buffer, at + 4, 4));
+    if (kind === "acTL") return new Blob([blob.slice(0, at), blob.slice(at + 12 + view.getUint32(at))]);
+    if (kind === "IDAT") break;
+  }
+  return blob;
+}
+
 /** The browser's decoder turns a picture upright and brings it to sRGB; parts of it are read as RGBA. */
 async function decoded(blob) {
+  const head = latin.decode(await blob.slice(0, 12).arrayBuffer());
   let bitmap;
-  try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image"}); }
+  if (!KNOWN.test(head)) throw refusal(415, "Unreadable image", "The file is of no kind that is read here: save it as a PNG or JPEG.");
+  try { bitmap = await createImageBitmap(await still(blob, head), {imageOrientation: "from-image"}); }
   catch { throw refusal(415, "Unreadable image", "This browser cannot read the file: save it as a PNG or JPEG."); }
   const {width, height} = bitmap, orientation = await ofWebp(blob);
   if (orientation > 1 && orientation <= 8) {  // Chromium leaves those as they are, and JPEG, PNG and AVIF not

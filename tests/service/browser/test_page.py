@@ -111,6 +111,8 @@ def lossless() -> dict[str, bytes]:
     buffer = BytesIO()
     Image.fromarray(colour).quantize(16).save(buffer, "PNG")
     kinds = {f"turned {i}": png(colour, exif=turned(i)) for i in range(1, 9)}
+    other = [Image.fromarray(255 - colour)]  # the only frame of an animation to which the picture does not belong
+    kinds["animated"] = png(colour, save_all=True, append_images=other, default_image=True)
     kinds |= {"grey": png(grey), "alpha": png(alpha), "palette": buffer.getvalue(), "interlaced": png(colour)}
     return kinds | {"WebP": png(colour, "WEBP", lossless=True), "BMP": png(colour, "BMP"), "GIF": png(grey, "GIF")}
 
@@ -217,8 +219,9 @@ def test_the_page_does_not_freeze_while_the_model_runs(small: Page) -> None:
 
 
 REFUSED = {
-    "no image": (b"words", 415, "cannot read the file: save it as a PNG or JPEG"),
-    "empty": (b"", 415, "cannot read the file"),
+    "no image": (b"words", 415, "no kind that is read here: save it as a PNG or JPEG"),
+    "empty": (b"", 415, "no kind that is read here"),
+    "icon": (png(np.full((16, 16, 3), 200, np.uint8), "ICO"), 415, "no kind that is read here"),  # Chromium reads it
     "cut short": (png(photo())[:200], 415, "cannot read the file"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service import __main__ as command
 from service.contract import bundle, images
@@ -85,12 +86,19 @@ def test_the_lines_of_the_readme_decide_as_the_service(tmp_path: Path, fit: dict
     assert convert(source, out) == 0
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     manifest, run = bundle.read(source), onnx.opened(source / "model.onnx")
+    photo = tmp_path / "photo.png"
+
+    def ran() -> Any:
+        command = [sys.executable, "-c", code, str(photo)]
+        return subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=60)
+
+    Image.new("I;16", (40, 30), 60000).save(photo)  # Pillow would make it white
+    assert "more than 8 bits a channel" in ran().stderr
     seen = set()
-    for colour in ((220, 30, 30), (10, 20, 200), (128, 128, 128), (0, 0, 0)):
-        photo = tmp_path / "photo.png"
-        photo.write_bytes(tiny.photo(colour, (40, 30)))
-        done = subprocess.run([sys.executable, "-c", code, str(photo)], cwd=out, capture_output=True, text=True,
-                              timeout=60)  # fmt: skip
+    transparent = (10, 20, 200, 0)  # white, and no blue
+    for colour in ((220, 30, 30), (10, 20, 200), (128, 128, 128), (0, 0, 0), transparent):
+        Image.new("RGBA" if len(colour) == 4 else "RGB", (40, 30), colour).save(photo)
+        done = ran()
         assert done.returncode == 0, done.stderr
         answer = run(images.load(photo.read_bytes(), manifest.input, max_pixels=10**6).pixels[None])
         wanted = decide_row(

@@ -246,6 +246,26 @@ def test_an_engine_that_fails_is_a_fault_until_a_probe_succeeds(fused: bool) -> 
     run(body)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_batch_that_meets_a_closed_engine_is_no_failed_run(fused: bool) -> None:
+    """As when the shadow ends on a promotion, with an image on its way: the log said that the graph fails."""
+
+    async def body() -> None:
+        engine, counted = FakeEngine(), Counted()
+        pipeline = Pipeline(engine, dials(fused, health=HealthLimits(failed_runs=1)), counted)
+        engine.gate.clear()
+        waiting = asyncio.create_task(pipeline.submit(image(1), later()))
+        await engine.busy()
+        pipeline.close()
+        engine.broken = True  # as one that is closed
+        engine.gate.set()
+        with pytest.raises(RuntimeError):
+            await waiting
+        assert (counted.failed, pipeline.fault()) == (0, None)
+
+    run(body)
+
+
 def test_images_of_a_batch_wait_for_their_slots() -> None:
     async def body() -> None:
         async with made(FakeEngine(), dials(queue_images=4)) as pipeline:

@@ -187,7 +187,7 @@ def test_feedback_on_the_page_to_try_it(browser: Any, embedding_bundle: Path, tm
         page.page.get_by_role("button", name="Right", exact=True).click()
         page.shows("#told", "Thank you, noted.")
         page.page.get_by_role("combobox", name="Wrong: it is another class").select_option("blue")
-        page.page.wait_for_function("document.getElementById('truth').value === 'blue'")
+        page.page.get_by_role("button", name="It is blue").click()
         page.page.get_by_role("button", name="None of these").click()
         page.page.wait_for_load_state("networkidle")
         page.close()

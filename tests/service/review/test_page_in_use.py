@@ -95,7 +95,31 @@ def test_the_class_that_was_typed_is_offered_first_of_two_thousand(browser: Any,
     page.page.evaluate("classes = [...Array(2000).keys()].map(i => 'oak ' + i).concat(['Oak'])")
     page.page.keyboard.type("oak")
     assert page.page.get_by_role("option", selected=True).inner_text() == "Oak"
+    page.page.evaluate("classes = ['oak', 'Oak', 'OAK']")  # and of three that differ by case alone
+    for name in ("oak", "OAK", "Oak"):
+        page.page.fill("#name", name)
+        assert page.page.get_by_role("option", selected=True).inner_text() == name
     page.press("Escape")
+    page.close()
+
+
+def test_a_class_that_was_new_and_is_learnt_by_now_is_offered_once(browser: Any, url: str) -> None:
+    """As after learn and promote: it was counted as new, and stood in the list twice."""
+    page = Page(browser, url, "/review", 1200)
+    page.shows("#title", "What do these 9 images show?")
+
+    def learnt(route: Any) -> None:
+        told = route.fetch().json()
+        route.fulfill(json=told | {"classes": [*told["classes"], "papaya"], "new_classes": {"papaya": 3, "okra": 2}})
+
+    page.page.route("**/review/progress", learnt)
+    page.page.evaluate("act(refresh)")
+    page.shows("#progresstext", "1 new class: okra")
+    page.press("c")
+    page.page.keyboard.type("papaya")
+    assert page.page.get_by_role("option").all_inner_texts() == ["papaya"]
+    page.press("Escape")
+    page.page.unroute_all(behavior="wait")
     page.close()
 
 

@@ -163,3 +163,19 @@ def test_s3(s3_address: str, tiny_bundle: Path, tmp_path: Path) -> None:
     assert score(address, "--out", out, "--bundle", tiny_bundle) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["path"], row["label"]) for row in rows] == [(f"{address}/{i}.png", "red") for i in range(3)]
+
+
+def test_a_version_in_a_key_is_not_passed_over(s3_address: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    """s3fs read a.png in its place, so the row of one file held the answer to another."""
+    remote._opened.cache_clear()
+    system, root = fsspec.core.url_to_fs(s3_address)
+    key, name = root.partition("/")[2], "a.png?versionId=1.png"
+    system.pipe_file(f"{root}/a.png", tiny.photo())
+    system.call_s3("put_object", Bucket=root.partition("/")[0], Key=f"{key}/{name}", Body=tiny.photo((10, 20, 200)))
+    out = tmp_path / "out.jsonl"
+    assert score(s3_address, "--out", out, "--bundle", tiny_bundle) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["path"], row["label"]) for row in rows] == [
+        (f"{s3_address}/a.png", "red"), (f"{s3_address}/{name}", None)
+    ]  # fmt: skip
+    assert "copy the file to another name" in rows[1]["error_detail"]

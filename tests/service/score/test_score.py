@@ -28,7 +28,7 @@ from service.score.rows import Scorer
 from tests.service import tiny
 
 COLOURS = ((220, 30, 30), (10, 200, 20), (10, 20, 200), (128, 128, 128), (60, 60, 61))
-ODD_NAMES = ("a,b.png", 'say "x".png', "two\nlines.png", " blank .png", "Möwe.png", "=1+1.png")
+ODD_NAMES = ("a,b.png", 'say "x".png', "two\nlines.png", "Icon\r.png", " blank .png", "Möwe.png", "=1+1.png")
 
 Rows = list[dict[str, Any]]
 Run = Callable[..., Rows]

@@ -223,3 +223,21 @@ def test_feedback_keeps_its_deadline(settings: Settings, monkeypatch: pytest.Mon
             "/feedback", json={"request_id": "a", "label": "red"}, headers={"x-request-timeout-ms": "50"}
         )
         assert_problem(late, 504, "deadline", client.get("/openapi.json").json())
+
+
+def test_classes_that_were_renamed_under_the_same_version(tmp_path: Path) -> None:
+    """The label of an earlier row was kept and answered 504, and the new name was no class of the rows that had it."""
+    given = {"decode_threads": 1, "inference_threads": 1, "ledger": str(tmp_path / "ledger.sqlite3")}
+    classes = tiny.manifest()["classes"]
+    before = tiny.write(tmp_path / "before")
+    classes[0]["name"] = "crimson"
+    after = tiny.write(tmp_path / "after", classes=classes, golden=[])
+    with TestClient(create_app(Settings(bundle=before, **given))) as client:
+        assert classify(client, RED, "a")["label"] == "red"
+        assert tell(client, "a", "red").status_code == 200
+    with TestClient(create_app(Settings(bundle=after, **given))) as client:
+        assert classify(client, RED, "b")["label"] == "crimson"
+        for request_id, label in (("a", "blue"), ("a", "red"), ("b", "crimson")):
+            answer = tell(client, request_id, label)
+            assert (answer.status_code, answer.json()["label"]) == (200, label)
+        assert counted(client)["crimson", "many", "correct", "accept"] == 1

@@ -171,5 +171,23 @@ def test_a_bundle_that_came_meanwhile_has_its_own_classes(browser: Any, tmp_path
         page.shows("#label", "crimson")
         page.shows("#model", "tiny 2 knows 3 classes")
         page.page.select_option("#truth", "crimson")
+        page.page.click("#say")
         page.shows("#told", "Thank you, noted.")
+        page.close()
+
+
+def test_arrow_keys_choose_a_class_and_say_nothing(browser: Any, tiny_bundle: Path) -> None:
+    """A correction was sent for each class that they passed."""
+    with serving(tiny_bundle, inference_threads=1) as url:
+        page = opened(browser, url, 390)
+        page.page.focus("#truth")
+        for _ in range(3):
+            page.press("ArrowDown")
+        page.shows("#say", "It is blue")
+        page.press("Tab", "Enter")
+        page.shows("#told", "Thank you, noted.")
+        assert sum(address.endswith("/feedback") for address in page.asked) == 1
+        page.page.click('#examples img[alt="Example blue"]')
+        page.shows("#label", "blue")
+        assert hidden(page, "say") == [True]
         page.close()
