@@ -1,7 +1,6 @@
 """A data set as a frozen backbone sees it: its images become features, and everything after that is as for images."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +14,7 @@ from training.data.augment import KINDS
 from training.data.fitted import Fitted
 from training.data.loading import Data, has_mirrors
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
+from training.data.whole import clear_killed, replacing
 from training.network import backbones, on_ray
 from training.network.backbones import Backbone
 from training.network.extractor import EXTERNAL, Layout
@@ -110,9 +110,9 @@ class FrozenBackbone:
 
     def _write_int8(self, path: Path, graph: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.with_suffix(f".{os.getpid()}")
-        begun.write_bytes(graph)
-        os.replace(begun, path)
+        clear_killed(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(graph)
 
     def _int8_file(self, sha256: str) -> Path:
         return self.cache.folder / f"backbone-int8-{sha256[:16]}.onnx"
