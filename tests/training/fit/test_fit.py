@@ -30,7 +30,7 @@ from training.fit import steps
 from training.fit.begun import PLAN_FILE
 from training.layout import curl_file
 from training.runs.checkpoint import CHECKPOINT_FILE
-from training.runs.files import CALIBRATION_FILE
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
 from training.runs.steps import alone_in
 
 pytestmark = pytest.mark.usefixtures("quick_export")
@@ -196,6 +196,11 @@ def test_killed_and_gone_on_with(
     assert "* train logit-adjustment" in printed
     assert "* train msp" not in printed
     assert bundle.read(target).evaluation["accuracy"] > 0.8
+    (note,) = work.glob(f"*/{EXPORTED_FILE}")
+    kept_note = note.read_bytes()
+    note.unlink()  # as a kill between the bundle and the note leaves it
+    assert "learn" in fit(capsys, *given).rpartition("teach it")[2]
+    assert note.read_bytes() == kept_note
 
 
 @pytest.mark.usefixtures("stopped_before_a_head")
@@ -235,8 +240,10 @@ def test_what_cannot_do_is_refused_before_any_work(
 def test_a_backbone_that_does_not_do_leaves_no_fit_behind(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command with the setting put right was refused: the folder held a fit with the wrong one."""
+    """The command with the setting put right was refused: the folder held a fit with the wrong one. And it was refused
+    only after a pass over all photographs."""
     assert "no other size" in fit(capsys, photos, *arguments, "--image-size-px", 99)
+    assert not (tmp_path / "work").exists()
     assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
     assert "stopped; what is done is kept" in fit(capsys, photos, *arguments)
     assert (tmp_path / "work" / PLAN_FILE).is_file()

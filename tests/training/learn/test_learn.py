@@ -26,7 +26,7 @@ from training.evaluation.cross_fit import NAMED
 from training.learn import compare, plan, reviewed, steps
 from training.network import features
 from training.runs import checkpoint, reserved
-from training.runs.files import CALIBRATION_FILE
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
 
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
 
@@ -324,6 +324,11 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
         process.wait()
     assert not target.exists()
     assert "4 classes" in learn(capsys, taught, tmp_path)
+    note = work / "run" / EXPORTED_FILE
+    kept = note.read_bytes()
+    note.unlink()  # as a kill between the bundle and the note leaves it
+    assert "4 classes" in learn(capsys, taught, tmp_path)
+    assert note.read_bytes() == kept
     other = shutil.copytree(taught / "export", tmp_path / "other")
     fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
     assert "learns from other reviewed images" in learn(capsys, taught, tmp_path, added=other)
