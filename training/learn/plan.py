@@ -32,6 +32,7 @@ from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, PLAN_FIL
 from training.learn.reviewed import Reviewed
 from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
+from training.network.weights import content_digest
 from training.runs import checkpoint, reserved
 from training.runs.files import EXPORTED_FILE, Json, write_json
 
@@ -103,7 +104,8 @@ def make(given: Learn) -> Plan:
     notes += files.notes
     found = reading.read(given.added, files.train.classes, work / CACHE / "scan-added.npz", notes)
     now: Json = {
-        "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"), "target": str(target.resolve()),
+        "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"),
+        "run_network": content_digest(checkpoint.load(given.run)["network"]), "target": str(target.resolve()),
         "images": _digest(found), "compare_share": given.compare_share, "score": given.score,
         "doubtful": given.doubtful,
     }  # fmt: skip
@@ -167,8 +169,9 @@ def _begun(work: Path, now: Json) -> Json | None:
         return None
     before: Json = json.loads(path.read_text())
     for key, value in now.items():
-        if before.get(key) != value:
-            what = {"images": "other reviewed images", "run_sides": "a run that was trained anew"}.get(
+        if before.get(key, value) != value:  # an earlier version may not have written it down
+            anew = "a run that was trained anew"
+            what = {"images": "other reviewed images", "run_sides": anew, "run_network": anew}.get(
                 key, f"{flag(key)} {before.get(key)!r} instead of {value!r}"
             )
             raise ValueError(f"{work} learns from {what}: go on with that, give another --work or --version, or remove "

@@ -20,6 +20,7 @@ from training.network.backbones import Backbone
 from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
+from training.network.pretrained import digest
 from training.network.quantized import quantize
 from training.network.weights import DOWNLOADED
 
@@ -185,8 +186,18 @@ def _loaded(
 
 def _stamp(config: Config) -> tuple[int, int]:
     """Time of change and size of the file that holds the weights; zeros where none is named."""
-    named = config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
+    named = _file(config)
     return (named.stat().st_mtime_ns, named.stat().st_size) if named.is_file() else (0, 0)
+
+
+def weights_sha256(config: Config) -> str | None:
+    """The sha256 of the file that holds the weights; None where none is named."""
+    named = _file(config)
+    return digest(named) if named.is_file() else None
+
+
+def _file(config: Config) -> Path:
+    return config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
 
 
 @lru_cache(maxsize=1)

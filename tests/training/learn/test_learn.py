@@ -332,6 +332,15 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
     other = shutil.copytree(taught / "export", tmp_path / "other")
     fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
     assert "learns from other reviewed images" in learn(capsys, taught, tmp_path, added=other)
+    again = tmp_path / "run again"  # with the same sides
+    shutil.copytree(taught / "run", again)
+    (work / plan.PLAN_FILE).write_text((work / plan.PLAN_FILE).read_text().replace(str(taught / "run"), str(again)))
+    state = checkpoint.load(again)
+    state["network"]["head.weight"] += 0.1
+    checkpoint.save(again, state)
+    command[4] = str(again)
+    with pytest.raises(SystemExit, match="learns from a run that was trained anew"):
+        commands.main(command[3:])
     assert bundle.read(target).provenance.added
 
 
