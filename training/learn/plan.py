@@ -18,7 +18,7 @@ from typing import Any
 from service.contract import bundle
 from service.contract.manifest import Parent
 from training.checks import photographs, require_outside, require_writable
-from training.config import Config, flag
+from training.config import Config, flag, program
 from training.data.folders import set_places
 from training.data.loading import has_mirrors
 from training.data.photographs import CACHE, list_files
@@ -102,6 +102,7 @@ def make(given: Learn) -> Plan:
     else:
         files, of_pixels = arrays.as_files(config, given.run, work)
     notes += files.notes
+    notes += _pictures_note(manifest, work / given.run.name)
     found = reading.read(given.added, files.train.classes, work / CACHE / "scan-added.npz", notes)
     now: Json = {
         "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"),
@@ -142,6 +143,14 @@ def _parent(given: Learn) -> tuple[bundle.Manifest | None, list[str]]:
     manifest = bundle.read(folder)
     taught += (manifest.provenance.added or {}).get("trained_keys", ())
     return manifest, taught
+
+
+def _pictures_note(parent: bundle.Manifest | None, run: Path) -> list[str]:
+    if parent is None or parent.exemplars is None or not parent.exemplars.thumbnails:
+        return []
+    return [f"{parent.name} version {parent.version} holds small pictures of training images, the new bundle none, "
+            "as nobody has stated the terms of the reviewed ones. With such terms, `"
+            f"{program()} export {run} --thumbnails --data-licence TERMS` makes one that does"]  # fmt: skip
 
 
 def _about(given: Learn, parent: bundle.Manifest | None, config: Config) -> Json:

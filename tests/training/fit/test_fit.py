@@ -263,7 +263,9 @@ def test_another_set_of_images_is_noticed(
     assert "stopped; what is done is kept" in fit(capsys, own, *arguments)  # the images of before again
     one, other = own / "train" / "kiwi" / "00.png", own / "train" / "plum" / "00.png"
     one.rename(own / "kiwi.png"), other.rename(one), (own / "kiwi.png").rename(other)
-    assert "put into another class, part, group or node" in fit(capsys, own, *arguments)  # the same images, two labels mended
+    assert "put into another class, part, group or node" in fit(
+        capsys, own, *arguments
+    )  # the same images, two labels mended
     one.rename(own / "plum.png"), other.rename(one), (own / "plum.png").rename(other)
     (own / "test" / "plum" / "00.png").rename(own / "train" / "plum" / "from-test.png")
     assert "put into another class, part, group or node" in fit(capsys, own, *arguments)
