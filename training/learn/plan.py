@@ -35,6 +35,7 @@ from training.network.frozen import CACHE_FOLDER
 from training.network.weights import content_digest
 from training.runs import checkpoint, reserved
 from training.runs.files import EXPORTED_FILE, Json, write_json
+from training.runs.steps import alone_in
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def make(given: Learn) -> Plan:
         "doubtful": given.doubtful,
     }  # fmt: skip
     about = _about(given, manifest, config)
-    if not (before := _begun(work, now)):
-        added = write(work, given, config, files, found, notes)
-        added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
-        before = now | {"begun": datetime.now(UTC).isoformat(), "about": about, "added": added, "notes": notes}
-        write_json(work / PLAN_FILE, before)
+    with alone_in(work):  # two that began together wrote into each other's folders
+        if not (before := _begun(work, now)):
+            added = write(work, given, config, files, found, notes)
+            added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
+            before = now | {"begun": datetime.now(UTC).isoformat(), "about": about, "added": added, "notes": notes}
+            write_json(work / PLAN_FILE, before)
     new = _config(config, record, work.resolve(), given)
     about = before.get("about", about)
     return Plan(given.run, config, new, work, target, parent, about, before["added"], before["notes"], of_pixels)

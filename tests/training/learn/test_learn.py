@@ -28,6 +28,7 @@ from training.learn.command import Learn
 from training.network import features
 from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
+from training.runs.steps import alone_in
 
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
 
@@ -429,6 +430,15 @@ def test_an_outlier_that_was_compared_on_stays_so_where_its_new_label_is_left_ou
         plan.make(Learn.model_validate(given))
         names = {path.name for path in (tmp_path / f"work-{kept}" / "compared").iterdir()}
         assert (other.name in names, relabelled.name in names) == (True, not kept)
+
+
+def test_two_that_begin_at_once_do_not_write_into_one_folder(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both wrote the data of the new run, and each removed what the other had linked."""
+    with alone_in(tmp_path / "work"):
+        assert "another process is at work there" in learn(capsys, taught, tmp_path)
+        assert not (tmp_path / "work" / plan.DATA_FILE).exists()
 
 
 def test_known_features_are_taken_as_they_are() -> None:
