@@ -133,7 +133,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         checkpoint.require_same_labels(config.stage1_from, data)
         state.update(checkpoint.stage1(config.stage1_from, state))
     if distributed.rank() == 0:
-        data.choice.write(out)
+        choice, now = data.choice, {"train": data.train, "calibration": data.calibration, "test": data.test}
+        (choice.labelled(now) if config.split_from else choice).write(out)
         if data.taxonomy:
             data.taxonomy.write(out)
         else:  # of a run that was killed before its first checkpoint

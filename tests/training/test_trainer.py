@@ -274,6 +274,11 @@ def test_training_images_that_changed_places_between_classes(tmp_path):
     ):
         with pytest.raises(ValueError, match="on other labels: 2 of its training images are of another class now"):
             ended()
+    third = trainer.train(given.model_copy(update={"split_from": run}), tmp_path / "third")
+    data = loading.load(given, third)  # it wrote down the labels of the other run, and could never be calibrated
+    checkpoint.require_same_data(third, list(data.train.classes), data.train.counts.tolist(), data)
+    sides = [sorted((row["part"], row["key"], row["group"]) for row in _split(one)) for one in (run, third)]
+    assert sides[0] == sides[1]
 
 
 def _split(run):
