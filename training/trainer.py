@@ -32,7 +32,6 @@ from training.network.device import find_device
 from training.network.network import Network, place
 from training.network.standardised import standardised
 from training.runs import checkpoint
-from training.runs.files import clear_killed
 from training.runs.loop import Loop
 from training.runs.signals import stop_request
 
@@ -122,8 +121,6 @@ def first_views(data: Data, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, Any]:
     """The state of a new run, or of the one to resume; ValueError when the data are not those it was trained on."""
     if resume:
-        if distributed.rank() == 0:
-            clear_killed(out / checkpoint.CHECKPOINT_FILE)
         state = checkpoint.load(out) | {"config": config.model_dump(mode="json")}
         checkpoint.require_same_data(out, state["classes"], state["train_counts"], data)
         return state
@@ -136,7 +133,8 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         checkpoint.require_same_labels(config.stage1_from, data)
         state.update(checkpoint.stage1(config.stage1_from, state))
     if distributed.rank() == 0:
-        data.choice.write(out)
+        choice, now = data.choice, {"train": data.train, "calibration": data.calibration, "test": data.test}
+        (choice.labelled(now) if config.split_from else choice).write(out)
         if data.taxonomy:
             data.taxonomy.write(out)
         else:  # of a run that was killed before its first checkpoint

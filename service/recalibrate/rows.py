@@ -23,6 +23,13 @@ class Stratum(NamedTuple):
     keep_probability: float
 
 
+class _Image(NamedTuple):
+    """One that was kept: sent again, by a client that waited too long or a person who tries, it is still one image."""
+
+    stratum: Stratum
+    content: str | int  # the key of its file in the store; without a store the number of its row
+
+
 @dataclass(frozen=True)
 class Row:
     """A reviewed image: `truth` is its class, None for an outlier; it stands for `weight` images of the stream."""
@@ -77,10 +84,9 @@ def read(where: str, manifest: Manifest) -> Rows:
     check(where, "--ledger")
     if not where.startswith(POSTGRESQL) and not Path(where).is_file():
         raise SettingsError(f"--ledger {where} is no file: name the ledger that the service wrote (TAILGUARD_LEDGER)")
-    kept: Counter[Stratum] = Counter()
-    reviewed: Counter[Stratum] = Counter()
-    labelled: Counter[Stratum] = Counter()
-    seen: list[tuple[DecidedRow, Stratum, str | None]] = []
+    images: set[_Image] = set()
+    labelled: set[_Image] = set()
+    seen: dict[_Image, tuple[DecidedRow, str | None]] = {}
     unkept = last = 0
     group_of = {c.name: c.group for c in manifest.classes}
     try:
@@ -95,18 +101,27 @@ def read(where: str, manifest: Manifest) -> Rows:
                     continue
                 assert row.keep_probability is not None
                 stratum = Stratum(group_of[row.predicted], row.decision, row.keep_probability)
-                kept[stratum] += 1
-                labelled[stratum] += row.label is not None and row.label.kind != "withdrawn"
-                if (truth := _truth(row, group_of)) != UNKNOWN:
-                    reviewed[stratum] += 1
-                    seen.append((row, stratum, truth))
+                image = _Image(stratum, row.image_key or row.row)
+                images.add(image)
+                if row.label is None:
+                    continue
+                labelled.add(image)
+                truth = _truth(row, group_of)
+                if truth != UNKNOWN and (image not in seen or _number(row) > _number(seen[image][0])):
+                    seen[image] = row, truth
         for row in reader.labelled():
             unkept += row.model.sha256 == manifest.sha256 and row.keep_probability is None
-    found = Rows([], kept, reviewed, unkept, labelled)
+    kept, reviewed, told = (Counter(image.stratum for image in each) for each in (images, seen, labelled))
+    found = Rows([], kept, reviewed, unkept, told)
     weights = {stratum: found.stands_for(stratum) for stratum in reviewed}
-    for row, stratum, truth in seen:
-        found.rows.append(Row(row.predicted, truth, row.scores, weights[stratum], row.reason == "unfit"))
+    for image, (row, truth) in seen.items():
+        found.rows.append(Row(row.predicted, truth, row.scores, weights[image.stratum], row.reason == "unfit"))
     return found
+
+
+def _number(row: DecidedRow) -> int:
+    """Of its label, which grows with every label."""
+    return row.label.number if row.label else 0
 
 
 def _truth(row: DecidedRow, classes: Container[str]) -> str | None:

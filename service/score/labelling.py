@@ -115,13 +115,16 @@ def verdict(row: ResultRow) -> str:
     return f"refused{f' ({why})' if why else ''}; it would have been {row['label']}{share}"
 
 
+HEADER = '<View>\n  <Header value="$verdict"/>\n'
+
+
 def interface(classes: Sequence[str]) -> str:
     """The labelling interface of the tasks, to be pasted under Settings, Labeling Interface, Code."""
     choices = "\n".join(
         f"    <Choice value={quoteattr(name)}/>" for name in dict.fromkeys((*classes, OUTLIER_LABEL, UNSURE))
     )
     return (
-        f'<View>\n  <Header value="$verdict"/>\n  <Image name="{IMAGE}" value="${IMAGE}"/>\n'
+        f'{HEADER}  <Image name="{IMAGE}" value="${IMAGE}"/>\n'
         f'  <Choices name="{CHOICE}" toName="{IMAGE}" choice="single">\n{choices}\n  </Choices>\n</View>\n'
     )
 

@@ -52,10 +52,18 @@ def write(
 
 
 def write_interface(out: Path, classes: Sequence[str], overwrite: bool) -> None:
-    """The labelling interface beside the tasks of Label Studio. Raises ScoreError where another file lies there."""
+    """The labelling interface beside the tasks of Label Studio. Raises ScoreError where another file lies there:
+    `overwrite` is for one that was written so."""
     path, text = interface_path(out), labelling.interface(classes)
-    if path.exists() and not (overwrite and path.is_file()) and path.read_text("utf-8", "replace") != text:
-        raise ScoreError(f"{path}, the labelling interface, exists already: choose another --out, or give --overwrite")
+    there = path.read_text("utf-8", "replace") if path.is_file() else None
+    if path.exists() and there != text:
+        if there is None or not there.startswith(labelling.HEADER):
+            raise ScoreError(f"{path} exists already and is no labelling interface of ours, which would go there: "
+                             "choose another --out, or move it away")  # fmt: skip
+        if not overwrite:
+            raise ScoreError(
+                f"{path}, the labelling interface, exists already: choose another --out, or give --overwrite"
+            )
     with _whole(path) as unfinished:
         unfinished.write_text(text, "utf-8")
 

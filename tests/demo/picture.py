@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.demo.watch import ROWS, Prometheus
-from training.runs.files import replacing
+from training.data.whole import replacing
 
 START_S = 60
 COLOURS = {"all": "black", "many": "#4c78a8", "medium": "#f2a104", "few": "#c44e52"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.drift.rules import ALERTS
 from tests.drift.simulate import BALANCED, FRESH, OWN, RATES, REDRAWN, RESULTS, STREAMS, TOGETHER
-from training.runs.files import replacing
+from training.data.whole import replacing
 
 PICTURE = RESULTS.with_name("delays.png")
 COLOURS = {"TailGuardRejectionOff": "#c44e52", "TailGuardScoreDrift": "#54306e", "TailGuardTailRefused": "#f2a104"}

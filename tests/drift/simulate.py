@@ -16,8 +16,8 @@ from service.contract.bundle import Manifest, read
 from tests.drift.rules import ALERTS, EVALUATION_S, HOLD_S, UNTESTED, WINDOWS_S, Expected, firing, ks, rejection
 from tests.drift.scores import BUNDLE, GROUPS, IN_DISTRIBUTION, load
 from tests.drift.streams import Cells, Floats, over_window
+from training.data.whole import replacing
 from training.runs.checkpoint import provenance
-from training.runs.files import replacing
 
 RESULTS = Path(__file__).parent / "results.json"
 TOGETHER = "any of them"

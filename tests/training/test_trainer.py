@@ -132,7 +132,9 @@ def test_interruption_between_the_stages_is_not_lost(finished, tmp_path, monkeyp
         with pytest.raises(Interrupted):
             trainer.train(tiny.config(), tmp_path / "run")
     assert checkpoint.load(tmp_path / "run")["stage"] == "stage2"
-    (left := tmp_path / "run" / ".checkpoint.4711.pt").write_bytes(b"of a process that was killed while it wrote")
+    left = tmp_path / "run" / f".checkpoint.{tiny.ended()}.pt"
+    left.write_bytes(b"of a process that was killed while it wrote")
+    os.utime(left, (0, 0))
     trainer.train(tiny.config(), tmp_path / "run", resume=True)
     assert not left.exists()  # as large as the checkpoint, and one more for each kill
     tiny.assert_same_run(finished, tmp_path / "run")
@@ -272,6 +274,11 @@ def test_training_images_that_changed_places_between_classes(tmp_path):
     ):
         with pytest.raises(ValueError, match="on other labels: 2 of its training images are of another class now"):
             ended()
+    third = trainer.train(given.model_copy(update={"split_from": run}), tmp_path / "third")
+    data = loading.load(given, third)  # it wrote down the labels of the other run, and could never be calibrated
+    checkpoint.require_same_data(third, list(data.train.classes), data.train.counts.tolist(), data)
+    sides = [sorted((row["part"], row["key"], row["group"]) for row in _split(one)) for one in (run, third)]
+    assert sides[0] == sides[1]
 
 
 def _split(run):

@@ -1,6 +1,8 @@
 """Data and settings small enough that a run takes a second: what several test files train on."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,13 @@ def config(**changes: Any) -> Config:
         "calibration_fraction": 0.55,
     }  # fmt: skip
     return Config(**settings | changes)
+
+
+def ended() -> int:
+    """The number of a process that there is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def step(**given: Any) -> Step:

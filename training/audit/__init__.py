@@ -93,7 +93,10 @@ def audit(
         ),
         advice=advised, alternatives=both[1:], notes=[], ood=[str(path) for path in found.ood_paths],
     )  # fmt: skip
-    return report.model_copy(update={"notes": [*notes(report, found), *unmeasured]})
+    twice = [p for p in duplicates.of_two_classes(images[0])  # equal ones are CONFLICTS
+             if not np.array_equal(images[0].pixels[p.first], images[0].pixels[p.second])]  # fmt: skip
+    said = [*duplicates.two_classes_note(images[0], twice), *notes(report, found), *unmeasured]
+    return report.model_copy(update={"notes": said})
 
 
 def _measured(advised: Advice, found: Sources, measure: bool, said: list[str]) -> Advice:

@@ -19,6 +19,7 @@ from training.data.thumbnails import Vectors, thumbnails, unit
 
 NEAR_COSINE = 0.985  # of thumbnails; on CIFAR-10-LT every pair above it is the same photograph
 SAME_COSINE = 0.95  # of the whole images: what tells a copy from a look-alike where shapes are few
+SAVED_ANEW_COSINE = 0.99  # of whole images: a photograph at another quality or size; those of a burst have less
 BLOCK_IMAGES = 512
 
 
@@ -80,6 +81,37 @@ def near(first: ImagePart, second: ImagePart) -> list[Near]:
                 whole = _full_cosine(first.pixels[i], second.pixels[j])
                 found.append(Near(i, j, float(values[row]), whole))
     return sorted(found, key=lambda pair: -pair.full_cosine)
+
+
+def of_two_classes(part: ImagePart) -> list[Near]:
+    """Images of one part that are one of another class once more, saved anew; each pair of places once, the surest
+    first. Of an image that is there several times one pair is enough: it is compared with those behind it."""
+    assert part.labels is not None
+    known, found = part.thumbnails, list[Near]()
+    starts = range(0, len(known), BLOCK_IMAGES)
+    for start in Progress(starts, desc="classes against each other", unit="block", leave=False, delay=1):
+        rows = slice(start, start + BLOCK_IMAGES)
+        cosines = known[rows] @ known[start:].T
+        cosines[part.labels[rows, None] == part.labels[None, start:]] = -1.0
+        best = cosines.argmax(axis=1)
+        values = np.take_along_axis(cosines, best[:, None], axis=1)[:, 0]
+        for row in np.flatnonzero(values > NEAR_COSINE).tolist():
+            i, j = sorted((start + row, start + int(best[row])))
+            whole = _full_cosine(part.pixels[i], part.pixels[j])
+            if whole > SAVED_ANEW_COSINE:
+                found.append(Near(i, j, float(values[row]), whole))
+    once = {(pair.first, pair.second): pair for pair in found}
+    return sorted(once.values(), key=lambda pair: -pair.full_cosine)
+
+
+def two_classes_note(part: ImagePart, pairs: list[Near]) -> list[str]:
+    """A sentence for a person about `of_two_classes`; none of no pair."""
+    if not pairs:
+        return []
+    first = f"{part.names[pairs[0].first]} and {part.names[pairs[0].second]}"
+    return [f"{len(pairs)} pairs of training images of two classes look like one photograph, saved twice ({first}): "
+            "that teaches nothing, and one of a pair may judge what was learned from the other; look at them, and "
+            "decide on one class"]  # fmt: skip
 
 
 def _full_cosine(one: Pixels, other: Pixels) -> float:

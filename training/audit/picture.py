@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from training.audit.report import Report
+from training.data.whole import replacing
 from training.export.plots import group_looks
-from training.runs.files import replacing
 
 NAMED_CLASSES = 25  # up to so many have their names on the axis
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")  # the groups stay apart without colour

@@ -9,13 +9,14 @@ So files that are added, removed or renamed later change neither side, and nothi
 
 import csv
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.readers import DataError, Keys
+from training.data.readers import DataError, ImageSet, Keys
 
 CHOICE_FILE = "split.csv"
 PARTS = ("train", "calibration", "test", "outliers", "calibration_outliers")  # test: where training made that part
@@ -82,6 +83,17 @@ class Choice:
             name: Part(np.array(keys[name], np.uint64), classes[name], [], groups[name] if known else None)
             for name in PARTS
         })  # fmt: skip
+
+    def labelled(self, sides: Mapping[str, ImageSet]) -> "Choice":
+        """The same images on the same sides, each with the class that it has now: labels may have been mended since
+        the run that this is of."""
+        parts = dict(self.parts)
+        for name, images in sides.items():
+            if len(parts[name].keys):
+                groups = self.groups_of(images.keys)
+                names = [images.classes[label] for label in images.labels.tolist()]
+                parts[name] = Part(images.keys, names, [], None if groups is None else groups.tolist())
+        return Choice(parts)
 
     def groups_of(self, keys: Keys) -> Keys | None:
         """The group of each image with these `keys`; None where the run does not say."""

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -57,5 +58,13 @@ def in_processes(
 def _start(start: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of a trainer that this process was forked from
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
         start()
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed nobody ends its processes: they waited for ever, with its memory and its locks."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -21,6 +21,7 @@ from service.contract.progress import Progress
 from training.data.decode import MAX_PIXELS, Unreadable, processes_for, read, reason_of, square
 from training.data.processes import in_processes
 from training.data.readers import Keys, Pixels
+from training.data.whole import clear_killed, replacing
 
 SMALL_PX = 32
 CHUNK_FILES = 64
@@ -134,8 +135,8 @@ def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFil
     if not (kept := [i for i, row in enumerate(rows) if not row.bad]):
         return  # nothing to keep: that no file could be read is for the caller to say
     cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
-    try:
+    clear_killed(cache)
+    with replacing(cache) as temporary:  # half of it would fill a full disk once more at each attempt
         np.savez(
             temporary, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
             stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 3),
@@ -143,9 +144,6 @@ def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFil
             sizes=np.array([rows[i].header[:2] for i in kept], np.int32),
             kinds=np.array([f"{rows[i].header.format}/{rows[i].header.mode}" for i in kept]),
         )  # fmt: skip
-        os.replace(temporary, cache)
-    finally:
-        temporary.unlink(missing_ok=True)  # half of it would fill a full disk once more at each attempt
 
 
 def _read_cache(cache: Path, size_px: int) -> dict[Stamp, ScannedFile]:

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from training.data.loading import Data
 from training.data.readers import ImageSet, Pixels
+from training.data.whole import clear_killed, replacing
 from training.evaluation import metrics, predict
 from training.evaluation.predict import Outputs, Predict
 from training.runs import checkpoint
 from training.runs.checkpoint import Run
-from training.runs.files import OUTPUTS_FILE, Json, jsonable, replacing, with_suffix
+from training.runs.files import OUTPUTS_FILE, Json, jsonable, with_suffix
 from training.scores.either import Either
 
 CONVENTIONS = (
@@ -93,7 +94,9 @@ def evaluate_run(
         map_features=np.concatenate(features).astype(np.float32),
         **{f"ood/{name}": out.scores[score] for name, out in outside.items()},
     )  # fmt: skip
-    with replacing(with_suffix(run.folder / OUTPUTS_FILE, suffix)) as temporary:
+    path = with_suffix(run.folder / OUTPUTS_FILE, suffix)
+    clear_killed(path)
+    with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
     return {
         "method": run.config.method,

@@ -56,7 +56,6 @@ class Calibrate(OnRun):
         measure.require_calibration_images(data)
         if self.taxonomy:
             data = replace(data, taxonomy=taxonomy.read(self.taxonomy, run.classes))
-            data.taxonomy.write(self.run)
         expected = mix.class_mix(self.class_mix, run.classes, measure.data_groups(data).counts)
         chosen = None
         before = predict.torch_predict(predict.deployed(run, train=data.train, device=self._device), self._device)
@@ -75,6 +74,8 @@ class Calibrate(OnRun):
             "taxonomy_error": self.taxonomy_error, **measured, "either": two.record() if two else None,
             "provenance": checkpoint.provenance(),
         }  # fmt: skip
+        if self.taxonomy:  # not before: killed or refused, the run keeps the tree that it was calibrated with
+            data.taxonomy.write(self.run)
         write_json(self.run / CALIBRATION_FILE, jsonable(record))
         print(f"temperature {temperature:.3f}, deciding score {score}" + (f": {chosen['why']}" if chosen else ""))
         for name, point in measured["operating_points"].items():

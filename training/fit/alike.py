@@ -1,4 +1,5 @@
-"""Images to calibrate or to test on that are nearly images to learn from: a burst or a video in two parts."""
+"""Images to calibrate or to test on that are nearly images to learn from (a burst or a video in two parts), and images
+that are nearly one of another class."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from training.audit import duplicates
-from training.audit.duplicates import ImagePart
+from training.audit.duplicates import ImagePart, Near
 from training.data.listing import Listing
 from training.data.photographs import Files
 from training.data.scan import scan
@@ -27,7 +28,15 @@ def notes(files: Files, cache: Path) -> list[str]:
             first = f"{part.names[pairs[0].second]} and {learned.names[pairs[0].first]}"
             said.append(f"{len(pairs)} of {len(part.names)} images to {purpose} on are near duplicates of training "
                         f"images ({first}): {WHY[purpose]}. Keep in one part what was taken together")  # fmt: skip
-    return said
+    return said + duplicates.two_classes_note(*_of_two_classes(files, learned, others[0]))
+
+
+def _of_two_classes(files: Files, train: ImagePart, held: ImagePart) -> tuple[ImagePart, list[Near]]:
+    """The images that are learned from or calibrated on, and the pairs of two classes; equal files are told before."""
+    keys = np.concatenate([files.keys["train"], files.keys["calibration"]])
+    labels = np.concatenate([files.train.labels, files.calibration.labels])
+    part = ImagePart("", np.concatenate([train.pixels, held.pixels]), train.names + held.names, labels)
+    return part, [p for p in duplicates.of_two_classes(part) if keys[p.first] != keys[p.second]]
 
 
 def _parts(listings: Sequence[Listing], cache: Path) -> Iterator[ImagePart]:

@@ -8,19 +8,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.contract import files
+from service.contract import bundle, files
 from training.config import flag
 from training.data.photographs import Files
 from training.data.readers import DataError
 from training.data.taxonomy import Taxonomy
 from training.fit.command import Fit
+from training.network import frozen
 from training.runs import reserved
-from training.runs.files import write_json
+from training.runs.files import EXPORTED_FILE, write_json
 
 if TYPE_CHECKING:
     from training.fit.plan import Plan
 
 PLAN_FILE = "fit.json"
+WEIGHTS = "weights_sha256"  # of a file that a person names
 FREE = (
     "device",
     "threads",
@@ -32,11 +34,14 @@ FREE = (
 
 
 def key(found: Files, tree: Taxonomy | None, ood: Sequence[Path]) -> str:
-    """Changes with the images, the class of each, its side and the nodes above it; and with the files of OOD sets."""
+    """Changes with the images, the class, the side and the group of each and the nodes above it; and with the files of
+    OOD sets."""
     digest = hashlib.sha256("\n".join(found.train.classes).encode())
     for name, part in sorted(found.choice.parts.items()):
-        classes = part.classes or [""] * len(part.keys)
-        rows = sorted(f"{name} {key:016x} {one}" for key, one in zip(part.keys.tolist(), classes, strict=True))
+        keys, classes = part.keys.tolist(), part.classes or [""] * len(part.keys)
+        groups = part.groups or keys
+        rows = sorted(f"{name} {key:016x} {one} {group:016x}"
+                      for key, one, group in zip(keys, classes, groups, strict=True))  # fmt: skip
         digest.update("\n".join(rows).encode())
     digest.update(json.dumps(dict(tree.paths) if tree else {}, sort_keys=True).encode())
     for path in ood:
@@ -76,6 +81,7 @@ def begin(plan: "Plan", given: Fit) -> bool:
         "settings": plan.config.model_dump(mode="json", exclude={*FREE, "method"}),
         "heads": list(plan.heads), "score": given.score,
         "target": str(plan.target.resolve()), "ood": [str(p.resolve()) for p in given.ood], "images": plan.key,
+        WEIGHTS: frozen.weights_sha256(plan.config),
     }  # fmt: skip
     if (before := written(plan.work)) is None:
         reserved.reserve(plan.target, path)
@@ -89,7 +95,15 @@ def begin(plan: "Plan", given: Fit) -> bool:
         return False
     reserved.release(plan.target)
     reserved.require_made_since(plan.target, before["begun"], "fit")
+    _note_exported(plan)
     return True
+
+
+def _note_exported(plan: "Plan") -> None:
+    """In the run that became the bundle, where the process was killed when only that was left to do."""
+    if not any((plan.work / name / EXPORTED_FILE).is_file() for name in plan.heads):
+        run = plan.work / bundle.read(plan.target).provenance.method
+        write_json(run / EXPORTED_FILE, {"bundle": str(plan.target.resolve())})
 
 
 def forget(plan: "Plan") -> None:
@@ -100,9 +114,11 @@ def forget(plan: "Plan") -> None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
-    then = before["settings"] | {k: v for k, v in before.items() if k not in ("settings", "begun", "images")}
-    is_now = now["settings"] | {k: v for k, v in now.items() if k not in ("settings", "images")}
+    if before.get(WEIGHTS, now[WEIGHTS]) != now[WEIGHTS]:  # an earlier version did not write it down
+        return ["other weights in the file of the backbone"]
+    apart = ("settings", "begun", "images", WEIGHTS)
+    then, is_now = (each["settings"] | {k: v for k, v in each.items() if k not in apart} for each in (before, now))
     differ = [f"{flag(k)} {then.get(k)!r} instead of {v!r}" for k, v in is_now.items() if then.get(k) != v]
     if not differ and before.get("images") != now["images"]:  # other settings may split the same images otherwise
-        return ["other images (some were added, removed, changed, or put into another class, part or node)"]
+        return ["other images (some were added, removed, changed, or put into another class, part, group or node)"]
     return differ

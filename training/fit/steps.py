@@ -38,6 +38,8 @@ def fit(given: Fit) -> Path:
     written = {"--out": given.out, "--work": given.work or Path("runs")}
     require_outside(written, plans.place(given.data.resolve()), outliers=given.outliers)
     on_ray.require(given.on, given.frozen)
+    if given.frozen and not pretrained.find(given.backbone):  # before all photographs are read; kept for `prepare`
+        frozen.load(given.with_absolute_paths(), given.work or Path("runs"))
     plan = plans.make(given)
     plans.require_held_back(plan)
     print(look(plan))

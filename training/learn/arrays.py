@@ -17,7 +17,7 @@ from training.data.listing import Listing
 from training.data.loading import load
 from training.data.photographs import Files
 from training.data.readers import DataError, Images, Keys, Pixels, pixel_keys
-from training.runs.files import replacing
+from training.data.whole import replacing
 
 FOLDER = "array"
 

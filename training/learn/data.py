@@ -16,12 +16,13 @@ from training.data.choice import Choice, Part
 from training.data.listing import Listing
 from training.data.photographs import CACHE, SCAN_FILE, Files
 from training.data.readers import DataError, Keys
+from training.data.whole import replacing
 from training.learn import doubts, sides
 from training.learn.arrays import FOLDER, as_png
 from training.learn.command import Learn
 from training.learn.reviewed import Reviewed
 from training.learn.sides import CALIBRATION, COMPARED, TRAIN, Old
-from training.runs.files import Json, replacing
+from training.runs.files import Json
 
 PLAN_FILE = "learn.json"
 DATA_FILE, ADDED, OUTLIERS, COMPARED_OUTLIERS = "data.csv", "added", "outliers", "compared"

@@ -20,10 +20,10 @@ from training.config import Config
 from training.data.fitted import Fitted
 from training.data.listing import SHOWN
 from training.data.loading import Data, load
+from training.data.whole import replacing
 from training.learn.reviewed import Reviewed
 from training.network import frozen
 from training.runs import checkpoint
-from training.runs.files import replacing
 
 Floats = NDArray[np.float32]
 Names = NDArray[np.str_]

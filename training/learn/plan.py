@@ -18,7 +18,7 @@ from typing import Any
 from service.contract import bundle
 from service.contract.manifest import Parent
 from training.checks import photographs, require_outside, require_writable
-from training.config import Config, flag
+from training.config import Config, flag, program
 from training.data.folders import set_places
 from training.data.loading import has_mirrors
 from training.data.photographs import CACHE, list_files
@@ -32,8 +32,10 @@ from training.learn.data import COMPARED_OUTLIERS, DATA_FILE, OUTLIERS, PLAN_FIL
 from training.learn.reviewed import Reviewed
 from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
+from training.network.weights import content_digest
 from training.runs import checkpoint, reserved
 from training.runs.files import EXPORTED_FILE, Json, write_json
+from training.runs.steps import alone_in
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,21 @@ def make(given: Learn) -> Plan:
     else:
         files, of_pixels = arrays.as_files(config, given.run, work)
     notes += files.notes
+    notes += _pictures_note(manifest, work / given.run.name)
     found = reading.read(given.added, files.train.classes, work / CACHE / "scan-added.npz", notes)
     now: Json = {
-        "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"), "target": str(target.resolve()),
+        "run": str(given.run.resolve()), "run_sides": _sha256(given.run / "split.csv"),
+        "run_network": content_digest(checkpoint.load(given.run)["network"]), "target": str(target.resolve()),
         "images": _digest(found), "compare_share": given.compare_share, "score": given.score,
         "doubtful": given.doubtful,
     }  # fmt: skip
     about = _about(given, manifest, config)
-    if not (before := _begun(work, now)):
-        added = write(work, given, config, files, found, notes)
-        added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
-        before = now | {"begun": datetime.now(UTC).isoformat(), "about": about, "added": added, "notes": notes}
-        write_json(work / PLAN_FILE, before)
+    with alone_in(work):  # two that began together wrote into each other's folders
+        if not (before := _begun(work, now)):
+            added = write(work, given, config, files, found, notes)
+            added["trained_keys"] = [*dict.fromkeys([*before_it, *added["trained_keys"]])]
+            before = now | {"begun": datetime.now(UTC).isoformat(), "about": about, "added": added, "notes": notes}
+            write_json(work / PLAN_FILE, before)
     new = _config(config, record, work.resolve(), given)
     about = before.get("about", about)
     return Plan(given.run, config, new, work, target, parent, about, before["added"], before["notes"], of_pixels)
@@ -142,6 +147,14 @@ def _parent(given: Learn) -> tuple[bundle.Manifest | None, list[str]]:
     return manifest, taught
 
 
+def _pictures_note(parent: bundle.Manifest | None, run: Path) -> list[str]:
+    if parent is None or parent.exemplars is None or not parent.exemplars.thumbnails:
+        return []
+    return [f"{parent.name} version {parent.version} holds small pictures of training images, the new bundle none, "
+            "as nobody has stated the terms of the reviewed ones. With such terms, `"
+            f"{program()} export {run} --thumbnails --data-licence TERMS` makes one that does"]  # fmt: skip
+
+
 def _about(given: Learn, parent: bundle.Manifest | None, config: Config) -> Json:
     """What is stated of the data set and of the bundle's terms: by the parent, else by what the run learned itself."""
     if parent is not None and (stated := parent.evaluation.get("data_set")):
@@ -167,8 +180,9 @@ def _begun(work: Path, now: Json) -> Json | None:
         return None
     before: Json = json.loads(path.read_text())
     for key, value in now.items():
-        if before.get(key) != value:
-            what = {"images": "other reviewed images", "run_sides": "a run that was trained anew"}.get(
+        if before.get(key, value) != value:  # an earlier version may not have written it down
+            anew = "a run that was trained anew"
+            what = {"images": "other reviewed images", "run_sides": anew, "run_network": anew}.get(
                 key, f"{flag(key)} {before.get(key)!r} instead of {value!r}"
             )
             raise ValueError(f"{work} learns from {what}: go on with that, give another --work or --version, or remove "

@@ -202,7 +202,7 @@ def _from_timm(
         theirs = module.pretrained_cfg
         provenance |= {"licence": str(theirs.get("license") or "not stated by timm"),
                        "weights": str(theirs.get("hf_hub_id") or theirs.get("url")),
-                       DOWNLOADED: content_digest(module)}  # fmt: skip
+                       DOWNLOADED: content_digest(module.state_dict())}  # fmt: skip
     else:
         provenance |= fill(module, name, weights)
     if facts := pretrained.known(provenance.get("weights_sha256")):  # wherever the file lay

@@ -1,7 +1,6 @@
 """A data set as a frozen backbone sees it: its images become features, and everything after that is as for images."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,11 +14,13 @@ from training.data.augment import KINDS
 from training.data.fitted import Fitted
 from training.data.loading import Data, has_mirrors
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
+from training.data.whole import clear_killed, replacing
 from training.network import backbones, on_ray
 from training.network.backbones import Backbone
 from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
 from training.network.preprocessing import Preprocessing
+from training.network.pretrained import digest
 from training.network.quantized import quantize
 from training.network.weights import DOWNLOADED
 
@@ -110,9 +111,9 @@ class FrozenBackbone:
 
     def _write_int8(self, path: Path, graph: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.with_suffix(f".{os.getpid()}")
-        begun.write_bytes(graph)
-        os.replace(begun, path)
+        clear_killed(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(graph)
 
     def _int8_file(self, sha256: str) -> Path:
         return self.cache.folder / f"backbone-int8-{sha256[:16]}.onnx"
@@ -185,8 +186,18 @@ def _loaded(
 
 def _stamp(config: Config) -> tuple[int, int]:
     """Time of change and size of the file that holds the weights; zeros where none is named."""
-    named = config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
+    named = _file(config)
     return (named.stat().st_mtime_ns, named.stat().st_size) if named.is_file() else (0, 0)
+
+
+def weights_sha256(config: Config) -> str | None:
+    """The sha256 of the file that holds the weights; None where none is named."""
+    named = _file(config)
+    return digest(named) if named.is_file() else None
+
+
+def _file(config: Config) -> Path:
+    return config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
 
 
 @lru_cache(maxsize=1)

@@ -39,10 +39,10 @@ def fill(module: nn.Module, name: str, path: Path) -> dict[str, str]:
     }
 
 
-def content_digest(module: nn.Module) -> str:
-    """The sha256 of every tensor of `module` with its name: of weights that came in no file of ours."""
+def content_digest(state: Mapping[str, Tensor]) -> str:
+    """The sha256 of every tensor of a network's state with its name: of weights that came in no file of ours."""
     found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

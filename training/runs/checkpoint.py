@@ -13,11 +13,11 @@ import torch
 from service.contract.lines import one_line
 from training.config import Config, program
 from training.data.loading import Data
+from training.data.whole import clear_killed, replacing
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
 from training.network import tuned as tuned_backbones
 from training.network.network import Network, first_not_finite
 from training.network.tuned import TunedBackbone
-from training.runs.files import replacing
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -30,6 +30,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 def write(path: Path, content: Any) -> None:
     """A file of torch, whole or not at all. OSError with the system's reason, which torch hides behind its own."""
+    clear_killed(path)
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:

@@ -1,13 +1,13 @@
-"""The names of the files in a run's folder, and how a file is written: completely or not at all."""
+"""The names of the files in a run's folder, and their JSON."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from training.data.whole import clear_killed, replacing
 
 RESULTS_FILE, OUTPUTS_FILE, CALIBRATION_FILE = "results.json", "outputs.npz", "calibration.json"
 LOG_FILE = "log.txt"  # what commands printed
@@ -18,23 +18,6 @@ Json = dict[str, Any]
 def with_suffix(path: Path, suffix: str) -> Path:
     """results.json → results-energy.json for the suffix "-energy"; the same path for an empty one."""
     return path.with_name(f"{path.stem}{suffix}{path.suffix}")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with its suffix, which takes the place of `path` if nothing goes wrong."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def clear_killed(path: Path) -> None:
-    """Remove the temporary names of `replacing` that processes left which were killed while they wrote `path`."""
-    for left in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-        left.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:
@@ -49,5 +32,6 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Json) -> None:
+    clear_killed(path)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,5 +57,7 @@ def is_measured(run: Path, score: str) -> bool:
 
 def clear_killed_export(target: Path) -> None:
     """Remove what an export to `target` left when it was killed."""
-    for left in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.partial")  # .1.….partial, and not .1.2.….partial
+    for left in target.parent.glob(".*.partial"):
+        if own.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)

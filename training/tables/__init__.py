@@ -8,7 +8,8 @@ runs and prints what is there beside the published figures. A missing run is sho
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.runs.files import Json, replacing
+from training.data.whole import replacing
+from training.runs.files import Json
 from training.tables import plots, pretrained, report, text
 from training.tables.cells import BALANCED, LONG_TAILED, Runs, Section, collect, imbalance
 from training.tables.grids import Entry, Need, Table, ablation, balance, comparison, long_tail, per_set

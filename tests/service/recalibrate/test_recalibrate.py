@@ -3,9 +3,11 @@
 import asyncio
 import json
 import random
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,3 +291,24 @@ def test_what_was_kept_at_a_rate_of_before_is_spoken_for(old: Path) -> None:
     del reviewed[rows.Stratum("many", "accept", 0.5)]
     with pytest.raises(measured.CannotRecalibrate, match="none of the 110 kept images that were accepted in group"):
         measured.require_sample(found)
+
+
+def test_an_image_that_was_sent_again_is_one_image(old: Path, tmp_path: Path) -> None:
+    """A client that tries again, or a person who does, made the same image count as often as it was sent."""
+    where, manifest = tmp_path / "ledger.sqlite3", bundle.read(old)
+    images = [Image(0, -9.0, "red"), *([Image(0, -8.0, "red")] * 5), Image(0, -7.0, "red"), Image(0, -6.5, UNSURE)]
+    serve(where, old, iter(images), sample=1.0)
+    (stratum,) = rows.read(str(where), manifest).kept
+    with closing(sqlite3.connect(where)) as database, database:
+        database.execute("UPDATE decisions SET image_key = 'a' WHERE row BETWEEN 2 AND 6")
+        database.execute("UPDATE decisions SET image_key = 'b' WHERE row = 1")
+    found = rows.read(str(where), manifest)
+    assert (found.kept[stratum], found.reviewed[stratum], found.labelled[stratum]) == (4, 3, 4)
+    assert [(row.scores["energy"], row.weight) for row in found.rows] == [
+        (score, pytest.approx(4 / 3)) for score in (-9.0, -8.0, -7.0)
+    ]
+    ledger = Ledger.open(Settings(ledger=str(where)), Metrics(), lambda *_: None)
+    assert ledger is not None
+    asyncio.run(ledger.label([3], kind="outlier", label="", source="review", group_id=None, key=None))
+    ledger.close(30)
+    assert [row.truth for row in rows.read(str(where), manifest).rows] == ["red", None, "red"]  # what was said last

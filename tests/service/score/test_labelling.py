@@ -227,10 +227,17 @@ def test_fiftyone_gets_no_address_and_an_interface_is_not_replaced(folder: Path,
     with pytest.raises(ScoreError, match="FiftyOne opens files of its own machine only"):
         Places().check(["s3://a/b.jpg"], "fiftyone")
     Places().check(["s3://a/b.jpg"], "label-studio")
-    (folder.parent / "out.xml").write_text("mine")
+    out, xml = folder.parent / "out.json", folder.parent / "out.xml"
+    xml.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ScoreError, match=r"out\.xml exists already and is no labelling interface of ours"):
+            outputs.write_interface(out, ["cat"], overwrite)
+        assert xml.read_text() == "mine"
+    xml.write_text(labelling.interface(["dog"]))
     with pytest.raises(ScoreError, match=r"out\.xml, the labelling interface, exists already"):
-        score(folder, "--bundle", tiny_bundle, "--format", "label-studio", "--out", folder.parent / "out.json")
-    assert (folder.parent / "out.xml").read_text() == "mine"
+        score(folder, "--bundle", tiny_bundle, "--format", "label-studio", "--out", out)
+    outputs.write_interface(out, ["cat"], overwrite=True)
+    assert xml.read_text() == labelling.interface(["cat"])
 
 
 def test_what_people_correct_comes_back_and_predictions_alone_do_not(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Files to pixels by several processes: the same as one by one, in order, with the failures listed, memory bounded."""
 
+import contextlib
 import itertools
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,3 +97,22 @@ def test_a_process_that_dies_is_an_error_and_no_hang():
 
 def die(task):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+ENDLESS = """
+from training.data.processes import in_processes
+for done in in_processes(abs, iter(int, 1), 2):
+    print(done, flush=True)
+"""
+
+
+def test_processes_whose_parent_was_killed_end_too():
+    """They waited for ever for a task, with the lock on the folder in which the parent had been at work."""
+    parent = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert parent.stdout.readline() == b"0\n"
+        parent.kill()
+        parent.communicate(timeout=30)  # until nobody holds the pipe any more
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)

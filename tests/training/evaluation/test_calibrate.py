@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from service.contract.calibration import calibrate, conformal, distributions
 from service.contract.calibration.groups import group_classes
 from service.contract.calibration.mix import ClassMix, class_mix
-from training.data import loading
+from training.data import loading, taxonomy
 from training.data.readers import DataError
 from training.evaluation import measure, predict, temperature
 from training.evaluation.predict import Outputs
+from training.finished import Calibrate
+from training.runs import checkpoint
 from training.runs.files import jsonable
 
 
@@ -421,3 +425,22 @@ def test_groups_come_from_the_counts_before_the_calibration_split(digits_and_pre
     before = loaded.train.counts + loaded.calibration.counts
     assert [c["group"] for c in found["classes"]] == group_classes(before).of_class.tolist()
     assert found["groups"][-1]["least_images"] == before.min()
+
+
+def test_a_calibration_that_does_not_end_leaves_the_run_its_tree(finished, tmp_path, monkeypatch):
+    """It had the new tree with the thresholds of the old one, for the next export."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    lines = [f"{name},{'even' if int(name) % 2 == 0 else 'odd'}/{name}\n" for name in checkpoint.load(run)["classes"]]
+    (tmp_path / "tree.csv").write_text("class,path\n" + "".join(lines))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    command = Calibrate(run=run, taxonomy=tmp_path / "tree.csv", device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            command.cli_cmd()
+    assert taxonomy.recorded(run) is None
+    command.cli_cmd()
+    assert set(taxonomy.recorded(run).paths.values()) == {("even",), ("odd",)}

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.training import tiny
+from training import audit
 from training.data import photographs
 from training.data.photographs import CACHE, SCAN_FILE
 from training.fit import alike
@@ -52,3 +53,19 @@ def test_frames_of_one_scene_in_two_parts_are_named(data: Path, part: str, purpo
 def test_copies_of_training_images_among_those_to_calibrate_on_are_named(data: Path) -> None:
     (data / "val" / "ant" / "copy.png").write_bytes((data / "train" / "ant" / "3.png").read_bytes())
     assert [note for note in notes(data) if "1 validation images are training images too" in note]
+
+
+def test_a_photograph_saved_anew_in_another_class_is_named(data: Path) -> None:
+    """Near duplicates are looked for within a class, so nothing told of it: it was learned as the one and as the other,
+    and could be on both sides of the split."""
+    assert not any("two classes" in note for note in notes(data))
+    for i in (1, 2):
+        scene(i).resize((48, 36), Image.Resampling.LANCZOS).save(data / "train" / "bee" / f"again {i}.jpg", quality=70)
+    (data / "train" / "bee" / "copy.png").write_bytes((data / "train" / "ant" / "3.png").read_bytes())
+    [note] = [note for note in notes(data) if "of two classes look like one photograph" in note]
+    assert note.startswith("2 pairs of training images")
+    assert "ant/1.png and " in note or "ant/2.png and " in note
+    [told] = [note for note in notes(data) if "have two labels" in note]  # as before
+    assert told.split(": ")[1].startswith("1 images")
+    report = audit.audit(data, dataset=None, measure=False)
+    assert any("2 pairs of training images of two classes look like one photograph" in note for note in report.notes)

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -30,7 +31,7 @@ from training.fit import steps
 from training.fit.begun import PLAN_FILE
 from training.layout import curl_file
 from training.runs.checkpoint import CHECKPOINT_FILE
-from training.runs.files import CALIBRATION_FILE
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
 from training.runs.steps import alone_in
 
 pytestmark = pytest.mark.usefixtures("quick_export")
@@ -196,6 +197,11 @@ def test_killed_and_gone_on_with(
     assert "* train logit-adjustment" in printed
     assert "* train msp" not in printed
     assert bundle.read(target).evaluation["accuracy"] > 0.8
+    (note,) = work.glob(f"*/{EXPORTED_FILE}")
+    kept_note = note.read_bytes()
+    note.unlink()  # as a kill between the bundle and the note leaves it
+    assert "learn" in fit(capsys, *given).rpartition("teach it")[2]
+    assert note.read_bytes() == kept_note
 
 
 @pytest.mark.usefixtures("stopped_before_a_head")
@@ -235,8 +241,10 @@ def test_what_cannot_do_is_refused_before_any_work(
 def test_a_backbone_that_does_not_do_leaves_no_fit_behind(
     photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command with the setting put right was refused: the folder held a fit with the wrong one."""
+    """The command with the setting put right was refused: the folder held a fit with the wrong one. And it was refused
+    only after a pass over all photographs."""
     assert "no other size" in fit(capsys, photos, *arguments, "--image-size-px", 99)
+    assert not (tmp_path / "work").exists()
     assert not [path for path in (tmp_path / "models").rglob("*") if path.is_file()]
     assert "stopped; what is done is kept" in fit(capsys, photos, *arguments)
     assert (tmp_path / "work" / PLAN_FILE).is_file()
@@ -255,10 +263,12 @@ def test_another_set_of_images_is_noticed(
     assert "stopped; what is done is kept" in fit(capsys, own, *arguments)  # the images of before again
     one, other = own / "train" / "kiwi" / "00.png", own / "train" / "plum" / "00.png"
     one.rename(own / "kiwi.png"), other.rename(one), (own / "kiwi.png").rename(other)
-    assert "put into another class, part or node" in fit(capsys, own, *arguments)  # the same images, two labels mended
+    assert "put into another class, part, group or node" in fit(
+        capsys, own, *arguments
+    )  # the same images, two labels mended
     one.rename(own / "plum.png"), other.rename(one), (own / "plum.png").rename(other)
     (own / "test" / "plum" / "00.png").rename(own / "train" / "plum" / "from-test.png")
-    assert "put into another class, part or node" in fit(capsys, own, *arguments)
+    assert "put into another class, part, group or node" in fit(capsys, own, *arguments)
     assert "--calibration-fraction 0.3 instead of 0.4. Go on" in fit(
         capsys, own, *arguments, "--calibration-fraction", 0.4
     )
@@ -336,6 +346,33 @@ def test_two_at_once_do_not_write_into_one_folder(
         said = fit(capsys, photos, *arguments, "--heads", "msp")
     assert said.startswith(f"error: {tmp_path / 'work'}: another process is at work there: wait until it has ended")
     assert not (tmp_path / "work" / PLAN_FILE).exists()
+
+
+@pytest.mark.usefixtures("stopped_before_a_head")
+def test_other_groups_and_another_file_of_the_backbone_are_noticed(
+    photos: Path, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both were passed over where the split stayed the same: a finished fit said that it was done."""
+    listed = tmp_path / "fruit.csv"
+
+    def write(group: str) -> None:
+        found = [(p, p.parent.name, p.parent.parent.name) for p in sorted(photos.glob("t*/*/*.png"))]
+        rows = [f"{p},{label},{'val' if p.stem > '03' and p.stem < '07' else part},{group if p.stem == '00' else p}\n"
+                for p, label, part in found]  # fmt: skip
+        listed.write_text("path,label,split,visit\n" + "".join(rows))
+
+    model = Path(shutil.copy(photos.parent / "means.onnx", tmp_path / "means.onnx"))
+    given = [listed, *arguments, "--group-by", "column:visit", "--backbone", f"onnx:{model}"]
+    write("monday")
+    assert "stopped; what is done is kept" in fit(capsys, *given)
+    write("")
+    assert "holds a fit with other images" in fit(capsys, *given)
+    write("monday")
+    assert "stopped; what is done is kept" in fit(capsys, *given)
+    other = onnx.load(model)
+    other.doc_string = "exported again"
+    onnx.save(other, model)
+    assert "holds a fit with other weights in the file of the backbone. Go on" in fit(capsys, *given)
 
 
 @pytest.mark.usefixtures("stopped_before_a_head")

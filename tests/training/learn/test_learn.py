@@ -23,10 +23,12 @@ from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
 from training.evaluation.cross_fit import NAMED
-from training.learn import compare, plan, reviewed, steps
+from training.learn import compare, data, plan, reviewed, steps
+from training.learn.command import Learn
 from training.network import features
 from training.runs import checkpoint, reserved
-from training.runs.files import CALIBRATION_FILE
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
+from training.runs.steps import alone_in
 
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
 
@@ -324,9 +326,23 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
         process.wait()
     assert not target.exists()
     assert "4 classes" in learn(capsys, taught, tmp_path)
+    note = work / "run" / EXPORTED_FILE
+    kept = note.read_bytes()
+    note.unlink()  # as a kill between the bundle and the note leaves it
+    assert "4 classes" in learn(capsys, taught, tmp_path)
+    assert note.read_bytes() == kept
     other = shutil.copytree(taught / "export", tmp_path / "other")
     fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
     assert "learns from other reviewed images" in learn(capsys, taught, tmp_path, added=other)
+    again = tmp_path / "run again"  # with the same sides
+    shutil.copytree(taught / "run", again)
+    (work / plan.PLAN_FILE).write_text((work / plan.PLAN_FILE).read_text().replace(str(taught / "run"), str(again)))
+    state = checkpoint.load(again)
+    state["network"]["head.weight"] += 0.1
+    checkpoint.save(again, state)
+    command[4] = str(again)
+    with pytest.raises(SystemExit, match="learns from a run that was trained anew"):
+        commands.main(command[3:])
     assert bundle.read(target).provenance.added
 
 
@@ -374,6 +390,55 @@ def test_two_that_learn_at_once_do_not_meet_at_the_export(
     assert reserved.first_free(bundles) == "3"  # for a bundle that learns alone
     assert f"{bundles / '1'}: 4 classes" in learn(capsys, taught, tmp_path)
     assert [mark.name for mark in bundles.glob(".*")] == [".2.made-in"]
+
+
+def test_pictures_that_the_new_bundle_does_not_hold_are_named(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those who review had none any more, and nothing said why."""
+    commands.main(["export", str(taught / "run"), "--out", str(tmp_path), "--name", "shop", "--version", "2",
+                   "--precision", "fp32", "--data-licence", "CC0", "--thumbnails"])  # fmt: skip
+    (taught / "run" / EXPORTED_FILE).write_text(json.dumps({"bundle": str(taught / "models" / "shop" / "1")}))
+    given = {"run": taught / "run", "from": taught / "export", "out": tmp_path / "models"}
+    for parent, pictures in ((taught / "models" / "shop" / "1", False), (tmp_path / "shop" / "2", True)):
+        work = tmp_path / f"work-{pictures}"
+        made = plan.make(Learn.model_validate(given | {"parent": parent, "work": work}))
+        named = [note for note in made.notes if "holds small pictures of training images" in note]
+        assert bool(named) == pictures
+    assert f"export {work / 'run'} --thumbnails --data-licence TERMS" in named[0]
+
+
+def test_an_outlier_that_was_compared_on_stays_so_where_its_new_label_is_left_out(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is compared on no more where its new label is learned."""
+    before, added = tmp_path / "before", Path(shutil.copytree(taught / "export", tmp_path / "more"))
+    shutil.copytree(taught / "run", before / "run")
+    (before / plan.PLAN_FILE).write_text(json.dumps({"added": {}, "about": {}}))
+    fruit.save(before / "seen", "sand", 2, 43_000)
+    (before / "compared").mkdir()
+    for path in sorted((before / "seen").iterdir()):
+        named = before / "compared" / f"{content_key(path.read_bytes()):016x}.png"
+        path.rename(named)
+    other, relabelled = sorted((before / "compared").iterdir())
+    shutil.copyfile(relabelled, added / "train" / "lime" / "relabelled.png")
+    for kept in (False, True):
+        key = int(relabelled.stem, 16)
+        monkeypatch.setattr(data.doubts, "left_out", lambda found, *_, k=key, keep=kept: found.take(
+            (found.keys != k) | keep))  # fmt: skip
+        given = {"run": before / "run", "from": added, "out": tmp_path / "models", "work": tmp_path / f"work-{kept}"}
+        plan.make(Learn.model_validate(given))
+        names = {path.name for path in (tmp_path / f"work-{kept}" / "compared").iterdir()}
+        assert (other.name in names, relabelled.name in names) == (True, not kept)
+
+
+def test_two_that_begin_at_once_do_not_write_into_one_folder(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both wrote the data of the new run, and each removed what the other had linked."""
+    with alone_in(tmp_path / "work"):
+        assert "another process is at work there" in learn(capsys, taught, tmp_path)
+        assert not (tmp_path / "work" / plan.DATA_FILE).exists()
 
 
 def test_known_features_are_taken_as_they_are() -> None:

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import resource
 
 import numpy as np
 import pytest
 import torch
 
-from training.runs import checkpoint, files
+from tests.training import tiny
+from training.data import whole
+from training.runs import checkpoint, files, steps
 
 
 def test_jsonable_converts_numpy_numbers_and_nan():
@@ -26,6 +29,29 @@ def test_nan_is_refused_and_the_old_file_stays(tmp_path):
         files.write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_of_a_living_one(tmp_path):
+    """A trainer removed the checkpoint that another was writing in the same folder, which then ended in a traceback."""
+    gone, alive = tiny.ended(), os.getpid()
+    names = [f".results.{gone}.json", f".results.{alive}.json", f".results-energy.{gone}.json", ".results.1e3.json"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f".checkpoint.{gone}.pt").write_text("half")  # just now: it may be of another machine
+    whole.clear_killed(tmp_path / "results.json")
+    whole.clear_killed(tmp_path / "checkpoint.pt")
+    assert {p.name for p in tmp_path.iterdir()} == {*names[1:], f".checkpoint.{gone}.pt"}
+    files.write_json(tmp_path / "results-energy.json", {})
+    assert not (tmp_path / names[2]).exists()
+
+
+def test_what_an_export_left_is_removed_and_nothing_of_another_version(tmp_path):
+    """That of version 1 removed what the one of version 1.2 was writing."""
+    for name in (".1.0123abcd.partial", ".1.2.0123abcd.partial", ".11.0123abcd.partial"):
+        (tmp_path / name / "examples").mkdir(parents=True)
+    steps.clear_killed_export(tmp_path / "1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".1.2.0123abcd.partial", ".11.0123abcd.partial"]
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path):
