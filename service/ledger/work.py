@@ -14,7 +14,7 @@ from service.contract.lines import one_line
 from service.errors import NotReady
 from service.ledger.audit import AuditKey
 from service.ledger.clock import DAY_S, Clock
-from service.ledger.database import MEMORY, connect
+from service.ledger.database import LOCK_S, MEMORY, connect
 from service.ledger.keeper import Keeper
 from service.ledger.queue import UNAVAILABLE, Queue, settle
 from service.ledger.retention import CHUNK_ROWS
@@ -94,7 +94,8 @@ class Worker:
         self._end_at = time.monotonic() + timeout_s
         self._end.set()
         self._queue.close()
-        self._thread.join(timeout_s + 2 * LAST_RETRY_S)
+        # What is on its way may wait for a lock: counted as lost now, it was counted as written once it had the lock.
+        self._thread.join(timeout_s + 2 * LAST_RETRY_S + LOCK_S)
         if lost := sum(isinstance(item, Entry) for item in self._batch) + self._queue.rows():
             self._dropped.inc(lost)
             log.error("rows were lost at the end: the ledger could not be written", rows=lost)

@@ -136,9 +136,10 @@ def _write_cache(cache: Path, stamps: Sequence[Stamp], rows: Sequence[ScannedFil
         return  # nothing to keep: that no file could be read is for the caller to say
     cache.parent.mkdir(parents=True, exist_ok=True)
     clear_killed(cache)
-    with replacing(cache) as temporary:  # half of it would fill a full disk once more at each attempt
+    # Half of it would fill a full disk once more at each attempt. Given a name, NumPy may put another suffix behind it.
+    with replacing(cache) as temporary, temporary.open("wb") as file:
         np.savez(
-            temporary, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
+            file, paths=np.array([os.fsencode(stamps[i][0]) for i in kept], object).astype("S"),
             stats=np.array([stamps[i][1:] for i in kept], np.int64).reshape(-1, 3),
             keys=np.array([rows[i].key for i in kept], np.uint64), small=np.stack([rows[i].small for i in kept]),
             sizes=np.array([rows[i].header[:2] for i in kept], np.int32),

@@ -25,6 +25,10 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that tqdm sees, which the test puts forward."""
     monkeypatch.delenv(progress.EVERY, raising=False)
+    monkeypatch.setattr(progress.tqdm, "monitor_interval", 0)  # its thread has another clock, and draws when it likes
+    if progress.tqdm.monitor is not None:
+        progress.tqdm.monitor.exit()
+        progress.tqdm.monitor = None
     now = [1e9]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now

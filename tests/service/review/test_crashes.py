@@ -117,7 +117,8 @@ def test_killed_again_and_again(where: str, tmp_path: Path) -> None:
             stop.set()
             for thread in threads:
                 thread.join()
-    assert errors == []
+            assert process.stderr is not None
+            assert errors == [], process.stderr.read()[-2000:]
     with serving(**settings) as (_, port):
         url = f"http://127.0.0.1:{port}"
         require_version(url, told)
