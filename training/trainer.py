@@ -23,15 +23,15 @@ from training.data.readers import ImageSet
 from training.data.taxonomy import TAXONOMY_FILE
 from training.evaluation.predict import embed
 from training.methods.methods import NONE, Method, build_network, classifying_network, resolve
-from training.methods.objective import easiness, stage1_losses, stage2_losses
+from training.methods.objective import easiness, stage2_losses
 from training.methods.stage2 import STAGES, Solving, prepare
-from training.network import averaged, distributed
+from training.network import distributed
 from training.network import frozen as frozen_backbones
 from training.network import tuned as tuned_backbones
 from training.network.device import find_device
 from training.network.network import Network, place
-from training.network.standardised import standardised
 from training.runs import checkpoint
+from training.runs.first_stage import first_stage
 from training.runs.loop import Loop
 from training.runs.signals import stop_request
 
@@ -102,7 +102,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
 
     with stop_request() as stop:
         if state["stage"] == "stage1":
-            first_stage(config, method, data, network, Loop(config, out, "stage1", state, stop, views=method.views))
+            loop = Loop(config, out, "stage1", state, stop, views=method.views)
+            first_stage(config, method, data, network, loop, easiness(config, network, device))
         if method.stage2 != NONE and state["stage"] != "done":
             second_stage(config, method, data, network, Loop(config, out, "stage2", state, stop))
     state.update(stage="done", optimizer=None, sums={}, mined=None)
@@ -140,27 +141,6 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool) -> dict[str, A
         else:  # of a run that was killed before its first checkpoint
             (out / TAXONOMY_FILE).unlink(missing_ok=True)
     return state
-
-
-def first_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:
-    """The network learns from the images in batches with outliers, and is kept in the state under "network".
-
-    Where several heads are averaged it learns as often, each time from the start and in another order.
-    """
-    device = next(network.parameters()).device
-    with standardised(network, data) as data:
-        losses = stage1_losses(config, method, data, network, device)
-        for turn in averaged.turns(network, loop.state, config.heads_averaged):
-            batches = Batches(
-                data.train, data.outliers if method.takes_outliers else None, config.batch_images, seed=config.seed,
-                stage=1 + 2 * turn, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
-                mining=method.mining,
-            )  # fmt: skip
-            loop.run(
-                network.train(), list(network.parameters()), batches, losses,
-                epochs=config.epochs, learning_rate=config.learning_rate, key="network",
-                easiness=easiness(config, network, device), title=averaged.title("stage1", turn, config.heads_averaged),
-            )  # fmt: skip
 
 
 def second_stage(config: Config, method: Method, data: Data, network: Network, loop: Loop) -> None:

@@ -56,7 +56,7 @@ class _Busy(_WithoutLedger):
 
 
 @contextmanager
-def lost(seen: Counter[str], kind: type = _Lost) -> Iterator[int]:
+def lost(seen: Counter[str], kind: type) -> Iterator[int]:
     handler = type("Handler", (kind,), {"seen": seen})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -64,15 +64,21 @@ def lost(seen: Counter[str], kind: type = _Lost) -> Iterator[int]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("name", list(proxies.PROGRAMS))
-def test_what_an_administrator_sends_is_never_sent_twice(name: str, tmp_path: Path) -> None:
+@contextmanager
+def client_of(name: str, folder: Path, seen: Counter[str], kind: type) -> Iterator[httpx.Client]:
+    """A client of the proxy `name` before three replicas of that kind; the test skips where the program is missing."""
     if reason := proxies.missing(name):
         pytest.skip(reason)
-    seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        ports = [stack.enter_context(lost(seen)) for _ in range(3)]
-        port = stack.enter_context(proxies.proxy(name, ports, tmp_path))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+        ports = [stack.enter_context(lost(seen, kind)) for _ in range(3)]
+        port = stack.enter_context(proxies.proxy(name, ports, folder))
+        yield stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+
+
+@pytest.mark.parametrize("name", list(proxies.PROGRAMS))
+def test_what_an_administrator_sends_is_never_sent_twice(name: str, tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+    with client_of(name, tmp_path, seen, _Lost) as client:
         for method, path in (("PUT", "/admin/bundle"), ("POST", "/admin/keys/reload")):
             assert refused(client, method, path)
             assert seen[f"{method} {path}"] == 1, path
@@ -85,12 +91,7 @@ def test_what_an_administrator_sends_is_never_sent_twice(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", list(proxies.PROGRAMS))
 def test_a_database_that_is_away_stops_no_classification(name: str, tmp_path: Path) -> None:
     """nginx took the 503 of a label for a fault of the replica, of one after the other, and then had none: 502."""
-    if reason := proxies.missing(name):
-        pytest.skip(reason)
-    with ExitStack() as stack:
-        ports = [stack.enter_context(lost(Counter(), _WithoutLedger)) for _ in range(3)]
-        port = stack.enter_context(proxies.proxy(name, ports, tmp_path))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+    with client_of(name, tmp_path, Counter(), _WithoutLedger) as client:
         for method, path in (("POST", "/feedback"), ("POST", "/review/labels"), ("DELETE", "/requests/lion")):
             asked = [client.request(method, path, content=b"{}").status_code for _ in range(4)]
             assert asked == [503] * 4, path
@@ -100,12 +101,7 @@ def test_a_database_that_is_away_stops_no_classification(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", list(proxies.PROGRAMS))
 def test_replicas_that_are_busy_are_not_away(name: str, tmp_path: Path) -> None:
     """HAProxy waited half a second for a check, and where all three were slow it had no server: 503."""
-    if reason := proxies.missing(name):
-        pytest.skip(reason)
-    with ExitStack() as stack:
-        ports = [stack.enter_context(lost(Counter(), _Busy)) for _ in range(3)]
-        port = stack.enter_context(proxies.proxy(name, ports, tmp_path))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+    with client_of(name, tmp_path, Counter(), _Busy) as client:
         for _ in range(25):
             assert client.post("/classify", content=b"lion").status_code == 200
             time.sleep(0.1)

@@ -12,7 +12,7 @@ from training.config import Config
 from training.data import loading
 from training.data.readers import ImageSet
 from training.network.device import find_device
-from training.runs import checkpoint, loop
+from training.runs import checkpoint, first_stage, loop
 from training.runs.loop import Diverged
 
 
@@ -160,7 +160,7 @@ def test_finished_stage_1_of_an_unfinished_run_is_taken(stage1_only, finished, t
 
 def nan_at(monkeypatch, call):
     """The loss of stage 1 is NaN at this step, counted from 1 over the epochs."""
-    build, steps = trainer.stage1_losses, 0
+    build, steps = first_stage.stage1_losses, 0
 
     def broken(*arguments):
         losses = build(*arguments)
@@ -173,7 +173,7 @@ def nan_at(monkeypatch, call):
 
         return at_step
 
-    monkeypatch.setattr(trainer, "stage1_losses", broken)
+    monkeypatch.setattr(first_stage, "stage1_losses", broken)
 
 
 def test_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(tmp_path, monkeypatch):

@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.batches import Batches
 from training.data.loading import Data
 from training.data.readers import Images, ImageSet
 from training.methods.methods import NONE, build_network
-from training.methods.objective import stage1_losses
-from training.network import averaged
 from training.network.network import Network, place
-from training.network.standardised import standardised
 from training.runs.checkpoint import Run
+from training.runs.first_stage import first_stage
 from training.runs.loop import Loop
 from training.runs.signals import StopRequest
 
@@ -90,10 +87,10 @@ def _only(images: ImageSet, kept: NDArray[np.int64]) -> ImageSet:
 
 def trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
     """Stage 1 of the run's method on the features of `data`, in eval mode; nothing of it is kept."""
-    config = run.config.model_copy(update={"checkpoint_epochs": run.config.epochs})
+    batch = min(run.config.batch_images, len(data.train.labels))
+    config = run.config.model_copy(update={"checkpoint_epochs": run.config.epochs, "batch_images": batch})
     one_view = data.train.images.shape[1] == 1 and run.method.contrast == NONE
     method = replace(run.method, views=1) if one_view else run.method
-    batch = min(config.batch_images, len(data.train.labels))
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config.seed)
         features = data.train.images.shape[2]
@@ -103,18 +100,6 @@ def trained(run: Run, data: Data, device: torch.device, title: str) -> Network:
             for array in (data.train.images[:, 0], data.train.labels, data.outliers[:, 0])
         )
         network.begin_on(inside, labels, outside)
-        with standardised(network, data) as data:
-            losses, state = stage1_losses(config, method, data, network, device), {"stage": title, "history": []}
-            loop = Loop(config, Path(folder), title, state, StopRequest(), views=method.views)
-            for turn in averaged.turns(network, state, config.heads_averaged):
-                batches = Batches(
-                    data.train, data.outliers if method.takes_outliers else None, batch, seed=config.seed,
-                    stage=1 + 2 * turn, device=device, sampler=method.sampler, per_image=method.outliers_per_image,
-                    mining=method.mining,
-                )  # fmt: skip
-                loop.run(
-                    network.train(), list(network.parameters()), batches, losses, epochs=config.epochs,
-                    learning_rate=config.learning_rate, key="network",
-                    title=averaged.title(title, turn, config.heads_averaged),
-                )  # fmt: skip
+        loop = Loop(config, Path(folder), title, {"stage": title, "history": []}, StopRequest(), views=method.views)
+        first_stage(config, method, data, network, loop)
     return network.eval()
