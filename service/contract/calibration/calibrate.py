@@ -71,11 +71,12 @@ def references(calibration: Weighted, groups: Groups, levels: Sequence[float]) -
     """By ALL and the name of each group of the predicted class: what p-values and thresholds are read from."""
     images, weights = calibration.images, calibration.weights
     new_weight = float(calibration.class_weights.max())
-    found = {ALL: conformal.reference(conformal.raised(images.scores), weights, new_weight, levels)}
+    found = {ALL: conformal.reference(conformal.raised(images.scores, images.scores), weights, new_weight, levels)}
     predicted_groups = groups.of_class[images.predicted]
     scores = images.scores.copy()
     for group in groups.names:
-        scores[predicted_groups == group] = conformal.raised(images.scores[predicted_groups == group])
+        own = predicted_groups == group
+        scores[own] = conformal.raised(images.scores[own], images.scores)
     for group in groups.names:
         own = predicted_groups == group
         own_weights, new_weight = _group_weights(calibration, groups, group)

@@ -20,25 +20,32 @@ from service.contract.reference import Reference, false_alarms
 MOST_SCORES = 2000  # of a reference, about
 ROUNDING = 1e-12  # of a p-value: a sum of weights may make .15 a little more, which no level would allow
 SPREAD_MARGIN = 1e-4  # of the span between the 5% and the 95% quantile
+LEAST_MARGIN = 1e-5  # of the same span of the scores of all groups: one image, or many of one score, have none
 RELATIVE_MARGIN = 1e-6  # of a score: above the rounding of float32 and of the 7 digits that are kept
 Floats = NDArray[np.float64]
 
 
-def raised(scores: Floats) -> Floats:
+def raised(scores: Floats, among: Floats) -> Floats:
     """Scores [N], each a little larger and rounded to 7 digits: other rounding does not refuse a calibration image.
 
-    Order and ties are kept. Raises ValueError for scores that are not finite.
+    `among` [M]: the scores of all groups, where these are of one. Order and ties are kept. Raises ValueError for scores
+    that are not finite.
     """
     if not len(scores):
         return scores
     if not np.isfinite(scores).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} calibration scores are NaN or "
                          "infinite: the network cannot be calibrated")  # fmt: skip
-    low, high = np.quantile(scores, [0.05, 0.95])
-    moved = scores + SPREAD_MARGIN * (high - low) + RELATIVE_MARGIN * np.abs(scores)
+    margin = max(SPREAD_MARGIN * _span(scores), LEAST_MARGIN * _span(among))
+    moved = scores + margin + RELATIVE_MARGIN * np.abs(scores)
     size = np.where(np.abs(moved) > 1e-250, np.abs(moved), 1.0)
     unit = 10.0 ** (6 - np.floor(np.log10(size)))
     return np.asarray(np.round(moved * unit) / unit)
+
+
+def _span(scores: Floats) -> float:
+    low, high = np.quantile(scores, [0.05, 0.95])
+    return float(high - low)
 
 
 def reference(

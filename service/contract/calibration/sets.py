@@ -33,7 +33,7 @@ def references(probabilities: Probabilities, known: Weighted, groups: Groups) ->
         weights, new_weight = known.weights[own], float(known.class_weights[groups.of_class == group].max())
         if not new_weight > 0:
             weights, new_weight = np.ones(int(own.sum())), 1.0
-        found[group] = conformal.reference(conformal.raised(scores[own]), weights, new_weight, LEVELS)
+        found[group] = conformal.reference(conformal.raised(scores[own], scores), weights, new_weight, LEVELS)
     return found
 
 

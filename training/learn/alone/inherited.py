@@ -93,9 +93,10 @@ class _Learned:
     @property
     def reference(self) -> Reference:
         """Of the calibration images that are predicted in the group, with what is borrowed above them."""
-        own = self.calibration.scores[self.calibration.deciding][self._mine(self.calibration)]
+        scores = self.calibration.scores[self.calibration.deciding]
+        own = conformal.raised(scores[self._mine(self.calibration)], scores)
         levels = [p.level for p in self.parent.operating_points.values() if p.level is not None]
-        return conformal.reference(conformal.raised(own), np.ones(len(own)), 1.0, levels, self._spare())
+        return conformal.reference(own, np.ones(len(own)), 1.0, levels, self._spare())
 
     def point(self, name: str) -> Json:
         """An operating point of the parent, with the group's own threshold and what it costs."""
