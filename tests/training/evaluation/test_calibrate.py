@@ -101,7 +101,7 @@ def test_margins_keep_order_and_exceed_rounding():
     assert ((moved - scores) > 1e-6 * np.abs(scores)).all()
     assert (moved - scores).max() < 1e-3
     assert conformal.raised(np.zeros(3), np.zeros(3)).tolist() == [0, 0, 0]
-    few = np.array([-1.7154245])  # ONNX Runtime gave this image -1.7154217, and the export of 48 photographs was refused
+    few = np.array([-1.7154245])  # of an image that ONNX Runtime gives -1.7154217; its export was refused
     assert conformal.raised(few, np.append(scores, few))[0] - few[0] > 1e-5
     assert conformal.raised(np.zeros(30), scores)[0] > 1e-5  # saturated: on another processor they are 6e-8
     with pytest.raises(ValueError, match="1 of 2 calibration scores are NaN or infinite"):
