@@ -18,6 +18,7 @@ from training.methods.methods import OVERRIDES, Method, build_network, classifyi
 from training.network import tuned as tuned_backbones
 from training.network.network import Network, first_not_finite
 from training.network.tuned import TunedBackbone
+from training.network.weights import content_digest
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -76,6 +77,12 @@ class Run:
     def passes(self) -> int:
         """Through the trunk, per image at inference. A frozen backbone is the same for both stages."""
         return 1 if self.config.frozen else self.method.passes
+
+
+def networks_digest(folder: Path) -> str:
+    """Of both networks of the run in `folder`: another one where it was trained anew. ValueError as `load`."""
+    state = load(folder)
+    return content_digest(state["network"] | {f"branch.{name}": t for name, t in (state.get("branch") or {}).items()})
 
 
 def _finished(folder: Path) -> dict[str, Any]:
