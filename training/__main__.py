@@ -44,6 +44,8 @@ class Train(Config):
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
         if self.resume:
             given = checkpoint.resumed(out, given, self.model_fields_set - {"out", "resume"})
+        else:
+            checkpoint.require_same_split(given, self.model_fields_set)
         try:
             trainer.train(given, out, resume=self.resume)
         except Interrupted:

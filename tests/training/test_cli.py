@@ -203,6 +203,16 @@ def test_resuming_with_another_setting_is_refused(run, copied, given, named):
     assert (copied / checkpoint.CHECKPOINT_FILE).read_bytes() == before
 
 
+def test_sides_of_another_run_and_another_share_held_back(run, finished, tmp_path):
+    """The share was written down, and what was held back was another."""
+    given = ("train", "--dataset", "digits", "--split-from", finished, "--out", tmp_path / "a", "--imbalance", "10")
+    status, printed = run(*given, "--calibration-fraction", "0.2")
+    assert status == 1
+    assert "which has calibration fraction 0.55 and not 0.2: leave out --calibration-fraction, or --split" in printed
+    status, printed = run(*given, "--calibration-fraction", "0.55", "--batch-images", "9000")
+    assert "--batch-images 9000: 181 training images do not fill such a batch" in printed
+
+
 def test_resuming_takes_the_settings_of_the_run(run, finished, copied):
     # the same again, and how the machine is used, may be given
     status, printed = run("train", "--out", copied, "--resume", "--seed", "0", "--device", "cpu", "--threads", "1")
