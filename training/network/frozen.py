@@ -63,9 +63,9 @@ class FrozenBackbone:
     cache: FeatureCache
 
     def at_precision(self, config: Config, pixels: Data) -> "FrozenBackbone":
-        """This backbone as `config` wants it: in int8 it is quantised on training images, in half a minute, and the graph
-        kept beside the features for the commands and runs that come after. Raises BackboneError where int8 does not
-        suit it."""
+        """This backbone as `config` wants it: in int8 it is quantised on training images, in half a minute, and the
+        graph kept beside the features for the commands and runs that come after. Raises BackboneError where int8 does
+        not suit it."""
         if config.backbone_precision == "fp32":
             return self
         if config.backbone_int8:

@@ -383,7 +383,11 @@ def test_two_that_learn_at_once_do_not_meet_at_the_export(
 
     with monkeypatch.context() as at_training:
         at_training.setattr(steps, "prepare", interrupted)
+        added = tmp_path / "work" / "added"
+        added.mkdir(parents=True)
+        (added / f".{0:016x}.1.png").write_text("half")  # of a process that was killed while it copied
         assert "stopped" in learn(capsys, taught, tmp_path)
+        assert not list(added.glob(".*"))
         other = tmp_path / "other"
         said = learn(capsys, taught, tmp_path, "--work", other, "--version", "1")
         assert f"shop/1 is being made in {tmp_path / 'work'}: give another --version" in said
