@@ -108,8 +108,12 @@ class Audit(BaseModel, use_attribute_docstrings=True):
 
     def cli_cmd(self) -> None:
         from training import audit
+        from training.checks import require_file
         from training.runs.files import write_json
 
+        for path, setting in ((self.plot, "--plot"), (self.json_file, "--json-file")):
+            if path:
+                require_file(path, setting)
         report = audit.audit(
             self.data, dataset=self.dataset, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood,
             size_px=self.image_size_px, group_by=self.group_by, class_level=self.class_level, measure=self.measure,

@@ -423,3 +423,14 @@ def test_class_names_in_another_order_are_refused(run, copied):
 def test_several_values_after_one_option_are_each_its_own(given, meant):
     """A shell makes them of --ood DIR/*: "unrecognized arguments" was all that was said of the second."""
     assert commands.spread(given.split()) == meant.split()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(run, copied, tmp_path):
+    """A traceback ended it, after hours of pareto."""
+    (copied / CALIBRATION_FILE).write_text('{"calibration": {"class_mix": "train"}}')
+    for command in (("pareto", copied, "--out"), ("audit", "--dataset", "digits", "--no-measure", "--json-file")):
+        status, printed = run(*command, tmp_path)
+        assert status == 1
+        assert f"{command[-1]} {tmp_path} is a folder: name a file in it" in printed
+    assert run(*command, tmp_path / "new" / "audit.json")[0] == 0
+    assert (tmp_path / "new" / "audit.json").is_file()
