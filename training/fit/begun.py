@@ -94,7 +94,7 @@ def begin(plan: "Plan", given: Fit) -> bool:
         reserved.reserve(plan.target, path)
         return False
     reserved.release(plan.target)
-    reserved.require_made_since(plan.target, before["begun"], "fit")
+    reserved.require_made_since(plan.target, before["begun"], (plan.work / name for name in plan.heads), "fit")
     return True
 
 

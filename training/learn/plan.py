@@ -128,7 +128,8 @@ def is_done(plan: Plan) -> bool:
     """Whether the bundle is there already and of this plan; ValueError where it is of another."""
     if not plan.target.exists():
         return False
-    reserved.require_made_since(plan.target, json.loads((plan.work / PLAN_FILE).read_text())["begun"], "work")
+    begun = json.loads((plan.work / PLAN_FILE).read_text())["begun"]
+    reserved.require_made_since(plan.target, begun, [plan.run], "work")
     return True
 
 
