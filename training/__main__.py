@@ -44,6 +44,8 @@ class Train(Config):
         out = self.out or Path("runs") / f"{self.dataset}-{self.method}-w{self.width}-s{self.seed}"
         if self.resume:
             given = checkpoint.resumed(out, given, self.model_fields_set - {"out", "resume"})
+        else:
+            checkpoint.require_same_split(given, self.model_fields_set)
         try:
             trainer.train(given, out, resume=self.resume)
         except Interrupted:
@@ -106,8 +108,12 @@ class Audit(BaseModel, use_attribute_docstrings=True):
 
     def cli_cmd(self) -> None:
         from training import audit
+        from training.checks import require_file
         from training.runs.files import write_json
 
+        for path, setting in ((self.plot, "--plot"), (self.json_file, "--json-file")):
+            if path:
+                require_file(path, setting)
         report = audit.audit(
             self.data, dataset=self.dataset, imbalance=self.imbalance, outliers=self.outliers, ood=self.ood,
             size_px=self.image_size_px, group_by=self.group_by, class_level=self.class_level, measure=self.measure,

@@ -72,6 +72,14 @@ def require_writable(folder: Path, setting: str) -> None:
         raise ValueError(f"{setting} {folder}: {there} cannot be written to, name another folder")
 
 
+def require_file(path: Path, setting: str) -> None:
+    """ValueError unless the file `path` can be written; the folder for it is made where there is none."""
+    if path.is_dir():
+        raise ValueError(f"{setting} {path} is a folder: name a file in it")
+    require_writable(path.parent, setting)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def require_outside(written: Mapping[str, Path], *data: Path | None, outliers: Path | None = None) -> None:
     """ValueError where a folder to be `written`, by its option, lies among the images of `data` or `outliers`: its
     plots and examples were a class or outliers the next time."""

@@ -191,9 +191,11 @@ class Pareto(BaseModel, use_attribute_docstrings=True):
     out: Path = Path("pareto.json")
 
     def cli_cmd(self) -> None:
+        from training.checks import require_file
         from training.export import candidates
 
         records = [calibrated(folder) for folder in self.runs]  # before hours of work
+        require_file(self.out, "--out")
         rows = []
         for folder, calibration in zip(self.runs, records, strict=True):
             asked = WithoutOod(run=folder, score=calibration["score"])

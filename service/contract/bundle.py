@@ -99,7 +99,7 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     """
     folder = Path(path)
     if folder.exists():
-        raise BundleError(f"{folder} exists already: choose another version, or remove it first")
+        raise already(folder)
     try:
         checked = Manifest.model_validate({**manifest, "format": FORMAT, "files": digests(files)})
     except ValidationError as error:
@@ -112,10 +112,17 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
             folders.fill(temporary, files)
             (temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
+        if folder.exists():  # another process wrote it meanwhile
+            raise already(folder) from error
         raise BundleError(
             f"{folder} cannot be written ({error.strerror}): make room there, or name another folder"
         ) from error
     return checked
+
+
+def already(folder: Path) -> BundleError:
+    """The refusal of a bundle whose folder is there."""
+    return BundleError(f"{folder} exists already: choose another version, or remove it first")
 
 
 def require_inside(name: str) -> None:

@@ -203,6 +203,16 @@ def test_resuming_with_another_setting_is_refused(run, copied, given, named):
     assert (copied / checkpoint.CHECKPOINT_FILE).read_bytes() == before
 
 
+def test_sides_of_another_run_and_another_share_held_back(run, finished, tmp_path):
+    """The share was written down, and what was held back was another."""
+    given = ("train", "--dataset", "digits", "--split-from", finished, "--out", tmp_path / "a", "--imbalance", "10")
+    status, printed = run(*given, "--calibration-fraction", "0.2")
+    assert status == 1
+    assert "which has calibration fraction 0.55 and not 0.2: leave out --calibration-fraction, or --split" in printed
+    status, printed = run(*given, "--calibration-fraction", "0.55", "--batch-images", "9000")
+    assert "--batch-images 9000: 181 training images do not fill such a batch" in printed
+
+
 def test_resuming_takes_the_settings_of_the_run(run, finished, copied):
     # the same again, and how the machine is used, may be given
     status, printed = run("train", "--out", copied, "--resume", "--seed", "0", "--device", "cpu", "--threads", "1")
@@ -413,3 +423,14 @@ def test_class_names_in_another_order_are_refused(run, copied):
 def test_several_values_after_one_option_are_each_its_own(given, meant):
     """A shell makes them of --ood DIR/*: "unrecognized arguments" was all that was said of the second."""
     assert commands.spread(given.split()) == meant.split()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(run, copied, tmp_path):
+    """A traceback ended it, after hours of pareto."""
+    (copied / CALIBRATION_FILE).write_text('{"calibration": {"class_mix": "train"}}')
+    for command in (("pareto", copied, "--out"), ("audit", "--dataset", "digits", "--no-measure", "--json-file")):
+        status, printed = run(*command, tmp_path)
+        assert status == 1
+        assert f"{command[-1]} {tmp_path} is a folder: name a file in it" in printed
+    assert run(*command, tmp_path / "new" / "audit.json")[0] == 0
+    assert (tmp_path / "new" / "audit.json").is_file()

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ from PIL import Image
 
 from service.contract import images
 from service.contract.bundle import Input
+from service.contract.keys import content_key
 from service.contract.progress import Progress
 from training.data.processes import AHEAD, forks, in_processes, usable_cpus
-from training.data.readers import DataError, Pixels
+from training.data.readers import DataError, Keys, Pixels
 
 MAX_PIXELS = 50_000_000
 FEW_FILES = 64  # for fewer, processes take longer to start than to work
@@ -59,12 +61,16 @@ def resized(pixels: Pixels, target: Input) -> Pixels:
     return np.stack([images.fit(Image.fromarray(image), target) for image in pixels])
 
 
-def read(path: str) -> bytes:
-    """The content of a plain file: OSError for a pipe or a folder, which would never end or give nothing."""
+def read(path: str, key: int | None = None) -> bytes:
+    """The content of a plain file: OSError for a pipe or a folder, which would never end or give nothing, and where
+    the content has not this `key`."""
     file = Path(path)
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError("it is no plain file")
-    return file.read_bytes()
+    content = file.read_bytes()
+    if key is not None and content_key(content) != key:
+        raise OSError("it is not the file that was read before")
+    return content
 
 
 def reason_of(error: Exception) -> str:
@@ -79,9 +85,11 @@ def processes_for(files: int, processes: int | None) -> int:
 
 def decode(
     paths: Sequence[str], target: Input, *, batch_images: int = 64, processes: int | None = None,
-    failures: list[Unreadable] | None = None, title: str | None = None,
+    failures: list[Unreadable] | None = None, title: str | None = None, keys: Keys | None = None,
 ) -> Iterator[Decoded]:  # fmt: skip
     """The images of `paths` in order, at the size of `target`, in batches of at most `batch_images`.
+
+    With `keys`, those by which the files are known, one that has changed since cannot be read.
 
     A file that cannot be read is appended to `failures` and left out; without `failures` it raises DataError.
     `title` names a progress bar. `processes`: not given, one for each CPU.
@@ -89,7 +97,8 @@ def decode(
     count = processes_for(len(paths), processes)
     ring = Ring(target, batch_images, AHEAD * count) if count > 1 and forks() else None
     starts = range(0, len(paths), batch_images)
-    tasks = ((number, paths[start : start + batch_images]) for number, start in enumerate(starts))
+    files = list(zip(paths, repeat(None) if keys is None else keys.tolist(), strict=keys is not None))
+    tasks = ((number, files[start : start + batch_images]) for number, start in enumerate(starts))
     results = in_processes(partial(_decode, target), tasks, count, start=partial(_use, ring))
     bar = Progress(total=len(paths), desc=title, unit="file", disable=title is None, leave=False, delay=1)
     with bar:
@@ -125,15 +134,17 @@ def _use(ring: Ring | None) -> None:
     _ring = ring
 
 
-def _decode(target: Input, task: tuple[int, Sequence[str]]) -> tuple[NDArray[np.int64], Pixels, list[Unreadable]]:
-    """(which of the paths are read, their pixels or none where the ring has them, the others)."""
-    number, paths = task
+def _decode(
+    target: Input, task: tuple[int, list[tuple[str, int | None]]]
+) -> tuple[NDArray[np.int64], Pixels, list[Unreadable]]:
+    """(which of the files are read, their pixels or none where the ring has them, the others)."""
+    number, files = task
     good: list[int] = []
     bad: list[Unreadable] = []
-    pixels = _ring.slot(number) if _ring else np.empty((len(paths), target.height_px, target.width_px, 3), np.uint8)
-    for i, path in enumerate(paths):
+    pixels = _ring.slot(number) if _ring else np.empty((len(files), target.height_px, target.width_px, 3), np.uint8)
+    for i, (path, key) in enumerate(files):
         try:
-            pixels[len(good)] = images.load(read(path), target, max_pixels=MAX_PIXELS).pixels
+            pixels[len(good)] = images.load(read(path, key), target, max_pixels=MAX_PIXELS).pixels
             good.append(i)
         except Exception as error:  # decoders raise nearly anything
             bad.append(Unreadable(path, reason_of(error)))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from service.contract import images
 from service.contract.bundle import Input
-from service.contract.keys import content_key
 from training.data.decode import MAX_PIXELS, read, reason_of, resized
 from training.data.readers import DataError, Keys, Pixels
 
@@ -69,9 +68,6 @@ class Fitted:
 
 def _decoded(path: str, target: Input, key: int | None) -> Pixels:
     try:
-        content = read(path)
-        if key is not None and content_key(content) != key:
-            raise OSError("it is not the file that was read before")
-        return images.load(content, target, max_pixels=MAX_PIXELS).pixels
+        return images.load(read(path, key), target, max_pixels=MAX_PIXELS).pixels
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path} cannot be read as an image ({reason_of(error)}): mend or remove it") from error

@@ -32,6 +32,7 @@ from training.export.precision import MOST_MOVED, Asked, Precision, at_precision
 from training.network.frozen import FrozenBackbone
 from training.network.onnx_graph import with_outputs
 from training.network.quality import with_quality
+from training.runs import exported
 from training.runs.checkpoint import Run
 from training.runs.files import Json
 from training.scores import either
@@ -154,7 +155,7 @@ def export(
         on_images(graph, frozen), pixels, ood, score=score, temperature=temperature, scope="group",
         either=two, fitness=fit, **expected(calibration),
     )  # fmt: skip
-    exported = found["calibration"]["quantiles"]
+    given = found["calibration"]["quantiles"]
     where = heat_map.made(graph, run)
     lineage = lineage or {}
     evaluation = facts.evaluation(
@@ -179,7 +180,7 @@ def export(
         "precision": made,
         "passes": run.passes,
         "input": shape,
-        "scores": {name: {"formula": formula(name, two), "temperature": 1.0} for name in exported},
+        "scores": {name: {"formula": formula(name, two), "temperature": 1.0} for name in given},
         "deciding_score": score,
         "threshold_scope": "group",
         "evaluation": evaluation,
@@ -193,7 +194,8 @@ def export(
     draft = bundle.Manifest.model_validate({**fields, "format": bundle.FORMAT, "files": bundle.digests(files)})
     files |= card.plots(draft)
     files["CARD.md"] = card.render(draft).encode()
-    return bundle.write(out, fields, files)
+    with exported.noting(run.folder, out, graph):
+        return bundle.write(out, fields, files)
 
 
 def formula(score: str, two: Either | None) -> str:

@@ -86,7 +86,7 @@ def _ingredients(m: Manifest) -> Iterable[str]:
     )
     yield "## Recipe"
     yield against_the_paper(recipe)
-    own = {k: _cell(k, v) for k, v in recipe.items() if not k.startswith("pretrained_")}  # see pretrained()
+    own = {k: _cell(k, v) for k, v in recipe.items() if v is not None and not k.startswith("pretrained_")}
     yield _pairs({"method": m.provenance.method, **own})
 
 

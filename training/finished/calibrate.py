@@ -72,7 +72,7 @@ class Calibrate(OnRun):
         record = {
             "score": score, "score_choice": chosen, "cross_fit": self.cross_fit, "temperature": temperature,
             "taxonomy_error": self.taxonomy_error, **measured, "either": two.record() if two else None,
-            "provenance": checkpoint.provenance(),
+            "networks_sha256": checkpoint.networks_digest(self.run), "provenance": checkpoint.provenance(),
         }  # fmt: skip
         if self.taxonomy:  # not before: killed or refused, the run keeps the tree that it was calibrated with
             data.taxonomy.write(self.run)

@@ -14,7 +14,7 @@ from training.config import program
 from training.data.notes import say
 from training.export.exemplars import MOST_OF_A_CLASS
 from training.layout import summary
-from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, RESULTS_FILE, Json, with_suffix, write_json
+from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, Json, with_suffix, write_json
 
 
 class OnRun(BaseModel, use_attribute_docstrings=True):
@@ -200,7 +200,6 @@ class Export(OnRun):
             device=self._device, frozen=self._frozen, lineage=self.lineage(),
             thumbnails=self.thumbnails, exemplars_per_class=self.exemplars_per_class,
         )  # fmt: skip
-        write_json(self.run / EXPORTED_FILE, {"bundle": str(target.resolve())})
         size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         print(f"{target}: {manifest.precision}, {size / 1e6:.2f} MB\n{summary(manifest.evaluation)}", flush=True)
         if self.web:
@@ -222,6 +221,9 @@ def _candidates(path: Path) -> Any:
 
 
 def calibrated(run: Path) -> dict[str, Any]:
+    """What `calibrate` measured on the run in this folder. ValueError where it did not, or on another network."""
+    from training.runs import checkpoint
+
     path = run / CALIBRATION_FILE
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {program()} calibrate {run}")
@@ -229,4 +231,7 @@ def calibrated(run: Path) -> dict[str, Any]:
     assert isinstance(content, dict)
     if "class_mix" not in content["calibration"]:
         raise ValueError(f"{path} is of an earlier version: {program()} calibrate {run}")
+    if content.get("networks_sha256", now := checkpoint.networks_digest(run)) != now:
+        raise ValueError(f"{path} is of another run, or of this one before it was trained anew: "
+                         f"{program()} calibrate {run}")  # fmt: skip
     return content

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.contract import bundle, files
+from service.contract import files
 from training.config import flag
 from training.data.photographs import Files
 from training.data.readers import DataError
@@ -16,7 +16,7 @@ from training.data.taxonomy import Taxonomy
 from training.fit.command import Fit
 from training.network import frozen
 from training.runs import reserved
-from training.runs.files import EXPORTED_FILE, write_json
+from training.runs.files import write_json
 
 if TYPE_CHECKING:
     from training.fit.plan import Plan
@@ -94,16 +94,8 @@ def begin(plan: "Plan", given: Fit) -> bool:
         reserved.reserve(plan.target, path)
         return False
     reserved.release(plan.target)
-    reserved.require_made_since(plan.target, before["begun"], "fit")
-    _note_exported(plan)
+    reserved.require_made_since(plan.target, before["begun"], (plan.work / name for name in plan.heads), "fit")
     return True
-
-
-def _note_exported(plan: "Plan") -> None:
-    """In the run that became the bundle, where the process was killed when only that was left to do."""
-    if not any((plan.work / name / EXPORTED_FILE).is_file() for name in plan.heads):
-        run = plan.work / bundle.read(plan.target).provenance.method
-        write_json(run / EXPORTED_FILE, {"bundle": str(plan.target.resolve())})
 
 
 def forget(plan: "Plan") -> None:

@@ -27,7 +27,8 @@ from training.fit.plan import Plan
 from training.layout import columns, curl_file, several, span
 from training.network import frozen, on_ray, pretrained
 from training.runs import checkpoint, reserved
-from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
+from training.runs.exported import last
+from training.runs.files import CALIBRATION_FILE
 from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 
 
@@ -222,11 +223,8 @@ def finished(plan: Plan) -> str:
 
 def exported(plan: Plan) -> Path | None:
     """The run that became the bundle; None where it has been exported to another place since."""
-    for run in (plan.work / name for name in plan.heads):
-        note = run / EXPORTED_FILE
-        if note.is_file() and json.loads(note.read_text())["bundle"] == str(plan.target.resolve()):
-            return run
-    return None
+    runs = (plan.work / name for name in plan.heads)
+    return next((run for run in runs if last(run) == plan.target.resolve()), None)
 
 
 def calibration(run: Path) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def write(work: Path, given: Learn, config: Config, files: Files, found: Reviewe
     of_outliers = sides.of_outliers(old, found, given.compare_share, config.calibration_fraction)
     if not (of_class == TRAIN).any() and not (of_outliers != "").any():
         raise DataError(f"{given.added}: nothing is left to train on")
+    for left in (*work.glob(".*.*.csv"), *(work / ADDED).glob(".*"), *(work / FOLDER).glob(".*")):
+        left.unlink()  # half written by a process that was killed: none other works here
     copies = [_copied(path, key, work / ADDED) for path, key in zip(found.paths, found.keys.tolist(), strict=True)]
     parts = _write_list(work, old, found, copies, of_class, together)
     parts |= _write_outliers(work, files, found, copies, of_outliers, renamed)

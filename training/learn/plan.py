@@ -34,7 +34,8 @@ from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
 from training.network.weights import content_digest
 from training.runs import checkpoint, reserved
-from training.runs.files import EXPORTED_FILE, Json, write_json
+from training.runs.exported import last
+from training.runs.files import Json, write_json
 from training.runs.steps import alone_in
 
 
@@ -127,7 +128,8 @@ def is_done(plan: Plan) -> bool:
     """Whether the bundle is there already and of this plan; ValueError where it is of another."""
     if not plan.target.exists():
         return False
-    reserved.require_made_since(plan.target, json.loads((plan.work / PLAN_FILE).read_text())["begun"], "work")
+    begun = json.loads((plan.work / PLAN_FILE).read_text())["begun"]
+    reserved.require_made_since(plan.target, begun, [plan.run], "work")
     return True
 
 
@@ -137,9 +139,9 @@ def is_done(plan: Plan) -> bool:
 def _parent(given: Learn) -> tuple[bundle.Manifest | None, list[str]]:
     """The bundle that was last made of the run, where it is still there, None where that is not known; and the keys of
     reviewed images that the run was trained on when it learned itself."""
-    plan, exported = given.run.parent / PLAN_FILE, given.run / EXPORTED_FILE
+    plan = given.run.parent / PLAN_FILE
     taught: list[str] = json.loads(plan.read_text())["added"].get("trained_keys", []) if plan.is_file() else []
-    folder = given.parent or (Path(json.loads(exported.read_text())["bundle"]) if exported.is_file() else None)
+    folder = given.parent or last(given.run)
     if folder is None or (given.parent is None and not (folder / bundle.MANIFEST_FILE).is_file()):
         return None, taught
     manifest = bundle.read(folder)

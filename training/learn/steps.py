@@ -29,7 +29,7 @@ from training.learn.plan import Plan
 from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint, reserved
-from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, Json, write_json
+from training.runs.files import CALIBRATION_FILE, Json, write_json
 from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
 from training.scores import either
 
@@ -57,8 +57,6 @@ def learn(given: Learn) -> Path:
         if not plans.is_done(plan):
             reserved.reserve(plan.target, plan.work / PLAN_FILE)
             _made(plan, given)
-        elif not (note := plan.run / EXPORTED_FILE).is_file():  # killed when only that was left to do
-            write_json(note, {"bundle": str(plan.target.resolve())})
         reserved.release(plan.target)
     print(f"\n{finished(plan)}")
     return plan.target

@@ -116,8 +116,8 @@ class FeatureCache:
         begun = marks.is_file() and marks.stat().st_size == chunks
         if not (begun and mapped.holds(path, (len(images), views))):
             marks.write_bytes(bytes(chunks))  # before the rows: a file without marks is a complete one
-            mapped.created(path, np.float32, (len(images), views, self._size(images)))
             path.with_suffix(".json").write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+            mapped.created(path, np.float32, (len(images), views, self._size(images)))
         rows = np.lib.format.open_memmap(path, "r+")
         done = np.memmap(marks, np.uint8, "r+")
         filled = self.known.fill(images.keys, rows) if self.known else np.zeros(len(images), bool)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from service.contract.bundle import Input
 from training.config import Config
@@ -15,7 +16,7 @@ from training.data.fitted import Fitted
 from training.data.loading import Data, has_mirrors
 from training.data.readers import DataError, FeatureViews, Images, ImageSet, Pixels
 from training.data.whole import clear_killed, replacing
-from training.network import backbones, on_ray
+from training.network import backbones, integers, on_ray, quantized, rounding
 from training.network.backbones import Backbone
 from training.network.extractor import EXTERNAL, Layout
 from training.network.features import FeatureCache
@@ -62,16 +63,22 @@ class FrozenBackbone:
     cache: FeatureCache
 
     def at_precision(self, config: Config, pixels: Data) -> "FrozenBackbone":
-        """This backbone as `config` wants it: in int8 it is quantised on training images, and the graph kept beside the
-        features for the commands that come after. Raises BackboneError where int8 does not suit it."""
+        """This backbone as `config` wants it: in int8 it is quantised on training images, in half a minute, and the
+        graph kept beside the features for the commands and runs that come after. Raises BackboneError where int8 does
+        not suit it."""
         if config.backbone_precision == "fp32":
             return self
         if config.backbone_int8:
             return self.as_recorded({"int8_sha256": config.backbone_int8})
         chosen = quantization_sample(pixels.train.images)
-        graph = _quantized(self.cache.graph, chosen.tobytes(), chosen.shape)
+        note = self.cache.folder / f"backbone-int8-of-{_made_from(self.cache.graph, chosen)[:16]}.txt"
+        if note.is_file() and (kept := self._kept_int8(note.read_text())):
+            return self._in_int8(kept)
+        graph = quantize(self.cache.graph, chosen)
         found = self._in_int8(graph)
-        self._write_int8(self._int8_file(found.backbone.provenance["int8_sha256"]), graph)
+        made = found.backbone.provenance["int8_sha256"]
+        self._write(self._int8_file(made), graph)
+        self._write(note, made.encode())
         return found
 
     def gone_on_with(self, config: Config, pixels: Data, run: Path, recorded: Mapping[str, str]) -> "FrozenBackbone":
@@ -94,11 +101,10 @@ class FrozenBackbone:
         wanted = recorded.get("int8_sha256")
         if wanted is None:
             return self
-        path = self._int8_file(wanted)
-        graph = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(graph).hexdigest() != wanted:
+        if not (graph := self._kept_int8(wanted)):
             raise DataError(
-                f"{path}, the int8 backbone of this run, is gone or has changed: put it back, or train again"
+                f"{self._int8_file(wanted)}, the int8 backbone of this run, is gone or has changed: put it back, or "
+                "train again"
             )
         return self._in_int8(graph)
 
@@ -107,13 +113,19 @@ class FrozenBackbone:
         target = self._int8_file(sha256)
         if not target.is_file():
             graph = other.as_recorded({"int8_sha256": sha256}).cache.graph
-            self._write_int8(target, graph)
+            self._write(target, graph)
 
-    def _write_int8(self, path: Path, graph: bytes) -> None:
+    def _write(self, path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_killed(path)
         with replacing(path) as temporary:
-            temporary.write_bytes(graph)
+            temporary.write_bytes(content)
+
+    def _kept_int8(self, sha256: str) -> bytes | None:
+        """The int8 graph of this digest; None where it is gone or has changed."""
+        path = self._int8_file(sha256)
+        graph = path.read_bytes() if path.is_file() else b""
+        return graph if hashlib.sha256(graph).hexdigest() == sha256 else None
 
     def _int8_file(self, sha256: str) -> Path:
         return self.cache.folder / f"backbone-int8-{sha256[:16]}.onnx"
@@ -200,10 +212,13 @@ def _file(config: Config) -> Path:
     return config.weights or Path(config.backbone.removeprefix(backbones.ONNX_PREFIX))
 
 
-@lru_cache(maxsize=1)
-def _quantized(graph: bytes, pixels: bytes, shape: tuple[int, ...]) -> bytes:
-    """`graph` in int8, by images uint8 of `shape`; once in a process, as it takes half a minute."""
-    return quantize(graph, np.frombuffer(pixels, np.uint8).reshape(shape))
+def _made_from(graph: bytes, images: Pixels) -> str:
+    """Changes with what an int8 graph is made from, and with what makes it."""
+    digest = hashlib.sha256(f"{ort.__version__} {images.shape}".encode())
+    code = [Path(str(module.__file__)).read_bytes() for module in (quantized, integers, rounding)]
+    for content in (graph, np.ascontiguousarray(images).tobytes(), *code):
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def in_words(target: Input) -> str:

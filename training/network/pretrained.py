@@ -9,10 +9,13 @@ pinned: other weights are never taken for these. No torch here.
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +65,7 @@ LITE2 = replace(
     file_sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     megabytes=23,
 )
+FETCHING, DAY_S = ".fetching-", 86_400
 PRETRAINED = {one.name: one for one in (LITE0, LITE2)}
 
 
@@ -87,7 +91,8 @@ def fetch(wanted: Pretrained, folder: Path | None = None) -> Path:
         return kept
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as place:
+        _clear_killed(kept.parent)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=FETCHING) as place:
             content = _unpacked(wanted, _download(wanted, Path(place)))
             whole = Path(place) / kept.name
             whole.write_bytes(content)
@@ -96,6 +101,14 @@ def fetch(wanted: Pretrained, folder: Path | None = None) -> Path:
         raise _failed(wanted, f"{kept.parent} cannot be written to ({error.strerror}); XDG_CACHE_HOME names "
                               "another cache folder") from error  # fmt: skip
     return kept
+
+
+def _clear_killed(folder: Path) -> None:
+    """Remove what processes left that were killed while they fetched, a day ago: a slow one may still be at it."""
+    for left in folder.glob(f"{FETCHING}*"):
+        with suppress(OSError):  # one that has just ended
+            if time.time() - left.stat().st_mtime > DAY_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def require(wanted: Pretrained, path: Path) -> Path:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from service.contract.lines import one_line
-from training.config import Config, program
+from training.config import Config, flag, program
 from training.data.loading import Data
 from training.data.whole import clear_killed, replacing
 from training.methods.methods import OVERRIDES, Method, build_network, classifying_network, resolve
 from training.network import tuned as tuned_backbones
 from training.network.network import Network, first_not_finite
 from training.network.tuned import TunedBackbone
+from training.network.weights import content_digest
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -76,6 +77,12 @@ class Run:
     def passes(self) -> int:
         """Through the trunk, per image at inference. A frozen backbone is the same for both stages."""
         return 1 if self.config.frozen else self.method.passes
+
+
+def networks_digest(folder: Path) -> str:
+    """Of both networks of the run in `folder`: another one where it was trained anew. ValueError as `load`."""
+    state = load(folder)
+    return content_digest(state["network"] | {f"branch.{name}": t for name, t in (state.get("branch") or {}).items()})
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -159,6 +166,7 @@ def require_same_labels(where: Path, data: Data) -> None:
 
 STAGE2_KEYS = {"method", "stage1_from", "stage2_epochs", "stage2_batch_images", "stage2_learning_rate", *OVERRIDES}
 MACHINE_KEYS = {"device", "threads", "checkpoint_epochs", "precision", "on"}
+SPLIT_KEYS = {"calibration_fraction", "test_fraction", "group_by", "imbalance"}
 PLACE_KEYS = {"data", "outliers", "stage1_from", "split_from"}  # where files lie: what they hold is compared
 
 
@@ -178,6 +186,20 @@ def resumed(folder: Path, given: Config, keys: set[str]) -> Config:
                 f"--resume keeps the run's {key} {getattr(kept, key)!r}; {getattr(given, key)!r} was given"
             )
     return kept.model_copy(update={key: getattr(given, key) for key in keys & free})
+
+
+def require_same_split(given: Config, keys: set[str]) -> None:
+    """ValueError where one of the settings `keys` that were given would split otherwise than the run in `split_from`,
+    whose sides are taken."""
+    if given.split_from is None or not (given.split_from / CHECKPOINT_FILE).is_file():
+        return
+    kept = Config.model_validate(load(given.split_from)["config"])
+    for key in sorted(keys & SPLIT_KEYS):
+        if (asked := getattr(given, key)) != (was := getattr(kept, key)):
+            raise ValueError(
+                f"--split-from takes the sides of {given.split_from}, which has {key.replace('_', ' ')} {was!r} and "
+                f"not {asked!r}: leave out {flag(key)}, or --split-from"
+            )
 
 
 def stage1(folder: Path, new: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from training.data.whole import clear_killed, replacing
 
 RESULTS_FILE, OUTPUTS_FILE, CALIBRATION_FILE = "results.json", "outputs.npz", "calibration.json"
 LOG_FILE = "log.txt"  # what commands printed
-EXPORTED_FILE = "exported.json"  # which bundle was last made of the run
+EXPORTED_FILE, EXPORTING_FILE = "exported.json", "exporting.json"  # see exported.py
 Json = dict[str, Any]
 
 

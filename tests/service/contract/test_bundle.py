@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,18 @@ def test_derived_has_what_its_parent_has_but_for_what_is_changed_or_gone(tmp_pat
     assert made.provenance.parent is not None
     assert made.provenance.parent.sha256 == parent.sha256
     assert (made.provenance.added, made.provenance.command) == ({"rows": 3}, "made by hand")
+
+
+def test_two_that_write_the_same_bundle_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one was told that there is no room on the disk."""
+    fill = folders.fill
+
+    def fill_after_the_other(*given: Any) -> None:
+        monkeypatch.setattr(folders, "fill", fill)
+        tiny.write(tmp_path / "shop" / "1")
+        fill(*given)
+
+    monkeypatch.setattr(folders, "fill", fill_after_the_other)
+    with pytest.raises(BundleError, match="shop/1 exists already: choose another version"):
+        tiny.write(tmp_path / "shop" / "1")
+    assert [path.name for path in (tmp_path / "shop").iterdir()] == ["1"]

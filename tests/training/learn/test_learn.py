@@ -27,7 +27,8 @@ from training.learn import compare, data, plan, reviewed, steps
 from training.learn.command import Learn
 from training.network import features
 from training.runs import checkpoint, reserved
-from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE
+from training.runs.exported import last
+from training.runs.files import CALIBRATION_FILE, EXPORTED_FILE, EXPORTING_FILE
 from training.runs.steps import alone_in
 
 NEW = {"lime": (190, 220, 60), "sand": (210, 190, 140)}
@@ -328,8 +329,9 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
     assert "4 classes" in learn(capsys, taught, tmp_path)
     note = work / "run" / EXPORTED_FILE
     kept = note.read_bytes()
-    note.unlink()  # as a kill between the bundle and the note leaves it
+    note.replace(note.with_name(EXPORTING_FILE))  # as a kill between the bundle and the note leaves it
     assert "4 classes" in learn(capsys, taught, tmp_path)
+    assert last(work / "run") == target.resolve()
     assert note.read_bytes() == kept
     other = shutil.copytree(taught / "export", tmp_path / "other")
     fruit.photograph("lime", 1).save(other / "train" / "lime" / "more.png")
@@ -341,6 +343,9 @@ def test_killed_and_gone_on_with(taught: Path, tmp_path: Path, capsys: pytest.Ca
     state["network"]["head.weight"] += 0.1
     checkpoint.save(again, state)
     command[4] = str(again)
+    with pytest.raises(SystemExit, match="is of another run, or of this one before it was trained anew"):
+        commands.main(command[3:])
+    commands.main(["calibrate", str(again)])
     with pytest.raises(SystemExit, match="learns from a run that was trained anew"):
         commands.main(command[3:])
     assert bundle.read(target).provenance.added
@@ -378,7 +383,11 @@ def test_two_that_learn_at_once_do_not_meet_at_the_export(
 
     with monkeypatch.context() as at_training:
         at_training.setattr(steps, "prepare", interrupted)
+        added = tmp_path / "work" / "added"
+        added.mkdir(parents=True)
+        (added / f".{0:016x}.1.png").write_text("half")  # of a process that was killed while it copied
         assert "stopped" in learn(capsys, taught, tmp_path)
+        assert not list(added.glob(".*"))
         other = tmp_path / "other"
         said = learn(capsys, taught, tmp_path, "--work", other, "--version", "1")
         assert f"shop/1 is being made in {tmp_path / 'work'}: give another --version" in said

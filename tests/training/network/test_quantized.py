@@ -179,7 +179,9 @@ def test_the_head_learns_on_what_is_served(mobile: Path, tmp_path: Path, monkeyp
     Engine(tmp_path / "models" / "d" / "1", manifest)  # which checks the golden examples
     with pytest.raises(ValueError, match="the run stands on an int8 backbone"):
         finished.Export(run=folder, out=tmp_path / "models", name="d", version="2", precision="fp32").cli_cmd()
-    monkeypatch.setattr("training.network.frozen._quantized", lambda graph, *_: graph)  # of another version, say
+    monkeypatch.setattr("training.network.frozen.quantize", lambda graph, _: graph)  # of another version, say
+    other = trainer.train(settings.model_copy(update={"feature_cache": folder / "features"}), tmp_path / "other")
+    assert checkpoint.trained(other).provenance["backbone"] == run.provenance["backbone"]  # taken, and not made anew
     trainer.train(settings, folder, resume=True)  # with the graph that it began on
     shutil.move(kept, tmp_path / "away.onnx")
     with pytest.raises(DataError, match="is gone or has changed"):
