@@ -76,7 +76,8 @@ def read(
             train = train.take(long_tail_rows(train.labels, train.classes, imbalance))
         classes, splits = train.classes, {"train": _of_array("train", train), "test": _of_array("test", test)}
     if not len(splits["train"].part.pixels):
-        raise DataError(f"{data}: no training image can be read ({len(splits['train'].unreadable)} files tried)")
+        first, *others = splits["train"].unreadable
+        raise DataError(f"{data}: no training image can be read: {first.path} ({first.reason}), nor {len(others)} more")
     if kind == "folder" and data.is_dir():  # what lies beside train and test is meant for it
         outliers = outliers or next((p for p in [data / "outliers"] if p.is_dir()), None)
         ood = ood or _subfolders(data / "ood") or [p for p in [data / "ood"] if p.is_dir()]

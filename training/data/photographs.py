@@ -100,6 +100,7 @@ def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
     else:
         found = folders.read_folders(data, class_level=class_level)
         found = exported.named(data, found) if class_level is None else found
+        found = replace(found, notes=[*found.notes, *exported.beside_notes(data)])
     return replace(found, notes=[*found.notes, *alike_notes(data, found.parts["train"].classes)])
 
 
