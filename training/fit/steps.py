@@ -43,8 +43,8 @@ def fit(given: Fit) -> Path:
     if given.frozen and not pretrained.find(given.backbone):  # before all photographs are read; kept for `prepare`
         frozen.load(given.with_absolute_paths(), given.work or Path("runs"))
     plan = plans.make(given)
-    plans.require_held_back(plan)
     print(look(plan))
+    plans.require_held_back(plan)
     with alone_in(plan.work), said_once(plan.files.notes):
         if not begun.begin(plan, given):
             _made(plan, given)
