@@ -15,7 +15,7 @@ from service.contract import files
 from training.audit.duplicates import ImagePart
 from training.data import folders, lists, readers
 from training.data.decode import Unreadable
-from training.data.grouping import group
+from training.data.grouping import group, parted_notes
 from training.data.listing import Listing
 from training.data.photographs import read_parts
 from training.data.readers import DataError, ImageSet, Labels
@@ -155,6 +155,7 @@ def _photographs(
             listing, found = listing.take(kept), found.take(kept)
         if name == "train" and len(listing.paths):
             notes.append(f"train is {group(listing, group_by, found.keys, found.small).note()}")
+            notes += parted_notes(parts.parts, group_by)
         splits[name] = _of_files(name, data, listing, found, labelled=True)
     return parts.parts["train"].classes, splits, notes
 

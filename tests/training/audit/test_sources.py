@@ -146,7 +146,7 @@ def test_what_training_will_group_is_said(folder):
     for i in range(3):
         picture(700, size=(40 + i, 32)).save(folder / "train" / "ant" / f"burst{i}.png")
     (said,) = [note for note in audit(folder).notes if note.startswith("train is grouped by near duplicates")]
-    assert "3 of 23 images are in 1 groups of up to 3" in said
+    assert "3 of 23 images are in 1 group of up to 3" in said
     assert any("grouped by equal content alone" in note for note in audit(folder, group_by="none").notes)
 
 
