@@ -25,7 +25,7 @@ from training.export.bundle import require_target
 from training.finished.calibrate import AUTO
 from training.fit import begun
 from training.fit.command import Fit
-from training.layout import several
+from training.layout import anded, several
 from training.methods.methods import NONE, resolve
 from training.methods.methods import find as find_method
 from training.network import pretrained
@@ -153,7 +153,10 @@ def _given(given: Fit, setting: str, reason: str) -> str:
 
 
 def _data_choices(given: Fit, data: Path, files: Files) -> list[Choice]:
-    reason = "as given" if data == given.data.resolve() else f"{given.data} has its test images beside it"
+    reason = "as given"
+    if data != given.data.resolve():
+        others = [f"{part}/" for part in PARTS if part != given.data.name and (data / part).is_dir()]
+        reason = f"{given.data} has {anded(others)} beside it"
     chosen = [Choice("data", str(data), reason)]
     for setting, folder in (("outliers", data / "outliers"), ("ood", data / "ood")):
         there = data.is_dir() and folder.is_dir()

@@ -25,6 +25,8 @@ def test_with_validation_images_nothing_is_said_of_training_images_held_back(
     monkeypatch.chdir(tmp_path)
     given = {"data": data, "backbone": "onnx:x"}
     assert fraction(Fit(**given)) == []
+    [why] = [c.reason for c in plan.make(Fit(data=data / "train", backbone="onnx:x")).choices if c.setting == "data"]
+    assert why.endswith("train has val/ and test/ beside it")
     (tmp_path / "outliers").mkdir()
     for i in range(5):
         scene(900 + i).save(tmp_path / "outliers" / f"{i}.png")
