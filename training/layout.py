@@ -1,9 +1,10 @@
 """Tables as text, columns of their own width for a terminal or Markdown; results and spans of time in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 DASH = "-"  # where there is nothing to print
+MOST_NAMED, FEW_NAMED = 30, 5
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -27,6 +28,19 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 def flat(cell: object) -> str:
     """As text on one line: a class may be called so that it takes two."""
     return " ".join(str(cell).splitlines())
+
+
+def named(classes: Sequence[object]) -> list[str]:
+    """For a sentence in Markdown; of more than MOST_NAMED the first FEW_NAMED, and how many more there are."""
+    shown = classes if len(classes) <= MOST_NAMED else classes[:FEW_NAMED]
+    rest = [f"{len(classes) - len(shown)} more"] if len(shown) < len(classes) else []
+    return [flat(one).replace("<", "\\<") for one in shown] + rest  # a name like <unknown> would not be seen
+
+
+def anded(words: Iterable[str]) -> str:
+    """A, B and C."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def curl_file(path: str) -> str:

@@ -15,7 +15,7 @@ from service.contract import files
 from training.audit.duplicates import ImagePart
 from training.data import folders, lists, readers
 from training.data.decode import Unreadable
-from training.data.grouping import group
+from training.data.grouping import group, parted_notes
 from training.data.listing import Listing
 from training.data.photographs import read_parts
 from training.data.readers import DataError, ImageSet, Labels
@@ -76,7 +76,8 @@ def read(
             train = train.take(long_tail_rows(train.labels, train.classes, imbalance))
         classes, splits = train.classes, {"train": _of_array("train", train), "test": _of_array("test", test)}
     if not len(splits["train"].part.pixels):
-        raise DataError(f"{data}: no training image can be read ({len(splits['train'].unreadable)} files tried)")
+        first, *others = splits["train"].unreadable
+        raise DataError(f"{data}: no training image can be read: {first.path} ({first.reason}), nor {len(others)} more")
     if kind == "folder" and data.is_dir():  # what lies beside train and test is meant for it
         outliers = outliers or next((p for p in [data / "outliers"] if p.is_dir()), None)
         ood = ood or _subfolders(data / "ood") or [p for p in [data / "ood"] if p.is_dir()]
@@ -154,6 +155,7 @@ def _photographs(
             listing, found = listing.take(kept), found.take(kept)
         if name == "train" and len(listing.paths):
             notes.append(f"train is {group(listing, group_by, found.keys, found.small).note()}")
+            notes += parted_notes(parts.parts, group_by)
         splits[name] = _of_files(name, data, listing, found, labelled=True)
     return parts.parts["train"].classes, splits, notes
 

@@ -27,10 +27,16 @@ def rows(where: Path) -> Sequence[lists.ListRow]:
     """Those of an export's list; nothing for another folder. DataError where the list cannot be read."""
     folder = folder_of(where)
     for listed in (folder / name for name in LISTS):
-        if listed.is_file():
+        if listed.is_file() and _is_of_an_export(listed):
             found = listed.stat()
             return _rows(listed, found.st_mtime_ns, found.st_size)
     return ()
+
+
+def _is_of_an_export(listed: Path) -> bool:
+    """By its first line; a list of somebody's own may be written in any way."""
+    with listed.open("rb") as file:
+        return listed.suffix != ".csv" or MARK.encode() in file.readline()
 
 
 @lru_cache(maxsize=1)
@@ -85,6 +91,16 @@ def named(folder: Path, parts: Parts) -> Parts:
     empty = [_unwritten(name) for label, name in enumerate(classes) if label not in used]
     notes = unlisted(folder, [path for listing in parts.parts.values() for path in listing.paths])
     return replace(parts, parts=by_frequency(labelled, more=empty), notes=[*parts.notes, *notes])
+
+
+def beside_notes(folder: Path) -> list[str]:
+    """A note about lists in `folder` that are not of an export: one of them may say what the folders do not."""
+    own = [path for path in sorted(folder.iterdir()) if lists.is_list(path)]
+    found = [path.name for path in own if path.name not in LISTS or not _is_of_an_export(path)]
+    if not found:
+        return []
+    said = "as the folders say the classes: where a list says them, give it in the place of the folder"
+    return [f"{folder}: did not read {some(found)}, {said}"]
 
 
 def _unwritten(folder: str) -> str:

@@ -11,7 +11,7 @@ other visits in 32% (by thumbnails and colour histograms; 10 splits). The bounds
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from training.data.listing import Listing
+from training.data.listing import Listing, some
 from training.data.readers import DataError, Keys, Labels, Pixels
 from training.data.splits import FEWEST_IMAGES
 from training.data.thumbnails import Vectors, thumbnails
+from training.layout import several
 
 # (least cosine of colours, least cosine of thumbnails). A group above MOST_OF_A_CLASS is linked anew by the next pair:
 # where all images look alike (microscopes, scans) the looser bounds would link everything.
@@ -45,11 +46,12 @@ class Grouped:
 
     def note(self) -> str:
         sizes = np.bincount(self.groups)
-        several = sizes[sizes > 1]
-        if not len(several):
+        shared = sizes[sizes > 1]
+        if not len(shared):
             return f"grouped by {self.by}: every image stands alone"
+        number = several(len(shared), "group")
         return (
-            f"grouped by {self.by}: {several.sum()} of {len(self.groups)} images are in {len(several)} groups of up to "
+            f"grouped by {self.by}: {shared.sum()} of {len(self.groups)} images are in {number} of up to "
             f"{sizes.max()}, which no split parts"
         )
 
@@ -59,25 +61,42 @@ def group(listing: Listing, by: str, keys: Keys, small: Pixels) -> Grouped:
 
     `small` uint8 [N, S, S, 3] are what near duplicates are found in. DataError for a rule that does not fit the data.
     """
-    kind, _, argument = by.partition(":")
     n = len(listing.paths)
-    if kind == "near" and not argument:
+    if by == "near":
         return Grouped(_joined(n, [*_near_links(listing.labels, small), _equal(keys)]), "near duplicates")
-    if kind == "none" and not argument:
+    if by == "none":
         return Grouped(_joined(n, [_equal(keys)]), "equal content alone")
+    alone = [name or f"\0{i}" for i, name in enumerate(_names(listing, by))]  # without a group it stands alone
+    return Grouped(_joined(n, [_equal(np.unique(np.array(alone), return_inverse=True)[1]), _equal(keys)]), by)
+
+
+def _names(listing: Listing, by: str) -> list[str]:
+    """The group of each image by a rule that a person gave, "" for none."""
+    kind, _, argument = by.partition(":")
     if kind == "folder" and not argument:
-        names = _folders(listing.paths)
-    elif kind == "column" and argument:
+        return _folders(listing.paths)
+    if kind == "column" and argument:
         if argument not in listing.columns:
             known = ", ".join(sorted(listing.columns)) or "none"
             raise DataError(f"--group-by {by}: the data have no column {argument!r}; columns are {known}")
-        names = listing.columns[argument]
-    elif kind == "pattern" and argument:
-        names = [_match(argument, path) for path in listing.paths]
-    else:
-        raise DataError(f"--group-by {by}: use near, none, folder, column:NAME or pattern:REGEX")
-    alone = [name or f"\0{i}" for i, name in enumerate(names)]  # an image without a group stands alone
-    return Grouped(_joined(n, [_equal(np.unique(np.array(alone), return_inverse=True)[1]), _equal(keys)]), by)
+        return listing.columns[argument]
+    if kind == "pattern" and argument:
+        return [_match(argument, path) for path in listing.paths]
+    raise DataError(f"--group-by {by}: use near, none, folder, column:NAME or pattern:REGEX")
+
+
+def parted_notes(parts: Mapping[str, Listing], by: str) -> list[str]:
+    """Sentences about groups that the given parts part: a visit in train and in test. Near duplicates are told apart
+    from these, by how they look."""
+    if by in ("near", "none"):
+        return []
+    names = {part: set(_names(listing, by)) - {""} for part, listing in parts.items()}
+    said = []
+    for part, harm in (("val", "thresholds are too tight"), ("test", "figures are better than the truth")):
+        if both := sorted(names["train"] & names.get(part, set())):
+            count = several(len(both), "group")
+            said.append(f"{count} of {by} in train and in {part} ({some(both)}), so {harm}: leave each in one part")
+    return said
 
 
 def units(groups: Groups, keys: Keys) -> Keys:

@@ -5,7 +5,8 @@
 
 `path` (relative to the list's own folder, or absolute) and `label` are needed; `split` is train, val or test; every
 other column may be named by --group-by column:NAME. The lists of `review export` and `review import` are such: their
-rows of the kind `outlier` have no label, and are in no class. Names of columns are taken in any letter case.
+rows of the kind `outlier` have no label, and are in no class. Names of columns are taken in any letter case, and in the
+place of commas may stand semicolons or tabs.
 """
 
 import csv
@@ -16,7 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 from service.contract.bundle import OUTLIER_LABEL
 from training.data.folders import PARTS, SPLIT_NAMES
@@ -24,7 +25,7 @@ from training.data.listing import Labelled, Parts, by_frequency
 from training.data.readers import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-SEPARATORS = (";", "\t")  # which programs write in the place of commas
+SEPARATORS = (",", ";", "\t")  # Excel writes the second where a comma stands before the decimals
 COLUMNS = ("path", "label", "split")  # in any letter case: a "Split" passed over would be trained on, test part and all
 ListRow = dict[str, Any]
 
@@ -89,9 +90,7 @@ def _require_path_and_label(row: ListRow, where: str) -> None:
     for needed in ("path", "label"):
         value = row.get(needed)
         if value is None or (isinstance(value, str) and not value.strip()):
-            mark = next((mark for mark in SEPARATORS if any(mark in str(name) for name in row)), None)
-            named = "give it one" if needed in row else "name the columns so"
-            remedy = f"separate the columns by commas, not by {mark!r}" if mark else named
+            remedy = "give it one" if needed in row else f"call the column of it {needed!r}"
             raise DataError(f"{where} has no {needed}; it has {sorted(map(str, row))}: {remedy}")
         number = needed == "label" and isinstance(value, int | float) and math.isfinite(value)
         if not isinstance(value, str) and not number:
@@ -117,7 +116,7 @@ def rows(path: Path) -> Iterable[ListRow]:
     try:
         found = _read(path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
+        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding, Excel's CSV UTF-8") from error
     except DataError:
         raise
     except (OSError, ValueError, csv.Error, RecursionError) as error:
@@ -143,10 +142,27 @@ def _read(path: Path) -> list[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() != ".csv":
             return [json.loads(line) for line in file if line.strip()]
-        table = csv.DictReader(file, strict=True)
+        table = _table(file)
         if twice := [name for name, n in Counter(table.fieldnames).items() if name and n > 1]:
             raise DataError(f"{path} has two columns {twice[0]!r}: remove one of them, or name it otherwise")
         return list(table)
+
+
+def _table(file: IO[str]) -> "csv.DictReader[str]":
+    """Its rows, by the one of SEPARATORS by which the first line names path and label, or else most columns."""
+
+    def by(mark: str) -> "csv.DictReader[str]":
+        file.seek(0)
+        return csv.DictReader(file, strict=True, delimiter=mark)
+
+    def fits(mark: str) -> tuple[bool, int]:
+        try:
+            names = [name.strip().lower() for name in by(mark).fieldnames or ()]
+        except csv.Error:  # something else stands behind a quote
+            return False, 0
+        return {"path", "label"} <= set(names), len(names)
+
+    return by(max(SEPARATORS, key=fits))
 
 
 def _parquet(path: Path) -> list[ListRow]:

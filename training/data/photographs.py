@@ -17,7 +17,7 @@ from training.config import Config
 from training.data import exported, folders, lists, overlaps, readers
 from training.data.choice import Choice, Part
 from training.data.decode import Unreadable
-from training.data.grouping import group, units
+from training.data.grouping import group, parted_notes, units
 from training.data.listing import Listing, Parts, alike_notes, some
 from training.data.readers import DataError, Keys, Pixels
 from training.data.scan import Scan, scan
@@ -100,6 +100,7 @@ def read_parts(data: Path, *, class_level: int | None = None) -> Parts:
     else:
         found = folders.read_folders(data, class_level=class_level)
         found = exported.named(data, found) if class_level is None else found
+        found = replace(found, notes=[*found.notes, *exported.beside_notes(data)])
     return replace(found, notes=[*found.notes, *alike_notes(data, found.parts["train"].classes)])
 
 
@@ -134,13 +135,13 @@ def _split(
     if not len(rows):
         first = seen.unreadable[0]
         raise DataError(f"{config.data}: no training image can be read, {first.path} ({first.reason}) among them: "
-                        "mend them, or the list that names them")  # fmt: skip
+                        "mend them, or the list that names them, from its own folder on")  # fmt: skip
     if config.imbalance is not None:
         kept = long_tail_rows(listing.labels, listing.classes, config.imbalance)
         listing, rows = listing.take(kept), rows[kept]
     keys = seen.keys[rows]
     grouped = group(listing, config.group_by, keys, seen.small[rows])
-    notes.append(f"{config.data}: {grouped.note()}")
+    notes += [f"{config.data}: {note}" for note in (grouped.note(), *parted_notes(found.parts, config.group_by))]
     unit, everything = units(grouped.groups, keys), np.arange(len(rows))
     test = everything[:0]
     if "test" not in found.parts:

@@ -48,9 +48,12 @@ CPU = torch.device("cpu")
 # ------------------------------------------------------------------------------------------------------ the checks
 
 
-def require_target(out: Path) -> None:
-    """ExportError unless `out` = <models>/<name>/<version> is new and the contract permits its name and version."""
-    for field, flag, value in (("name", "--name", out.parent.name), ("version", "--version", out.name)):
+def require_target(out: Path, name: str | None = None) -> None:
+    """ExportError unless `out` = <models>/<name>/<version> is new and the contract permits its name and version.
+
+    `name` as it was given: a/b would be another folder, and b the name.
+    """
+    for field, flag, value in (("name", "--name", name or out.parent.name), ("version", "--version", out.name)):
         pattern = next(m.pattern for m in bundle.Manifest.model_fields[field].metadata if hasattr(m, "pattern"))
         if not re.fullmatch(pattern, value):
             small = "small letters, " if field == "name" else "letters, "

@@ -19,7 +19,7 @@ from training.export.promises import few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
 from training.export.why import why
-from training.layout import DASH, flat, markdown_table
+from training.layout import DASH, anded, markdown_table, named
 
 __all__ = ["plots", "render"]
 
@@ -48,19 +48,21 @@ def render(manifest: Manifest) -> str:
 def _purpose(m: Manifest) -> Iterable[str]:
     results = m.evaluation
     mean = results.get("mean") or {}
+    tail = " with a long tail" if len(m.group_names) > 1 else ""
     yield f"# {m.name}, version {m.version}"
     yield (
-        f"An image classifier for {len(m.classes)} classes with a long tail that can say it does not know. It takes "
+        f"An image classifier for {len(m.classes)} classes{tail} that can say it does not know. It takes "
         f"{m.input.width_px}x{m.input.height_px} pixel images, gives a class and the scores "
-        f"{_and(f'`{s}`' for s in m.scores)}, and rejects an image whose `{m.deciding_score}` lies above a calibrated "
+        f"{anded(f'`{s}`' for s in m.scores)}, and rejects an image whose `{m.deciding_score}` lies above a calibrated "
         f"threshold. Graph: {m.precision}, {m.passes} pass{'es' if m.passes > 1 else ''} through the trunk per image."
     )
     ood = {f"mean {key.upper()}": _share(mean[key]) for key in ("auroc", "aupr", "fpr95") if key in mean}
     yield markdown_table([measured_on(m), "accuracy", *ood], [["", _share(results.get("accuracy")), *ood.values()]])
     yield "## For and not for"
     yield (
-        f"For: sorting images that look like `{m.provenance.dataset}` into {_and(c.name for c in m.classes)}, setting "
-        "aside what resembles none of them, and trying out TailGuard.\n\n"
+        f"For: sorting images that look like `{m.provenance.dataset}` into "
+        f"{anded(named([c.name for c in m.classes]))}, setting aside what resembles none of them, and trying out "
+        "TailGuard.\n\n"
         "Not for: classes outside this list; decisions about people or safety without a person who checks them; images "
         "from another source (another camera, size or style) before the thresholds are calibrated on such images. An "
         "accepted image is not thereby in-distribution: see By OOD set for what slips through. The p-value bounds "
@@ -111,7 +113,10 @@ def _groups(m: Manifest) -> Iterable[str]:
     yield "## By class"
     yield markdown_table(
         ["class", "group", "train images", "accuracy", "rejected"],
-        [[c.name, c.group, c.train_count, _share(c.accuracy), _share(c.rejected)] for c in m.classes],
+        [
+            [c.name.replace("<", "\\<"), c.group, c.train_count, _share(c.accuracy), _share(c.rejected)]
+            for c in m.classes
+        ],
     )
     yield from few_images(m)
 
@@ -242,8 +247,3 @@ def _change(key: str, value: Any) -> str:
     """A difference of shares in signed percentage points; decisions_changed is itself a share."""
     signed = isinstance(value, float) and not math.isnan(value) and "changed" not in key
     return f"{100 * value:+.2f} points" if signed else _cell(key, value)
-
-
-def _and(words: Iterable[str]) -> str:
-    *most, last = map(flat, words)
-    return f"{', '.join(most)} and {last}" if most else last

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from service.contract.bundle import Manifest
 from training.data.splits import FEWEST_IMAGES
-from training.layout import markdown_table
+from training.layout import markdown_table, named
 
 
 def measured_on(m: Manifest) -> str:
@@ -50,13 +50,13 @@ def promises(m: Manifest) -> Iterable[str]:
 
 def few_images(m: Manifest) -> Iterable[str]:
     """What classes without a calibration image allow; nothing where there are none."""
-    named = m.evaluation.get("uncalibrated")
-    without = [c for c in m.classes if (c.train_count < FEWEST_IMAGES if named is None else c.name in named)]
+    known = m.evaluation.get("uncalibrated")
+    without = [c for c in m.classes if (c.train_count < FEWEST_IMAGES if known is None else c.name in known)]
     if without:
+        shown = ", ".join(named([f"{c.name} ({c.train_count})" for c in without]))
         yield (
-            "Classes without a calibration image, and their training images: "
-            f"{', '.join(f'{c.name} ({c.train_count})' for c in without)}. They can be predicted, but nothing here "
-            "says how well beyond the test images there may be: no threshold or p-value was measured on them. Their "
-            "predictions are judged by the thresholds of their group, which rest on other classes, so the promise "
-            "of an operating point does not cover them: expect more of their images to be refused."
+            f"Classes without a calibration image, and their training images: {shown}. They can be predicted, but "
+            "nothing here says how well beyond the test images there may be: no threshold or p-value was measured on "
+            "them. Their predictions are judged by the thresholds of their group, which rest on other classes, so the "
+            "promise of an operating point does not cover them: expect more of their images to be refused."
         )

@@ -182,7 +182,7 @@ class Export(OnRun):
         about = AboutData.of(config, self.data_name, self.data_licence, self.data_description)
         about.require_licence(self.thumbnails)
         target = self.out / (self.name or about.slug) / self.version
-        export.require_target(target)
+        export.require_target(target, self.name)
         require_writable(self.out, "--out")
         written = {"--out": self.out} | ({"--web": self.web} if self.web else {})
         require_outside(written, photographs(config), outliers=config.outliers)

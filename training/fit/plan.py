@@ -22,13 +22,15 @@ from training.evaluation.cross_fit import FOLDS, CrossFit
 from training.evaluation.folding import OnValidation
 from training.export.about import AboutData
 from training.export.bundle import require_target
+from training.finished.calibrate import AUTO
 from training.fit import begun
 from training.fit.command import Fit
-from training.layout import several
-from training.methods.methods import NONE
+from training.layout import anded, several
+from training.methods.methods import NONE, resolve
 from training.methods.methods import find as find_method
 from training.network import pretrained
 from training.runs import reserved
+from training.scores.either import require_score
 
 HEADS = {  # outliers given → rows to compare, the safest first
     True: ("tailguard-joint", "logit-adjustment"),
@@ -85,7 +87,7 @@ def make(given: Fit) -> Plan:
     before = begun.written(work)
     target = given.out / name / (given.version or _version(before, given.out / name, work))
     if before is None:
-        require_target(target)
+        require_target(target, name)
         reserved.require_free(target, work / begun.PLAN_FILE)
     heads = given.heads or (
         (given.method,) if "method" in given.model_fields_set else HEADS[given.outliers is not None]
@@ -113,6 +115,8 @@ def make(given: Fit) -> Plan:
     rarely = rarely if base.frozen else {}
     own = base.model_dump(exclude_unset=True) | {c.setting: c.value for c in settings}
     config = Config(**rarely | own)
+    if given.score != AUTO:
+        _require_score(given.score, heads, config, len(counts))
     why = "the best of them on calibration images is taken"
     chosen.append(Choice("heads", " ".join(heads), _given(given, "heads", why)))
     chosen.append(Choice("score", given.score, _given(given, "score", "the best on calibration images decides")))
@@ -137,12 +141,22 @@ def _require_heads(heads: tuple[str, ...], given: Fit) -> None:
     set_places(given.ood)
 
 
+def _require_score(score: str, heads: tuple[str, ...], config: Config, classes: int) -> None:
+    """ValueError where there is no such score, or one of the heads has not what it reads."""
+    for name in heads:
+        method = resolve(config.model_copy(update={"method": name}))
+        require_score(score, method.reject_logits(classes) > 0, classes)
+
+
 def _given(given: Fit, setting: str, reason: str) -> str:
     return "as given" if setting in given.model_fields_set else reason
 
 
 def _data_choices(given: Fit, data: Path, files: Files) -> list[Choice]:
-    reason = "as given" if data == given.data.resolve() else f"{given.data} has its test images beside it"
+    reason = "as given"
+    if data != given.data.resolve():
+        others = [f"{part}/" for part in PARTS if part != given.data.name and (data / part).is_dir()]
+        reason = f"{given.data} has {anded(others)} beside it"
     chosen = [Choice("data", str(data), reason)]
     for setting, folder in (("outliers", data / "outliers"), ("ood", data / "ood")):
         there = data.is_dir() and folder.is_dir()

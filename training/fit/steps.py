@@ -14,6 +14,7 @@ from training import trainer
 from training.audit import timing
 from training.checks import require_outside, require_writable
 from training.config import program
+from training.data.listing import some
 from training.data.notes import said_once
 from training.data.photographs import CACHE, SCAN_FILE
 from training.data.splits import FEWEST_IMAGES
@@ -42,8 +43,8 @@ def fit(given: Fit) -> Path:
     if given.frozen and not pretrained.find(given.backbone):  # before all photographs are read; kept for `prepare`
         frozen.load(given.with_absolute_paths(), given.work or Path("runs"))
     plan = plans.make(given)
-    plans.require_held_back(plan)
     print(look(plan))
+    plans.require_held_back(plan)
     with alone_in(plan.work), said_once(plan.files.notes):
         if not begun.begin(plan, given):
             _made(plan, given)
@@ -87,11 +88,14 @@ def look(plan: Plan) -> str:
     outliers = sum(map(plans.length, (files.outliers, files.calibration_outliers)))
     few = int((files.calibration.counts == 0).sum())
     groups = group_classes(counts)
+    named = {
+        g: [c for c, of in zip(files.train.classes, groups.of_class, strict=True) if of == g] for g in groups.names
+    }
     lines = [
         f"{counts.sum()} images of {len(counts)} classes to learn from and to calibrate on ({counts.max()} to "
         f"{counts.min()} each), {len(files.test.paths) or 'none'} to test on"
         + (f", {outliers} outliers" if outliers else ""),
-        ", ".join(f"{name} {several(int((groups.of_class == name).sum()), 'class')}" for name in groups.names),
+        *(f"{name} {several(len(own), 'class')}: {some(own)}" for name, own in named.items()),
         *files.notes,
         *alike.notes(files, plan.work / CACHE / SCAN_FILE),
     ]  # fmt: skip

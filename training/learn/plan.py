@@ -95,7 +95,7 @@ def make(given: Learn) -> Plan:
     require_outside({"--out": given.out, "--work": work}, photographs(config), given.added, outliers=config.outliers)
     target = given.out / name / (given.version or _version(work / PLAN_FILE, given.out / name))
     if not (work / PLAN_FILE).is_file():
-        require_target(target)
+        require_target(target, name)
         reserved.require_free(target, work / PLAN_FILE)
     notes: list[str] = []
     of_pixels: Mapping[int, int] = {}

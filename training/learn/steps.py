@@ -53,7 +53,7 @@ def learn(given: Learn) -> Path:
         return alone.learn(given)
     plan = plans.make(given)
     print("\n".join(look(plan)), flush=True)
-    with alone_in(plan.work):
+    with alone_in(plan.work), said_once(plan.notes):
         if not plans.is_done(plan):
             reserved.reserve(plan.target, plan.work / PLAN_FILE)
             _made(plan, given)

@@ -56,6 +56,9 @@ class Method:
         """Whether it cannot train without a set of outliers: where it makes none itself."""
         return self.takes_outliers and not self.placeholders
 
+    def reject_logits(self, num_classes: int) -> int:
+        return OUTLIER_TERMS[self.outlier_term].reject(num_classes) if self.takes_outliers else 0
+
     @property
     def passes(self) -> int:
         """Through the trunk, per image at inference."""
@@ -230,7 +233,7 @@ def build_network(
         trunk = FeatureTrunk(features, adapts=method.contrast != NONE)
     return Network(
         num_classes, width, trunk=trunk,
-        reject=OUTLIER_TERMS[method.outlier_term].reject(num_classes) if method.takes_outliers else 0,
+        reject=method.reject_logits(num_classes),
         cosine=method.loss in COSINE,
         learned={name: term.learned for name, term in terms.items() if term and term.learned},
     )  # fmt: skip

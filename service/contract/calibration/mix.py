@@ -71,7 +71,8 @@ def _read(path: Path, classes: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for number, row in enumerate(rows, 1):
         try:
-            share = float(row[1])
+            _, text = row[:1] + [part for part in row[1:] if part.strip()]  # of 0,5 for 0.5 the share would be 0
+            share = float(text)
             name = row[0] if row[0] in classes else written.get(unicodedata.normalize("NFC", row[0].strip()), row[0])
         except (IndexError, ValueError):
             if number == 1:

@@ -130,6 +130,18 @@ def test_the_set_and_the_node(browser: Any, url: str) -> None:
     page.close()
 
 
+def test_long_names_end_their_lines_after_a_folder_and_stand_one_below_the_other(browser: Any, url: str) -> None:
+    name = "Coleoptera/Carabidae/Pseudoxyrhophus auratus"
+    near = {"label": name, "class_index": 0, "distance": 0.5, "exemplar": 0, "thumbnail": None}
+    page = opened(browser, url, 390, label=name, neighbours=[near] * 5)
+    page.page.wait_for_selector("#near li:nth-child(5)")
+    assert page.page.locator("#label").text_content() == name  # as it is copied
+    assert page.page.locator("#label wbr").count() == page.page.locator("#near li:first-child wbr").count() == 2
+    list_px, item_px = (page.page.locator(one).bounding_box()["width"] for one in ("#near", "#near li:first-child"))
+    assert item_px == list_px
+    page.close()
+
+
 def test_a_bundle_that_has_nothing_more_shows_nothing_more(browser: Any, tiny_bundle: Path) -> None:
     with serving(tiny_bundle, inference_threads=1) as url:
         page = opened(browser, url, 390)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.training import tiny
 from training.data import decode, folders, loading, scan
+from training.data.photographs import read_parts
 from training.data.readers import DataError
 
 
@@ -346,6 +347,13 @@ def test_a_file_that_is_changed_in_place_is_read_again_though_its_time_is_kept(t
     again = scan.scan([str(file)], cache=cache)
     assert again.keys.tolist() != first.keys.tolist()
     assert again.small[0, 0, 0].tolist() == [3, 2, 1]
+
+
+def test_lists_beside_the_class_folders_are_named_and_not_read(tree):
+    (tree / "labels.csv").write_bytes("Datei;Höhe;Art\nx.jpg;1,5;Reh\n".encode("cp1252"))
+    (tree / "species.csv").write_text("")
+    (said,) = [note for note in read_parts(tree).notes if "did not read" in note]
+    assert "labels.csv, species.csv, as the folders say the classes: where a list says them, give it" in said
 
 
 def test_where_no_file_can_be_read_the_reasons_are_given(tmp_path):

@@ -77,8 +77,12 @@ def test_columns_that_some_rows_lack(tmp_path):
         ("a.jsonl", '["x.png", "ant"]\n', r"line 1 is no JSON object"),
         ("a.parquet", "PAR1 it is not", r"cannot be read as PARQUET"),
         ("a.csv", b"path,label\n\xff\xfe,ant\n", r"is not in UTF-8 .*: save it in that encoding"),
-        ("a.csv", "path;label\nx.png;ant\n", r"row 1 has no path.*: separate the columns by commas, not by ';'"),
-        ("a.csv", "path\tlabel\nx.png\tant\n", r"row 1 has no path.*: separate the columns by commas, not by '\\t'"),
+        (
+            "a.csv",
+            "file;class;g\nx.png;ant;1,5\n",
+            r"row 1 has no path; it has \['class', 'file', 'g'\]: call the .* 'path'",
+        ),
+        ("a.csv", "path|label\nx.png|ant\n", r"row 1 has no path; it has \['path\|label'\]"),
         ("a.csv", "path,label\nx.png,ant\ny.png,ant, red\n", r"row 2 has more fields than .*\( red\): put a text"),
         ("a.csv", "path,label\nx.png,ant\ny.png,  \n", r"row 2 has no label"),
         ("a.jsonl", '{"path": "x.png", "label": ["ant"]}\n', r"row 1 has the label \['ant'\], which is no text"),
@@ -94,6 +98,23 @@ def test_faults_are_named(tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=rf"{name}.*{message}"):
         lists.read_list(path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_columns_between_semicolons_or_tabs_as_excel_writes_them(tmp_path, mark, quote):
+    rows = (("Path", "Label", "height, m"), ("DCIM\\1.JPG", "roe, deer ", "1,5"), ("2.JPG", "fox", "0,5"))
+    lines = (mark.join(f"{quote}{cell}{quote}" for cell in row) for row in rows)
+    (tmp_path / "list.csv").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig", newline="")
+    train = lists.read_list(tmp_path / "list.csv").parts["train"]
+    assert train.paths == [f"{tmp_path}/DCIM/1.JPG", f"{tmp_path}/2.JPG"]
+    assert (train.classes, train.columns) == (("fox", "roe, deer"), {"height, m": ["1,5", "0,5"]})
+
+
+def test_semicolons_within_a_list_of_commas_are_text(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,a; b; c; d\n1.png,x; y,1; 2\n")
+    train = lists.read_list(tmp_path / "list.csv").parts["train"]
+    assert (train.classes, train.columns) == (("x; y",), {"a; b; c; d": ["1; 2"]})
 
 
 def test_a_class_in_two_spellings_is_named(tmp_path):

@@ -19,9 +19,13 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def notes(data, **changes):
+def config(data, **changes):
     settings = {"dataset": "folder", "data": data, "imbalance": None, "calibration_fraction": 0.2, "test_fraction": 0.2}
-    return [note for note in photographs.list_files(tiny.config(**settings | changes)).notes if "images" in note]
+    return tiny.config(**settings | changes)
+
+
+def notes(data, **changes):
+    return [note for note in photographs.list_files(config(data, **changes)).notes if "images" in note]
 
 
 def test_a_folder_of_outliers_is_no_class(data, tmp_path):
@@ -50,6 +54,22 @@ def test_test_images_that_are_learned_from_and_two_labels_are_named(data):
     assert "1 test images are among those that are learned from" in found
     assert "1 images have two labels" in found
     assert "ant/1.png as 'ant' and 'bee'" in found or "ant/1.png as 'bee' and 'ant'" in found
+
+
+@pytest.mark.parametrize("by", ["column:visit", r"pattern:(v\d+)"])
+def test_groups_in_two_parts_are_named(data, by):
+    rows = [
+        f"{name}/{i}.png,{name},{'test' if i == 5 else 'train'},v{i}\n" for name in ("ant", "bee") for i in range(6)
+    ]
+    for visit in range(6):
+        (data / f"v{visit}").symlink_to(data)
+    rows = [f"v{row[-2]}/{row}" for row in rows]
+    path = data / "list.csv"
+    path.write_text("path,label,split,visit\n" + "".join(rows))
+    assert not any("leave each" in note for note in photographs.list_files(config(path, group_by=by)).notes)
+    path.write_text("path,label,split,visit\n" + "".join(rows) + "v0/junk/0.png,bee,test,v0\njunk/1.png,bee,test,\n")
+    [said] = [note for note in photographs.list_files(config(path, group_by=by)).notes if "leave each" in note]
+    assert f"1 group of {by} in train and in test (v0), so figures are better than the truth" in said
 
 
 def test_an_ood_set_that_the_run_has_is_named(data, tmp_path):

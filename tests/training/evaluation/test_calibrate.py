@@ -231,6 +231,7 @@ def test_a_mix_from_a_file(tmp_path):
     ("a,1\nb,2\nc,3\n", "has shares for c, which are no classes"),
     ("a,1\nb,x\n", "line 2 of .* is 'b,x': write class,share"),
     ("a,1\nb\n", "line 2 of .* is 'b': write class,share"),
+    ("class,share\na,1,5\nb,0,5\n", "line 2 of .* is 'a,1,5': write class,share"),  # the shares would be 1 and 0
     ("a,1\na,2\nb,1\n", "line 2 of .* names a class twice"),
     ("a,1\nb,-1\n", r"line 2 of .* has a share of -1\.0"),
     ("a,1\nb,nan\n", "line 2 of .* has a share of nan"),

@@ -283,6 +283,19 @@ def test_the_card_says_what_classes_of_few_images_allow():
     assert "Classes without a calibration image" not in card.render(make())
 
 
+def test_the_card_of_many_classes_can_be_read():
+    classes = [
+        {"name": f"<sp. {i}>", "train_count": 3, "group": "few", "accuracy": None, "rejected": None} for i in range(400)
+    ]
+    found = card.render(make(classes=classes))
+    assert r"into \<sp. 0>, \<sp. 1>, \<sp. 2>, \<sp. 3>, \<sp. 4> and 395 more, setting" in found
+    assert (
+        r"training images: \<sp. 0> (3), \<sp. 1> (3), \<sp. 2> (3), \<sp. 3> (3), \<sp. 4> (3), 395 more. They"
+        in found
+    )
+    assert r"| \<sp. 399> | few | 3 |" in found
+
+
 def test_a_head_on_a_pretrained_backbone_is_not_measured_by_the_papers_recipe():
     recipe = {"backbone": "tf_efficientnet_lite0", "width": 64, "epochs": 10, "batch_images": 256}
     found = card.render(make(_evaluation() | {"recipe": recipe}))

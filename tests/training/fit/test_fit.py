@@ -107,7 +107,7 @@ def test_from_photographs_to_an_answer_over_http(
     folder = tmp_path / "models" / "fruit-stand" / "1"
     assert f"TAILGUARD_BUNDLE={folder}" in printed
     assert f" learn {tmp_path / 'work' / bundle.read(folder).provenance.method} --from REVIEWED" in printed
-    for said in ("48 images of 3 classes", "has its test images beside it", "--calibration-fraction  0.3", "--heads"):
+    for said in ("48 images of 3 classes", "train has test/ beside it", "--calibration-fraction  0.3", "--heads"):
         assert said in printed
     manifest = bundle.read(folder)
     assert [c.name for c in manifest.classes] == list(COUNTS)

@@ -1,6 +1,8 @@
 """training/fit/plan.py: what is chosen, and the reason that is printed beside it."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ def test_with_validation_images_nothing_is_said_of_training_images_held_back(
     monkeypatch.chdir(tmp_path)
     given = {"data": data, "backbone": "onnx:x"}
     assert fraction(Fit(**given)) == []
+    [why] = [c.reason for c in plan.make(Fit(data=data / "train", backbone="onnx:x")).choices if c.setting == "data"]
+    assert why.endswith("train has val/ and test/ beside it")
     (tmp_path / "outliers").mkdir()
     for i in range(5):
         scene(900 + i).save(tmp_path / "outliers" / f"{i}.png")
@@ -49,6 +53,26 @@ def test_ood_sets_of_one_name_are_refused_before_anything_is_computed(
     assert set_name(Path("day/strangers")) == set_name(Path("day/strangers/.")) == "strangers"
     monkeypatch.chdir(both[0])
     assert set_name(Path()) == "strangers"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"score": "energi"}, "There is no score 'energi'. Choose from: energy"),
+        ({"score": "reject-half"}, "Score 'reject-half' reads reject logits, and this network has none"),
+        ({"score": "reject-half", "heads": ("tailguard-placeholders", "msp")}, "this network has none"),
+        ({"name": "shop/shelf"}, "--name 'shop/shelf': use small letters, digits"),
+    ],
+)
+def test_a_score_or_a_name_that_does_not_do_is_refused_before_anything_is_computed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str
+) -> None:
+    """The score was when features and a head were there; models/shop/shelf/1 was written, and called shelf."""
+    monkeypatch.chdir(tmp_path)
+    given = {"data": data, "backbone": "onnx:x"}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        plan.make(Fit(**given, **wrong))
+    assert plan.make(Fit(**given, score="reject-half|msp", heads=("tailguard-placeholders",))).heads
 
 
 def test_a_validation_part_without_a_test_part_is_what_thresholds_and_figures_rest_on(

@@ -22,6 +22,7 @@ from tests.training.fit import test_fit as fruit
 from tests.training.network.test_frozen import write_extractor
 from training import __main__ as commands
 from training.data.choice import Choice
+from training.data.notes import say
 from training.evaluation.cross_fit import NAMED
 from training.learn import compare, data, plan, reviewed, steps
 from training.learn.command import Learn
@@ -471,3 +472,16 @@ def test_what_few_images_of_a_new_class_are_not_used_for_is_said() -> None:
     *_, both, one = steps.look(SimpleNamespace(added=added, notes=()))  # type: ignore[arg-type]
     assert both.endswith("that it is neither calibrated nor compared on its own images")
     assert one.endswith("that it is not calibrated on its own images")
+
+
+def test_what_was_said_of_the_data_is_not_said_again_by_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = SimpleNamespace(work=tmp_path, run=tmp_path, target=tmp_path / "1", notes=["left out 1 unreadable file"])
+    monkeypatch.setattr(plan, "make", lambda given: made)
+    monkeypatch.setattr(steps, "look", lambda plan: plan.notes)
+    monkeypatch.setattr(steps, "_made", lambda plan, given: say([*plan.notes, "left out 1 more"]))
+    monkeypatch.setattr(steps, "finished", lambda plan: "")
+    steps.learn(SimpleNamespace(run=tmp_path))  # type: ignore[arg-type]
+    printed = capfd.readouterr()
+    assert (printed.out.strip(), printed.err.strip()) == ("left out 1 unreadable file", "left out 1 more")

@@ -90,7 +90,7 @@ def _target(given: Learn, parent: Manifest) -> Path:
     require_outside({"--out": given.out}, given.added)
     folder = given.out / (given.name or parent.name)
     version = given.version or reserved.first_free(folder)
-    require_target(folder / version)
+    require_target(folder / version, given.name)
     reserved.require_free(folder / version)
     return folder / version
 
