@@ -49,6 +49,8 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if method.stage2 != NONE and config.dataset == "folder" and config.test_fraction is None and not config.stage1_from:
         config = config.model_copy(update={"test_fraction": TEST_FRACTION})  # a second stage is not trained for folds
     require_writable(out, "--out")
+    if config.feature_cache:
+        require_writable(config.feature_cache, "--feature-cache")
     if not resume:
         require_outside({"--out": out}, photographs(config), outliers=config.outliers)
     if (out / checkpoint.CHECKPOINT_FILE).exists() != resume:

@@ -37,6 +37,8 @@ def fit(given: Fit) -> Path:
     """The folder of the bundle. Raises ValueError where something does not do, KeyboardInterrupt or Interrupted."""
     require_writable(given.out, "--out")
     require_writable(given.work or Path("runs"), "--work")
+    if given.feature_cache:
+        require_writable(given.feature_cache, "--feature-cache")
     written = {"--out": given.out, "--work": given.work or Path("runs")}
     require_outside(written, plans.place(given.data.resolve()), outliers=given.outliers)
     on_ray.require(given.on, given.frozen)

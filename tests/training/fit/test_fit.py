@@ -226,6 +226,8 @@ def test_what_cannot_do_is_refused_before_any_work(
     assert "there is no method 'mspp'" in fit(capsys, photos, *arguments, "--heads", "mspp")
     assert "name their terms with --data-licence" in fit(capsys, photos, *arguments, "--thumbnails")
     assert "use small letters" in fit(capsys, photos, *arguments, "--name", "No Name")
+    (tmp_path / "file").touch()
+    assert "is a file, name a folder" in fit(capsys, photos, *arguments, "--feature-cache", tmp_path / "file" / "cache")
     assert "is missing" in fit(capsys, photos, *arguments, "--outliers", tmp_path / "gone")
     assert "--dataset: Input should be 'folder'" in fit(capsys, photos, *arguments, "--dataset", "digits")
     (tmp_path / "models" / "fruit-stand" / "1").mkdir(parents=True)
