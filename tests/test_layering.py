@@ -21,8 +21,8 @@ ORDER = {
         "__main__",
     ),
     "training": (
-        "layout", "config", "data", "network", "scores", "methods", "runs", "evaluation", "export", "audit", "tables",
-        "checks", "tracking", "trainer", "bench", "finished", "table", "fit", "learn", "__main__",
+        "layout", "config", "data", "places", "network", "scores", "methods", "runs", "evaluation", "export", "audit",
+        "tables", "checks", "tracking", "trainer", "bench", "finished", "table", "fit", "learn", "__main__",
     ),
 }  # fmt: skip
 # What a package may import of the project beside itself, where that is less than everything above it.

@@ -108,7 +108,7 @@ class Audit(BaseModel, use_attribute_docstrings=True):
 
     def cli_cmd(self) -> None:
         from training import audit
-        from training.checks import require_file
+        from training.places import require_file
         from training.runs.files import write_json
 
         for path, setting in ((self.plot, "--plot"), (self.json_file, "--json-file")):

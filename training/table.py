@@ -118,10 +118,10 @@ class Table(BaseModel, use_attribute_docstrings=True):
 
     def _require_data(self, table: Any) -> None:
         """ValueError before anything is trained when the table's runs would lack data, a device or a folder."""
-        from training.checks import require_writable
         from training.methods.methods import find
         from training.network import on_ray
         from training.network.device import find_device
+        from training.places import require_writable
 
         rows = dict.fromkeys(need.method for need in table.needs)
         if unknown := [method for method in self.methods if method not in rows]:
@@ -191,8 +191,8 @@ class Pareto(BaseModel, use_attribute_docstrings=True):
     out: Path = Path("pareto.json")
 
     def cli_cmd(self) -> None:
-        from training.checks import require_file
         from training.export import candidates
+        from training.places import require_file
 
         records = [calibrated(folder) for folder in self.runs]  # before hours of work
         require_file(self.out, "--out")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checks import photographs, require_outside, require_trainable, require_tunable, require_writable
+from training.checks import require_trainable, require_tunable
 from training.config import Config
 from training.data.batches import Batches, Features
 from training.data.loading import Data, load, with_taxonomy
@@ -30,6 +30,7 @@ from training.network import frozen as frozen_backbones
 from training.network import tuned as tuned_backbones
 from training.network.device import find_device
 from training.network.network import Network, place
+from training.places import photographs, require_outside, require_writable
 from training.runs import checkpoint
 from training.runs.first_stage import first_stage
 from training.runs.loop import Loop

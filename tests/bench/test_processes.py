@@ -36,7 +36,7 @@ def test_cpu_of_children_counts_while_they_live_and_after_they_ended(after: str)
             assert list(processes.tree(parent.pid)) == [parent.pid]
         else:
             assert len(processes.tree(parent.pid)) == 2
-        assert processes.cpu_s(parent.pid) >= 0.5
+        assert processes.cpu_s(parent.pid) >= 0.45  # of ticks of 10 ms, of which each process may lose one
         assert processes.memory_bytes(parent.pid) > 1e6
         os.killpg(parent.pid, signal.SIGKILL)
 

@@ -7,11 +7,11 @@ import torch
 
 from tests.training import tiny
 from training import trainer
-from training.checks import photographs, require_outside, require_writable
 from training.config import Config
 from training.data import loading
 from training.data.readers import ImageSet
 from training.network.device import find_device
+from training.places import photographs, require_outside, require_writable
 from training.runs import checkpoint, first_stage, loop
 from training.runs.loop import Diverged
 

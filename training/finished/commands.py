@@ -36,11 +36,11 @@ class OnRun(BaseModel, use_attribute_docstrings=True):
 
     def prepare(self) -> tuple[Any, Any, dict[str, Any], str]:
         """(run, data, OOD sets, deciding score); ValueError for what would fail later, before any image is read."""
-        from training.checks import require_writable
         from training.data import loading
         from training.evaluation import folding
         from training.network import on_ray
         from training.network.device import find_device
+        from training.places import require_writable
         from training.runs import checkpoint
         from training.scores.either import require_score
 
@@ -172,10 +172,10 @@ class Export(OnRun):
         return {}
 
     def cli_cmd(self) -> None:
-        from training.checks import photographs, require_outside, require_writable
         from training.data import folders
         from training.export import bundle as export
         from training.export.about import AboutData
+        from training.places import photographs, require_outside, require_writable
         from training.runs import checkpoint
 
         config = checkpoint.config_of(self.run)

@@ -12,7 +12,6 @@ from service.contract import bundle
 from service.contract.calibration.groups import group_classes
 from training import trainer
 from training.audit import timing
-from training.checks import require_outside, require_writable
 from training.config import program
 from training.data.listing import some
 from training.data.notes import said_once
@@ -27,6 +26,7 @@ from training.fit.command import Fit
 from training.fit.plan import Plan
 from training.layout import columns, curl_file, several, span
 from training.network import frozen, on_ray, pretrained
+from training.places import require_outside, require_writable
 from training.runs import checkpoint, reserved
 from training.runs.exported import last
 from training.runs.files import CALIBRATION_FILE

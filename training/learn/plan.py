@@ -17,7 +17,6 @@ from typing import Any
 
 from service.contract import bundle
 from service.contract.manifest import Parent
-from training.checks import photographs, require_outside, require_writable
 from training.config import Config, flag, program
 from training.data.folders import set_places
 from training.data.loading import has_mirrors
@@ -33,6 +32,7 @@ from training.learn.reviewed import Reviewed
 from training.network import on_ray
 from training.network.frozen import CACHE_FOLDER
 from training.network.weights import content_digest
+from training.places import photographs, require_outside, require_writable
 from training.runs import checkpoint, reserved
 from training.runs.exported import last
 from training.runs.files import Json, write_json

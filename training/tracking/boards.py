@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from training.checks import require_writable
+from training.places import require_writable
 from training.tracking.record import Record
 
 DIGEST_FILE = "tailguard.digest"

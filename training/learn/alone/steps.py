@@ -10,7 +10,6 @@ from service.contract import bundle, exemplars, images
 from service.contract.bundle import Manifest
 from service.contract.embedding import EMBEDDING
 from service.contract.exemplars import Exemplars
-from training.checks import require_outside, require_writable
 from training.config import flag
 from training.data.decode import MAX_PIXELS
 from training.export.bundle import require_target
@@ -25,6 +24,7 @@ from training.learn.alone.writing import write
 from training.learn.command import Learn
 from training.learn.sides import COMPARED, TRAIN
 from training.network.session import session
+from training.places import require_outside, require_writable
 from training.runs import reserved
 from training.runs.steps import clear_killed_export, step
 
