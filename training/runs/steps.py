@@ -2,8 +2,6 @@
 
 import contextlib
 import fcntl
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -53,11 +51,3 @@ def is_measured(run: Path, score: str) -> bool:
     """Whether the run has results with this deciding score."""
     suffix = "" if score == checkpoint.trained(run).method.score else f"-{score}"
     return with_suffix(run / RESULTS_FILE, suffix).is_file()
-
-
-def clear_killed_export(target: Path) -> None:
-    """Remove what an export to `target` left when it was killed."""
-    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.partial")  # .1.….partial, and not .1.2.….partial
-    for left in target.parent.glob(".*.partial"):
-        if own.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
