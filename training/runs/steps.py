@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -17,16 +18,36 @@ class Command(Protocol):
 
 
 @contextlib.contextmanager
-def alone_in(work: Path) -> Iterator[None]:
-    """Meanwhile no other process works in the folder `work`; ValueError where one does."""
+def alone_in(work: Path, remedy: str = "another --work") -> Iterator[None]:
+    """Meanwhile no other process works in the folder `work`; ValueError where one does, which says to give `remedy`.
+
+    A new folder into which nothing has come goes again where an error ends the block.
+    """
+    new = not work.exists()
     work.mkdir(parents=True, exist_ok=True)
     with (work / LOCK_FILE).open("a") as file:  # the lock goes with the process that holds it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{work}: another process is at work there: wait until it has ended, or give another "
-                             "--work") from None  # fmt: skip
-        yield
+            raise ValueError(f"{work}: another process is at work there: wait until it has ended, or give {remedy}"
+                             ) from None  # fmt: skip
+        try:
+            yield
+        except BaseException:
+            if new and [path.name for path in work.iterdir()] == [LOCK_FILE]:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def at_work(work: Path) -> bool:
+    """Whether a process is alone in the folder `work` now."""
+    if not (work / LOCK_FILE).is_file():
+        return False
+    try:
+        with alone_in(work):
+            return False
+    except ValueError:
+        return True
 
 
 def step(text: str) -> None:
