@@ -6,6 +6,7 @@ One step of stage 1 is one forward pass over two views of each in-distribution i
 (joint BatchNorm statistics), and loss + λ1·outlier term + λ2·contrast. Stage 2 trains part of a copy, or solves for it.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from training.runs import checkpoint
 from training.runs.first_stage import first_stage
 from training.runs.loop import Loop
 from training.runs.signals import stop_request
+from training.runs.steps import alone_in
 
 # -------------------------------------------------------------------------------------------------------- the run
 
@@ -62,6 +64,12 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
         )
     device = find_device(config.device)
     distributed.start(device)
+    with alone_in(out, "another --out") if distributed.rank() == 0 else nullcontext():  # two would write one checkpoint
+        _train(config, method, out, device, resume=resume)
+    return out
+
+
+def _train(config: Config, method: Method, out: Path, device: torch.device, *, resume: bool) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
@@ -113,7 +121,6 @@ def train(config: Config, out: Path, *, resume: bool = False) -> Path:
     if distributed.rank() == 0:
         checkpoint.save(out, state)
     distributed.stop()
-    return out
 
 
 def first_views(data: Data, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,6 @@ An image that came several times is there once, with the last label that it was 
 """
 
 import io
-import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import IO, NamedTuple
 import structlog
 
 from service.contract.comma_separated import CommaSeparated
+from service.contract.folders import appearing
 from service.errors import TailGuardError
 from service.ledger.reading import DecidedRow, Reader
 from service.review.kinds import kind_of
@@ -123,29 +122,23 @@ def folder(
         raise ExportError(f"{out} exists: name a new folder, an export never changes one")
     if not out.absolute().parent.is_dir():
         raise ExportError(f"{out.absolute().parent} is not a folder: make it first")
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror}") from error
     count = 0
     try:
-        with (partial / LIST).open("w", encoding="utf-8", newline="") as text:
-            for file in files(reader, text, [] if lost is None else lost, unlabelled=unlabelled):
-                path = partial / file.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(file.data)
-                count += 1
-        if not count:
-            raise ExportError("there is no image to export: " + ("every" if unlabelled else "no") + " kept image has a "
-                              "label, or their files are not in the store")  # fmt: skip
-        if parquet:
-            _to_parquet(partial)
-        partial.chmod(0o777 & ~_umask())
-        os.rename(partial, out)
+        with appearing(out) as partial:
+            with (partial / LIST).open("w", encoding="utf-8", newline="") as text:
+                for file in files(reader, text, [] if lost is None else lost, unlabelled=unlabelled):
+                    path = partial / file.path
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(file.data)
+                    count += 1
+            if not count:
+                which = "every" if unlabelled else "no"
+                raise ExportError(f"there is no image to export: {which} kept image has a label, or their files are not"
+                                  " in the store")  # fmt: skip
+            if parquet:
+                _to_parquet(partial)
     except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise ExportError(f"{out} cannot be written: {error.strerror or error}") from error
     return count
 
 
@@ -208,9 +201,3 @@ def _header(path: str, size: int, time: float) -> bytes:
 
 def _padding(size: int) -> bytes:
     return bytes(-size % tarfile.BLOCKSIZE)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

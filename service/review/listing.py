@@ -108,7 +108,7 @@ def write(out: Path, labels: dict[str, Truth], reviewer: str | None) -> None:
         raise FileExistsError(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with partial.open("x", encoding="utf-8", newline="") as file:
+        with partial.open("w", encoding="utf-8", newline="") as file:
             _lines(file, out.suffix.lower(), labels, reviewer or "")
         os.rename(partial, out)
     except UnicodeEncodeError as error:

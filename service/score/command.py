@@ -81,6 +81,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     out: Path = args.out
     form, places = args.format, _places(args)
     outputs.writer(out, form)
+    _drop_leftover(out, partial)
     _check(out, args.overwrite)
     if args.on == "ray":
         cluster.require_ray()
@@ -107,7 +108,6 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     try:
         if form == "label-studio":
             outputs.write_interface(out, [info.name for info in scorer.engine.manifest.classes], args.overwrite)
-        _drop_leftover(out, partial)
         with Journal(partial, header) as journal:
             plan = Plan(journal, paths, config.max_batch_images or BATCH_IMAGES)
             with closing(rows_of(plan, run, stop)) as rows:
@@ -204,7 +204,10 @@ def _header(folder: Path, scorer: Scorer) -> dict[str, Any]:
 def _drop_leftover(out: Path, partial: Path) -> None:
     """Remove the journal of the run that made `out`, killed just before it could do so itself."""
     if out.exists() and partial.exists() and partial.stat().st_mtime_ns <= out.stat().st_mtime_ns:
-        partial.unlink()
+        try:
+            partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise ScoreError(f"{partial} is left of the run that wrote {out}: remove it ({error.strerror})") from error
 
 
 def _level(text: str) -> float:

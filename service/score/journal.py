@@ -89,7 +89,7 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the journal, once the output is complete."""
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)  # by another process, which saw the output
 
     def _lock(self) -> None:
         try:

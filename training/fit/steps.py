@@ -30,7 +30,7 @@ from training.places import require_outside, require_writable
 from training.runs import checkpoint, reserved
 from training.runs.exported import last
 from training.runs.files import CALIBRATION_FILE
-from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, is_measured, logged, quietly, step
 
 
 def fit(given: Fit) -> Path:
@@ -74,7 +74,6 @@ def _made(plan: Plan, given: Fit) -> None:
         raise ValueError(f"{plan.target} was made by something else meanwhile: export the finished run under another "
                          f"name or version, `{program()} export {shlex.quote(str(best))} --out "
                          f"{shlex.quote(str(given.out))} --name {plan.target.parent.name} --version ...`")  # fmt: skip
-    clear_killed_export(plan.target)
     quietly(plan.work, Export(
         run=best, out=given.out, name=plan.target.parent.name, version=plan.target.name, ood=list(given.ood),
         precision=plan.config.backbone_precision, device=given.device, on=given.on, thumbnails=given.thumbnails,

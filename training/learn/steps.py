@@ -30,7 +30,7 @@ from training.network import frozen
 from training.network.features import Known
 from training.runs import checkpoint, reserved
 from training.runs.files import CALIBRATION_FILE, Json, write_json
-from training.runs.steps import alone_in, clear_killed_export, is_measured, logged, quietly, step
+from training.runs.steps import alone_in, is_measured, logged, quietly, step
 from training.scores import either
 
 COMPARISON_FILE = "comparison.json"
@@ -208,7 +208,6 @@ def _strangers(plan: Plan, pictures: Images) -> compare.Flags:
 
 
 def export(plan: Plan, given: Learn, compared: Json, ood: list[Path]) -> None:
-    clear_killed_export(plan.target)
     about, parent = plan.about, plan.parent
     if parent is not None and given.parent is None:
         print(f"its parent is {parent.name} version {parent.version}, to which {plan.old} was exported")

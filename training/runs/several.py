@@ -1,7 +1,8 @@
 """Runs trained and evaluated several at once, each in a process of its own, those that are finished skipped.
 
 A run is finished when its results.json is there; a checkpoint without one is resumed; a second stage starts from the
-finished stage 1 of another run, so that no stage is trained twice.
+finished stage 1 of another run, so that no stage is trained twice. Where another process trains a run, it is waited
+for: a table that is killed, or whose terminal is closed, leaves its runs training.
 """
 
 import json
@@ -22,6 +23,7 @@ from training.runs import checkpoint
 from training.runs.checkpoint import CHECKPOINT_FILE, MACHINE_KEYS
 from training.runs.files import LOG_FILE, RESULTS_FILE
 from training.runs.signals import on_stop
+from training.runs.steps import at_work
 
 POLL_SECONDS = 0.5
 WATCHED_S = "5"  # between the lines of a run's progress in its log, while somebody watches them on a terminal
@@ -103,11 +105,12 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
         total=len(jobs), initial=finished, unit="run", dynamic_ncols=True
     ) as bar:  # fmt: skip
         while waiting or running:
-            ready = [j for j in waiting if j.after is None or (j.after / RESULTS_FILE).is_file()]
-            for job in ready[: at_once - len(running)]:
+            held = [j for j in waiting if at_work(j.folder)]  # by what a killed table left running, or another table
+            ready = [j for j in waiting if j not in held and (j.after is None or (j.after / RESULTS_FILE).is_file())]
+            for job in ready[: max(0, at_once - len(running) - len(held))]:
                 waiting.remove(job)
                 running[job] = _Process(job, commands(job, ood, threads))
-            if not running:  # every job left depends on one that failed
+            if not running and not held:  # every job left depends on one that failed
                 break
             time.sleep(POLL_SECONDS)
             for job in [job for job, process in running.items() if process.finished()]:
@@ -115,7 +118,8 @@ def run(jobs: Sequence[Job], ood: Sequence[Path], *, at_once: int = 1, threads: 
                 if not job.done:
                     failed.append(f"{job.folder.name}: see {job.folder / LOG_FILE}")
                 done += 1
-            said = "; ".join(process.last_line() for process in running.values())
+            others = [f"waiting for the process that is at work in {job.folder}" for job in held]
+            said = "; ".join([*(process.last_line() for process in running.values()), *others])
             begun |= {job: p.share for job, p in running.items() if p.share is not None and job not in begun}
             bar.initial = finished + sum(begun.values())  # what a resumed run had done tells nothing about the speed
             bar.n = round(done + sum(p.share or 0 for p in running.values()), 2)

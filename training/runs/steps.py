@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +18,36 @@ class Command(Protocol):
 
 
 @contextlib.contextmanager
-def alone_in(work: Path) -> Iterator[None]:
-    """Meanwhile no other process works in the folder `work`; ValueError where one does."""
+def alone_in(work: Path, remedy: str = "another --work") -> Iterator[None]:
+    """Meanwhile no other process works in the folder `work`; ValueError where one does, which says to give `remedy`.
+
+    A new folder into which nothing has come goes again where an error ends the block.
+    """
+    new = not work.exists()
     work.mkdir(parents=True, exist_ok=True)
     with (work / LOCK_FILE).open("a") as file:  # the lock goes with the process that holds it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{work}: another process is at work there: wait until it has ended, or give another "
-                             "--work") from None  # fmt: skip
-        yield
+            raise ValueError(f"{work}: another process is at work there: wait until it has ended, or give {remedy}"
+                             ) from None  # fmt: skip
+        try:
+            yield
+        except BaseException:
+            if new and [path.name for path in work.iterdir()] == [LOCK_FILE]:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def at_work(work: Path) -> bool:
+    """Whether a process is alone in the folder `work` now."""
+    if not (work / LOCK_FILE).is_file():
+        return False
+    try:
+        with alone_in(work):
+            return False
+    except ValueError:
+        return True
 
 
 def step(text: str) -> None:
@@ -53,11 +72,3 @@ def is_measured(run: Path, score: str) -> bool:
     """Whether the run has results with this deciding score."""
     suffix = "" if score == checkpoint.trained(run).method.score else f"-{score}"
     return with_suffix(run / RESULTS_FILE, suffix).is_file()
-
-
-def clear_killed_export(target: Path) -> None:
-    """Remove what an export to `target` left when it was killed."""
-    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.partial")  # .1.….partial, and not .1.2.….partial
-    for left in target.parent.glob(".*.partial"):
-        if own.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)

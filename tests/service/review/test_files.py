@@ -219,10 +219,10 @@ def test_an_export_never_changes_a_folder(labelled: str, tmp_path: Path) -> None
 
 
 def test_a_read_only_place_is_one_line(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_only(**_: object) -> str:
+    def read_only(*_: object, **__: object) -> str:
         raise OSError(errno.EROFS, "Read-only file system", "somewhere")
 
-    monkeypatch.setattr(export.tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
     reader = Reader(labelled, store_at(str(tmp_path / "store")))
     with pytest.raises(export.ExportError, match="out cannot be written: Read-only file system"):
         export.folder(reader, tmp_path / "out")

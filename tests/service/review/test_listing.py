@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service import __main__ as commands
+from service.review import listing
 from tests.service import tiny
 from training.audit.sources import _unlabelled
 from training.data import lists, photographs
@@ -227,6 +228,14 @@ def test_options_of_a_list_do_not_go_with_a_ledger(say: Say, tmp_path: Path, pho
     for neither in ((), ("--ledger", "a", "--out", "b.csv")):
         with pytest.raises(SystemExit):
             say("review", "import", "x.json", *neither)
+
+
+def test_what_a_killed_import_left_stops_none_of_the_same_number(tmp_path: Path) -> None:
+    """In a container the number is the same each time: the list was said to exist already."""
+    (tmp_path / f".list.csv.{os.getpid()}.partial").write_text("half")
+    listing.write(tmp_path / "list.csv", {}, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]
+    assert "half" not in (tmp_path / "list.csv").read_text()
 
 
 def test_a_list_without_outliers_gives_none(tmp_path: Path) -> None:

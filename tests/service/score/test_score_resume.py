@@ -138,8 +138,12 @@ def test_killed_between_the_output_and_the_end(photos: Path, tiny_bundle: Path, 
         assert process.wait(60) == -signal.SIGKILL
     whole = out.read_text()
     assert entries(tmp_path) == ["o.csv", "o.csv.partial"]
+    left = (tmp_path / "o.csv.partial").read_bytes(), (tmp_path / "o.csv.partial").stat()
     with pytest.raises(ScoreError, match="exists already"):
         score(*given)
+    assert entries(tmp_path) == ["o.csv"]  # the same command, given again, has nothing to go on with
+    (tmp_path / "o.csv.partial").write_bytes(left[0])
+    os.utime(tmp_path / "o.csv.partial", ns=(left[1].st_atime_ns, left[1].st_mtime_ns))
     changed = (photos / "00.png").read_bytes()
     try:
         (photos / "00.png").write_bytes(tiny.photo((10, 20, 200), (99, 8)))

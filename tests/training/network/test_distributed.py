@@ -14,6 +14,7 @@ from training import trainer
 from training.network import distributed
 from training.network.network import Network
 from training.runs import checkpoint
+from training.runs.steps import LOCK_FILE
 
 ROOT = Path(__file__).resolve().parents[3]
 # Sums in another order differ by 1e-7, and Adam's first steps divide each gradient by its own size, so that a gradient
@@ -90,7 +91,7 @@ def test_weights_move_as_those_of_one_process(one, two):
 def test_run_of_two_processes_is_finished_and_whole(two):
     run = checkpoint.trained(two / "run")
     assert type(run.scoring.trunk.bn) is torch.nn.BatchNorm2d
-    assert sorted(p.name for p in (two / "run").iterdir()) == [checkpoint.CHECKPOINT_FILE, "split.csv"]
+    assert sorted(p.name for p in (two / "run").iterdir()) == [LOCK_FILE, checkpoint.CHECKPOINT_FILE, "split.csv"]
 
 
 # ---- One process ----

@@ -11,7 +11,7 @@ import torch
 
 from tests.training import tiny
 from training.data import whole
-from training.runs import checkpoint, files, steps
+from training.runs import checkpoint, files
 
 
 def test_jsonable_converts_numpy_numbers_and_nan():
@@ -44,14 +44,6 @@ def test_what_a_killed_process_left_is_removed_and_nothing_of_a_living_one(tmp_p
     assert {p.name for p in tmp_path.iterdir()} == {*names[1:], f".checkpoint.{gone}.pt"}
     files.write_json(tmp_path / "results-energy.json", {})
     assert not (tmp_path / names[2]).exists()
-
-
-def test_what_an_export_left_is_removed_and_nothing_of_another_version(tmp_path):
-    """That of version 1 removed what the one of version 1.2 was writing."""
-    for name in (".1.0123abcd.partial", ".1.2.0123abcd.partial", ".11.0123abcd.partial"):
-        (tmp_path / name / "examples").mkdir(parents=True)
-    steps.clear_killed_export(tmp_path / "1")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".1.2.0123abcd.partial", ".11.0123abcd.partial"]
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path):

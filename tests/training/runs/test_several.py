@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from service.contract import progress
 from tests import warm
 from tests.training import tiny
 from training import __main__ as commands
+from training import trainer
 from training.config import Config
 from training.methods.methods import METHODS, NONE
 from training.runs import checkpoint, files, several
+from training.runs.steps import alone_in
 from training.tables import jobs as planned
 from training.tables.compact import compact
 
@@ -39,8 +42,6 @@ def test_command_line_holds_the_settings_of_the_job(monkeypatch):
 
     def train(config, out, *, resume=False):
         given.update(config=config, out=out, resume=resume)
-
-    from training import trainer
 
     monkeypatch.setattr(trainer, "train", train)
     base = CONFIG.model_copy(update={"partial": False, "outliers": Path("a b.npy"), "views": 2})
@@ -87,6 +88,28 @@ def scripted(monkeypatch, tmp_path):
 def test_one_at_a_time_in_order(scripted):
     several.run(scripted("oe", "abf"), [])
     assert scripted.happened() == [f"{what} {name}" for name in ("oe", "msp", "abf") for what in ("begin", "end")]
+
+
+def test_a_run_that_another_process_trains_is_waited_for(scripted, monkeypatch):
+    """A killed table leaves its runs training: the same command trained them a second time, into one checkpoint."""
+    (job,), at_work = scripted("msp"), several.at_work
+    with ExitStack() as other:
+        other.enter_context(alone_in(job.folder))
+
+        def look(folder):
+            held = at_work(folder)
+            assert not scripted.happened()
+            other.close()
+            return held
+
+        monkeypatch.setattr(several, "at_work", look)
+        several.run([job], [])
+    assert scripted.happened() == ["begin msp", "end msp"]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match=r"is at work there: .* another --out"):
+        trainer.train(CONFIG, tmp_path / "run")
 
 
 def test_two_at_once_and_a_second_stage_after_its_first(scripted):
@@ -278,8 +301,6 @@ def test_everything_done_starts_nothing(interrupted_and_resumed, monkeypatch):
 
 
 def test_resumed_run_is_the_uninterrupted_one(interrupted_and_resumed, tmp_path):
-    from training import trainer
-
     _, jobs, _, _ = interrupted_and_resumed
     config = jobs[0].config.model_copy(update={"threads": 1})
     tiny.assert_same_run(jobs[0].folder, trainer.train(config, tmp_path / "run"))

@@ -26,7 +26,7 @@ from training.learn.sides import COMPARED, TRAIN
 from training.network.session import session
 from training.places import require_outside, require_writable
 from training.runs import reserved
-from training.runs.steps import clear_killed_export, step
+from training.runs.steps import step
 
 BATCH_IMAGES = 64
 OF_RUNS = ("work", "parent", "data", "outliers", "ood", "score", "threads", "on")
@@ -60,7 +60,6 @@ def learn(given: Learn) -> Path:
     fields = inherited.grown(parent, learned.counts, crossed, learned.seen(after, learned.made.side == COMPARED))
     compared = comparison(learned, fitted, before, after, fields, given)
     step(f"write {target}")
-    clear_killed_export(target)
     written = write(given, target, learned, graph, fields, compared)
     print(f"\n{target}: {len(written.classes)} classes, {len(found)} reviewed images; compare it in service, then "
           f"put it in force: tailguard promote --shadow {target}, tailguard promote")  # fmt: skip
