@@ -93,9 +93,9 @@ def weigh(shadow: Shadow, answered: list[Answered], limits: Limits) -> Evidence:
     else:
         if not better:
             what = "images that were accepted"
-            against += _too_many("it differs on", differs, accepted, what, limits.most_disagreement)
+            against += _too_many("it differs on", differs, accepted, what, limits, "most_disagreement")
         against += _too_many("it accepts, under classes that nobody reviewed for it, what was refused:", opened,
-                             compared, "images", limits.most_newly_accepted)  # fmt: skip
+                             compared, "images", limits, "most_newly_accepted")  # fmt: skip
     if len(answered) < limits.least_reviewed:
         against.append(f"{len(answered)} reviewed images tell of it that it was not trained on, and "
                        f"{limits.least_reviewed} are asked for: review more")  # fmt: skip
@@ -117,11 +117,13 @@ def _share(count: int, of: int) -> float | None:
     return count / of if of else None
 
 
-def _too_many(what: str, count: int, of: int, images: str, most: float) -> list[str]:
+def _too_many(what: str, count: int, of: int, images: str, limits: Limits, limit: str) -> list[str]:
+    most = getattr(limits, limit)
     if not of or count / of <= most:
         return []
     low, high = wilson(count, of)
-    return [f"{what} {count / of:.1%} ({low:.1%} to {high:.1%}) of {of} {images}, and {most:.0%} are allowed"]
+    return [f"{what} {count / of:.1%} ({low:.1%} to {high:.1%}) of {of} {images}, and {most:.0%} are allowed: look at "
+            f"them, and where it is meant, as after a new class was taught, give a larger {limit}"]  # fmt: skip
 
 
 def _claimed(model: Model) -> float | None:
