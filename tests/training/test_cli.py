@@ -16,6 +16,7 @@ from training import __main__ as commands
 from training import trainer
 from training.config import options
 from training.data import loading
+from training.finished import calibrated
 from training.methods.screen import screen
 from training.runs import checkpoint
 from training.runs.files import CALIBRATION_FILE, OUTPUTS_FILE, RESULTS_FILE
@@ -435,3 +436,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(run, copied, t
         assert f"{command[-1]} {tmp_path} is a folder: name a file in it" in printed
     assert run(*command, tmp_path / "new" / "audit.json")[0] == 0
     assert (tmp_path / "new" / "audit.json").is_file()
+
+
+@pytest.mark.parametrize("score", ["mahalanobis-pp|msp", "energy+rmds-pp"])
+def test_thresholds_of_distances_in_another_unit_are_refused(score, tmp_path):
+    """Read as they are, a million times too large, they would refuse nothing."""
+    record = {"score": score, "calibration": {"class_mix": "train"}}
+    (tmp_path / "calibration.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is of an earlier version"):
+        calibrated(tmp_path)

@@ -15,7 +15,7 @@ from training.export.about import against_the_paper, known_images, licence_text
 from training.export.answers import sets, taxonomy
 from training.export.lineage import learned
 from training.export.plots import RELIABILITY_PLOT, SCORES_PLOT, plots
-from training.export.promises import few_images, measured_on, promises, rests_on
+from training.export.promises import by_share, few_images, measured_on, promises, rests_on
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
 from training.export.why import why
@@ -118,6 +118,7 @@ def _groups(m: Manifest) -> Iterable[str]:
             for c in m.classes
         ],
     )
+    yield from by_share(m)
     yield from few_images(m)
 
 

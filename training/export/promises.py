@@ -1,4 +1,5 @@
-"""The parts of a card that say what few images allow: for which groups a promise holds, and for which classes none."""
+"""The parts of a card that say what few images allow: for which groups a promise holds, for which classes none, and
+what it costs that rare classes are found."""
 
 from collections.abc import Iterable
 
@@ -60,3 +61,26 @@ def few_images(m: Manifest) -> Iterable[str]:
             "them. Their predictions are judged by the thresholds of their group, which rest on other classes, so the "
             "promise of an operating point does not cover them: expect more of their images to be refused."
         )
+
+
+def by_share(m: Manifest) -> Iterable[str]:
+    """Accuracy with every class alike often and in the mix of the training images, and that of always saying the most
+    frequent class there; nothing where classes have about as many images, or none was measured."""
+    known = [(c.accuracy, c.train_count, c.name) for c in m.classes if c.accuracy is not None]
+    images = sum(count for _, count, _ in known)
+    if len(m.group_names) < 2 or not images:
+        return
+    alike = sum(right for right, _, _ in known) / len(known)
+    mixed = sum(right * count for right, count, _ in known) / images
+    _, most, largest = max(known, key=lambda row: row[1])
+    always = most / images
+    text = (
+        f"Right, {measured_on(m)}: {alike:.1%} where every class comes alike often, {mixed:.1%} in the mix of the "
+        f"training images, where always saying {largest} would be right in {always:.1%}."
+    )
+    if mixed < always:
+        text += (
+            " Rare classes are found at the price of false alarms. Where these cost you more, take a rare class only "
+            "above a probability of your own: an answer's `top_k` has them."
+        )
+    yield text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from training.finished.commands import OnRun
+from training.finished.commands import DISTANCE_UNIT, OnRun
 from training.layout import share_line
 from training.runs.files import CALIBRATION_FILE, jsonable, write_json
 
@@ -72,7 +72,8 @@ class Calibrate(OnRun):
         record = {
             "score": score, "score_choice": chosen, "cross_fit": self.cross_fit, "temperature": temperature,
             "taxonomy_error": self.taxonomy_error, **measured, "either": two.record() if two else None,
-            "networks_sha256": checkpoint.networks_digest(self.run), "provenance": checkpoint.provenance(),
+            "distance_unit": DISTANCE_UNIT, "networks_sha256": checkpoint.networks_digest(self.run),
+            "provenance": checkpoint.provenance(),
         }  # fmt: skip
         if self.taxonomy:  # not before: killed or refused, the run keeps the tree that it was calibrated with
             data.taxonomy.write(self.run)

@@ -16,6 +16,8 @@ from training.export.exemplars import MOST_OF_A_CLASS
 from training.layout import summary
 from training.runs.files import CALIBRATION_FILE, RESULTS_FILE, Json, with_suffix, write_json
 
+DISTANCE_UNIT = "images left out"  # of Mahalanobis distances; thresholds from before there was one are 10⁶ too large
+
 
 class OnRun(BaseModel, use_attribute_docstrings=True):
     run: CliPositionalArg[Path]
@@ -229,7 +231,8 @@ def calibrated(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist: {program()} calibrate {run}")
     content = json.loads(path.read_text())
     assert isinstance(content, dict)
-    if "class_mix" not in content["calibration"]:
+    distances = any(name in content.get("score", "") for name in ("mahalanobis", "rmds"))
+    if "class_mix" not in content["calibration"] or (distances and content.get("distance_unit") != DISTANCE_UNIT):
         raise ValueError(f"{path} is of an earlier version: {program()} calibrate {run}")
     if content.get("networks_sha256", now := checkpoint.networks_digest(run)) != now:
         raise ValueError(f"{path} is of another run, or of this one before it was trained anew: "

@@ -19,6 +19,7 @@ from training.data.photographs import CACHE, SCAN_FILE
 from training.data.splits import FEWEST_IMAGES
 from training.evaluation import left_out
 from training.evaluation.cross_fit import FOLDS, CrossFit
+from training.export.promises import by_share
 from training.finished import AUTO, Calibrate, Evaluate, Export
 from training.fit import alike, begun
 from training.fit import plan as plans
@@ -207,6 +208,7 @@ def finished(plan: Plan) -> str:
         f"{plan.target}: {manifest.provenance.method}, score {manifest.deciding_score}, "
         f"accuracy {found['accuracy']:.1%} on {found['images']} images, {found.get('figures', 'the test part')}"
     ]
+    lines += by_share(manifest)
     if "mean" in found:
         lines.append("unknown things, AUROC: " + ", ".join(f"{k} {v['auroc']:.1%}" for k, v in found["ood"].items()))
     point = manifest.operating_points[manifest.default_operating_point]

@@ -15,7 +15,6 @@ from torch import Tensor
 REACT_PERCENTILE = 90
 NCI_NORM_WEIGHT = 0.001  # within the 1e-4 … 0.1 that the paper sweeps; fixed, for choosing it would take outliers
 VIM_MAX_DIMENSIONS = 1000
-RIDGE = 1e-3  # × the mean variance: no direction counts as narrower than 1/30 of the typical one
 KNN_BANK_IMAGES = 4096
 BACKGROUND_QUANTILE, BACKGROUND_BELOW = 0.05, 4.0
 KNN_SHARE = 0.001  # the paper's K at each of its bank sizes: 50 of 50,000, 10 of 12,800, 1,000 of 1.28 million
@@ -45,7 +44,7 @@ Constants = dict[str, Tensor]
 Given = TypeVar("Given", Seen, Reference)
 
 
-def _unit(given: Given) -> Given:
+def unit_length(given: Given) -> Given:
     """With features of length 1; a feature vector of zeros stays zero."""
     return given._replace(features=F.normalize(given.features, dim=1))
 
@@ -146,78 +145,15 @@ def fit_vim(reference: Reference) -> Constants:
 
 def ncm(seen: Seen, means: Tensor) -> Tensor:
     """−max_c cos(f, μ_c): the nearest class mean by angle (Mensink et al. 2013). In [−1, 1]."""
-    return -(_unit(seen).features @ means.T).amax(dim=1)
+    return -(unit_length(seen).features @ means.T).amax(dim=1)
 
 
 def fit_ncm(reference: Reference) -> Constants:
     """μ [≤ C, F], the means of the features of length 1 of each class that has images, themselves of length 1."""
-    features = _unit(reference).features.double()
+    features = unit_length(reference).features.double()
     _, index = torch.unique(reference.labels, return_inverse=True)
     sums = features.new_zeros(int(index.max()) + 1, features.shape[1]).index_add(0, index, features)
     return {"means": F.normalize(sums, dim=1).float()}
-
-
-def mahalanobis(seen: Seen, centre: Tensor, whiten: Tensor, means: Tensor) -> Tensor:
-    """min_c (f − μ_c)ᵀ Σ⁻¹ (f − μ_c), Σ pooled over the classes (Mahalanobis distance, Lee et al. 2018)."""
-    x = (seen.features - centre) @ whiten  # (N, F)
-    # ‖x‖² − 2x·m + ‖m‖² finds the nearest mean with one product, but cancels: the distance itself is taken afresh
-    nearest = (means.square().sum(dim=1) - 2 * x @ means.T).argmin(dim=1)
-    return (x - means[nearest]).square().sum(dim=1)
-
-
-def fit_mahalanobis(reference: Reference) -> Constants:
-    """Mean of all images [F]; V [F, F] with V·Vᵀ = Σ⁻¹; the class means, centred and whitened [≤ C, F].
-
-    A class without images has no mean; one with a single image adds nothing to Σ.
-    """
-    features = reference.features.double()
-    centre = features.mean(dim=0)
-    _, index, counts = torch.unique(reference.labels, return_inverse=True, return_counts=True)
-    means = features.new_zeros(len(counts), features.shape[1]).index_add(0, index, features) / counts[:, None]
-    whiten = _whitening(features - means[index])
-    return {"centre": centre.float(), "whiten": whiten.float(), "means": ((means - centre) @ whiten).float()}
-
-
-def rmds(seen: Seen, background: Tensor, centre: Tensor, whiten: Tensor, means: Tensor) -> Tensor:
-    """min_c M_c − M_0: Mahalanobis distance less that to one Gaussian of all images (RMDS, Ren et al. 2021)."""
-    return mahalanobis(seen, centre, whiten, means) - ((seen.features - centre) @ background).square().sum(dim=1)
-
-
-def fit_rmds(reference: Reference) -> Constants:
-    """As for mahalanobis, and the whitening [F, F] of all images around their mean."""
-    features = reference.features.double()
-    background = _whitening(features - features.mean(dim=0))
-    return {**fit_mahalanobis(reference), "background": background.float()}
-
-
-def _whitening(deviations: Tensor) -> Tensor:
-    """[N, F] → V [F, F] with V·Vᵀ = (Σ + ridge)⁻¹. The ridge carries N < F, dead features and zero variance."""
-    covariance = deviations.T @ deviations / len(deviations)
-    one = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    ridge = RIDGE * covariance.diagonal().mean().clamp_min(TINY)
-    lower = torch.linalg.cholesky(covariance + ridge * one)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, one, upper=False)
-    return inverse.T
-
-
-def mahalanobis_pp(seen: Seen, **constants: Tensor) -> Tensor:
-    """Mahalanobis distance of f/‖f‖ (Mahalanobis++, Mueller & Hein 2025; with the ridge also HPM, 2026)."""
-    return mahalanobis(_unit(seen), **constants)
-
-
-def fit_mahalanobis_pp(reference: Reference) -> Constants:
-    """As for mahalanobis, of features of length 1."""
-    return fit_mahalanobis(_unit(reference))
-
-
-def rmds_pp(seen: Seen, **constants: Tensor) -> Tensor:
-    """RMDS of f/‖f‖ (Mueller & Hein 2025)."""
-    return rmds(_unit(seen), **constants)
-
-
-def fit_rmds_pp(reference: Reference) -> Constants:
-    """As for rmds, of features of length 1."""
-    return fit_rmds(_unit(reference))
 
 
 def knn(seen: Seen, bank: Tensor) -> Tensor:
@@ -226,12 +162,12 @@ def knn(seen: Seen, bank: Tensor) -> Tensor:
     It ranks as the distance √(2 − 2·cosine) to the K-th neighbour does.
     """
     neighbours = max(1, round(KNN_SHARE * len(bank)))
-    return -(_unit(seen).features @ bank.T).topk(neighbours, dim=1).values[:, -1]
+    return -(unit_length(seen).features @ bank.T).topk(neighbours, dim=1).values[:, -1]
 
 
 def fit_knn(reference: Reference) -> Constants:
     """The bank [B, F] of features of length 1."""
-    return {"bank": _unit(reference).features[bank_images(reference.labels)]}
+    return {"bank": unit_length(reference).features[bank_images(reference.labels)]}
 
 
 def bank_images(labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """SCORES: one row per outlier score. Seen of N images → [N], larger = more outlying, comparable within one model.
 
 Every score can be part of an exported graph, and so can the sum of two, named like "energy+ncm". `fitted` makes the
-module for a network; the scores whose constants are fitted on training images are in training/scores/fitted.py.
+module for a network; the scores whose constants are fitted on training images are in fitted.py and gaussian.py.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.scores import fitted as posthoc
+from training.scores import gaussian
 from training.scores.fitted import Constants, Reference, Seen
 
 __all__ = ["SCORES", "Fitted", "Reference", "Score", "Seen", "find", "fitted"]
@@ -126,20 +127,20 @@ SCORES: dict[str, Score] = {
         posthoc.ncm, posthoc.fit_ncm, cost="C*F multiply-adds",
     ),
     "mahalanobis": Score(
-        "min_c (f - m_c)' S^-1 (f - m_c)",
-        "Lee et al. 2018", posthoc.mahalanobis, posthoc.fit_mahalanobis, cost="F*F + C*F multiply-adds",
+        "min_c (f - m_c)' S^-1 (f - m_c) / u, u the median over training images left out",
+        "Lee et al. 2018", gaussian.mahalanobis, gaussian.fit_mahalanobis, cost="F*F + C*F multiply-adds",
     ),
     "mahalanobis-pp": Score(
-        "min_c (f - m_c)' S^-1 (f - m_c), f of length 1", "Mueller & Hein 2025 (Mahalanobis++); HPM 2026",
-        posthoc.mahalanobis_pp, posthoc.fit_mahalanobis_pp, cost="F*F + C*F multiply-adds",
+        "min_c (f - m_c)' S^-1 (f - m_c) / u, f of length 1", "Mueller & Hein 2025 (Mahalanobis++); HPM 2026",
+        gaussian.mahalanobis_pp, gaussian.fit_mahalanobis_pp, cost="F*F + C*F multiply-adds",
     ),
     "rmds": Score(
-        "min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m)",
-        "Ren et al. 2021 (RMDS)", posthoc.rmds, posthoc.fit_rmds, cost="2*F*F + C*F multiply-adds",
+        "(min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m)) / u",
+        "Ren et al. 2021 (RMDS)", gaussian.rmds, gaussian.fit_rmds, cost="2*F*F + C*F multiply-adds",
     ),
     "rmds-pp": Score(
-        "min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m), f of length 1",
-        "Mueller & Hein 2025 (RMDS++)", posthoc.rmds_pp, posthoc.fit_rmds_pp, cost="2*F*F + C*F multiply-adds",
+        "(min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' S0^-1 (f - m)) / u, f of length 1",
+        "Mueller & Hein 2025 (RMDS++)", gaussian.rmds_pp, gaussian.fit_rmds_pp, cost="2*F*F + C*F multiply-adds",
     ),
     "knn": Score(
         "-(K-th largest cosine of f to a bank of training images), K = 0.1% of the bank",
@@ -242,9 +243,7 @@ def fitted(name: str, reference: Reference | None, has_reject: bool) -> Fitted:
         return Fitted(score, {})
     if reference is None:
         free = ", ".join(other for other, row in SCORES.items() if row.fit is None)
-        raise ValueError(
-            f"Score {name!r} is fitted on training images, and none were given. Pass a Reference, "
-            f"or choose from those that need no fitting: {free}."
-        )
+        raise ValueError(f"Score {name!r} is fitted on training images, and none were given. Pass a Reference, or "
+                         f"choose from those that need no fitting: {free}.")  # fmt: skip
     with torch.no_grad():
         return Fitted(score, score.fit(reference))

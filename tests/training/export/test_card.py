@@ -177,6 +177,25 @@ def test_statements(text):
     assert "python -m training train" in text
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "alike", "mixed", "always", "false_alarms"),
+    [
+        ((0.9, 0.8, 0.7, None), "80.0%", "87.1%", "76.2%", False),
+        ((0.7, 0.9, 0.9, 0.9), "85.0%", "74.9%", "75.3%", True),
+    ],
+)
+def test_classes_of_unlike_shares_are_compared_with_always_saying_one(accuracies, alike, mixed, always, false_alarms):
+    """A factory whose model found the defects saw a third of its good parts flagged, and the card did not say so."""
+    manifest = make()
+    rows = [c.model_copy(update={"accuracy": a}) for c, a in zip(manifest.classes, accuracies, strict=True)]
+    text = card.render(manifest.model_copy(update={"classes": rows}))
+    assert f"{alike} where every class comes alike often, {mixed} in the mix" in text
+    assert f"always saying plane would be right in {always}" in text
+    assert ("price of false alarms" in text) == false_alarms
+    one_group = {"classes": [c.model_copy(update={"group": "many"}) for c in rows], "groups": manifest.groups[:1]}
+    assert "always saying" not in card.render(manifest.model_copy(update=one_group))
+
+
 def test_tables_are_well_formed(text):
     blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
     for block in blocks:

@@ -11,7 +11,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from training.scores import fitted as posthoc
-from training.scores.fitted import RIDGE, Reference, Seen, bank_images
+from training.scores import gaussian
+from training.scores.fitted import Reference, Seen, bank_images
+from training.scores.gaussian import RIDGE
 
 COUNTS = (200, 90, 40, 18, 8, 1)
 SIZE = 16
@@ -21,10 +23,10 @@ FITS = {
     "nci": (posthoc.fit_nci, posthoc.nci),
     "vim": (posthoc.fit_vim, posthoc.vim),
     "ncm": (posthoc.fit_ncm, posthoc.ncm),
-    "mahalanobis": (posthoc.fit_mahalanobis, posthoc.mahalanobis),
-    "mahalanobis-pp": (posthoc.fit_mahalanobis_pp, posthoc.mahalanobis_pp),
-    "rmds": (posthoc.fit_rmds, posthoc.rmds),
-    "rmds-pp": (posthoc.fit_rmds_pp, posthoc.rmds_pp),
+    "mahalanobis": (gaussian.fit_mahalanobis, gaussian.mahalanobis),
+    "mahalanobis-pp": (gaussian.fit_mahalanobis_pp, gaussian.mahalanobis_pp),
+    "rmds": (gaussian.fit_rmds, gaussian.rmds),
+    "rmds-pp": (gaussian.fit_rmds_pp, gaussian.rmds_pp),
     "knn": (posthoc.fit_knn, posthoc.knn),
 }
 every_fit = pytest.mark.parametrize("name", FITS)
@@ -180,6 +182,20 @@ def gaussian_distances(deviations, differences):
     return oracle.mahalanobis(differences) * n / (n + 2 * SIZE)  # its covariance divides by n + 2·SIZE
 
 
+def left_out_distance(train, labels):
+    """The median distance of an image to its class, mean and covariance computed anew without it, one by one."""
+    ridge = RIDGE * np.mean(np.concatenate([train[labels == c] - train[labels == c].mean(0) for c in set(labels)]) ** 2)
+    found = []
+    for i in np.flatnonzero(np.bincount(labels)[labels] > 1):
+        rest, own = np.delete(train, i, axis=0), np.delete(labels, i)
+        means = {c: rest[own == c].mean(axis=0) for c in set(own)}
+        deviations = rest - np.stack([means[c] for c in own])
+        covariance = deviations.T @ deviations / len(train) + ridge * np.eye(train.shape[1])
+        away = train[i] - means[labels[i]]
+        found.append(away @ np.linalg.solve(covariance, away))
+    return np.sort(found)[(len(found) - 1) // 2]
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
 def test_mahalanobis_family_against_scikit_learn(given, normalised, relative):
@@ -193,8 +209,9 @@ def test_mahalanobis_family_against_scikit_learn(given, normalised, relative):
     if relative:
         whole = train.mean(axis=0)
         expected = expected - gaussian_distances(train - whole, features - whole)
+    expected = expected / left_out_distance(train, labels)
     name = ("rmds" if relative else "mahalanobis") + ("-pp" if normalised else "")
-    np.testing.assert_allclose(score(name, given.reference, given.outside), expected, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(score(name, given.reference, given.outside), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_knn_against_scikit_learn():
@@ -308,4 +325,24 @@ def test_mahalanobis_keeps_its_digits_far_from_the_centre():
     precision = torch.linalg.inv(within.T @ within / 400)
     away = new.double() - torch.stack([train[labels == c].double().mean(dim=0) for c in range(4)])
     expected = ((away @ precision) * away).sum(dim=1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=0.05)
+    expected = expected.numpy() / left_out_distance(train.double().numpy(), labels.numpy())
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+
+
+def test_with_fewer_images_than_features_a_part_of_them_gives_distances_of_the_same_size():
+    """Else thresholds from heads that learnt from four fifths, cross-fitted ones, refuse next to nothing."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 2
+    train = torch.randn(100, 400, generator=random) + labels[:, None]
+    new = seen_of(torch.randn(200, 400, generator=random) + torch.arange(200)[:, None] % 2, classes=2)
+    whole, part = (score("mahalanobis", reference_of(train[:n], labels[:n], classes=2), new) for n in (100, 80))
+    assert np.median(whole) == pytest.approx(1, abs=0.1)
+    assert np.median(part) == pytest.approx(np.median(whole), rel=0.03)
+
+
+def test_classes_of_one_image_each_have_distances_in_no_unit():
+    """No image can be left out there, and none is a division by zero."""
+    found = score(
+        "mahalanobis", reference_of(torch.eye(3), torch.arange(3), classes=3), seen_of(2 * torch.eye(3), classes=3)
+    )
+    assert np.isfinite(found).all()

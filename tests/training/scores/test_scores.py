@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.training.scores.test_posthoc import clusters
 from training.evaluation.metrics import ood_metrics
-from training.scores.fitted import _unit
+from training.scores.fitted import unit_length
 from training.scores.scores import (
     SCORES,
     Fitted,
@@ -250,6 +250,6 @@ def test_onnx_gives_what_torch_gives(given, name, tmp_path):
 
 def test_fitted_is_the_score_with_its_constants(given):
     score = SCORES["mahalanobis-pp"]
-    constants = SCORES["mahalanobis"].fit(_unit(given.reference))
-    expected = SCORES["mahalanobis"].value(_unit(given.inside), **constants)
+    constants = SCORES["mahalanobis"].fit(unit_length(given.reference))
+    expected = SCORES["mahalanobis"].value(unit_length(given.inside), **constants)
     torch.testing.assert_close(Fitted(score, constants)(given.inside), expected)
