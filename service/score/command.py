@@ -81,8 +81,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     out: Path = args.out
     form, places = args.format, _places(args)
     outputs.writer(out, form)
-    _drop_leftover(out, partial)
-    _check(out, args.overwrite)
+    _check(out, partial, args.overwrite)
     if args.on == "ray":
         cluster.require_ray()
     config = _configure(args)
@@ -108,6 +107,7 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     try:
         if form == "label-studio":
             outputs.write_interface(out, [info.name for info in scorer.engine.manifest.classes], args.overwrite)
+        _drop_leftover(out, partial)  # not before the inputs are known, among which a shell's pattern may name it
         with Journal(partial, header) as journal:
             plan = Plan(journal, paths, config.max_batch_images or BATCH_IMAGES)
             with closing(rows_of(plan, run, stop)) as rows:
@@ -124,11 +124,12 @@ def _score(args: argparse.Namespace, partial: Path, stop: Stop) -> None:
     print(f"wrote {out}: {plan.count} images in {seconds:.1f} s, {plan.count / seconds:.1f} images/s, {by}")
 
 
-def _check(out: Path, overwrite: bool) -> None:
+def _check(out: Path, partial: Path, overwrite: bool) -> None:
     """Raise ScoreError for an --out that cannot be written, before anything is scored."""
     if not out.parent.is_dir():
         raise ScoreError(f"the folder {out.parent} of --out does not exist: create it first")
     if out.exists() and not (overwrite and out.is_file()):
+        _drop_leftover(out, partial)
         raise ScoreError(f"--out {out} exists already: choose another name, or give --overwrite to replace a file")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.contract import bundle, exemplars
+from service.contract import bundle, exemplars, folders
 from service.contract.decision import decide_row
 from service.contract.sets import PredictionSets
 from tests import live, warm
@@ -232,7 +232,8 @@ def test_killed_while_it_writes(shop: Path, tmp_path: Path, capsys: pytest.Captu
     if target.exists():  # it was quicker
         assert len(bundle.read(target).classes) == 4
         shutil.rmtree(target)
-    (target.parent / f".{target.name}.0123abcd.partial").mkdir(parents=True, exist_ok=True)  # what a KILL may leave
+    left = target.parent / f".{target.name}.0123abcd.{folders._machine()}.partial"  # what a KILL may leave
+    left.mkdir(parents=True, exist_ok=True)
     assert "4 classes" in learn(capsys, model, shop / "export", tmp_path / "models")
     assert [path.name for path in target.parent.iterdir()] == ["1"]
 
