@@ -30,11 +30,16 @@ def flat(cell: object) -> str:
     return " ".join(str(cell).splitlines())
 
 
+def escaped(name: object) -> str:
+    """For Markdown, in which a name like <unknown> would not be seen."""
+    return flat(name).replace("<", "\\<")
+
+
 def named(classes: Sequence[object]) -> list[str]:
     """For a sentence in Markdown; of more than MOST_NAMED the first FEW_NAMED, and how many more there are."""
     shown = classes if len(classes) <= MOST_NAMED else classes[:FEW_NAMED]
     rest = [f"{len(classes) - len(shown)} more"] if len(shown) < len(classes) else []
-    return [flat(one).replace("<", "\\<") for one in shown] + rest  # a name like <unknown> would not be seen
+    return [escaped(one) for one in shown] + rest
 
 
 def anded(words: Iterable[str]) -> str:

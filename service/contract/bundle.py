@@ -99,7 +99,7 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
     """
     folder = Path(path)
     if folder.exists():
-        raise already(folder)
+        raise BundleError(already(folder))
     try:
         checked = Manifest.model_validate({**manifest, "format": FORMAT, "files": digests(files)})
     except ValidationError as error:
@@ -113,16 +113,16 @@ def write(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, byt
             (temporary / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         if folder.exists():  # another process wrote it meanwhile
-            raise already(folder) from error
+            raise BundleError(already(folder)) from error
         raise BundleError(
             f"{folder} cannot be written ({error.strerror}): make room there, or name another folder"
         ) from error
     return checked
 
 
-def already(folder: Path) -> BundleError:
-    """The refusal of a bundle whose folder is there."""
-    return BundleError(f"{folder} exists already: choose another version, or remove it first")
+def already(folder: Path) -> str:
+    """Why no bundle is written to a folder that is there."""
+    return f"{folder} exists already: choose another version, or remove it first"
 
 
 def require_inside(name: str) -> None:

@@ -25,7 +25,7 @@ def main(folder: Path, file: Path, out: Path | None, name: str) -> int:
     """Print the table; write the bundle where `out` is given. Raises BundleError or SettingsError."""
     manifest = bundle.read(folder)
     if out is not None and out.exists():
-        raise bundle.already(out)
+        raise BundleError(bundle.already(out))
     if name in manifest.operating_points or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise SettingsError(
             f"--point {name!r}: give a name of small letters and digits that is none of "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract import bundle, outcomes
-from service.contract.bundle import Manifest
+from service.contract.bundle import BundleError, Manifest
 from service.contract.calibration_file import OutcomesFile
 from service.recalibrate import measured as measuring
 from service.recalibrate import reasons, report, rows
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print the comparison and write the bundle. Raises BundleError, SettingsError or CannotRecalibrate."""
     if args.out.exists():
-        raise bundle.already(args.out)
+        raise BundleError(bundle.already(args.out))
     manifest = bundle.read(args.bundle)
     read = rows.read(args.ledger, manifest)
     sample = measuring.sample(manifest, read)

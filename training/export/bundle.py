@@ -59,7 +59,7 @@ def require_target(out: Path, name: str | None = None) -> None:
             small = "small letters, " if field == "name" else "letters, "
             raise ExportError(f"{flag} {value!r}: use {small}digits and . _ -, beginning with a letter or a digit")
     if out.exists():
-        raise ExportError(f"{out} exists already: choose another version, or remove it first")
+        raise ExportError(bundle.already(out))
 
 
 # ------------------------------------------------------------------------------------------------------ the bundle

@@ -19,7 +19,7 @@ from training.export.promises import by_share, few_images, measured_on, promises
 from training.export.score_choice import score_choice
 from training.export.trunk import pretrained
 from training.export.why import why
-from training.layout import DASH, anded, markdown_table, named
+from training.layout import DASH, anded, escaped, markdown_table, named
 
 __all__ = ["plots", "render"]
 
@@ -113,10 +113,7 @@ def _groups(m: Manifest) -> Iterable[str]:
     yield "## By class"
     yield markdown_table(
         ["class", "group", "train images", "accuracy", "rejected"],
-        [
-            [c.name.replace("<", "\\<"), c.group, c.train_count, _share(c.accuracy), _share(c.rejected)]
-            for c in m.classes
-        ],
+        [[escaped(c.name), c.group, c.train_count, _share(c.accuracy), _share(c.rejected)] for c in m.classes],
     )
     yield from by_share(m)
     yield from few_images(m)
